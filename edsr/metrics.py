@@ -1,0 +1,71 @@
+"""PSNR and SSIM as super-resolution papers report them.
+
+All functions take pictures as numpy arrays in 0..255, [H, W] or [H, W, C], and compute in fp64.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+PROTOCOLS = ("y", "rgb", "div2k")
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """BT.601 studio-swing luma, 16..235, rounded to whole numbers as MATLAB's `rgb2ycbcr` does for uint8.
+
+    [H, W, 3] RGB in 0..255 -> [H, W]; a gray picture, [H, W] or [H, W, 1], stays as it is.
+    """
+    if image.ndim == 2 or image.shape[2] == 1:
+        return image.reshape(image.shape[:2]).astype(np.float64)
+    return np.floor(16.5 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255.0)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """10·log10(255² / mean((a - b)²)) in dB; inf for equal pictures. Raises ValueError on different shapes."""
+    _same_shape(a, b)
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, windows inside the picture.
+
+    Channels are scored one by one and averaged. Raises ValueError on different shapes or a side below 11.
+    """
+    _same_shape(a, b)
+    if min(a.shape[:2]) < 11:
+        raise ValueError(f"SSIM needs 11 pixels a side, not {a.shape[1]} x {a.shape[0]}")
+    x, y = (torch.from_numpy(i.astype(np.float64).reshape(*i.shape[:2], -1)).permute(2, 0, 1)[:, None] for i in (a, b))
+    taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    taps /= taps.sum()
+
+    def mean(z):  # [C, 1, H, W] -> [C, 1, H - 10, W - 10]
+        return F.conv2d(F.conv2d(z, taps.view(1, 1, 11, 1)), taps.view(1, 1, 1, 11))
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    score = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return float(score.mean())
+
+
+def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tuple[float, float]:
+    """(PSNR in dB, SSIM) of a result against its original, both uint8 of one shape.
+
+    y: luma, a border of `scale` pixels left out: Set5, Set14, B100, Urban100. rgb: all channels, the same
+    border. div2k: all channels, a border of 6 + scale pixels (NTIRE 2017). SSIM is nan for pictures with
+    fewer than 11 pixels a side inside the border. Raises ValueError where no pixel is left.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}: choose y, rgb or div2k")
+    border = scale + 6 if protocol == "div2k" else scale
+    a, b = (luma(image) if protocol == "y" else image for image in (sr, hr))
+    a, b = (image[border : image.shape[0] - border, border : image.shape[1] - border] for image in (a, b))
+    if a.size == 0:
+        raise ValueError(f"{sr.shape[1]} x {sr.shape[0]} pixels leave none inside a border of {border}")
+    return psnr(a, b), ssim(a, b) if min(a.shape[:2]) >= 11 else float("nan")
+
+
+def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"pictures differ in shape: {a.shape} and {b.shape}")

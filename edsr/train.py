@@ -1,0 +1,200 @@
+"""Training, the plain version: L1, Adam and a step schedule on random patches (Lim et al. 2017, section 4.2).
+
+A run folder holds `last.safetensors` and `best.safetensors`, weights that `upscale --model` takes, and
+`state.pt`, from which a stopped run continues as if it had not been stopped.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from edsr import imageio, metrics, weights
+from edsr.data import DataError, PatchSampler, load_pairs
+from edsr.model import EDSR, PRESETS
+
+MILESTONES = (0.5, 0.7, 0.8, 0.9, 0.95)  # fractions of the run after which the learning rate is halved
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run is. data, val: folders of pictures. patch: LR pixels a side. lr: learning rate at the start.
+
+    init: weights to start from (preset name or file), or None for the default: the packaged x2 body of
+    the same preset for scales 3 and 4, random weights otherwise; "none" for random weights always.
+    val: None holds back every fortieth picture of data, at most 10. val_every: steps between checkpoints.
+    """
+
+    data: tuple[str, ...]
+    out: str
+    model: str = "edsr-baseline"
+    scale: int = 2
+    steps: int = 300_000
+    batch: int = 16
+    patch: int = 48
+    lr: float = 1e-4
+    val: str | None = None
+    val_every: int = 1000
+    init: str | None = None
+    resume: bool = False
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step. loss: L1 in 0..1 units. psnr: dB on luma over the validation pictures, where just measured."""
+
+    step: int
+    loss: float
+    lr: float
+    psnr: float | None = None
+
+
+def train(options: TrainOptions, say: Callable[[str], None] = lambda line: None) -> Iterator[Progress]:
+    """Runs `options`, yielding after each step; closing the iterator saves a checkpoint and ends the run.
+
+    say: told in one line what a person should know (pictures left out, where the weights come from).
+    Raises DataError, WeightsError or OSError with a line that says what to do, before the first step.
+    """
+    run = Path(options.out)
+    _check(options, run)
+    paths = [path for folder in options.data for path in imageio.find_pictures(folder)]
+    if options.val:
+        held = imageio.find_pictures(options.val)
+    else:
+        held = paths[:: max(40, len(paths) // 10)][:10] if len(paths) > 1 else []
+        paths = [path for path in paths if path not in set(held)]
+    say(f"reading {len(paths)} pictures")
+    pairs = load_pairs(paths, options.scale, options.patch, say)
+    validation = load_pairs(held, options.scale, 1, say) if held else []
+    say(f"{len(pairs)} pictures to train on, {len(validation)} to validate on")
+
+    torch.manual_seed(options.seed)
+    config = replace(PRESETS[options.model], scale=options.scale)
+    model = EDSR(config)
+    state = _load_state(run, options) if options.resume else None
+    if state is None:
+        _initialise(model, options, say)
+    device = torch.device(options.device)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
+    step, best = 0, -math.inf
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, best = state["step"], state["best"]
+        say(f"resuming {run} at step {step}")
+
+    sampler = PatchSampler(pairs, options.scale, options.patch, options.batch, options.seed)
+    run.mkdir(parents=True, exist_ok=True)
+    saved = step
+
+    def save(psnr: float | None) -> None:
+        nonlocal best, saved
+        training = {"data": [Path(d).name for d in options.data], "pictures": len(pairs), "steps": step}
+        training |= {"batch": options.batch, "patch": options.patch, "lr": options.lr, "seed": options.seed}
+        training |= {} if psnr is None else {"validation_psnr": round(psnr, 4)}
+        weights.save_model(model, run / "last.safetensors", training=training)
+        if psnr is None or psnr > best:  # without a score, the last is all that can be called best
+            if psnr is not None:
+                best = psnr
+            if psnr is not None or not (run / "best.safetensors").exists():
+                weights.save_model(model, run / "best.safetensors", training=training)
+        record = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best}
+        _save_state(run, record | {"options": _identity(options)})
+        saved = step
+
+    try:
+        while step < options.steps:
+            lr = options.lr * 0.5 ** sum(step >= fraction * options.steps for fraction in MILESTONES)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            low, high = (t.to(device, memory_format=torch.channels_last) for t in sampler(step))
+            loss = F.l1_loss(model(low), high)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            step += 1
+            value = loss.item()
+            if not math.isfinite(value):
+                saved = step  # nothing of this is worth keeping; the last checkpoint stands
+                raise DataError(f"the loss became {value} at step {step}; continue with --resume and a smaller --lr")
+            psnr = None
+            if step % options.val_every == 0 or step == options.steps:
+                psnr = validate(model, validation, options.scale) if validation else None
+                save(psnr)
+            yield Progress(step, value, lr, psnr)
+    finally:
+        if step > saved:
+            save(None)
+
+
+def validate(model: EDSR, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int) -> float:
+    """Mean PSNR in dB on luma, a border of `scale` pixels left out, over (LR, HR) pairs of uint8."""
+    device = next(model.parameters()).device
+    scores = []
+    with torch.no_grad():
+        for low, high in pairs:
+            x = torch.from_numpy(low).to(device).permute(2, 0, 1)[None].float().div_(255)
+            y = model(x).clamp_(0, 1).mul_(255).round_()
+            scores.append(metrics.score(y[0].permute(1, 2, 0).cpu().numpy(), high, scale)[0])
+    return float(np.mean(scores))
+
+
+def _check(options: TrainOptions, run: Path) -> None:
+    if options.model not in PRESETS:
+        raise weights.WeightsError(f"unknown model {options.model!r}: choose {' or '.join(PRESETS)}")
+    for name in ("steps", "batch", "patch", "val_every"):
+        if getattr(options, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(options, name)}")
+    if run.exists() and not run.is_dir():
+        raise DataError(f"{run} is a file; give a folder with --out")
+    if not options.resume and (run / "state.pt").exists():
+        raise DataError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
+    if options.resume and not (run / "state.pt").exists():
+        raise DataError(f"{run} holds no run to resume; leave --resume out to start one")
+
+
+def _initialise(model: EDSR, options: TrainOptions, say: Callable[[str], None]) -> None:
+    """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body."""
+    source = options.init
+    if source is None and options.scale > 2 and 2 in weights.packaged().get(options.model, ()):
+        source = options.model
+    if source is None or source == "none":
+        say("starting from random weights")
+        return
+    start = weights.load_model(source, scale=2 if source in PRESETS else None).state_dict()
+    own = model.state_dict()
+    taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
+    if "head.weight" not in taken:
+        raise weights.WeightsError(f"{source}: not a network of the shape of {options.model}; give another --init")
+    own.update(taken)
+    model.load_state_dict(own)
+    say(f"starting from {source}: {len(taken)} of {len(own)} tensors")
+
+
+def _identity(options: TrainOptions) -> dict:
+    """What must be the same for a run to be the same run."""
+    values = asdict(options)
+    return {name: values[name] for name in ("model", "scale", "steps", "batch", "patch", "seed")}
+
+
+def _load_state(run: Path, options: TrainOptions) -> dict:
+    state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
+    for name, value in _identity(options).items():
+        if state["options"][name] != value:
+            raise DataError(f"{run} was started with --{name} {state['options'][name]}, not {value}")
+    return state
+
+
+def _save_state(run: Path, record: dict) -> None:
+    """Atomic: a run killed here keeps its previous state."""
+    part = run / "state.pt.part"
+    torch.save(record, part)
+    os.replace(part, run / "state.pt")
