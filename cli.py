@@ -1,0 +1,410 @@
+"""The command line: python cli.py upscale | evaluate | train | info | convert. `--help` after each tells more."""
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+# torch takes seconds to import: the handlers import what they need, so that --help answers at once.
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; gives the exit code: 0 done, 1 something failed, 2 misuse, 130 interrupted."""
+    options = build_parser().parse_args(argv)
+    # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
+        return 1
+    except Exception as error:
+        if options.debug or not is_expected(error):
+            raise
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 1
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error is about the user's files, devices or options, and its message is meant for them."""
+    import torch
+
+    from edsr import EngineError, WeightsError
+    from edsr.data import DataError
+    from edsr.evaluate import EvaluateError
+    from edsr.imageio import ImageError
+
+    ours = (ImageError, WeightsError, EngineError, DataError, EvaluateError)
+    return isinstance(error, (*ours, OSError, MemoryError, torch.OutOfMemoryError))
+
+
+def describe(error: Exception) -> str:
+    """One line for a person."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "out of memory; try a smaller --tile"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+# --- upscale
+
+
+def run_upscale(options) -> int:
+    from edsr import Upscaler, load_model
+    from edsr.imageio import ImageError, find_pictures
+
+    inputs = []
+    for name in options.inputs:
+        inputs += find_pictures(name) if Path(name).is_dir() else [Path(name)]
+    if len(inputs) > 1 and options.output and not Path(options.output).is_dir():
+        raise ImageError(f"{options.output}: {len(inputs)} pictures need an existing folder after -o")
+    model = load_model(options.model, options.scale)
+    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    failures = 0
+    with progress_bar(options.quiet) as bar:
+        for path in inputs:
+            record = {"input": str(path), "output": None, "device": str(upscaler.device)}
+            record |= {"precision": upscaler.precision, "backend": upscaler.backend, "error": None}
+            try:
+                record |= upscale_file(upscaler, path, options, bar)
+            except Exception as error:
+                if options.debug or not is_expected(error):
+                    raise
+                failures += 1
+                record["error"] = describe(error)
+                print(f"error: {record['error']}", file=sys.stderr)
+            if options.json:
+                print(json.dumps(record), flush=True)
+            elif not options.quiet and record["error"] is None:
+                print(
+                    f"{record['output']}  {record['output_size'][0]} x {record['output_size'][1]}, "
+                    f"{record['seconds']:.1f} s, {record['megapixels_per_second']:.2f} Mpx/s"
+                )
+    return 1 if failures else 0
+
+
+def upscale_file(upscaler, path: Path, options, bar) -> dict:
+    """One picture from file to file; gives the part of the JSON record that depends on it."""
+    from edsr.imageio import Reader, Writer, output_path
+
+    start = time.perf_counter()
+    output = output_path(path, upscaler.scale, options.output)
+    with Reader(path) as reader:
+        s, (width, height) = upscaler.scale, (reader.width, reader.height)
+        with Writer(output, s * width, s * height, reader.channels, like=reader, overwrite=options.overwrite) as writer:
+            bar.start(path.name, width, height)
+            if options.self_ensemble:
+                whole = next(reader.rows(height))
+                writer.write(upscaler(whole, self_ensemble=True))
+                bar.advance(height)
+            else:
+                for rows in upscaler.bands(reader.rows(upscaler.band_rows(width)), width):
+                    writer.write(rows)
+                    bar.advance(len(rows) // s)
+    seconds = time.perf_counter() - start
+    return {
+        "output": str(output),
+        "input_size": [width, height],
+        "output_size": [s * width, s * height],
+        "seconds": round(seconds, 4),
+        "megapixels_per_second": round(width * height / 1e6 / seconds, 4),
+    }
+
+
+class NoBar:
+    """What a progress bar does where nobody watches: nothing."""
+
+    def start(self, name: str, width: int, height: int) -> None: ...
+
+    def advance(self, rows: int) -> None: ...
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool):
+    """Rows done, megapixels of input per second and time left, on a terminal; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield NoBar()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} rows"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+
+        class Bar:
+            def start(self, name: str, width: int, height: int) -> None:
+                for old in progress.task_ids:
+                    progress.remove_task(old)
+                self.width, self.done, self.begun = width, 0, time.perf_counter()
+                self.task = progress.add_task(name, total=height, speed="")
+
+            def advance(self, rows: int) -> None:
+                self.done += rows
+                speed = self.done * self.width / 1e6 / (time.perf_counter() - self.begun)
+                progress.update(self.task, advance=rows, speed=f"{speed:.2f} Mpx/s")
+
+        yield Bar()
+
+
+# --- evaluate
+
+
+def run_evaluate(options) -> int:
+    from edsr import Upscaler, load_model
+    from edsr.evaluate import FIELDS, evaluate, mean
+
+    model = load_model(options.model, options.scale)
+    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    images = []
+    if not options.json:
+        print(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")
+    for image in evaluate(upscaler, options.hr, options.lr, options.protocol, options.self_ensemble):
+        images.append(image)
+        if not options.json:
+            print(score_line(image["name"], image), flush=True)
+    means = mean(images)
+    if options.json:
+        print(json.dumps({"images": images, "mean": {field: means[field] for field in FIELDS}}))
+    else:
+        print(score_line(f"mean of {len(images)}", means))
+    return 0
+
+
+def score_line(name: str, scores: dict) -> str:
+    psnr, ssim, bicubic_psnr, bicubic_ssim = (scores[f] for f in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim"))
+    return f"{name[:23]:24}{psnr:9.2f}{ssim:9.4f}{bicubic_psnr:10.2f}{bicubic_ssim:9.4f}"
+
+
+# --- train
+
+
+def run_train(options) -> int:
+    from dataclasses import fields
+
+    from edsr.engine import pick_device
+    from edsr.train import TrainOptions, train
+
+    chosen = {field.name: getattr(options, field.name) for field in fields(TrainOptions)}
+    chosen |= {"data": tuple(options.data), "device": str(pick_device(options.device))}
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with contextlib.closing(train(TrainOptions(**chosen), say)) as steps, training_bar(options) as show:
+        for progress in steps:
+            show(progress)
+            if progress.psnr is not None:
+                say(f"step {progress.step}: loss {progress.loss:.5f}, validation {progress.psnr:.3f} dB")
+    say(f"{Path(options.out) / 'best.safetensors'} is ready for upscale --model")
+    return 0
+
+
+@contextlib.contextmanager
+def training_bar(options):
+    """Step, loss, pictures per second and time left, on a terminal; nothing elsewhere."""
+    if options.quiet or not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
+        task = bar.add_task("", total=options.steps, text="")
+        begun = time.perf_counter()
+        first = None
+
+        def show(progress) -> None:
+            nonlocal first
+            first = progress.step - 1 if first is None else first
+            speed = (progress.step - first) * options.batch / (time.perf_counter() - begun)
+            bar.update(task, completed=progress.step, text=f"loss {progress.loss:.5f}  {speed:.1f} patches/s")
+
+        yield show
+
+
+# --- info, convert
+
+
+def run_info(options) -> int:
+    from edsr.weights import read_info
+
+    info = read_info(options.file)
+    if options.json:
+        print(json.dumps(info))
+        return 0
+    for name, value in info.items():
+        print(f"{name:16}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+    return 0
+
+
+def run_convert(options) -> int:
+    from edsr import WeightsError, load_model, save_model
+    from edsr.weights import read_info
+
+    output = Path(options.output)
+    if output.suffix != ".safetensors":
+        raise WeightsError(f"{output}: weights are written as .safetensors; give such a name")
+    if output.exists() and not options.overwrite:
+        raise WeightsError(f"{output} exists; add --overwrite to replace it")
+    model = load_model(options.input, residual_scale=options.residual_scale)
+    save_model(model, output, training=read_info(options.input).get("training"))
+    if not options.quiet:
+        print(output)
+    return 0
+
+
+# --- arguments
+
+
+def tile(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 32:
+        raise argparse.ArgumentTypeError("give auto or a whole number of 32 or more")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edsr",
+        description="Makes pictures 2, 3 or 4 times larger with EDSR (Lim et al. 2017), exactly, whatever their size.",
+        epilog="Start with: python cli.py upscale photo.png",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--quiet", action="store_true", help="print errors only")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="default: the fastest here")
+    network = argparse.ArgumentParser(add_help=False, parents=[device])
+    network.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model file's, or 2")
+    network.add_argument(
+        "--model", default="edsr-baseline", metavar="NAME|FILE", help="packaged name or weights file (%(default)s)"
+    )
+    network.add_argument(
+        "--tile",
+        type=tile,
+        default="auto",
+        metavar="N|auto",
+        help="memory budget: no feature map is larger than one of N x N pixels; the result is the same for every N",
+    )
+    network.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        help="auto: fp16 on CUDA, fp32 elsewhere",
+    )
+    network.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
+    network.add_argument(
+        "--self-ensemble", action="store_true", help="mean over 8 flips and turns: slightly better, 8 times slower"
+    )
+    add_upscale(commands, [common, network])
+    add_evaluate(commands, [common, network])
+    add_train(commands, [common, device])
+    add_weights_commands(commands, [common])
+    return parser
+
+
+def add_upscale(commands, parents) -> None:
+    command = commands.add_parser(
+        "upscale",
+        parents=parents,
+        help="make pictures larger",
+        description="Writes NAME_x2.png beside each picture. Nothing is overwritten unless told so.",
+        epilog="Example: python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512",
+    )
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="PNG, JPEG, WebP or TIFF pictures, or folders of them")
+    command.add_argument("-o", "--output", metavar="FILE|DIR", help="where to; the ending chooses the format")
+    command.add_argument("--overwrite", action="store_true", help="replace existing files")
+    command.add_argument("--json", action="store_true", help="one JSON line per file on standard output")
+    command.set_defaults(run=run_upscale)
+
+
+def add_evaluate(commands, parents) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        parents=parents,
+        help="PSNR and SSIM on a folder of originals",
+        description="Scores beside bicubic's. Reduced pictures are made as MATLAB's imresize does, unless given.",
+        epilog="Example: python cli.py evaluate --hr Set5/HR --scale 2",
+    )
+    command.add_argument("--hr", required=True, metavar="DIR", help="the originals")
+    command.add_argument("--lr", metavar="DIR", help="their reductions, NAME.png or NAMEx2.png")
+    command.add_argument(
+        "--protocol",
+        default="y",
+        choices=("y", "rgb", "div2k"),
+        help="y: luma, border of SCALE pixels left out, as for Set5 and Set14; rgb; div2k: rgb, border of 6 + SCALE",
+    )
+    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    command.set_defaults(run=run_evaluate)
+
+
+def add_train(commands, parents) -> None:
+    command = commands.add_parser(
+        "train",
+        parents=parents,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="train a network on folders of pictures",
+        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. "
+        "Ctrl-C saves; --resume continues.",
+        epilog="Example: python cli.py train --data DIV2K_train_HR --out runs/x2",
+    )
+    command.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders of high-resolution pictures")
+    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    command.add_argument("--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which network")
+    command.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
+    command.add_argument("--steps", type=int, default=300_000, help="steps in all")
+    command.add_argument("--batch", type=int, default=16, help="patches a step")
+    command.add_argument("--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
+    command.add_argument("--lr", type=float, default=1e-4, help="learning rate at the start")
+    command.add_argument("--val", metavar="DIR", help="validation pictures (none: a few of --data are held back)")
+    command.add_argument("--val-every", type=int, default=1000, metavar="N", help="steps between checkpoints")
+    command.add_argument("--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)")
+    command.add_argument("--resume", action="store_true", help="continue the run in --out")
+    command.add_argument("--seed", type=int, default=0, help="of weights and patches")
+    command.set_defaults(run=run_train)
+
+
+def add_weights_commands(commands, parents) -> None:
+    info = commands.add_parser("info", parents=parents, help="what a weights file holds")
+    info.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth")
+    info.add_argument("--json", action="store_true", help="as one JSON document")
+    info.set_defaults(run=run_info)
+    convert = commands.add_parser(
+        "convert",
+        parents=parents,
+        help="bring another project's checkpoint into this one's layout",
+        description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic.",
+        epilog="Example: python cli.py convert edsr_x4.pt edsr_x4.safetensors",
+    )
+    convert.add_argument("input", metavar="IN")
+    convert.add_argument("output", metavar="OUT", help="a .safetensors file")
+    convert.add_argument("--residual-scale", type=float, metavar="X", help="where the file does not tell (0.1 for 256 features)")
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
+    convert.set_defaults(run=run_convert)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

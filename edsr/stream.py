@@ -1,0 +1,230 @@
+"""Exact execution band by band: ops that remember rows.
+
+Every convolution keeps the last rows of its input from the band before, so a band of T rows gives T rows,
+late by the convolution's radius; every skip is a delay line that hands out as many rows as the
+convolution produced. Nothing is computed twice, nothing is approximated at a seam, and memory does not
+depend on the picture's height. Where a picture is too wide for the budget, columns are split as well,
+with the network's whole receptive radius as overlap.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edsr.model import EDSR
+from kernels import reference
+
+HEADROOM, FOOTROOM = 4, 2  # rows before and after a band, for what a convolution of radius 1 or 2 carries and pads
+MIN_ROWS = 8  # thinner bands than this split columns instead
+MIN_TILE = 32
+
+
+class Band(NamedTuple):
+    """Rows of a feature map with room around them, so that the next convolution finds all its rows in one piece.
+
+    buffer: [N, C, HEADROOM + rows + FOOTROOM, W]. Only the convolution that reads a band writes to its rooms.
+    """
+
+    buffer: Tensor
+    rows: int
+
+    @classmethod
+    def empty(cls, like: Tensor, channels: int, rows: int, columns: int) -> "Band":
+        size = (like.shape[0], channels, HEADROOM + rows + FOOTROOM, columns)
+        return cls(torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last), rows)
+
+    @property
+    def content(self) -> Tensor:
+        return self.buffer[:, :, HEADROOM : HEADROOM + self.rows]
+
+
+class RowOps:
+    """The namespace of ops for one picture (or one batch, or some columns of it), with a memory for each call.
+
+    Ops are told apart by their order, so `begin` must precede every forward pass.
+    """
+
+    def __init__(self):
+        self._memories: list[_Memory] = []
+        self._calls = 0
+        self._closing = range(0)
+
+    def begin(self, closing: range) -> None:
+        """Announces a pass. closing: the ops, by their order, whose input ends with it."""
+        self._calls, self._closing = 0, closing
+
+    def __len__(self) -> int:
+        """How many ops a pass has, known after the first."""
+        return len(self._memories)
+
+    def head(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Band:
+        shifted = reference.subtract_mean(x, mean, weight.dtype)
+        band = Band.empty(shifted, x.shape[1], x.shape[2], x.shape[3])
+        band.content.copy_(shifted)
+        return self.conv3x3(band, weight, bias)
+
+    def conv3x3(
+        self,
+        x: Band,
+        weight: Tensor,
+        bias: Tensor,
+        relu: bool = False,
+        scale: float = 1.0,
+        skip: Band | None = None,
+        shuffle: int = 1,
+    ) -> Band:
+        memory = self._memory()
+        window = memory.extend(x, 1)
+        rows, columns = max(0, window.shape[2] - 2), window.shape[3]
+        r = shuffle
+        out = Band.empty(window, weight.shape[0] // (r * r), rows * r, columns * r)
+        if skip is not None:
+            memory.delayed.append(skip.content)
+        if rows == 0:
+            return out
+        y = F.conv2d(window, weight, bias, padding=(0, 1))
+        # The last step of the epilogue writes into the next convolution's buffer: no copy of its own.
+        if skip is None and relu and scale == 1.0 and shuffle == 1:
+            torch.clamp_min(y, 0, out=out.content)
+            return out
+        y = reference.epilogue(y, relu, scale, None, 1)
+        if skip is not None:
+            for first, piece in memory.take(rows):
+                part = slice(first, first + piece.shape[2])
+                target = y if shuffle > 1 else out.content
+                torch.add(y[:, :, part], piece, out=target[:, :, part])
+        if shuffle > 1:
+            out.content.copy_(F.pixel_shuffle(y, shuffle))
+        elif skip is None:
+            out.content.copy_(y)
+        return out
+
+    def tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Tensor:
+        window = self._memory().extend(x, 1)
+        if window.shape[2] <= 2:
+            return _no_rows(window, window.shape[3])
+        return reference.add_mean(F.conv2d(window, weight, bias, padding=(0, 1)), mean)
+
+    def collapsed_tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int) -> Tensor:
+        memory = self._memory()
+        window = memory.extend(x, 2)
+        if window.shape[2] <= 4:
+            return _no_rows(window, window.shape[3] * shuffle)
+        y = reference.ringed_conv5x5(window, weight, bias, top=not memory.begun, bottom=memory.closing)
+        memory.begun = True
+        return reference.add_mean(F.pixel_shuffle(y, shuffle), mean)
+
+    def _memory(self) -> "_Memory":
+        if self._calls == len(self._memories):
+            self._memories.append(_Memory())
+        memory = self._memories[self._calls]
+        memory.closing = self._calls in self._closing
+        self._calls += 1
+        return memory
+
+
+class _Memory:
+    """What one call of an op remembers from band to band."""
+
+    def __init__(self):
+        self.carried: Tensor | None = None  # input rows still needed
+        self.delayed: deque[Tensor] = deque()  # skip rows not handed out yet
+        self.begun = False  # whether any row came out
+        self.closing = False  # whether no row of input will follow this band
+
+    def extend(self, band: Band, radius: int) -> Tensor:
+        """The rows a convolution can read now: those carried, the band's, and the padding at either end."""
+        buffer = band.buffer
+        if self.carried is None:
+            self.carried = buffer.new_zeros(buffer.shape[0], buffer.shape[1], radius, buffer.shape[3])
+        start, stop = HEADROOM - self.carried.shape[2], HEADROOM + band.rows
+        buffer[:, :, start:HEADROOM] = self.carried
+        if self.closing:
+            buffer[:, :, stop : stop + radius] = 0
+            stop += radius
+        window = buffer[:, :, start:stop]
+        self.carried = window[:, :, max(0, window.shape[2] - 2 * radius) :].clone()
+        return window
+
+    def take(self, rows: int):
+        """The oldest `rows` delayed rows, in pieces: (where it starts, [N, C, n, W])."""
+        first = 0
+        while first < rows:
+            piece = self.delayed.popleft()
+            n = min(piece.shape[2], rows - first)
+            yield first, piece[:, :, :n]
+            if n < piece.shape[2]:
+                # A copy, so that the rest does not keep the whole band in memory.
+                self.delayed.appendleft(piece[:, :, n:].clone())
+            first += n
+
+
+def _no_rows(like: Tensor, columns: int) -> Tensor:
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.empty(like.shape[0], 3, 0, columns, dtype=dtype, device=like.device)
+
+
+class Stream:
+    """One picture, top to bottom, through `model` in bands.
+
+    width: LR columns. columns: widest piece computed at once, overlap included (see `plan`), None for all.
+    Pieces advance in step, so that whole rows come out in order.
+    """
+
+    def __init__(self, model: EDSR, width: int, columns: int | None = None):
+        self.model, self.width = model, width
+        self._tallest = 1  # rows of the tallest band so far
+        radius = model.config.radius
+        if columns is None or columns >= width:
+            cuts = [0, width]
+        else:
+            pieces = -(-width // (columns - 2 * radius))
+            cuts = [width * i // pieces for i in range(pieces + 1)]
+        # (first and end column of the piece as computed, of the part kept, its ops)
+        self._pieces = [
+            (max(0, a - radius), min(width, b + radius), a, b, RowOps())
+            for a, b in zip(cuts, cuts[1:], strict=False)
+        ]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, last: bool = False) -> Tensor:
+        """x: [N, 3, T, W], the next rows. Gives [N, 3, s·T', s·W]: T' is less than T at first and more at last."""
+        if x.shape[3] != self.width:
+            raise ValueError(f"the stream is {self.width} pixels wide, not {x.shape[3]}")
+        self._tallest = max(self._tallest, x.shape[2], 1)
+        passes = [self._pass(x, range(0))]
+        # Each op still owes the rows its padding gives. Were all of them closed at once, the last op would see
+        # its band grow by the owings of all before it; so only as many at a time as a band has rows.
+        ops = len(self._pieces[0][-1])
+        for first in range(0, ops if last else 0, self._tallest):
+            passes.append(self._pass(x[:, :, :0], range(first, first + self._tallest)))
+        return passes[0] if len(passes) == 1 else torch.cat(passes, 2)
+
+    def _pass(self, x: Tensor, closing: range) -> Tensor:
+        s, parts = self.model.config.scale, []
+        for left, right, first, end, ops in self._pieces:
+            ops.begin(closing)
+            y = self.model(x[:, :, :, left:right], ops)
+            parts.append(y[:, :, :, (first - left) * s : (end - left) * s])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
+
+
+def plan(width: int, tile: int, radius: int) -> tuple[int, int]:
+    """(rows of a band, columns of a piece) so that no feature map is larger than one of tile x tile pixels.
+
+    Bands are as wide as the picture unless they would be thinner than MIN_ROWS; then columns are split,
+    a piece being no narrower than four radii, so that its overlap at most doubles the work.
+    Raises ValueError for a tile below MIN_TILE.
+    """
+    if tile < MIN_TILE:
+        raise ValueError(f"a tile of {tile} is too small; give {MIN_TILE} or more")
+    room = HEADROOM + FOOTROOM
+    budget = tile * tile
+    columns = width
+    if budget // width - room < MIN_ROWS:
+        columns = min(width, max(budget // (MIN_ROWS + room), 4 * radius))
+    return max(1, budget // columns - room), columns

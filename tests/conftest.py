@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edsr.model import EDSR, EDSRConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of evaluation pictures and foreign weights, where there is one."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared with Set5, Set14 and foreign weights")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    torch.manual_seed(sum(map(ord, request.node.nodeid)))
+
+
+def network(scale=2, blocks=2, features=8, **options) -> EDSR:
+    """A small network with random weights, in fp64, for inference."""
+    return EDSR(EDSRConfig(scale=scale, blocks=blocks, features=features, **options)).double().eval()
+
+
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """uint8 [H, W, C]: soft shapes and sharp edges, no two rows or columns alike."""
+    y, x = np.mgrid[0:height, 0:width]
+    random = np.random.default_rng(seed)
+    phases = random.uniform(0, 6, (channels, 3))
+    layers = [127 + 60 * np.sin(x / 7 + a) + 40 * np.cos(y / 5 + b) + 25 * ((x + y) % 13 < 6) for a, b, _ in phases]
+    return np.clip(np.stack(layers, 2) + random.normal(0, 3, (height, width, channels)), 0, 255).astype(np.uint8)
