@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; gives the exit code: 0 done, 1 something failed, 2 misuse, 130 interrupted."""
     options = build_parser().parse_args(argv)
     # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -72,8 +73,9 @@ def run_upscale(options) -> int:
     failures = 0
     with progress_bar(options.quiet) as bar:
         for path in inputs:
-            record = {"input": str(path), "output": None, "device": str(upscaler.device)}
-            record |= {"precision": upscaler.precision, "backend": upscaler.backend, "error": None}
+            record = {"input": str(path)} | dict.fromkeys(RESULTS)
+            record |= {"device": str(upscaler.device), "precision": upscaler.precision}
+            record |= {"backend": upscaler.backend, "error": None}
             try:
                 record |= upscale_file(upscaler, path, options, bar)
             except Exception as error:
@@ -90,6 +92,15 @@ def run_upscale(options) -> int:
                     f"{record['seconds']:.1f} s, {record['megapixels_per_second']:.2f} Mpx/s"
                 )
     return 1 if failures else 0
+
+
+RESULTS = (
+    "output",
+    "input_size",
+    "output_size",
+    "seconds",
+    "megapixels_per_second",
+)  # null where a file failed
 
 
 def upscale_file(upscaler, path: Path, options, bar) -> dict:
@@ -111,13 +122,9 @@ def upscale_file(upscaler, path: Path, options, bar) -> dict:
                     writer.write(rows)
                     bar.advance(len(rows) // s)
     seconds = time.perf_counter() - start
-    return {
-        "output": str(output),
-        "input_size": [width, height],
-        "output_size": [s * width, s * height],
-        "seconds": round(seconds, 4),
-        "megapixels_per_second": round(width * height / 1e6 / seconds, 4),
-    }
+    speed = width * height / 1e6 / seconds
+    values = str(output), [width, height], [s * width, s * height], round(seconds, 4), round(speed, 4)
+    return dict(zip(RESULTS, values, strict=True))
 
 
 class NoBar:
@@ -259,6 +266,8 @@ def run_info(options) -> int:
 
 
 def run_convert(options) -> int:
+    import torch
+
     from edsr import WeightsError, load_model, save_model
     from edsr.weights import read_info
 
@@ -268,7 +277,8 @@ def run_convert(options) -> int:
     if output.exists() and not options.overwrite:
         raise WeightsError(f"{output} exists; add --overwrite to replace it")
     model = load_model(options.input, residual_scale=options.residual_scale)
-    save_model(model, output, training=read_info(options.input).get("training"))
+    dtype = torch.float16 if options.half else None
+    save_model(model, output, dtype=dtype, training=read_info(options.input).get("training"))
     if not options.quiet:
         print(output)
     return 0
@@ -296,11 +306,16 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--quiet", action="store_true", help="print errors only")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     device = argparse.ArgumentParser(add_help=False)
-    device.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="default: the fastest here")
+    device.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="default: the fastest here"
+    )
     network = argparse.ArgumentParser(add_help=False, parents=[device])
     network.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model file's, or 2")
     network.add_argument(
-        "--model", default="edsr-baseline", metavar="NAME|FILE", help="packaged name or weights file (%(default)s)"
+        "--model",
+        default="edsr-baseline",
+        metavar="NAME|FILE",
+        help="packaged name or weights file (%(default)s)",
     )
     network.add_argument(
         "--tile",
@@ -317,7 +332,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     network.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
     network.add_argument(
-        "--self-ensemble", action="store_true", help="mean over 8 flips and turns: slightly better, 8 times slower"
+        "--self-ensemble",
+        action="store_true",
+        help="mean over 8 flips and turns: slightly better, 8 times slower",
     )
     add_upscale(commands, [common, network])
     add_evaluate(commands, [common, network])
@@ -334,7 +351,9 @@ def add_upscale(commands, parents) -> None:
         description="Writes NAME_x2.png beside each picture. Nothing is overwritten unless told so.",
         epilog="Example: python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512",
     )
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="PNG, JPEG, WebP or TIFF pictures, or folders of them")
+    command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="PNG, JPEG, WebP or TIFF pictures, or folders of them"
+    )
     command.add_argument("-o", "--output", metavar="FILE|DIR", help="where to; the ending chooses the format")
     command.add_argument("--overwrite", action="store_true", help="replace existing files")
     command.add_argument("--json", action="store_true", help="one JSON line per file on standard output")
@@ -381,7 +400,9 @@ def add_train(commands, parents) -> None:
     command.add_argument("--lr", type=float, default=1e-4, help="learning rate at the start")
     command.add_argument("--val", metavar="DIR", help="validation pictures (none: a few of --data are held back)")
     command.add_argument("--val-every", type=int, default=1000, metavar="N", help="steps between checkpoints")
-    command.add_argument("--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)")
+    command.add_argument(
+        "--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)"
+    )
     command.add_argument("--resume", action="store_true", help="continue the run in --out")
     command.add_argument("--seed", type=int, default=0, help="of weights and patches")
     command.set_defaults(run=run_train)
@@ -401,7 +422,13 @@ def add_weights_commands(commands, parents) -> None:
     )
     convert.add_argument("input", metavar="IN")
     convert.add_argument("output", metavar="OUT", help="a .safetensors file")
-    convert.add_argument("--residual-scale", type=float, metavar="X", help="where the file does not tell (0.1 for 256 features)")
+    convert.add_argument(
+        "--residual-scale",
+        type=float,
+        metavar="X",
+        help="where the file does not tell (0.1 for 256 features)",
+    )
+    convert.add_argument("--half", action="store_true", help="store as fp16, half the size")
     convert.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     convert.set_defaults(run=run_convert)
 

@@ -14,7 +14,11 @@ from edsr.stream import MIN_TILE, Stream, plan
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BACKENDS = ("auto", "torch", "triton")
-AUTO_TILE = {"cpu": 256, "mps": 512, "cuda": 2048}  # pixels a side; only "cpu" has been measured (docs/log.md)
+AUTO_TILE = {
+    "cpu": 256,
+    "mps": 512,
+    "cuda": 2048,
+}  # pixels a side; only "cpu" has been measured (docs/log.md)
 
 
 class EngineError(Exception):
@@ -47,8 +51,11 @@ class Upscaler:
         self.backend = _backend(backend)
         self.scale = model.config.scale
         self.tile = _tile(tile, self.device)
-        folded = FoldedEDSR(copy.deepcopy(model).float())
-        self.model = folded.to(self.device, PRECISIONS[self.precision], memory_format=torch.channels_last)
+        self.model = FoldedEDSR(copy.deepcopy(model).float())
+        # torch's stub leaves memory_format out.
+        self.model.to(  # pyright: ignore[reportCallIssue]
+            self.device, PRECISIONS[self.precision], memory_format=torch.channels_last
+        )
 
     def __call__(self, image: np.ndarray, self_ensemble: bool = False) -> np.ndarray:
         """The picture, s times larger.
@@ -175,11 +182,17 @@ def _precision(name: str, device: torch.device) -> str:
         return "fp16" if device.type == "cuda" else "fp32"
     if name not in PRECISIONS:
         raise EngineError(f"unknown precision {name!r}: use auto, fp32, fp16 or bf16")
-    if device.type == "cpu" and name == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        raise EngineError("--precision fp16: this CPU has no fast fp16; use --precision fp32")
-    if device.type == "cpu" and name == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise EngineError("--precision bf16: this CPU has no fast bf16; use --precision fp32")
+    if device.type == "cpu" and name != "fp32" and not cpu_has(name):
+        raise EngineError(f"--precision {name}: this CPU has no fast {name}; use --precision fp32")
     return name
+
+
+def cpu_has(precision: str) -> bool:
+    """Whether the CPU's convolutions compute in fp16 or bf16 themselves."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    return ops._is_mkldnn_fp16_supported() if precision == "fp16" else ops._is_mkldnn_bf16_supported()
 
 
 def _backend(name: str) -> str:

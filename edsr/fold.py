@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from edsr.model import EDSR
+from edsr.model import EDSR, ResBlock
 from kernels import reference
 
 # Border class -> (a picture's length in which some pixel has it, that pixel, where its window starts in 5 taps).
@@ -41,7 +41,8 @@ class FoldedEDSR(EDSR):
         self.body_end = copy.deepcopy(model.body_end)
         with torch.no_grad():
             for block in self.body:
-                for p in block.conv2.weight, block.conv2.bias:
+                assert isinstance(block, ResBlock)
+                for p in block.conv2.parameters():
                     p.copy_(p.double() * block.residual_scale)
                 block.residual_scale = 1.0
         weight, bias = collapse(model)

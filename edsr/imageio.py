@@ -306,9 +306,7 @@ class Writer:
         pyvips.Operation.call(self._saver, image, os.fsencode(self._temporary), **self._options)
 
 
-def output_path(
-    source: str | os.PathLike[str], scale: int, output: str | os.PathLike[str] | None = None
-) -> Path:
+def output_path(source: str | os.PathLike[str], scale: int, output: str | os.PathLike[str] | None = None) -> Path:
     """Where the enlarged `source` goes: NAME_x2.png for scale 2, beside it or in the folder `output`.
 
     `output` is a folder if one is there or if it ends in a slash, otherwise the file to write.

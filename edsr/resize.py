@@ -23,12 +23,14 @@ def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     flat = image if image.ndim == 3 else image[:, :, None]
     integer = image.dtype == np.uint8
     x = torch.tensor(np.ascontiguousarray(flat), dtype=torch.float64 if integer else None)
-    x = x.permute(2, 0, 1)[None]  # [1, C, H, W]
-    for axis, size in (2, height), (3, width):
-        x = _resize_axis(x, axis, size)
+    x = x.permute(2, 1, 0)[None]  # [1, C, W, H]
+    for size in height, width:
+        # Always along the last axis: torch 2.13 interpolates the rows of a picture one pixel wide wrongly.
+        x = _resize_columns(x.contiguous(), size)
         if integer:
             x = x.add_(0.5).floor_().clamp_(0, 255)
-    y = x[0].permute(1, 2, 0).contiguous().numpy().astype(image.dtype)
+        x = x.transpose(2, 3)
+    y = x[0].permute(2, 1, 0).contiguous().numpy().astype(image.dtype)
     return y if image.ndim == 3 else y[:, :, 0]
 
 
@@ -43,9 +45,9 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
     return bicubic(image[: height * scale, : width * scale], height, width)
 
 
-def _resize_axis(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """One pass along axis 2 or 3 of [1, C, H, W], the border replicated."""
-    length = x.shape[axis]
+def _resize_columns(x: torch.Tensor, size: int) -> torch.Tensor:
+    """One pass along the last axis of [1, C, H, W], the border replicated."""
+    length = x.shape[3]
     if size == length:
         return x.clone()
     # Interpolation knows no replicated border: it renormalises the weights there. So the picture is extended
@@ -54,8 +56,6 @@ def _resize_axis(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     unit = length // math.gcd(length, size)  # input pixels to a whole number of output pixels
     pad = -(-reach // unit) * unit
     extra = pad * size // length
-    padding = (0, 0, pad, pad) if axis == 2 else (pad, pad, 0, 0)
-    x = F.pad(x, padding, mode="replicate")
-    target = [x.shape[2], x.shape[3]]
-    target[axis - 2] = size + 2 * extra
-    return F.interpolate(x, size=target, mode="bicubic", antialias=True).narrow(axis, extra, size)
+    x = F.pad(x, (pad, pad, 0, 0), mode="replicate")
+    x = F.interpolate(x, size=(x.shape[2], size + 2 * extra), mode="bicubic", antialias=True)
+    return x.narrow(3, extra, size)

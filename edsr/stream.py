@@ -7,6 +7,7 @@ depend on the picture's height. Where a picture is too wide for the budget, colu
 with the network's whole receptive radius as overlap.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +19,10 @@ from torch import Tensor
 from edsr.model import EDSR
 from kernels import reference
 
-HEADROOM, FOOTROOM = 4, 2  # rows before and after a band, for what a convolution of radius 1 or 2 carries and pads
+HEADROOM, FOOTROOM = (
+    4,
+    2,
+)  # rows before and after a band, for what a convolution of radius 1 or 2 carries and pads
 MIN_ROWS = 8  # thinner bands than this split columns instead
 MIN_TILE = 32
 
@@ -139,10 +143,11 @@ class _Memory:
     def extend(self, band: Band, radius: int) -> Tensor:
         """The rows a convolution can read now: those carried, the band's, and the padding at either end."""
         buffer = band.buffer
-        if self.carried is None:
-            self.carried = buffer.new_zeros(buffer.shape[0], buffer.shape[1], radius, buffer.shape[3])
-        start, stop = HEADROOM - self.carried.shape[2], HEADROOM + band.rows
-        buffer[:, :, start:HEADROOM] = self.carried
+        carried = self.carried
+        if carried is None:
+            carried = buffer.new_zeros(buffer.shape[0], buffer.shape[1], radius, buffer.shape[3])
+        start, stop = HEADROOM - carried.shape[2], HEADROOM + band.rows
+        buffer[:, :, start:HEADROOM] = carried
         if self.closing:
             buffer[:, :, stop : stop + radius] = 0
             stop += radius
@@ -186,8 +191,7 @@ class Stream:
             cuts = [width * i // pieces for i in range(pieces + 1)]
         # (first and end column of the piece as computed, of the part kept, its ops)
         self._pieces = [
-            (max(0, a - radius), min(width, b + radius), a, b, RowOps())
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            (max(0, a - radius), min(width, b + radius), a, b, RowOps()) for a, b in itertools.pairwise(cuts)
         ]
 
     @torch.no_grad()

@@ -85,7 +85,7 @@ def train(options: TrainOptions, say: Callable[[str], None] = lambda line: None)
     if state is None:
         _initialise(model, options, say)
     device = torch.device(options.device)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
     step, best = 0, -math.inf
     if state is not None:
@@ -109,7 +109,12 @@ def train(options: TrainOptions, say: Callable[[str], None] = lambda line: None)
                 best = psnr
             if psnr is not None or not (run / "best.safetensors").exists():
                 weights.save_model(model, run / "best.safetensors", training=training)
-        record = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best}
+        record = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "best": best,
+        }
         _save_state(run, record | {"options": _identity(options)})
         saved = step
 

@@ -153,9 +153,7 @@ def save_model(
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
-        raise WeightsError(
-            f"{path}: weights are written as safetensors; name the file {path.stem}.safetensors"
-        )
+        raise WeightsError(f"{path}: weights are written as safetensors; name the file {path.stem}.safetensors")
     metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config))}
     if training is not None:
         metadata["training"] = json.dumps(training)
@@ -411,9 +409,7 @@ def _values(tensors: dict[str, Tensor], name: str) -> tuple[float, tuple[float, 
         one, sub, two, add = (tensors[key].detach().double() for key, _ in SHIFT)
         eye = torch.eye(3, dtype=torch.float64)
         if not all(torch.equal(w[..., 0, 0], eye) for w in (one, two)) or not torch.equal(add, -sub):
-            raise WeightsError(
-                "sub_mean and add_mean are not a mean shift of standard deviation 1 and its opposite"
-            )
+            raise WeightsError("sub_mean and add_mean are not a mean shift of standard deviation 1 and its opposite")
         span = 255 if sub.abs().max() > 1 or not sub.any() else 1  # a mean of 0 leaves the project's default
         mean = tuple((add / span).tolist())
     elif name == "basicsr" and "mean" in tensors:

@@ -20,7 +20,11 @@ def test_folded_equals_plain_at_every_small_size(scale, residual_scale):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 3, 4]), st.integers(0, 3), st.sampled_from([1, 3, 16])
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([2, 3, 4]),
+    st.integers(0, 3),
+    st.sampled_from([1, 3, 16]),
 )
 def test_folded_equals_plain(height, width, scale, blocks, features):
     m = network(scale, blocks, features)

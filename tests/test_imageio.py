@@ -257,9 +257,7 @@ def test_large_tiff_is_bigtiff(tmp_path):
     assert Writer(tmp_path / "a.tif", 30_000, 30_000, 3)._options["bigtiff"] is False
     write(tmp_path / "b.tif", picture())
     assert (tmp_path / "b.tif").read_bytes()[:4] in (b"II*\0", b"MM\0*")
-    pyvips.Image.new_from_array(picture()).copy(interpretation="srgb").tiffsave(
-        str(tmp_path / "big.tif"), bigtiff=True
-    )
+    pyvips.Image.new_from_array(picture()).copy(interpretation="srgb").tiffsave(str(tmp_path / "big.tif"), bigtiff=True)
     assert np.array_equal(read(tmp_path / "big.tif"), picture())
 
 

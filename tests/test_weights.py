@@ -111,11 +111,7 @@ def super_image(scale):
 def basicsr(scale):
     c = FEATURES
     body = [(f"body.{i}.conv1", f"body.{i}.conv2") for i in range(BLOCKS)]
-    table = (
-        {"conv_first": (3, c)}
-        | {name: (c, c) for pair in body for name in pair}
-        | {"conv_after_body": (c, c)}
-    )
+    table = {"conv_first": (3, c)} | {name: (c, c) for pair in body for name in pair} | {"conv_after_body": (c, c)}
     ups = ("upsample.0", "upsample.2")
     t = filled(convs(table | upsampler_shapes(ups, scale) | {"conv_last": (c, 3)}))
     names = ("conv_first", body, "conv_after_body", ups, "conv_last", scale)
@@ -125,11 +121,7 @@ def basicsr(scale):
 def mmagic(scale):
     c = FEATURES
     body = [(f"body.{i}.conv1", f"body.{i}.conv2") for i in range(BLOCKS)]
-    table = (
-        {"conv_first": (3, c)}
-        | {name: (c, c) for pair in body for name in pair}
-        | {"conv_after_body": (c, c)}
-    )
+    table = {"conv_first": (3, c)} | {name: (c, c) for pair in body for name in pair} | {"conv_after_body": (c, c)}
     ups = ("upsample.0.upsample_conv", "upsample.1.upsample_conv")
     t = filled(convs(table | upsampler_shapes(ups, scale) | {"conv_last": (c, 3)}))
     names = ("conv_first", body, "conv_after_body", ups, "conv_last", scale)
@@ -206,9 +198,7 @@ def test_foreign_layout_gives_its_projects_picture(make, layout, tolerance, scal
         FEATURES,
     )
     assert (
-        info["mean"]
-        == model.config.mean
-        == (DIV2K_MEAN if layout not in ("super-image", "mlcommons") else (0, 0, 0))
+        info["mean"] == model.config.mean == (DIV2K_MEAN if layout not in ("super-image", "mlcommons") else (0, 0, 0))
     )
     assert not model.training
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -250,9 +240,7 @@ def test_biases_that_do_not_divide_exactly_are_rounded_once(tmp_path):
         lambda t: {"params_ema": t, "params": {k: v + 1 for k, v in t.items()}},
         lambda t: {"state_dict": t, "epoch": 3},
         lambda t: {"model": t, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}},
-        lambda t: {
-            "state_dict": {f"generator.{k}": v for k, v in t.items()} | {"step_counter": torch.zeros(1)}
-        },
+        lambda t: {"state_dict": {f"generator.{k}": v for k, v in t.items()} | {"step_counter": torch.zeros(1)}},
         lambda t: {f"module.{k}": v for k, v in t.items()} | {"n_averaged": torch.tensor(5)},
         lambda t: {"model": {f"_orig_mod.module.{k}": v for k, v in t.items()}},
         lambda t: {"model": {"state_dict": t, "config": None}},
@@ -285,9 +273,7 @@ def test_old_torch_format(tmp_path):
 
 def test_basicsr_with_a_mean_of_its_own(tmp_path):
     tensors, _ = basicsr(2)
-    save_file(
-        tensors | {"mean": torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1)}, tmp_path / "x.safetensors"
-    )
+    save_file(tensors | {"mean": torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1)}, tmp_path / "x.safetensors")
     assert load_model(tmp_path / "x.safetensors").config.mean == (0.5, 0.25, 0.125)
 
 
@@ -338,9 +324,7 @@ def test_trained_network_tells_super_image_from_edsr_pytorch(tmp_path):
     for name in ("official", "super"):
         bare = {k: v for k, v in torch.load(tmp_path / f"{name}.pt").items() if "mean" not in k}
         torch.save(bare, tmp_path / f"{name}-bare.pt")
-        assert (
-            read_info(tmp_path / f"{name}-bare.pt")["layout"] == read_info(tmp_path / f"{name}.pt")["layout"]
-        )
+        assert read_info(tmp_path / f"{name}-bare.pt")["layout"] == read_info(tmp_path / f"{name}.pt")["layout"]
 
 
 @pytest.mark.parametrize("tensors", [official(255, 2)[0], upscaler(0.0)], ids=["untrained", "right in both"])
@@ -384,9 +368,7 @@ def test_published_residual_scale(layout, blocks, features, expected):
     with torch.device("meta"):
         model = EDSR(EDSRConfig(blocks=blocks, features=features))
     shapes = {k: model.get_parameter(f"{ours}.weight") for k, ours in names.items()}
-    tensors = {f"{k}.weight": v for k, v in shapes.items()} | {
-        f"{k}.bias": v[:, 0, 0, 0] for k, v in shapes.items()
-    }
+    tensors = {f"{k}.weight": v for k, v in shapes.items()} | {f"{k}.bias": v[:, 0, 0, 0] for k, v in shapes.items()}
     assert weights._config(tensors, layout, None, None).residual_scale == expected
     assert weights._config(tensors, layout, 0.25, None).residual_scale == 0.25
 
@@ -425,10 +407,7 @@ def test_real_weights_tell_super_image_from_edsr_pytorch(mlcommons_files, tmp_pa
     """The same trained network, dressed as either project's: each is read as what it is."""
     rename = {"head": "head.0", "body_tail": "body.5", "upsample.0": "tail.0.0", "tail": "tail.1"}
     rename |= {f"body.{i}.conv{n}": f"body.{i}.body.{2 * n - 2}" for i in range(5) for n in (1, 2)}
-    t = {
-        f"{rename[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v
-        for k, v in load_file(mlcommons_files[1]).items()
-    }
+    t = {f"{rename[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in load_file(mlcommons_files[1]).items()}
     mean = 255 * torch.tensor(DIV2K_MEAN)
     eye = torch.eye(3).view(3, 3, 1, 1)
     shift = {

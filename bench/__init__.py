@@ -1,0 +1,1 @@
+"""Speed and memory measurements; see README.md. Run as `python -m bench.compare` and so on."""

@@ -1,0 +1,60 @@
+"""What bands cost over the whole picture at once, on the same folded network: at most 5 % is the aim.
+
+Tiles that would make bands too thin for a picture this wide split its columns, too, and compute the
+overlap twice: that price is theirs by design. Where the whole picture leaves the cache, bands cost less
+than nothing.
+"""
+
+import functools
+import statistics
+
+import pytest
+import torch
+
+from bench.cases import Workload, in_bands
+from bench.machine import stopwatch
+from edsr.stream import plan
+
+ROUNDS = 2
+
+
+@functools.lru_cache(maxsize=1)  # tests of one picture follow each other
+def prepared(width: int, height: int, device: str) -> tuple[Workload, torch.Tensor]:
+    work = Workload(2, height, width, device)
+    model = work.upscaler.model
+    with torch.inference_mode():
+        return work, model(work.picture)
+
+
+@pytest.mark.parametrize("tile", [64, 128, 256])
+@pytest.mark.parametrize(("width", "height"), [(512, 256), (1024, 128)])
+def test_bands(benchmark, device, width, height, tile):
+    work, expected = prepared(width, height, device)
+    model, x = work.upscaler.model, work.picture
+    rows, columns = plan(width, tile, model.config.radius)
+    difference = (in_bands(model, x, rows, columns) - expected).abs().max().item()
+    # A few roundings apart at most: kernels may sum in another order for another height.
+    assert difference <= 16 * torch.finfo(work.dtype).eps * expected.abs().max().item()
+
+    whole, bands = [], []
+
+    @torch.inference_mode()
+    def time_whole() -> None:
+        whole.append(stopwatch(lambda: model(x), device))
+
+    def time_bands() -> None:
+        bands.append(stopwatch(lambda: in_bands(model, x, rows, columns), device))
+
+    benchmark.group = f"bands {width}x{height} {device}"
+    benchmark.pedantic(time_bands, setup=time_whole, rounds=ROUNDS)
+    price = 100 * (statistics.median(b / w for b, w in zip(bands, whole, strict=True)) - 1)
+    benchmark.extra_info.update(
+        {
+            "rows": rows,
+            "columns": columns,
+            "difference": difference,
+            "whole_seconds": statistics.median(whole),
+            "price_percent": price,
+        }
+    )
+    print(f"tile {tile}, {width} x {height}: bands of {rows} x {columns}, {price:+.1f} % over the whole picture")

@@ -1,0 +1,343 @@
+"""What a person meets: files that appear, lines that are printed, exit codes."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cli
+from edsr import Upscaler, load_model, save_model
+from tests.conftest import ROOT, network, picture
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder with a picture and a small network; the current folder."""
+    Image.fromarray(picture(30, 40)).save(tmp_path / "photo.png")
+    save_model(network(2), tmp_path / "m.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def upscale(capsys):
+    """Runs `upscale` with the small network; gives exit code, standard output, standard error."""
+
+    def run(*arguments, model="m.safetensors"):
+        code = cli.main(["upscale", *map(str, arguments), *(["--model", model] if model else [])])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def listing(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_default_output_lies_beside_the_input(home, upscale):
+    code, out, err = upscale("photo.png")
+    assert code == 0 and err == "" and out.startswith("photo_x2.png  80 x 60")
+    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(picture(30, 40))
+    np.testing.assert_array_equal(np.asarray(Image.open(home / "photo_x2.png")), want)
+    assert listing(home) == ["m.safetensors", "photo.png", "photo_x2.png"]
+
+
+@pytest.mark.parametrize("tile", ["32", "33", "512", "auto"])
+def test_every_tile_gives_the_same_picture(home, upscale, tile):
+    Image.fromarray(picture(50, 200)).save("photo.png")
+    assert upscale("photo.png", "--tile", tile)[0] == 0
+    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(picture(50, 200)).astype(int)
+    got = np.asarray(Image.open(home / "photo_x2.png"))
+    assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3  # one accumulation order, then rounding
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_scales(home, upscale, scale):
+    save_model(network(scale), "m.safetensors")
+    assert upscale("photo.png")[0] == 0
+    assert Image.open(f"photo_x{scale}.png").size == (40 * scale, 30 * scale)
+    assert upscale("photo.png", "-o", "again.png", "--scale", scale)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.webp", "out.tif"])
+def test_the_ending_chooses_the_format(home, upscale, name):
+    assert upscale("photo.png", "-o", name)[0] == 0
+    kinds = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF"}
+    assert Image.open(name).format == kinds[name[4:]]
+
+
+def test_folders_in_and_out(home, upscale):
+    (home / "in").mkdir()
+    (home / "out").mkdir()
+    for i in range(3):
+        Image.fromarray(picture(9, 9, seed=i)).save(home / "in" / f"{i}.png")
+    assert upscale("in", "-o", "out")[0] == 0
+    assert listing(home / "out") == ["0_x2.png", "1_x2.png", "2_x2.png"]
+
+
+def test_gray_stays_gray_and_unicode_names_work(home, upscale):
+    Image.fromarray(picture(9, 9, 1)[:, :, 0]).save("ÿ 画像.png")
+    assert upscale("ÿ 画像.png")[0] == 0
+    assert Image.open("ÿ 画像_x2.png").mode == "L"
+
+
+def test_self_ensemble(home, upscale):
+    assert upscale("photo.png", "--self-ensemble")[0] == 0
+    want = Upscaler(load_model("m.safetensors"), device="cpu")(picture(30, 40), self_ensemble=True)
+    np.testing.assert_array_equal(np.asarray(Image.open("photo_x2.png")), want)
+
+
+def test_json_is_one_line_per_file(home, upscale):
+    code, out, _ = upscale("photo.png", "missing.png", "--json", "--precision", "fp32", "--device", "cpu")
+    assert code == 1
+    done, failed = map(json.loads, out.splitlines())
+    assert done | {"seconds": 0, "megapixels_per_second": 0} == {
+        "input": "photo.png",
+        "output": "photo_x2.png",
+        "input_size": [40, 30],
+        "output_size": [80, 60],
+        "seconds": 0,
+        "megapixels_per_second": 0,
+        "device": "cpu",
+        "precision": "fp32",
+        "backend": "torch",
+        "error": None,
+    }
+    assert failed["output"] is None and "missing.png" in failed["error"]
+    assert set(failed) == set(done)
+
+
+def test_quiet_and_pipes_get_no_progress(home, upscale):
+    assert upscale("photo.png", "--quiet") == (0, "", "")
+    result = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "upscale", "photo.png", "-o", "b.png", "--model", "m.safetensors"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and result.stderr == ""
+    assert re.fullmatch(r"b\.png  80 x 60, [\d.]+ s, [\d.]+ Mpx/s\n", result.stdout)
+
+
+def test_a_terminal_gets_progress(home):
+    leader, follower = pty.openpty()
+    command = [sys.executable, ROOT / "cli.py", "upscale", "photo.png", "--model", "m.safetensors"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=os.environ | {"TERM": "xterm"})
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    process.communicate(timeout=60)
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"rows" in shown and b"Mpx/s" in shown
+
+
+# --- bad input: one line, naming the file; exit code 1; nothing written, nothing lost
+
+
+def damaged(kind, path):
+    data = path.read_bytes()
+    path.unlink()
+    if kind == "not a picture":
+        path.write_bytes(b"just some text, not a picture at all")
+    elif kind == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "a folder without pictures":
+        path.mkdir()
+    elif kind == "16-bit":
+        Image.fromarray(np.zeros((5, 5), np.uint16)).save(path)
+    elif kind == "alpha":
+        Image.fromarray(np.zeros((5, 5, 4), np.uint8)).save(path)
+    else:
+        assert kind == "missing"
+
+
+@pytest.mark.parametrize(
+    "kind", ["not a picture", "truncated", "empty", "missing", "a folder without pictures", "16-bit", "alpha"]
+)
+def test_bad_pictures(home, upscale, kind):
+    Image.fromarray(picture(200, 200)).save("photo.png")
+    damaged(kind, home / "photo.png")
+    before = listing(home)
+    code, out, err = upscale("photo.png")
+    assert code == 1 and out == ""
+    assert err.startswith("error: ") and "photo.png" in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
+def test_unreadable_picture(home, upscale):
+    os.chmod("photo.png", 0)
+    if os.access("photo.png", os.R_OK):
+        pytest.skip("this user may read every file")
+    code, _, err = upscale("photo.png")
+    assert code == 1 and "photo.png" in err and err.count("\n") == 1
+
+
+def test_a_bad_file_does_not_stop_the_others(home, upscale):
+    (home / "bad.png").write_bytes(b"x")
+    code, out, err = upscale("bad.png", "photo.png")
+    assert code == 1 and "bad.png" in err and "photo_x2.png" in out and (home / "photo_x2.png").exists()
+
+
+def test_nothing_is_overwritten(home, upscale):
+    (home / "photo_x2.png").write_bytes(b"precious")
+    code, _, err = upscale("photo.png")
+    assert code == 1 and "--overwrite" in err and (home / "photo_x2.png").read_bytes() == b"precious"
+    assert upscale("photo.png", "--overwrite")[0] == 0
+    assert Image.open("photo_x2.png").size == (80, 60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("-o", "photo.png"), "input itself"),
+        (("-o", "./photo.png", "--overwrite"), "input itself"),
+        (("-o", "nowhere/out.png"), "create it first"),
+        (("-o", "out.bmp"), "unknown extension"),
+        (("--device", "cuda"), "no CUDA device"),
+        (("--device", "abacus"), "unknown device"),
+        (("--precision", "fp16", "--device", "cpu"), "no fast fp16"),
+        (("--backend", "triton"), "Triton"),
+        (("--scale", "3"), "scale"),
+        (("photo.png", "-o", "one.png"), "existing folder"),
+    ],
+)
+def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("edsr.engine.cpu_has", lambda precision: False)
+    before = listing(home), (home / "photo.png").read_bytes()
+    code, out, err = upscale("photo.png", *arguments)
+    assert code == 1 and out == "" and says in err and err.count("\n") == 1
+    assert (listing(home), (home / "photo.png").read_bytes()) == before
+
+
+def test_unknown_models_and_scales_without_weights(home, upscale, monkeypatch):
+    code, _, err = upscale("photo.png", model="srcnn")
+    assert code == 1 and "srcnn" in err and "edsr-baseline" in err and err.count("\n") == 1
+    monkeypatch.setattr("edsr.weights.FOLDER", home)
+    code, _, err = upscale("photo.png", "--scale", "4", model="edsr-baseline")
+    assert code == 1 and "edsr-baseline" in err and "--model" in err and err.count("\n") == 1
+
+
+def test_an_output_folder_that_cannot_be_written(home, upscale):
+    (home / "locked").mkdir()
+    os.chmod(home / "locked", 0o500)
+    if os.access(home / "locked", os.W_OK):
+        pytest.skip("this user may write into every folder")
+    code, _, err = upscale("photo.png", "-o", "locked/out.png")
+    assert code == 1 and "locked" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "width"), [("out.jpg", 33_000), ("out.webp", 8_200)])
+def test_sides_a_format_cannot_hold(home, upscale, name, width):
+    Image.fromarray(picture(1, width)).save("wide.png")
+    before = listing(home)
+    code, _, err = upscale("wide.png", "-o", name)
+    assert code == 1 and ".png" in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["upscale"], ["upscale", "a.png", "--scale", "5"], ["upscale", "a.png", "--tile", "7"], ["sharpen"], []],
+)
+def test_misuse_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(home):
+    with pytest.raises(Exception, match=r"missing\.png"):
+        cli.main(["upscale", "missing.png", "--model", "m.safetensors", "--debug"])
+
+
+def test_an_unexpected_error_is_not_hidden(home, monkeypatch):
+    def broken(*arguments):
+        raise AssertionError("a defect of ours")
+
+    monkeypatch.setattr("edsr.engine.Upscaler.bands", broken)
+    with pytest.raises(AssertionError):
+        cli.main(["upscale", "photo.png", "--model", "m.safetensors"])
+    assert listing(home) == ["m.safetensors", "photo.png"]
+
+
+def test_interruption_leaves_no_half_file(home, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edsr.engine._quantise", interrupted)
+    assert cli.main(["upscale", "photo.png", "--model", "m.safetensors"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert listing(home) == ["m.safetensors", "photo.png"]
+
+
+def test_sigterm_leaves_no_half_file(home):
+    """A real signal, half way through a picture that would take minutes."""
+    Image.fromarray(picture(3000, 1000)).save("large.png")
+    save_model(network(2, blocks=8, features=64), "m.safetensors")
+    command = [sys.executable, ROOT / "cli.py", "upscale", "large.png", "--model", "m.safetensors"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = 120
+    while not any(p.name.endswith(".part") for p in home.iterdir()) and deadline:
+        try:
+            process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            deadline -= 0.5
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == b"interrupted\n"
+    assert listing(home) == ["large.png", "m.safetensors", "photo.png"]
+
+
+# --- the other commands
+
+
+def test_train_then_upscale(home, capsys):
+    (home / "data").mkdir()
+    for i in range(3):
+        Image.fromarray(picture(64, 64, seed=i)).save(home / "data" / f"{i}.png")
+    arguments = ["train", "--data", "data", "--out", "run", "--steps", "2", "--batch", "1", "--patch", "8"]
+    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    assert "validation" in capsys.readouterr().err
+    assert cli.main(["upscale", "photo.png", "--model", "run/best.safetensors"]) == 0
+    assert cli.main([*arguments, "--device", "cpu"]) == 1
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_info_and_convert(home, capsys):
+    assert cli.main(["info", "m.safetensors"]) == 0
+    assert "blocks" in capsys.readouterr().out
+    assert cli.main(["info", "m.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["features"] == 8
+    assert cli.main(["convert", "m.safetensors", "n.safetensors"]) == 0
+    assert (home / "n.safetensors").exists()
+    assert cli.main(["convert", "m.safetensors", "n.safetensors"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert cli.main(["convert", "m.safetensors", "n.pth"]) == 1
+    assert cli.main(["info", "photo.png"]) == 1
+    assert "photo.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["upscale", "evaluate", "train", "info", "convert"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0 and "--debug" in capsys.readouterr().out

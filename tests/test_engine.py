@@ -1,0 +1,182 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edsr import EngineError, Upscaler
+from edsr.engine import cpu_has
+from tests.conftest import network, picture
+
+
+def plain(model, image):
+    """What an Upscaler must give: the plain network on the whole picture in fp64, clamped and rounded."""
+    x = torch.from_numpy(image.astype(np.float64) / (255 if image.dtype == np.uint8 else 1)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        y = model(x.expand(1, 3, -1, -1))[0].permute(1, 2, 0).numpy()
+    return np.clip(y.mean(2, keepdims=True) if image.shape[2] == 1 else y, 0, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 140),
+    st.sampled_from([2, 3, 4]),
+    st.sampled_from([32, 40, 256]),
+    st.integers(0, 2),
+)
+def test_every_size_and_tile(height, width, scale, tile, blocks):
+    m = network(scale, blocks)
+    image = picture(height, width)
+    result = Upscaler(m, device="cpu", tile=tile)(image)
+    assert result.shape == (height * scale, width * scale, 3) and result.dtype == np.uint8
+    assert np.abs(result - plain(m, image) * 255).max() <= 0.501  # rounding to a whole number, and fp32's
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float_pictures(channels):
+    m = network()
+    image = picture(9, 11, channels).astype(np.float32) / 255
+    result = Upscaler(m, device="cpu")(image)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, plain(m, image), rtol=0, atol=1e-5)
+    assert Upscaler(m, device="cpu")(image[:, :, 0]).shape == (18, 22)
+
+
+def test_non_contiguous_pictures():
+    up = Upscaler(network(), device="cpu")
+    image = picture(20, 30)
+    np.testing.assert_array_equal(up(image[::-2, ::3]), up(image[::-2, ::3].copy()))
+
+
+def test_bands_arrive_in_order_and_late():
+    up = Upscaler(network(blocks=4), device="cpu", tile=32)
+    image = picture(60, 50)
+    step = up.band_rows(50)
+    pieces = list(up.bands((image[i : i + step] for i in range(0, 60, step)), 50))
+    assert len(pieces) > 2
+    np.testing.assert_array_equal(np.concatenate(pieces), up(image))
+
+
+def test_bands_pull_no_more_than_they_need():
+    """One band ahead, to know whether the picture ends; never the whole of it."""
+    up, pulled = Upscaler(network(blocks=0), device="cpu", tile=32), 0
+
+    def rows():
+        nonlocal pulled
+        for _ in range(50):
+            pulled += 1
+            yield picture(10, 40)
+
+    next(up.bands(rows(), 40))
+    assert pulled <= 3
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_self_ensemble_is_the_mean_of_eight(scale):
+    m = network(scale)
+    image = picture(13, 9).astype(np.float32) / 255
+    total = 0
+    for turns in range(4):
+        for flip in (False, True):
+            turned = np.rot90(image, turns)
+            turned = turned[:, ::-1] if flip else turned
+            x = torch.from_numpy(turned.astype(np.float64)).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                y = m(x)[0].permute(1, 2, 0).numpy()
+            total = total + np.rot90(y[:, ::-1] if flip else y, -turns)
+    result = Upscaler(m, device="cpu")(image, self_ensemble=True)
+    np.testing.assert_allclose(result, np.clip(total / 8, 0, 1), rtol=0, atol=1e-5)
+    eight = Upscaler(m, device="cpu")(picture(13, 9), self_ensemble=True)
+    assert eight.dtype == np.uint8 and eight.shape == (13 * scale, 9 * scale, 3)
+
+
+def test_several_threads_at_once():
+    up = Upscaler(network(blocks=3), device="cpu", tile=32)
+    images = [picture(30 + i, 40 + 3 * i, seed=i) for i in range(4)]
+    want = [up(image) for image in images]
+    got: list = [None] * 4
+
+    def work(i):
+        for _ in range(3):
+            got[i] = up(images[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bf16_is_close_where_the_cpu_has_it():
+    if not cpu_has("bf16"):
+        pytest.skip("this CPU has no fast bf16")
+    m = network(features=64)
+    image = picture(20, 20)
+    fast = Upscaler(m, device="cpu", precision="bf16")(image).astype(int)
+    assert np.abs(fast - plain(m, image) * 255).max() < 8
+
+
+def test_overflow_is_an_error_never_a_black_picture(monkeypatch):
+    monkeypatch.setattr("edsr.engine._precision", lambda name, device: "fp16")
+    m = network()
+    with torch.no_grad():
+        m.body_end.weight.mul_(1e6)
+    with pytest.raises(EngineError, match="overflows in fp16"):
+        Upscaler(m, device="cpu", precision="fp16")(picture(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"device": "cuda"}, "no CUDA device"),
+        ({"device": "cuda:0"}, "no CUDA device"),
+        ({"device": "mps"}, "no Apple GPU"),
+        ({"device": "gpu"}, "unknown device"),
+        ({"device": "meta"}, "unknown device"),
+        ({"precision": "fp16", "device": "cpu"}, "no fast fp16"),
+        ({"precision": "bf16", "device": "cpu"}, "no fast bf16"),
+        ({"precision": "fp8"}, "unknown precision"),
+        ({"backend": "triton"}, "Triton"),
+        ({"backend": "tvm"}, "unknown backend"),
+        ({"tile": 31}, "32 or more"),
+        ({"tile": "large"}, "32 or more"),
+    ],
+)
+def test_what_cannot_be_had(wrong, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("edsr.engine.cpu_has", lambda precision: False)
+    with pytest.raises(EngineError, match=says) as caught:
+        Upscaler(network(), **wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4,), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+    ],
+)
+def test_shapes_that_are_no_pictures(image):
+    with pytest.raises(ValueError, match="pictures are"):
+        Upscaler(network(), device="cpu")(image)
+
+
+def test_dtypes_that_are_no_pictures():
+    with pytest.raises(TypeError, match="uint16"):
+        Upscaler(network(), device="cpu")(np.zeros((4, 4, 3), np.uint16))
+
+
+def test_the_model_is_left_alone():
+    m = network()
+    before = m.head.weight.clone()
+    Upscaler(m, device="cpu")(picture(5, 5))
+    assert m.head.weight.dtype == torch.float64 and torch.equal(before, m.head.weight)

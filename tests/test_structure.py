@@ -1,0 +1,83 @@
+"""The shape of the house: who imports whom, and that the packages imported are ours."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ALLOWED = {  # module -> the project modules it may import; cli and tests may import all
+    "edsr": {"edsr.engine", "edsr.model", "edsr.weights"},
+    "edsr.model": {"kernels"},
+    "edsr.fold": {"edsr.model", "kernels"},
+    "edsr.stream": {"edsr.model", "kernels"},
+    "edsr.engine": {"edsr.model", "edsr.fold", "edsr.stream", "kernels"},
+    "edsr.weights": {"edsr.model"},
+    "edsr.imageio": set(),
+    "edsr.metrics": set(),
+    "edsr.resize": set(),
+    "edsr.data": {"edsr.imageio", "edsr.resize"},
+    "edsr.evaluate": {"edsr.engine", "edsr.imageio", "edsr.metrics", "edsr.resize"},
+    "edsr.train": {"edsr.data", "edsr.imageio", "edsr.metrics", "edsr.model", "edsr.weights"},
+    "kernels": set(),
+    "kernels.reference": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, at any depth."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = [
+    (module_name(path), path) for package in ("edsr", "kernels") for path in sorted((ROOT / package).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_imports_run_one_way(name, path):
+    known = {module for module, _ in MODULES}
+    for used in imported(path) & known:
+        package = used.split(".")[0]
+        if package == "edsr" and used == "edsr":
+            continue  # `from edsr import imageio` names the package as well
+        assert used in ALLOWED[name] or package in ALLOWED[name], f"{name} imports {used}"
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_triton_is_imported_by_kernels_alone(name, path):
+    if not name.startswith("kernels"):
+        assert not any(used.split(".")[0] == "triton" for used in imported(path))
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_only_the_command_line_prints(name, path):
+    calls = [n.func for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    assert not any(isinstance(f, ast.Name) and f.id == "print" for f in calls)
+
+
+def test_kernels_is_ours():
+    import kernels
+
+    assert Path(kernels.__file__).parent == ROOT / "kernels"
+
+
+def test_help_needs_no_torch():
+    code = "import sys, cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
