@@ -210,7 +210,8 @@ def run_train(options) -> int:
     chosen |= {"data": tuple(options.data), "device": str(pick_device(options.device))}
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
 
     with contextlib.closing(train(TrainOptions(**chosen), say)) as steps, training_bar(options) as show:
         for progress in steps:
@@ -303,8 +304,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--quiet", action="store_true", help="print errors only")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    quiet = argparse.ArgumentParser(add_help=False)
+    quiet.add_argument("--quiet", action="store_true", help="print errors only")
     device = argparse.ArgumentParser(add_help=False)
     device.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="default: the fastest here"
@@ -336,10 +338,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="mean over 8 flips and turns: slightly better, 8 times slower",
     )
-    add_upscale(commands, [common, network])
+    add_upscale(commands, [common, quiet, network])
     add_evaluate(commands, [common, network])
-    add_train(commands, [common, device])
-    add_weights_commands(commands, [common])
+    add_train(commands, [common, quiet, device])
+    add_info(commands, [common])
+    add_convert(commands, [common, quiet])
     return parser
 
 
@@ -408,11 +411,14 @@ def add_train(commands, parents) -> None:
     command.set_defaults(run=run_train)
 
 
-def add_weights_commands(commands, parents) -> None:
+def add_info(commands, parents) -> None:
     info = commands.add_parser("info", parents=parents, help="what a weights file holds")
     info.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth")
     info.add_argument("--json", action="store_true", help="as one JSON document")
     info.set_defaults(run=run_info)
+
+
+def add_convert(commands, parents) -> None:
     convert = commands.add_parser(
         "convert",
         parents=parents,

@@ -28,7 +28,7 @@ CORNER = 64  # side of the part that is checked, in LR pixels
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
-    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help=f"default: {' '.join(SIZES)}")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="default: %(default)s")
     parser.add_argument(
         "--model",
         default=ONE_BLOCK,

@@ -57,4 +57,4 @@ def test_bands(benchmark, device, width, height, tile):
             "price_percent": price,
         }
     )
-    print(f"tile {tile}, {width} x {height}: bands of {rows} x {columns}, {price:+.1f} % over the whole picture")
+    print(f"tile {tile}, {width} x {height}: bands of {rows} x {columns}, {price:+.1f} % over whole")

@@ -56,6 +56,7 @@ class FoldedEDSR(EDSR):
         return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, self.config.mean, self.config.scale)
 
 
+@torch.inference_mode(False)
 def collapse(model: EDSR) -> tuple[Tensor, Tensor]:
     """Upsampler and tail as one 5x5 convolution: ([4, 4, 3·s², C, 5, 5], [4, 4, 3·s²]) in fp64.
 

@@ -189,6 +189,15 @@ def test_unreadable_picture(home, upscale):
     assert code == 1 and "photo.png" in err and err.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+@pytest.mark.parametrize("arguments", [("/proc/self/mem",), ("photo.png", "-o", "/proc/out.png")])
+def test_what_even_root_cannot_read_or_write(home, upscale, arguments):
+    before = listing(home)
+    code, out, err = upscale(*arguments)
+    assert code == 1 and out == "" and "/proc/" in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
 def test_a_bad_file_does_not_stop_the_others(home, upscale):
     (home / "bad.png").write_bytes(b"x")
     code, out, err = upscale("bad.png", "photo.png")

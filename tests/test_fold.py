@@ -41,6 +41,15 @@ def test_the_original_is_left_alone():
     assert all(p.requires_grad for p in m.parameters())
 
 
+def test_folding_works_where_gradients_are_off():
+    m = network(2)
+    x = torch.rand(1, 3, 5, 5, dtype=torch.float64)
+    want = m(x).detach()
+    for off in torch.no_grad, torch.inference_mode:
+        with off():
+            torch.testing.assert_close(FoldedEDSR(m)(x), want, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_ring_really_needs_its_own_weights(scale):
     """Guards the tests above: with inner weights everywhere they would have to fail, in the ring alone."""
