@@ -213,11 +213,27 @@ def run_train(options) -> int:
         if not options.quiet:
             print(line, file=sys.stderr, flush=True)
 
+    step, stopping = 0, False
+
+    def stop(*_) -> None:
+        nonlocal stopping
+        if step == 0 or stopping:  # nothing to save yet, or somebody in a hurry
+            raise KeyboardInterrupt
+        stopping = True
+
+    for name in signal.SIGINT, signal.SIGTERM:
+        signal.signal(name, stop)
     with contextlib.closing(train(TrainOptions(**chosen), say)) as steps, training_bar(options) as show:
         for progress in steps:
+            step = progress.step
             show(progress)
             if progress.psnr is not None:
-                say(f"step {progress.step}: loss {progress.loss:.5f}, validation {progress.psnr:.3f} dB")
+                say(f"step {step}: loss {progress.loss:.5f}, validation {progress.psnr:.3f} dB")
+            if stopping:  # between two steps, where the state is whole
+                break
+    if stopping and step < options.steps:
+        say(f"interrupted and saved at step {step}; continue with --resume")
+        return 130
     say(f"{Path(options.out) / 'best.safetensors'} is ready for upscale --model")
     return 0
 

@@ -131,16 +131,16 @@ def train(options: TrainOptions, say: Callable[[str], None] = lambda line: None)
             step += 1
             value = loss.item()
             if not math.isfinite(value):
-                saved = step  # nothing of this is worth keeping; the last checkpoint stands
                 raise DataError(f"the loss became {value} at step {step}; continue with --resume and a smaller --lr")
             psnr = None
             if step % options.val_every == 0 or step == options.steps:
                 psnr = validate(model, validation, options.scale) if validation else None
                 save(psnr)
             yield Progress(step, value, lr, psnr)
-    finally:
+    except GeneratorExit:  # closed at its yield, where the state is whole, as it need not be after other exceptions
         if step > saved:
             save(None)
+        raise
 
 
 def validate(model: EDSR, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int) -> float:

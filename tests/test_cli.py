@@ -2,10 +2,10 @@
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -127,6 +127,7 @@ def test_quiet_and_pipes_get_no_progress(home, upscale):
 
 
 def test_a_terminal_gets_progress(home):
+    pty = pytest.importorskip("pty", reason="needs a Unix terminal")
     leader, follower = pty.openpty()
     command = [sys.executable, ROOT / "cli.py", "upscale", "photo.png", "--model", "m.safetensors"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=os.environ | {"TERM": "xterm"})
@@ -298,18 +299,20 @@ def test_interruption_leaves_no_half_file(home, capsys, monkeypatch):
     assert listing(home) == ["m.safetensors", "photo.png"]
 
 
+def wait_for(happened, process, seconds=120):
+    """Until something has happened, the process has ended, or it took too long."""
+    end = time.monotonic() + seconds
+    while not happened() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def test_sigterm_leaves_no_half_file(home):
     """A real signal, half way through a picture that would take minutes."""
     Image.fromarray(picture(3000, 1000)).save("large.png")
     save_model(network(2, blocks=8, features=64), "m.safetensors")
     command = [sys.executable, ROOT / "cli.py", "upscale", "large.png", "--model", "m.safetensors"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    deadline = 120
-    while not any(p.name.endswith(".part") for p in home.iterdir()) and deadline:
-        try:
-            process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            deadline -= 0.5
+    wait_for(lambda: any(p.name.endswith(".part") for p in home.iterdir()), process)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == b"interrupted\n"
@@ -329,6 +332,21 @@ def test_train_then_upscale(home, capsys):
     assert cli.main(["upscale", "photo.png", "--model", "run/best.safetensors"]) == 0
     assert cli.main([*arguments, "--device", "cpu"]) == 1
     assert "--resume" in capsys.readouterr().err
+
+
+def test_a_stopped_training_is_saved_and_continues(home):
+    (home / "data").mkdir()
+    Image.fromarray(picture(64, 64)).save(home / "data" / "a.png")
+    command = [sys.executable, ROOT / "cli.py", "train", "--data", "data", "--out", "run", "--device", "cpu"]
+    command += ["--batch", "1", "--patch", "8", "--val-every", "1"]
+    process = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (home / "run" / "state.pt").exists(), process)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "continue with --resume" in err
+    step = int(re.findall(r"saved at step (\d+)", err)[0])
+    assert torch.load("run/state.pt", weights_only=True)["step"] == step
+    assert not [name for name in listing(home / "run") if name.endswith(".part")]
 
 
 def test_info_and_convert(home, capsys):
