@@ -73,7 +73,7 @@ def run_upscale(options) -> int:
     failures = 0
     with progress_bar(options.quiet) as bar:
         for path in inputs:
-            record = {"input": str(path)} | dict.fromkeys(RESULTS)
+            record: dict = {"input": str(path)} | dict.fromkeys(RESULTS)
             record |= {"device": str(upscaler.device), "precision": upscaler.precision}
             record |= {"backend": upscaler.backend, "error": None}
             try:

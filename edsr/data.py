@@ -61,7 +61,7 @@ class PatchSampler:
         for index in random.choice(len(self.pairs), size=self.batch, p=self.chance):
             lr, hr = self.pairs[index]
             y, x = random.integers(lr.shape[0] - p + 1), random.integers(lr.shape[1] - p + 1)
-            turns, flip = random.integers(4), random.integers(2)
+            turns, flip = int(random.integers(4)), bool(random.integers(2))
             for patches, image, r in (lrs, lr, 1), (hrs, hr, s):
                 cut = np.rot90(image[y * r : (y + p) * r, x * r : (x + p) * r], turns)
                 patches.append(cut[:, ::-1] if flip else cut)

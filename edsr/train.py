@@ -6,7 +6,7 @@ A run folder holds `last.safetensors` and `best.safetensors`, weights that `upsc
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Progress:
     psnr: float | None = None
 
 
-def train(options: TrainOptions, say: Callable[[str], None] = lambda line: None) -> Iterator[Progress]:
+def train(options: TrainOptions, say: Callable[[str], None] = lambda line: None) -> Generator[Progress, None, None]:
     """Runs `options`, yielding after each step; closing the iterator saves a checkpoint and ends the run.
 
     say: told in one line what a person should know (pictures left out, where the weights come from).

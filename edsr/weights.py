@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from edsr.model import DIV2K_MEAN, EDSR, PRESETS, SCALES, EDSRConfig
@@ -163,7 +163,7 @@ def save_model(
             raise WeightsError(f"{path}: not written, {key} is not finite in {_dtypes([tensor])}")
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        save_file(tensors, part, metadata)
+        part.write_bytes(save(tensors, metadata))  # save_file would make it readable to its owner alone
         os.replace(part, path)
     except Exception as error:  # safetensors has exceptions of its own for what the disk refuses
         raise WeightsError(f"{path}: cannot be written: {_brief(error)}") from error

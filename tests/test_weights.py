@@ -498,11 +498,11 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(model, tmp_path, monke
     with pytest.raises(TypeError):
         save_model(model, path, training={"x": object()})
 
-    def disk_full(tensors, file, metadata):
-        Path(file).write_bytes(b"half")
+    def disk_full(file, data):
+        file.open("wb").write(data[:4])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", disk_full)
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
     with pytest.raises(WeightsError, match="No space left") as error:
         save_model(model, path)
     assert str(path) in str(error.value)
@@ -511,11 +511,11 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(model, tmp_path, monke
 
 
 def test_interrupted_save_leaves_nothing(model, tmp_path, monkeypatch):
-    def interrupted(tensors, file, metadata):
-        Path(file).write_bytes(b"half")
+    def interrupted(file, data):
+        file.open("wb").write(data[:4])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(model, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
