@@ -199,6 +199,9 @@ class Stream:
         """x: [N, 3, T, W], the next rows. Gives [N, 3, s·T', s·W]: T' is less than T at first and more at last."""
         if x.shape[3] != self.width:
             raise ValueError(f"the stream is {self.width} pixels wide, not {x.shape[3]}")
+        first_band = not len(self._pieces[0][-1])
+        if first_band and last:
+            return self._pass(x, None)  # the whole picture at once: nothing to remember
         self._tallest = max(self._tallest, x.shape[2], 1)
         passes = [self._pass(x, range(0))]
         # Each op still owes the rows its padding gives. Were all of them closed at once, the last op would see
@@ -208,11 +211,14 @@ class Stream:
             passes.append(self._pass(x[:, :, :0], range(first, first + self._tallest)))
         return passes[0] if len(passes) == 1 else torch.cat(passes, 2)
 
-    def _pass(self, x: Tensor, closing: range) -> Tensor:
+    def _pass(self, x: Tensor, closing: range | None) -> Tensor:
         s, parts = self.model.config.scale, []
         for left, right, first, end, ops in self._pieces:
-            ops.begin(closing)
-            y = self.model(x[:, :, :, left:right], ops)
+            if closing is None:
+                y = self.model(x[:, :, :, left:right])
+            else:
+                ops.begin(closing)
+                y = self.model(x[:, :, :, left:right], ops)
             parts.append(y[:, :, :, (first - left) * s : (end - left) * s])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
 
