@@ -104,11 +104,11 @@ def train(options: TrainOptions, say: Callable[[str], None] = lambda line: None)
         training |= {"batch": options.batch, "patch": options.patch, "lr": options.lr, "seed": options.seed}
         training |= {} if psnr is None else {"validation_psnr": round(psnr, 4)}
         weights.save_model(model, run / "last.safetensors", training=training)
-        if psnr is None or psnr > best:  # without a score, the last is all that can be called best
-            if psnr is not None:
-                best = psnr
-            if psnr is not None or not (run / "best.safetensors").exists():
-                weights.save_model(model, run / "best.safetensors", training=training)
+        better = psnr is not None and psnr > best
+        # Where there is nothing to validate on, the last is all that can be called best.
+        if better or not validation or not (run / "best.safetensors").exists():
+            best = psnr if psnr is not None else best
+            weights.save_model(model, run / "best.safetensors", training=training)
         record = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),

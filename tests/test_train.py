@@ -101,6 +101,14 @@ def test_training_learns_and_leaves_weights(folder, tmp_path):
     assert {p.name for p in out.iterdir()} == {"last.safetensors", "best.safetensors", "state.pt"}
 
 
+def test_without_validation_the_best_is_the_last(folder, tmp_path):
+    for name in "123":
+        (folder / f"{name}.png").unlink()
+    assert all(p.psnr is None for p in train(options(folder, tmp_path / "run")))
+    last, best = (load_model(tmp_path / "run" / f"{name}.safetensors") for name in ("last", "best"))
+    assert torch.equal(last.head.weight, best.head.weight)
+
+
 def test_the_learning_rate_steps_down(folder, tmp_path):
     rates = [p.lr for p in train(options(folder, tmp_path / "run", steps=20, lr=1.0e-3))]
     assert rates[0] == 1e-3 and rates[9] == 1e-3 and rates[10] == 5e-4
