@@ -183,16 +183,27 @@ class Writer:
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
+        self._thread = threading.Thread()
 
     def __enter__(self) -> "Writer":
         try:
-            open(self._temporary, "xb").close()
-            source, sink = os.pipe()
-        except OSError as error:
+            self._begin()
+        except BaseException as error:  # a signal, too: no __exit__ will follow
+            if self._pipe is not None:
+                self._pipe.close()
+            if self._thread.is_alive():
+                self._thread.join()  # it might create the file again otherwise
             with suppress(OSError):
                 self._temporary.unlink()
-            raise ImageError(f"{self.path}: cannot write into its folder ({error.strerror})") from None
-        self._pipe = open(sink, "wb")
+            if isinstance(error, OSError):
+                raise ImageError(f"{self.path}: cannot write into its folder ({error.strerror})") from None
+            raise
+        return self
+
+    def _begin(self) -> None:
+        open(self._temporary, "xb").close()
+        source, sink = os.pipe()
+        self._pipe = open(sink, "wb")  # noqa: SIM115 - closed by __exit__
         self._thread = threading.Thread(target=self._encode, args=(source,), daemon=True)
         self._thread.start()
         # libvips takes rows as they come in one way only: as a picture format it can read from a pipe. PNG
@@ -201,7 +212,6 @@ class Writer:
         self._pipe.write(b"\x89PNG\r\n\x1a\n")
         colour = {1: 0, 3: 2}[self.channels]
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", self.width, self.height, 8, colour, 0, 0, 0))
-        return self
 
     def write(self, rows: np.ndarray) -> None:
         """Append rows, uint8 [any number, width, channels]. Does not keep a reference to them.

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -659,3 +660,13 @@ def test_no_cache_is_left(tmp_path):
     write(tmp_path / "a.png", picture(seed=1), overwrite=True)
     assert np.array_equal(read(tmp_path / "a.png"), picture(seed=1))
     assert imageio.pyvips.cache_get_size() == 0
+
+
+def test_a_signal_while_the_writer_begins_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), Writer(tmp_path / "out.png", 4, 4, 3):
+        pass
+    assert not list(tmp_path.iterdir())
