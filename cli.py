@@ -70,6 +70,7 @@ def run_upscale(options) -> int:
         raise ImageError(f"{options.output}: {len(inputs)} pictures need an existing folder after -o")
     model = load_model(options.model, options.scale)
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    upscaler.warm_up(lambda line: None if options.quiet else print(line, file=sys.stderr))
     failures = 0
     with progress_bar(options.quiet) as bar:
         for path in inputs:
@@ -348,7 +349,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("auto", "fp32", "fp16", "bf16"),
         help="auto: fp16 on CUDA, fp32 elsewhere",
     )
-    network.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
+    network.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "torch", "triton"),
+        help="who computes: our Triton kernels (NVIDIA GPUs) or PyTorch",
+    )
     network.add_argument(
         "--self-ensemble",
         action="store_true",

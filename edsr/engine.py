@@ -1,16 +1,21 @@
 """Upscaler: a network made ready for a device, a precision and a memory budget, for pictures of any size."""
 
 import copy
+import importlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edsr.fold import FoldedEDSR
+from edsr.graphs import Graphs
 from edsr.model import EDSR
 from edsr.stream import MIN_TILE, Stream, plan
+from edsr.transfer import Transfers
+from kernels.reference import Result, quantise
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BACKENDS = ("auto", "torch", "triton")
@@ -30,8 +35,10 @@ class Upscaler:
 
     model: an EDSR, left untouched. device: "auto" (CUDA, else Apple's MPS, else CPU), "cpu", "cuda",
     "cuda:N" or "mps". precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
-    backend: "auto" or "torch". tile: "auto", or N: no feature map is larger than one of N x N pixels (at
-    least 32; on a CPU no more than 256 are used, because larger maps are slower).
+    backend: "triton" (this project's kernels; CUDA from compute capability 8.0 on, or for tests any CPU with
+    TRITON_INTERPRET=1), "torch", or "auto": triton where CUDA can have it, else torch. tile: "auto", or N: no
+    feature map is larger than one of N x N pixels (at least 32; on a CPU no more than 256 are used, because
+    larger maps are slower).
     Raises EngineError where one of these cannot be had.
 
     The result does not depend on `tile`: it is the whole picture's, to rounding. An Upscaler may be called
@@ -48,7 +55,7 @@ class Upscaler:
     ):
         self.device = pick_device(device)
         self.precision = _precision(precision, self.device)
-        self.backend = _backend(backend)
+        self.backend = _backend(backend, self.device, model)
         self.scale = model.config.scale
         self.tile = _tile(tile, self.device)
         self.model = FoldedEDSR(copy.deepcopy(model).float())
@@ -56,17 +63,21 @@ class Upscaler:
         self.model.to(  # pyright: ignore[reportCallIssue]
             self.device, PRECISIONS[self.precision], memory_format=torch.channels_last
         )
+        self._ops = importlib.import_module("kernels.fused" if self.backend == "triton" else "kernels.reference")
+        self._whole = partial(_forward, self.model, self._ops)
+        if self.backend == "triton" and self.device.type == "cuda":
+            self._whole = Graphs(self._whole)
 
     def __call__(self, image: np.ndarray, self_ensemble: bool = False) -> np.ndarray:
         """The picture, s times larger.
 
-        image: [H, W, 3] RGB or [H, W] gray, uint8 or float32 in 0..1; gives the same dtype and number of
-        axes, clamped to the range and, for uint8, rounded to nearest. self_ensemble: the mean over the
+        image: [H, W, 3] RGB or [H, W] gray; uint8, uint16, or float32 in 0..1. Gives the same dtype and number of
+        axes, clamped to the range and, for whole numbers, rounded to nearest. self_ensemble: the mean over the
         eight flips and quarter turns of the picture (section 3.4 of the paper), eight times the work.
         Raises TypeError or ValueError for other dtypes and shapes, EngineError as `bands` does.
         """
-        if image.dtype not in (np.uint8, np.float32):
-            raise TypeError(f"pictures are uint8 or float32, not {image.dtype}")
+        if image.dtype not in (np.uint8, np.uint16, np.float32):
+            raise TypeError(f"pictures are uint8, uint16 or float32, not {image.dtype}")
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)) or 0 in image.shape:
             raise ValueError(f"pictures are [H, W, 3] or [H, W] and not empty, not {list(image.shape)}")
         gray = image.ndim == 2
@@ -75,12 +86,35 @@ class Upscaler:
         if self_ensemble:
             total = np.zeros((s * height, s * width, channels), np.float32)
             for turns, flip in itertools.product(range(4), (False, True)):
-                y = self._whole(_turn(source, turns, flip), lambda rows: _numpy(rows))
+                y = self._assemble(_turn(source, turns, flip), as_computed=True)
                 total += np.rot90(y[:, ::-1] if flip else y, -turns)
-            result = _numpy(_quantise(torch.from_numpy(total / 8).permute(2, 0, 1)[None], image.dtype))
+            result = _finish(torch.from_numpy(total / 8), source.dtype).numpy()
         else:
-            result = self._whole(source, lambda rows: _numpy(_quantise(rows, image.dtype)))
+            result = self._assemble(source)
         return result[:, :, 0] if gray else result
+
+    def frame(self, x: Tensor) -> Tensor:
+        """Pictures that are on the device already, made larger there: frames of a video.
+
+        x: [H, W, 3] or [N, H, W, 3] RGB, uint8 or uint16, on `device`, computed whole. Gives the same kind,
+        [.., s·H, s·W, 3], without waiting for the device. Does not look for overflow (see `bands`).
+        Raises ValueError for other tensors.
+        """
+        if x.dtype not in (torch.uint8, torch.uint16) or x.ndim not in (3, 4) or x.shape[-1] != 3 or 0 in x.shape:
+            raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
+        pictures = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            y = self._whole(pictures, Result(x.dtype)).permute(0, 2, 3, 1)
+        return y[0] if x.ndim == 3 else y
+
+    def warm_up(self, say: Callable[[str], None]) -> None:
+        """Compiles the kernels that pictures need, which takes a minute the first time on a machine and is kept.
+
+        say: gets a line for each kernel that is compiled, now or later. Does nothing for other backends.
+        """
+        if self.backend == "triton" and self.device.type == "cuda":
+            importlib.import_module("kernels.launch").announce_compilation(say)
+            self(np.zeros((8, 160, 3), np.uint8))
 
     def band_rows(self, width: int) -> int:
         """How many rows of a picture `width` pixels wide are computed at once within the budget."""
@@ -90,54 +124,72 @@ class Upscaler:
         """Upscales a picture as it arrives: memory does not depend on its height.
 
         rows: successive [n, width, C] arrays of one picture, best of `band_rows(width)` rows each; C is 3 or
-        1, uint8 or float32 in 0..1. Yields successive [m, s·width, C] arrays of the same dtype; the first is
-        late by the network's receptive radius. Raises EngineError where a reduced precision overflows.
+        1; uint8, uint16, or float32 in 0..1. Yields successive [m, s·width, C] arrays of the same dtype; the
+        first is late by the network's receptive radius, and on CUDA by one band more, because the next is
+        being computed meanwhile. Raises EngineError where a reduced precision overflows.
         """
-        for y, dtype in self._stream(rows, width):
-            yield _numpy(_quantise(y, dtype))
+        return self._stream(rows, width)
 
-    def _whole(self, image: np.ndarray, finish) -> np.ndarray:
-        """A whole picture [H, W, C] through `finish`, which turns [1, C, n, W] results into [n, W, C] arrays."""
+    def _assemble(self, image: np.ndarray, as_computed: bool = False) -> np.ndarray:
+        """A whole picture [H, W, C], by bands. as_computed: float32, not clamped."""
         height, width, channels = image.shape
         step = self.band_rows(width)
-        out, filled = None, 0
-        for y, _ in self._stream((image[i : i + step] for i in range(0, height, step)), width):
-            part = finish(y)
-            if out is None:
-                out = np.empty((self.scale * height, self.scale * width, channels), part.dtype)
+        dtype = np.float32 if as_computed else image.dtype
+        out, filled = np.empty((self.scale * height, self.scale * width, channels), dtype), 0
+        for part in self._stream((image[i : i + step] for i in range(0, height, step)), width, as_computed):
             out[filled : filled + len(part)] = part
             filled += len(part)
-        assert out is not None and filled == len(out)
+        assert filled == len(out)
         return out
 
-    def _stream(self, rows: Iterable[np.ndarray], width: int) -> Iterator[tuple[Tensor, np.dtype]]:
-        """([1, C, n, s·width] in at least fp32, not clamped; the picture's dtype), as rows become ready."""
-        stream = Stream(self.model, width, plan(width, self.tile, self.model.config.radius)[1])
+    def _stream(self, rows: Iterable[np.ndarray], width: int, as_computed: bool = False) -> Iterator[np.ndarray]:
+        transfers, arriving = Transfers(self.device), None
+        overflow = None if self.precision == "fp32" else torch.zeros(1, dtype=torch.int32, device=self.device)
+        stream = None
         for last, piece in _mark_last(rows):
-            y = stream(_network_input(piece, self.device), last)
-            if y.shape[2] == 0:
+            gray, dtype = piece.shape[2] == 1, piece.dtype
+            x = transfers.to_device(piece).permute(2, 0, 1)[None].expand(1, 3, -1, -1)
+            # The tail rounds colours by itself; gray is the mean of three channels, which comes before rounding.
+            rounded = not gray and not as_computed and dtype != np.float32
+            result = Result(x.dtype if rounded else None, overflow)
+            columns = plan(width, self.tile, self.model.config.radius)[1]
+            with torch.no_grad():
+                if stream is None and last and columns == width:
+                    y = self._whole(x, result)
+                else:
+                    stream = stream or Stream(self.model, width, columns, self._ops, result)
+                    y = stream(x, last)
+                y = y[0].permute(1, 2, 0)
+                if not rounded:
+                    y = y.mean(2, keepdim=True) if gray else y
+                    y = y.float() if as_computed else _finish(y, dtype)
+            if len(y) == 0:
                 continue
-            if self.precision != "fp32" and not torch.isfinite(y).all():
-                raise EngineError(f"the network overflows in {self.precision}; use --precision fp32")
-            yield y.mean(1, keepdim=True) if piece.shape[2] == 1 else y, piece.dtype
+            following = transfers.to_host(y.contiguous(), *(() if overflow is None else (overflow,)))
+            if arriving is not None:
+                yield self._arrived(arriving)
+            arriving = following
+            if self.device.type != "cuda":
+                yield self._arrived(arriving)
+                arriving = None
+        if arriving is not None:
+            yield self._arrived(arriving)
+
+    def _arrived(self, arriving) -> np.ndarray:
+        y, *overflow = arriving.wait()
+        if overflow and overflow[0].item():
+            raise EngineError(f"the network overflows in {self.precision}; use --precision fp32")
+        return y.numpy()
 
 
-def _network_input(piece: np.ndarray, device: torch.device) -> Tensor:
-    """[n, W, C] uint8 or float32 -> [1, 3, n, W] float32 in 0..1; gray is repeated."""
-    x = torch.tensor(np.ascontiguousarray(piece), device=device)
-    x = x.float().div_(255) if x.dtype == torch.uint8 else x
-    return x.permute(2, 0, 1)[None].expand(1, 3, -1, -1)
+def _forward(model: EDSR, ops, x: Tensor, result: Result) -> Tensor:
+    return model(x, ops, result)
 
 
-def _quantise(y: Tensor, dtype) -> Tensor:
-    """Clamped to 0..1 and, for uint8, scaled to 0..255 and rounded. In place."""
-    y = y.clamp_(0, 1)
-    return y.mul_(255).round_().to(torch.uint8) if dtype == np.uint8 else y.float()
-
-
-def _numpy(y: Tensor) -> np.ndarray:
-    """[1, C, n, W] -> [n, W, C]."""
-    return y[0].permute(1, 2, 0).contiguous().cpu().numpy()
+def _finish(y: Tensor, dtype: np.dtype) -> Tensor:
+    """Values as computed, clamped to 0..1 and, for whole numbers, of full range and rounded. In place."""
+    kind = getattr(torch, np.dtype(dtype).name)
+    return quantise(y, kind) if kind in (torch.uint8, torch.uint16) else y.clamp_(0, 1).float()
 
 
 def _turn(image: np.ndarray, turns: int, flip: bool) -> np.ndarray:
@@ -195,12 +247,29 @@ def cpu_has(precision: str) -> bool:
     return ops._is_mkldnn_fp16_supported() if precision == "fp16" else ops._is_mkldnn_bf16_supported()
 
 
-def _backend(name: str) -> str:
+def _backend(name: str, device: torch.device, model: EDSR) -> str:
     if name not in BACKENDS:
-        raise EngineError(f"unknown backend {name!r}: use auto or torch")
-    if name == "triton":
-        raise EngineError("--backend triton: the Triton kernels are not part of this version; use --backend torch")
-    return "torch"
+        raise EngineError(f"unknown backend {name!r}: use {', '.join(BACKENDS)}")
+    if name == "torch" or (name == "auto" and device.type != "cuda"):
+        return "torch"
+    trouble = _no_triton(device, model)
+    if trouble and name == "triton":
+        raise EngineError(f"--backend triton: {trouble}; use --backend torch")
+    return "torch" if trouble else "triton"
+
+
+def _no_triton(device: torch.device, model: EDSR) -> str:
+    """Why the Triton kernels cannot run `model` on `device`; empty if they can."""
+    try:
+        launch = importlib.import_module("kernels.launch")
+    except ImportError:
+        return "the package triton is not installed"
+    if model.config.features % 16:
+        return f"the kernels need a multiple of 16 features, not {model.config.features}"
+    if device.type == "cuda":
+        arch = launch.architecture(device)
+        return "" if arch >= 80 else f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    return "" if device.type == "cpu" and launch.interpreted() else f"the kernels need a CUDA device, not {device}"
 
 
 def _tile(tile: int | str, device: torch.device) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edsr.model import EDSR, ResBlock
 from kernels import reference
+from kernels.reference import AS_COMPUTED
 
 # Border class -> (a picture's length in which some pixel has it, that pixel, where its window starts in 5 taps).
 _CLASSES = {
@@ -47,13 +48,16 @@ class FoldedEDSR(EDSR):
                 block.residual_scale = 1.0
         weight, bias = collapse(model)
         kind = model.tail.weight
-        self.register_buffer("tail_weight", weight.to(kind.device, kind.dtype))
+        # Input channels innermost in memory, as in a channels_last weight.
+        weight = weight.to(kind.device, kind.dtype).permute(0, 1, 2, 4, 5, 3).contiguous().permute(0, 1, 2, 5, 3, 4)
+        self.register_buffer("tail_weight", weight)
         self.register_buffer("tail_bias", bias.to(kind.device, kind.dtype))
         self.requires_grad_(False)
         self.eval()
 
-    def reconstruct(self, x, ops):
-        return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, self.config.mean, self.config.scale)
+    def reconstruct(self, x, ops, result=AS_COMPUTED):
+        c = self.config
+        return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, c.mean, c.scale, result)
 
 
 @torch.inference_mode(False)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kernels import reference
+from kernels.reference import AS_COMPUTED, Result
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB, of full range; from the authors' code
 SCALES = (2, 3, 4)
@@ -65,8 +66,8 @@ class ResBlock(nn.Module):
         self.residual_scale = residual_scale
 
     def forward(self, x, ops):
-        y = ops.conv3x3(x, self.conv1.weight, self.conv1.bias, relu=True)
-        return ops.conv3x3(y, self.conv2.weight, self.conv2.bias, scale=self.residual_scale, skip=x)
+        first, second = self.conv1, self.conv2
+        return ops.resblock(x, first.weight, first.bias, second.weight, second.bias, self.residual_scale)
 
 
 class EDSR(nn.Module):
@@ -86,20 +87,20 @@ class EDSR(nn.Module):
         self.upsampler = nn.ModuleList(conv(c, r * r * c) for r in config.shuffles)
         self.tail = conv(c, 3)
 
-    def forward(self, x: Tensor, ops: Any = reference) -> Tensor:
-        """x: [N, 3, H, W] RGB in 0..1. Gives [N, 3, s·H, s·W], not clamped, at least fp32."""
+    def forward(self, x: Tensor, ops: Any = reference, result: Result = AS_COMPUTED) -> Tensor:
+        """x: [N, 3, H, W] RGB in 0..1, or uint8 or uint16 of full range. Gives [N, 3, s·H, s·W], see `Result`."""
         x = ops.head(x, self.head.weight, self.head.bias, self.config.mean)
         y = x
         for block in self.body:
             y = block(y, ops)
         y = ops.conv3x3(y, self.body_end.weight, self.body_end.bias, skip=x)
-        return self.reconstruct(y, ops)
+        return self.reconstruct(y, ops, result)
 
-    def reconstruct(self, x, ops):
+    def reconstruct(self, x, ops, result=AS_COMPUTED):
         """Body to picture: the linear part of the network, which `edsr.fold` replaces by one convolution."""
         for layer, r in zip(self.upsampler, self.config.shuffles, strict=True):
             x = ops.conv3x3(x, layer.weight, layer.bias, shuffle=r)
-        return ops.tail(x, self.tail.weight, self.tail.bias, self.config.mean)
+        return ops.tail(x, self.tail.weight, self.tail.bias, self.config.mean, result)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:

@@ -9,15 +9,15 @@ with the network's whole receptive radius as overlap.
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edsr.model import EDSR
 from kernels import reference
+from kernels.reference import AS_COMPUTED, Result
 
 HEADROOM, FOOTROOM = (
     4,
@@ -37,9 +37,9 @@ class Band(NamedTuple):
     rows: int
 
     @classmethod
-    def empty(cls, like: Tensor, channels: int, rows: int, columns: int) -> "Band":
+    def empty(cls, like: Tensor, channels: int, rows: int, columns: int, dtype: torch.dtype) -> "Band":
         size = (like.shape[0], channels, HEADROOM + rows + FOOTROOM, columns)
-        return cls(torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last), rows)
+        return cls(torch.empty(size, dtype=dtype, device=like.device, memory_format=torch.channels_last), rows)
 
     @property
     def content(self) -> Tensor:
@@ -49,10 +49,12 @@ class Band(NamedTuple):
 class RowOps:
     """The namespace of ops for one picture (or one batch, or some columns of it), with a memory for each call.
 
-    Ops are told apart by their order, so `begin` must precede every forward pass.
+    ops: the namespace that computes, `kernels.reference` or `kernels.fused`. Calls are told apart by their
+    order, so `begin` must precede every forward pass.
     """
 
-    def __init__(self):
+    def __init__(self, ops: Any = reference):
+        self._ops = ops
         self._memories: list[_Memory] = []
         self._calls = 0
         self._closing = range(0)
@@ -66,10 +68,18 @@ class RowOps:
         return len(self._memories)
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Band:
-        shifted = reference.subtract_mean(x, mean, weight.dtype)
-        band = Band.empty(shifted, x.shape[1], x.shape[2], x.shape[3])
-        band.content.copy_(shifted)
-        return self.conv3x3(band, weight, bias)
+        memory = self._memory()
+        band = Band.empty(x, x.shape[1], x.shape[2], x.shape[3], x.dtype)
+        band.content.copy_(x)
+        # The padding is zero once the mean is gone, so it cannot stand among the pixels.
+        top, bottom = int(not memory.begun), int(memory.closing)
+        window = memory.extend(band, 1, padded=False)
+        rows = max(0, window.shape[2] - 2 + top + bottom)
+        out = Band.empty(x, weight.shape[0], rows, x.shape[3], weight.dtype)
+        if rows:
+            memory.begun = True
+            self._ops.head(window, weight, bias, mean, padding=(top, bottom), out=out.content)
+        return out
 
     def conv3x3(
         self,
@@ -85,42 +95,38 @@ class RowOps:
         window = memory.extend(x, 1)
         rows, columns = max(0, window.shape[2] - 2), window.shape[3]
         r = shuffle
-        out = Band.empty(window, weight.shape[0] // (r * r), rows * r, columns * r)
-        if skip is not None:
-            memory.delayed.append(skip.content)
-        if rows == 0:
-            return out
-        y = F.conv2d(window, weight, bias, padding=(0, 1))
-        # The last step of the epilogue writes into the next convolution's buffer: no copy of its own.
-        if skip is None and relu and scale == 1.0 and shuffle == 1:
-            torch.clamp_min(y, 0, out=out.content)
-            return out
-        y = reference.epilogue(y, relu, scale, None, 1)
-        if skip is not None:
-            for first, piece in memory.take(rows):
-                part = slice(first, first + piece.shape[2])
-                target = y if shuffle > 1 else out.content
-                torch.add(y[:, :, part], piece, out=target[:, :, part])
-        if shuffle > 1:
-            out.content.copy_(F.pixel_shuffle(y, shuffle))
-        elif skip is None:
-            out.content.copy_(y)
+        out = Band.empty(window, weight.shape[0] // (r * r), rows * r, columns * r, weight.dtype)
+        # Straight into the next convolution's buffer, and from wherever the skip's rows are: no copy of either.
+        pieces = [(0, rows, None)] if skip is None else memory.take(skip, rows)
+        for first, n, piece in pieces:
+            if n:
+                target = out.content[:, :, r * first : r * (first + n)]
+                part = window[:, :, first : first + n + 2]
+                self._ops.conv3x3(part, weight, bias, relu, scale, piece, r, padding=0, out=target)
         return out
 
-    def tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Tensor:
+    def resblock(
+        self, x: Band, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, scale: float = 1.0
+    ) -> Band:
+        y = self.conv3x3(x, weight1, bias1, relu=True)
+        return self.conv3x3(y, weight2, bias2, scale=scale, skip=x)
+
+    def tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], result: Result) -> Tensor:
         window = self._memory().extend(x, 1)
         if window.shape[2] <= 2:
-            return _no_rows(window, window.shape[3])
-        return reference.add_mean(F.conv2d(window, weight, bias, padding=(0, 1)), mean)
+            return _no_rows(window, window.shape[3], result)
+        return self._ops.tail(window, weight, bias, mean, result, padding=0)
 
-    def collapsed_tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int) -> Tensor:
+    def collapsed_tail(
+        self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int, result: Result
+    ) -> Tensor:
         memory = self._memory()
         window = memory.extend(x, 2)
         if window.shape[2] <= 4:
-            return _no_rows(window, window.shape[3] * shuffle)
-        y = reference.ringed_conv5x5(window, weight, bias, top=not memory.begun, bottom=memory.closing)
+            return _no_rows(window, window.shape[3] * shuffle, result)
+        ends = (not memory.begun, memory.closing)
         memory.begun = True
-        return reference.add_mean(F.pixel_shuffle(y, shuffle), mean)
+        return self._ops.collapsed_tail(window, weight, bias, mean, shuffle, result, padding=0, ends=ends)
 
     def _memory(self) -> "_Memory":
         if self._calls == len(self._memories):
@@ -140,36 +146,43 @@ class _Memory:
         self.begun = False  # whether any row came out
         self.closing = False  # whether no row of input will follow this band
 
-    def extend(self, band: Band, radius: int) -> Tensor:
+    def extend(self, band: Band, radius: int, padded: bool = True) -> Tensor:
         """The rows a convolution can read now: those carried, the band's, and the padding at either end."""
         buffer = band.buffer
         carried = self.carried
         if carried is None:
-            carried = buffer.new_zeros(buffer.shape[0], buffer.shape[1], radius, buffer.shape[3])
+            carried = buffer.new_zeros(buffer.shape[0], buffer.shape[1], radius * padded, buffer.shape[3])
         start, stop = HEADROOM - carried.shape[2], HEADROOM + band.rows
         buffer[:, :, start:HEADROOM] = carried
-        if self.closing:
+        if self.closing and padded:
             buffer[:, :, stop : stop + radius] = 0
             stop += radius
         window = buffer[:, :, start:stop]
         self.carried = window[:, :, max(0, window.shape[2] - 2 * radius) :].clone()
         return window
 
-    def take(self, rows: int):
-        """The oldest `rows` delayed rows, in pieces: (where it starts, [N, C, n, W])."""
+    def take(self, skip: Band, rows: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Adds a skip's band to those delayed; gives the oldest `rows` rows in pieces: (start, n, [N, C, n, W])."""
+        late = sum(piece.shape[2] for piece in self.delayed)
+        if len(self.delayed) == 1 and late <= HEADROOM:
+            # The few rows before this band belong right before it, where there is room: one piece, one kernel.
+            skip.buffer[:, :, HEADROOM - late : HEADROOM] = self.delayed.pop()
+            self.delayed.append(skip.buffer[:, :, HEADROOM - late : HEADROOM + skip.rows])
+        elif skip.rows:
+            self.delayed.append(skip.content)
         first = 0
         while first < rows:
             piece = self.delayed.popleft()
             n = min(piece.shape[2], rows - first)
-            yield first, piece[:, :, :n]
+            yield first, n, piece[:, :, :n]
+            first += n
             if n < piece.shape[2]:
                 # A copy, so that the rest does not keep the whole band in memory.
                 self.delayed.appendleft(piece[:, :, n:].clone())
-            first += n
 
 
-def _no_rows(like: Tensor, columns: int) -> Tensor:
-    dtype = torch.promote_types(like.dtype, torch.float32)
+def _no_rows(like: Tensor, columns: int, result: Result) -> Tensor:
+    dtype = result.dtype or torch.promote_types(like.dtype, torch.float32)
     return torch.empty(like.shape[0], 3, 0, columns, dtype=dtype, device=like.device)
 
 
@@ -177,11 +190,19 @@ class Stream:
     """One picture, top to bottom, through `model` in bands.
 
     width: LR columns. columns: widest piece computed at once, overlap included (see `plan`), None for all.
-    Pieces advance in step, so that whole rows come out in order.
+    ops: the namespace that computes. result: what is asked of the tail. Pieces advance in step, so that whole
+    rows come out in order.
     """
 
-    def __init__(self, model: EDSR, width: int, columns: int | None = None):
-        self.model, self.width = model, width
+    def __init__(
+        self,
+        model: EDSR,
+        width: int,
+        columns: int | None = None,
+        ops: Any = reference,
+        result: Result = AS_COMPUTED,
+    ):
+        self.model, self.width, self.ops, self.result = model, width, ops, result
         self._tallest = 1  # rows of the tallest band so far
         radius = model.config.radius
         if columns is None or columns >= width:
@@ -191,7 +212,7 @@ class Stream:
             cuts = [width * i // pieces for i in range(pieces + 1)]
         # (first and end column of the piece as computed, of the part kept, its ops)
         self._pieces = [
-            (max(0, a - radius), min(width, b + radius), a, b, RowOps()) for a, b in itertools.pairwise(cuts)
+            (max(0, a - radius), min(width, b + radius), a, b, RowOps(ops)) for a, b in itertools.pairwise(cuts)
         ]
 
     @torch.no_grad()
@@ -215,10 +236,10 @@ class Stream:
         s, parts = self.model.config.scale, []
         for left, right, first, end, ops in self._pieces:
             if closing is None:
-                y = self.model(x[:, :, :, left:right])
+                y = self.model(x[:, :, :, left:right], self.ops, self.result)
             else:
                 ops.begin(closing)
-                y = self.model(x[:, :, :, left:right], ops)
+                y = self.model(x[:, :, :, left:right], ops, self.result)
             parts.append(y[:, :, :, (first - left) * s : (end - left) * s])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
 

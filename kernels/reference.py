@@ -2,25 +2,53 @@
 
 Letters: N pictures, H rows, W columns, Ci and Co channels in and out, r shuffle factor. Tensors are
 torch's [N, C, H, W], in any memory format (channels_last is the fast one). Convolutions are
-cross-correlations of stride 1 with zero padding that keeps H and W.
+cross-correlations of stride 1 with zero padding that keeps W, and H unless `padding` says otherwise: a band
+of a picture brings the rows above and below itself along, and takes none of zeros.
 
-All ops work in the dtype of their weights; the two edges, `head` and `tail`, meet the picture in at
-least fp32, so that the mean shift loses nothing in half precision.
+All ops work in the dtype of their weights; the two edges, `head` and the tails, meet the picture in at
+least fp32, so that the mean shift loses nothing in half precision. `kernels.fused` has the same ops as
+Triton kernels.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNIT = {torch.uint8: 1 / 255, torch.uint16: 1 / 65535, torch.float32: 1.0, torch.float64: 1.0}  # of a picture's values
+LEVELS = {torch.uint8: 255, torch.uint16: 65535, None: 0}  # of a result's values; 0: as computed
 
-def head(x: Tensor, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Tensor:
+
+class Result(NamedTuple):
+    """What a tail gives. dtype: None for values as computed, in at least fp32 and not clamped; torch.uint8 or
+    torch.uint16 for values clamped to 0..1, stretched to the full range and rounded to nearest. overflow: an
+    int32 tensor [1] that is set to 1 where a value is NaN or infinite, None to go without."""
+
+    dtype: torch.dtype | None = None
+    overflow: Tensor | None = None
+
+
+AS_COMPUTED = Result()
+
+
+def head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Sequence[float],
+    padding: tuple[int, int] = (1, 1),
+    out: Tensor | None = None,
+) -> Tensor:
     """conv3x3(x - mean): the mean goes before the zero padding, so the padding is zero *after* it.
 
-    x: [N, 3, H, W] RGB in 0..1. weight: [Co, 3, 3, 3]. bias: [Co]. Gives [N, Co, H, W] in weight's dtype.
+    x: [N, 3, H, W] RGB, floating in 0..1, or uint8 or uint16 of full range. weight: [Co, 3, 3, 3]. bias: [Co].
+    padding: rows of zeros above and below, each 0 or 1. Gives [N, Co, H - 2 + padding, W] in weight's dtype.
     """
-    return conv3x3(subtract_mean(x, mean, weight.dtype), weight, bias)
+    shifted = F.pad(subtract_mean(x, mean, weight.dtype), (0, 0, *padding))
+    y = F.conv2d(shifted, weight, bias, padding=(0, 1))
+    return y if out is None else out.copy_(y)
 
 
 def conv3x3(
@@ -31,53 +59,95 @@ def conv3x3(
     scale: float = 1.0,
     skip: Tensor | None = None,
     shuffle: int = 1,
+    padding: int = 1,
+    out: Tensor | None = None,
 ) -> Tensor:
     """pixel_shuffle(skip + scale * relu(x * weight + bias)), every part but the convolution optional.
 
-    x: [N, Ci, H, W]. weight: [Co, Ci, 3, 3]. bias: [Co]. skip: [N, Co, H, W], not written to.
-    shuffle r > 1 gives [N, Co / r², r·H, r·W] (Shi et al. 2016, equation 4).
+    x: [N, Ci, H, W]. weight: [Co, Ci, 3, 3]. bias: [Co]. skip: [N, Co, H', W], not written to. padding: rows of
+    zeros above and below, 1 or 0; H' = H - 2 + 2*padding. shuffle r > 1 gives [N, Co / r², r·H', r·W] (Shi et
+    al. 2016, equation 4). out: where to write; the epilogue's last step does it, at no cost of its own.
     """
-    return epilogue(F.conv2d(x, weight, bias, padding=1), relu, scale, skip, shuffle)
-
-
-def tail(x: Tensor, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Tensor:
-    """conv3x3(x) + mean. x: [N, Ci, H, W]. Gives [N, 3, H, W] RGB in 0..1, not clamped, at least fp32."""
-    return add_mean(F.conv2d(x, weight, bias, padding=1), mean)
-
-
-def collapsed_tail(x: Tensor, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int) -> Tensor:
-    """pixel_shuffle(conv5x5(x)) + mean, with weights of their own in the outermost ring of pixels.
-
-    x: [N, Ci, H, W]. weight: [4, 4, 3·r², Ci, 5, 5], bias: [4, 4, 3·r²], indexed by the border class of
-    a pixel's row and column (see `edsr.fold`). Gives [N, 3, r·H, r·W], not clamped, at least fp32.
-    """
-    return add_mean(F.pixel_shuffle(ringed_conv5x5(F.pad(x, (0, 0, 2, 2)), weight, bias, True, True), shuffle), mean)
-
-
-# What the streaming ops share with the ones above: each is applied to the rows at hand.
-
-
-def subtract_mean(x: Tensor, mean: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """x - mean in at least fp32, then rounded once to `dtype`. x: [N, 3, H, W]."""
-    wide = x.to(torch.promote_types(dtype, torch.float32))
-    return (wide - wide.new_tensor(mean).view(1, 3, 1, 1)).to(dtype)
-
-
-def add_mean(y: Tensor, mean: Sequence[float]) -> Tensor:
-    """y + mean in at least fp32. y: [N, 3, H, W]."""
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    return wide + wide.new_tensor(mean).view(1, 3, 1, 1)
-
-
-def epilogue(y: Tensor, relu: bool, scale: float, skip: Tensor | None, shuffle: int) -> Tensor:
-    """What follows a convolution, in place on its output `y` (autograd allows it: conv2d does not keep y)."""
+    # Below, in place on y: autograd allows it, because conv2d does not keep what it gives.
+    y = F.conv2d(x, weight, bias, padding=(padding, 1))
+    target = None if shuffle > 1 else out
+    plain = scale == 1.0 and skip is None
     if relu:
-        y = y.relu_()
+        y = torch.clamp_min(y, 0, out=target) if target is not None and plain else y.relu_()
     if scale != 1.0:
         y = y.mul_(scale)
     if skip is not None:
-        y = y.add_(skip)
-    return F.pixel_shuffle(y, shuffle) if shuffle > 1 else y
+        y = torch.add(y, skip, out=target) if target is not None else y.add_(skip)
+    if shuffle > 1:
+        y = F.pixel_shuffle(y, shuffle)
+    return y if out is None or y is out else out.copy_(y)
+
+
+def resblock(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    scale: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """x + scale * conv3x3(relu(conv3x3(x))). x: [N, C, H, W]. Weights: [C, C, 3, 3]. Biases: [C]."""
+    return conv3x3(conv3x3(x, weight1, bias1, relu=True), weight2, bias2, scale=scale, skip=x, out=out)
+
+
+def tail(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Sequence[float],
+    result: Result = AS_COMPUTED,
+    padding: int = 1,
+) -> Tensor:
+    """conv3x3(x) + mean. x: [N, Ci, H, W]. padding: as in `conv3x3`. Gives [N, 3, H', W] RGB in 0..1, see `Result`."""
+    return finish(F.conv2d(x, weight, bias, padding=(padding, 1)), mean, result)
+
+
+def collapsed_tail(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Sequence[float],
+    shuffle: int,
+    result: Result = AS_COMPUTED,
+    padding: int = 2,
+    ends: tuple[bool, bool] = (True, True),
+) -> Tensor:
+    """pixel_shuffle(conv5x5(x)) + mean, with weights of their own in the outermost ring of pixels.
+
+    x: [N, Ci, H, W]. weight: [4, 4, 3·r², Ci, 5, 5], bias: [4, 4, 3·r²], indexed by the border class of
+    a pixel's row and column (see `edsr.fold`). padding: rows of zeros above and below, 2 or 0. ends: whether
+    the first and the last row that come out are the picture's. Gives [N, 3, r·H', r·W], see `Result`.
+    """
+    y = ringed_conv5x5(F.pad(x, (0, 0, padding, padding)), weight, bias, *ends)
+    return finish(F.pixel_shuffle(y, shuffle), mean, result)
+
+
+def subtract_mean(x: Tensor, mean: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """x in 0..1, minus mean, in at least fp32, then rounded once to `dtype`. x: [N, 3, H, W], see `head`."""
+    wide = x.to(torch.promote_types(dtype, torch.float32))
+    if x.dtype in (torch.uint8, torch.uint16):
+        wide = wide / LEVELS[x.dtype]
+    return (wide - wide.new_tensor(mean).view(1, 3, 1, 1)).to(dtype)
+
+
+def finish(y: Tensor, mean: Sequence[float], result: Result) -> Tensor:
+    """y + mean in at least fp32, made into what `result` asks for. y: [N, 3, H, W]."""
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    y = y + y.new_tensor(mean).view(1, 3, 1, 1)
+    if result.overflow is not None:
+        result.overflow.logical_or_(~torch.isfinite(y).all())
+    return y if result.dtype is None else quantise(y, result.dtype)
+
+
+def quantise(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in 0..1 as whole numbers of full range, clamped and rounded to nearest. In place on y."""
+    return y.clamp_(0, 1).mul_(LEVELS[dtype]).round_().to(dtype)
 
 
 INNER, FIRST, LAST, ONLY = range(4)  # border class of a row or column: 1 = first of the picture, 2 = last, 3 = both

@@ -1,10 +1,19 @@
+import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported
+
 from edsr.model import EDSR, EDSRConfig
+from tests import interpreter
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    interpreter.mend()
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -16,6 +25,16 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs the folder ../shared with Set5, Set14 and foreign weights")
     return SHARED
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def chip(request) -> torch.device:
+    """Where kernels run: in Triton's interpreter without a GPU, on the GPU with one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if request.param == "interpreter" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the interpreter is for machines without a CUDA device, or TRITON_INTERPRET=1")
+    return torch.device("cpu" if request.param == "interpreter" else "cuda")
 
 
 @pytest.fixture(autouse=True)

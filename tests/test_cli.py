@@ -223,7 +223,7 @@ def test_nothing_is_overwritten(home, upscale):
         (("--device", "cuda"), "no CUDA device"),
         (("--device", "abacus"), "unknown device"),
         (("--precision", "fp16", "--device", "cpu"), "no fast fp16"),
-        (("--backend", "triton"), "Triton"),
+        (("--backend", "triton"), "--backend triton: the kernels need"),
         (("--scale", "3"), "scale"),
         (("photo.png", "-o", "one.png"), "existing folder"),
     ],
@@ -293,7 +293,7 @@ def test_interruption_leaves_no_half_file(home, capsys, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edsr.engine._quantise", interrupted)
+    monkeypatch.setattr("kernels.reference.quantise", interrupted)
     assert cli.main(["upscale", "photo.png", "--model", "m.safetensors"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert listing(home) == ["m.safetensors", "photo.png"]

@@ -13,7 +13,9 @@ from tests.conftest import network, picture
 
 def plain(model, image):
     """What an Upscaler must give: the plain network on the whole picture in fp64, clamped and rounded."""
-    x = torch.from_numpy(image.astype(np.float64) / (255 if image.dtype == np.uint8 else 1)).permute(2, 0, 1)[None]
+    x = torch.from_numpy(image.astype(np.float64) / {np.uint8: 255, np.uint16: 65535}.get(image.dtype.type, 1)).permute(
+        2, 0, 1
+    )[None]
     with torch.no_grad():
         y = model(x.expand(1, 3, -1, -1))[0].permute(1, 2, 0).numpy()
     return np.clip(y.mean(2, keepdims=True) if image.shape[2] == 1 else y, 0, 1)
@@ -141,7 +143,7 @@ def test_overflow_is_an_error_never_a_black_picture(monkeypatch):
         ({"precision": "fp16", "device": "cpu"}, "no fast fp16"),
         ({"precision": "bf16", "device": "cpu"}, "no fast bf16"),
         ({"precision": "fp8"}, "unknown precision"),
-        ({"backend": "triton"}, "Triton"),
+        ({"backend": "triton"}, "multiple of 16 features"),
         ({"backend": "tvm"}, "unknown backend"),
         ({"tile": 31}, "32 or more"),
         ({"tile": "large"}, "32 or more"),
@@ -171,8 +173,26 @@ def test_shapes_that_are_no_pictures(image):
 
 
 def test_dtypes_that_are_no_pictures():
-    with pytest.raises(TypeError, match="uint16"):
-        Upscaler(network(), device="cpu")(np.zeros((4, 4, 3), np.uint16))
+    with pytest.raises(TypeError, match="int32"):
+        Upscaler(network(), device="cpu")(np.zeros((4, 4, 3), np.int32))
+    with pytest.raises(ValueError, match="float32"):
+        Upscaler(network(), device="cpu").frame(torch.zeros(4, 4, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_pictures_keep_their_depth(channels):
+    m = network()
+    image = picture(20, 35, channels).astype(np.uint16) * 201 + 7
+    result = Upscaler(m, device="cpu", tile=32)(image)
+    assert result.dtype == np.uint16 and len(np.unique(result)) > 256
+    assert np.abs(result - plain(m, image) * 65535).max() <= 0.6  # rounding to a whole number, and fp32's
+
+
+def test_frames_are_pictures_as_tensors():
+    up, images = Upscaler(network(), device="cpu"), np.stack([picture(9, 14, seed=i) for i in range(2)])
+    batch = up.frame(torch.from_numpy(images)).numpy()
+    np.testing.assert_array_equal(batch, np.stack([up(image) for image in images]))
+    np.testing.assert_array_equal(up.frame(torch.from_numpy(images[0])).numpy(), batch[0])
 
 
 def test_the_model_is_left_alone():

@@ -153,9 +153,9 @@ def test_no_feature_map_is_larger_than_a_tile(width, height, tile):
     rows, columns = plan(width, tile, m.config.radius)
     largest, original = 0, Band.empty.__func__
 
-    def watched(cls, like, channels, count, wide):
+    def watched(cls, like, channels, count, wide, dtype):
         nonlocal largest
-        band = original(cls, like, channels, count, wide)
+        band = original(cls, like, channels, count, wide, dtype)
         largest = max(largest, band.buffer[0, 0].numel())
         return band
 

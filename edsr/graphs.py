@@ -1,0 +1,85 @@
+"""CUDA graphs of whole pictures: a network's kernels are launched as one, which small pictures are short of."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kernels.reference import Result
+
+KEPT = 4  # graphs; each holds the feature maps of its picture's size, all in one pool
+Forward = Callable[[Tensor, Result], Tensor]
+
+
+class Graphs:
+    """`forward` as graphs, one for each kind of picture met at least twice; the latest `KEPT` are kept.
+
+    A picture met once is computed as usual: recording a graph costs as much as computing it three times.
+    Safe to call from several threads and streams: the graphs take turns.
+    """
+
+    def __init__(self, forward: Forward):
+        self._forward = forward
+        self._met: OrderedDict[tuple, _Graph | None] = OrderedDict()
+        self._pool = None
+        self._done: torch.cuda.Event | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Tensor, result: Result) -> Tensor:
+        """forward(x, result), in memory of the caller's own. x: [N, C, H, W] on a CUDA device."""
+        kind = (tuple(x.shape), x.dtype, result.dtype, result.overflow is not None)
+        with self._lock:
+            if kind not in self._met:
+                self._met[kind] = None
+                self._drop_oldest()
+                return self._forward(x, result)
+            self._met.move_to_end(kind)
+            graph = self._met[kind]
+            # They share memory, and the last picture may have come on another stream.
+            stream = torch.cuda.current_stream(x.device)
+            if self._done is not None:
+                stream.wait_event(self._done)
+            if graph is None:
+                if self._pool is None:
+                    self._pool = torch.cuda.graph_pool_handle()
+                graph = self._met[kind] = _Graph(self._forward, x, result, self._pool)
+            y = graph(x, result)
+            self._done = self._done or torch.cuda.Event()
+            self._done.record(stream)
+            return y
+
+    def _drop_oldest(self) -> None:
+        while len(self._met) > KEPT:
+            self._met.popitem(last=False)
+
+
+class _Graph:
+    """`forward` recorded for one kind of picture. What it reads and writes has a fixed place."""
+
+    def __init__(self, forward: Forward, x: Tensor, result: Result, pool):
+        self._x = torch.empty_like(x)
+        self._x.copy_(x)
+        overflow = None if result.overflow is None else torch.zeros_like(result.overflow)
+        self._overflow = overflow
+        own = Result(result.dtype, overflow)
+        # Once aside, so that kernels are compiled and libraries have their workspaces before recording begins.
+        aside = torch.cuda.Stream(x.device)
+        aside.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(aside):
+            forward(self._x, own)
+        torch.cuda.current_stream(x.device).wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._y = forward(self._x, own)
+
+    def __call__(self, x: Tensor, result: Result) -> Tensor:
+        self._x.copy_(x)
+        if self._overflow is not None:
+            self._overflow.zero_()
+        self._graph.replay()
+        y = self._y.clone()
+        if self._overflow is not None and result.overflow is not None:
+            result.overflow.logical_or_(self._overflow)
+        return y
