@@ -1,7 +1,8 @@
-"""What is compared: workloads, and the ways to run one network on them, shared by pytest and compare.py.
+"""What is compared: pieces of work, and the ways to do each, shared by pytest, compare.py and tune.py.
 
-Every case gets the same network, picture and number of threads. Peers get the plain network, as their
-users would give it to them.
+Here are the whole network on a CPU and what all work has in common; `bench.frames` has the whole network on a GPU,
+`bench.ops` its single operations. Every case gets the same operands and number of threads. Peers get the plain
+network, as their users would give it to them.
 """
 
 import copy
@@ -11,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.machine import synchronize
 from edsr import EDSR, PRESETS, EDSRConfig, Upscaler
 from edsr.fold import FoldedEDSR
 from edsr.stream import Stream, plan
@@ -29,15 +30,16 @@ class Unavailable(Exception):
 
 
 @cache
-def network(scale: int) -> EDSR:
+def network(config: EDSRConfig) -> EDSR:
+    """A network with random weights from a fixed seed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return EDSR(replace(PRESETS["edsr-baseline"], scale=scale)).eval().requires_grad_(False)
+        return EDSR(config).eval().requires_grad_(False)
 
 
 @cache
-def upscaler(scale: int, device: str) -> Upscaler:
-    return Upscaler(network(scale), device)
+def upscaler(config: EDSRConfig, device: str) -> Upscaler:
+    return Upscaler(network(config), device)
 
 
 def gflop_per_pixel(kind: EDSRConfig, collapsed: bool) -> float:
@@ -47,87 +49,148 @@ def gflop_per_pixel(kind: EDSRConfig, collapsed: bool) -> float:
     """
     c, s = kind.features, kind.scale
     body = 9 * 3 * c + (2 * kind.blocks + 1) * 9 * c * c
+    return 2 * body / 1e9 + gflop_of_end(c, s, collapsed)
+
+
+def gflop_of_end(c: int, scale: int, collapsed: bool) -> float:
+    """The same of upsampler and tail alone."""
     pixels, upsampler = 1, 0
-    for r in kind.shuffles:
+    for r in EDSRConfig(scale=scale).shuffles:
         upsampler += pixels * 9 * c * r * r * c
         pixels *= r * r
-    ends = 25 * c * 3 * s * s if collapsed else upsampler + pixels * 9 * c * 3
-    return 2 * (body + ends) / 1e9
+    return 2 * (25 * c * 3 * scale * scale if collapsed else upsampler + pixels * 9 * c * 3) / 1e9
+
+
+class Work:
+    """Something to be done in several ways, and how to tell whether it was done right."""
+
+    height: int  # of the picture
+    width: int
+    device: str
+    dtype: torch.dtype
+    base: str  # the case that ratios are taken to
+    rounding = 0.0  # what a right result may be off by however it is computed
+
+    @property
+    def cases(self) -> "dict[str, Case]":
+        raise NotImplementedError
+
+    def described(self) -> dict:
+        """What a record says about it."""
+        raise NotImplementedError
+
+    def gflop(self, collapsed: bool) -> float:
+        """10⁹ operations of it all, see `gflop_per_pixel`."""
+        raise NotImplementedError
+
+    @property
+    def yardstick(self) -> float:
+        """The largest error of eager PyTorch in the work's precision."""
+        raise NotImplementedError
+
+    def distance(self, y: Tensor) -> float:
+        """The largest difference from the fp64 result. Raises AssertionError where the shape is another."""
+        raise NotImplementedError
+
+    def check(self, run: Run, poison: bool = False) -> float:
+        """The largest error of a case. Raises AssertionError if it is more than rounding, NaN included.
+
+        poison: memory that PyTorch hands out holds NaN at first, so that what a kernel does not write shows.
+        """
+        limit = SLACK * self.yardstick + self.rounding
+        torch.use_deterministic_algorithms(poison, warn_only=True)  # this is what fills it
+        try:
+            error = self.distance(run())
+        finally:
+            torch.use_deterministic_algorithms(False)
+        if not error <= limit:
+            raise AssertionError(f"wrong result: off by {error:.1e}, at most {limit:.1e} is rounding")
+        return error
 
 
 @dataclass(frozen=True)
-class Workload:
-    """`edsr-baseline`, random weights, random picture, from fixed seeds; fp32 on the CPU, fp16 on CUDA."""
+class Workload(Work):
+    """A network with random weights on a random float picture, both from fixed seeds."""
 
-    scale: int
+    config: EDSRConfig
     height: int
     width: int
     device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    base = "eager"
+
+    @classmethod
+    def baseline(cls, scale: int, height: int, width: int, device: str = "cpu"):
+        """`edsr-baseline`; fp32 on the CPU, fp16 on CUDA."""
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        return cls(replace(PRESETS["edsr-baseline"], scale=scale), height, width, device, dtype)
 
     def __str__(self) -> str:
-        return f"x{self.scale}-{self.width}x{self.height}"
+        return f"x{self.config.scale}-{self.width}x{self.height}"
 
     @property
-    def dtype(self) -> torch.dtype:
-        return torch.float16 if self.device == "cuda" else torch.float32
+    def cases(self) -> "dict[str, Case]":
+        return CASES
+
+    def described(self) -> dict:
+        kind = self.config
+        entry = {"scale": kind.scale, "blocks": kind.blocks, "features": kind.features}
+        precision = str(self.dtype).removeprefix("torch.")
+        return entry | {"width": self.width, "height": self.height, "precision": precision}
+
+    def gflop(self, collapsed: bool) -> float:
+        return gflop_per_pixel(self.config, collapsed) * self.height * self.width
 
     @property
     def model(self) -> EDSR:
-        return network(self.scale)
+        return network(self.config)
 
     @cached_property
     def picture(self) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         return torch.rand(1, 3, self.height, self.width, generator=generator).to(self.device)
 
-    def plain(self, memory_format: torch.memory_format = torch.contiguous_format) -> EDSR:
-        """A copy of the network in the workload's precision."""
+    def plain(self, memory_format: torch.memory_format = torch.contiguous_format, dtype=None) -> EDSR:
+        """A copy of the network, in the workload's precision unless said."""
         model = copy.deepcopy(self.model)
         # torch's types leave memory_format out.
-        return model.to(self.device, self.dtype, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+        return model.to(self.device, dtype or self.dtype, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
-    @cached_property
+    @property
     def upscaler(self) -> Upscaler:
-        return upscaler(self.scale, self.device)
+        return upscaler(self.config, self.device)
 
     @cached_property
     def truth(self) -> Tensor:
         """The result in fp64, [1, 3, s·H, s·W]."""
         with torch.inference_mode():
-            return self.plain().double()(self.picture)
+            return self.plain(dtype=torch.float64)(self.picture)
 
     @cached_property
     def yardstick(self) -> float:
-        """The largest error of eager PyTorch in the workload's precision."""
         with torch.inference_mode():
             return self.distance(self.plain()(self.picture))
 
     def distance(self, y: Tensor) -> float:
-        """The largest difference from the fp64 result; values are RGB in 0..1."""
-        if y.shape != self.truth.shape:
-            raise AssertionError(f"the result is {list(y.shape)}, not {list(self.truth.shape)}")
-        return (y.to(self.truth) - self.truth).abs().max().item()
-
-    def check(self, run: Run) -> float:
-        """The largest error of a case. Raises AssertionError if it is more than rounding, NaN included."""
-        error, limit = self.distance(run()), SLACK * self.yardstick
-        if not error <= limit:
-            raise AssertionError(f"wrong result: off by {error:.1e}, at most {limit:.1e} is rounding")
-        return error
+        return largest_difference(y, self.truth)
 
     @cached_property
     def onnx(self) -> bytes:
-        """The plain network as an ONNX file for pictures of this size. Needs `onnx` and `onnxscript`."""
+        """The plain network as an ONNX file for float pictures of this size. Needs `onnx` and `onnxscript`."""
         optional("onnx")
         optional("onnxscript")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of what other packages lack
-        program = torch.onnx.export(self.plain(), (self.picture,), dynamo=True, verbose=False)
+        picture = torch.zeros(1, 3, self.height, self.width, device=self.device)
+        program = torch.onnx.export(self.plain(), (picture,), dynamo=True, verbose=False)
         assert program is not None
         return program.model_proto.SerializeToString()
 
 
-def workloads(device: str) -> list[Workload]:
-    return [Workload(2, 256, 256, device), Workload(4, 128, 128, device)]
+def largest_difference(y: Tensor, truth: Tensor) -> float:
+    if y.shape != truth.shape:
+        raise AssertionError(f"the result is {list(y.shape)}, not {list(truth.shape)}")
+    return (y.to(truth) - truth).abs().max().item()
 
 
 def optional(name: str) -> ModuleType:
@@ -136,6 +199,25 @@ def optional(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         raise Unavailable(f"{name.split('.')[0]} is not installed") from None
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """torch.compile, which compiles when it is first called. Raises Unavailable then if it cannot.
+
+    What was compiled before is forgotten: torch gives up on a function that it has compiled too many times.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # large, so only where it is used
+
+    torch.compiler.reset()
+    fast = torch.compile(function, **options)
+
+    def call(*operands: Any) -> Any:
+        try:
+            return fast(*operands)
+        except BackendCompilerFailed as error:  # as a rule, no C++ compiler
+            raise Unavailable(f"torch.compile: {str(error).strip().splitlines()[0]}") from None
+
+    return call
 
 
 # --- the ways to run it
@@ -169,24 +251,17 @@ def channels_last(work: Workload) -> Run:
     return lambda: model(x)
 
 
-def compiled(work: Workload) -> Run:
-    from torch._dynamo.exc import BackendCompilerFailed  # large, so only where it is used
-
+def compiled_frozen(work: Workload) -> Run:
     model = work.plain(torch.channels_last)
     x = work.picture.contiguous(memory_format=torch.channels_last)
-    run = torch.compile(model, options={"freezing": True})
-    try:
-        with torch.inference_mode():
-            run(x)
-    except BackendCompilerFailed as error:  # as a rule, no C++ compiler
-        raise Unavailable(f"torch.compile: {str(error).strip().splitlines()[0]}") from None
+    run = compiled(model, options={"freezing": True})
+    with torch.inference_mode():
+        run(x)
     return lambda: run(x)
 
 
 def onnx_runtime(work: Workload) -> Run:
     ort = optional("onnxruntime")
-    if work.device != "cpu":
-        raise Unavailable("compared on the CPU only")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(work.onnx, options, providers=["CPUExecutionProvider"])
@@ -196,8 +271,6 @@ def onnx_runtime(work: Workload) -> Run:
 
 def openvino(work: Workload) -> Run:
     ov = optional("openvino")
-    if work.device != "cpu":
-        raise Unavailable("compared on the CPU only")
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
@@ -211,30 +284,26 @@ def openvino(work: Workload) -> Run:
 
 @dataclass(frozen=True)
 class Case:
-    """build: makes everything ready for a workload and gives what is timed; raises Unavailable."""
+    """build: makes everything ready for a piece of work and gives what is timed; raises Unavailable.
+
+    slow: it takes minutes to make ready.
+    """
 
     title: str
-    build: Callable[[Workload], Run]
+    build: Callable[[Any], Run]
     package: str = "torch"
     collapsed: bool = False
+    slow: bool = False
 
-    def run(self, work: Workload) -> Run:
-        """What is timed: one picture, done when it returns."""
+    @property
+    def ours(self) -> bool:
+        return self.title.startswith("ours")
+
+    def run(self, work: Work) -> Run:
+        """What is timed; on a GPU the result may still be on its way when it returns."""
         if work.device == "cuda":
             torch.backends.cudnn.benchmark = True  # for peers and us alike
-        run = self.build(work)
-
-        @torch.inference_mode()
-        def finished() -> Tensor:
-            y = run()
-            synchronize(work.device)
-            return y
-
-        return finished
-
-    def gflop(self, work: Workload) -> float:
-        """10⁹ operations for one picture, see `gflop_per_pixel`."""
-        return gflop_per_pixel(work.model.config, self.collapsed) * work.height * work.width
+        return torch.inference_mode()(self.build(work))
 
 
 CASES = {
@@ -242,8 +311,12 @@ CASES = {
     "whole": Case("ours, whole picture", whole, collapsed=True),
     "eager": Case("PyTorch, NCHW", eager),
     "channels_last": Case("PyTorch, channels_last", channels_last),
-    "compile": Case("PyTorch, compiled", compiled),
+    "compile": Case("PyTorch, compiled", compiled_frozen),
     "onnxruntime": Case("ONNX Runtime", onnx_runtime, "onnxruntime"),
     "openvino": Case("OpenVINO", openvino, "openvino"),
 }
-BASE = "eager"  # what ratios are taken to
+
+
+def workloads() -> list[Workload]:
+    """What is compared on a CPU."""
+    return [Workload.baseline(2, 256, 256), Workload.baseline(4, 128, 128)]

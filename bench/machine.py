@@ -1,8 +1,13 @@
-"""The machine a figure belongs to: what it is, and what it reaches at best in the same run."""
+"""The machine a figure belongs to: what it is, and what it reaches at best in the same run.
 
+`python -m bench.machine [--device cuda]` prints both.
+"""
+
+import argparse
 import os
 import platform
 import re
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -10,13 +15,27 @@ from pathlib import Path
 import torch
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the square matrices
-COPIED = 1 << 28  # bytes read, and as many written
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}  # bytes read, and as many written: many times any cache
+SAMPLE = 0.01  # seconds on a GPU that one figure is taken over, at least
 
 
 def describe(device: str) -> dict:
     """The machine line as a record: name of the CPU or GPU, cores, threads, versions, date."""
+    gpu = {}
+    if device == "cuda":
+        from triton import __version__ as triton_version  # there is none for every CPU
+
+        properties = torch.cuda.get_device_properties(device)
+        gpu = {
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "triton": triton_version,
+        }
     return {
         "name": torch.cuda.get_device_name(device) if device == "cuda" else cpu_name(),
+        **gpu,
         "device": device,
         "cores": len(available_cores()),
         "threads": torch.get_num_threads(),
@@ -30,6 +49,12 @@ def describe(device: str) -> dict:
 
 def machine_line(machine: dict) -> str:
     """One line for a person from a record of `describe`."""
+    if machine["device"] == "cuda":
+        return (
+            f"{machine['name']}, {machine['multiprocessors']} multiprocessors, {machine['memory_gib']} GiB, "
+            f"CUDA {machine['cuda']}, cuDNN {machine['cudnn']}, Triton {machine['triton']}, "
+            f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}, {machine['date']}"
+        )
     return (
         f"{machine['name']}, {machine['cores']} cores, {machine['threads']} threads, {machine['vectors']}, "
         f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, {machine['date']}"
@@ -66,21 +91,46 @@ class Ceiling:
         n = MATRIX[device]
         self.a = torch.rand(n, n, device=device).to(dtype)
         self.b = torch.rand(n, n, device=device).to(dtype)
-        self.source = torch.rand(COPIED // 4, device=device)
+        self.source = torch.rand(COPIED[device] // 4, device=device)
         self.target = torch.empty_like(self.source)
         self.device, self.gflops, self.gbs = device, 0.0, 0.0
         self.measure()  # the first is the warm-up of both
         self.gflops = self.gbs = 0.0
 
     def measure(self) -> None:
-        product = stopwatch(lambda: self.a @ self.b, self.device)
-        copy = stopwatch(lambda: self.target.copy_(self.source), self.device)
+        product = clock(lambda: self.a @ self.b, self.device)
+        copy = clock(lambda: self.target.copy_(self.source), self.device)
         self.gflops = max(self.gflops, 2 * self.a.shape[0] ** 3 / product / 1e9)
-        self.gbs = max(self.gbs, 2 * COPIED / copy / 1e9)
+        self.gbs = max(self.gbs, 2 * COPIED[self.device] / copy / 1e9)
+
+
+def clock(run, device: str, repeats: int = 1) -> float:
+    """Seconds that one of `repeats` runs takes.
+
+    On a GPU they are counted by it, between two events, one run queued behind the other: with enough repeats the
+    time is the GPU's, or the host's where it cannot launch kernels as fast as they end.
+    """
+    if device != "cuda":
+        return stopwatch(lambda: [run() for _ in range(repeats)], device) / repeats
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
+def repeats_for(run, device: str) -> int:
+    """How many runs on a GPU make a sample long enough; 1 on a CPU. Runs it a few times, which warms it up."""
+    if device != "cuda":
+        return 1
+    return max(1, round(SAMPLE / min(clock(run, device) for _ in range(3))))
 
 
 def stopwatch(run, device: str) -> float:
-    """Seconds that `run` takes, until the device has done it."""
+    """Seconds that `run` takes as its caller sees them, until the device has done it."""
     synchronize(device)
     start = time.perf_counter()
     run()
@@ -91,3 +141,29 @@ def stopwatch(run, device: str) -> float:
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.machine", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    device = parser.parse_args().device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if refused(device):
+        return 2
+    best = Ceiling(device, torch.float16 if device == "cuda" else torch.float32)
+    for _ in range(10):
+        best.measure()
+    print(machine_line(describe(device)))
+    print(f"ceiling: {best.gflops / 1e3:.1f} TFLOP/s matrix product, {best.gbs:.0f} GB/s copy")
+    return 0
+
+
+def refused(device: str) -> bool:
+    """Whether a device cannot be had here; says so in one line."""
+    missing = device == "cuda" and not torch.cuda.is_available()
+    if missing:
+        print("there is no CUDA device here", file=sys.stderr)
+    return missing
+
+
+if __name__ == "__main__":
+    sys.exit(main())

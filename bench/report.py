@@ -1,44 +1,101 @@
-"""The records in bench/results as Markdown tables: `python -m bench.report [FILE ...]`."""
+"""The records in bench/results as Markdown tables: `python -m bench.report [FILE ...] [--chart FILE.svg]`.
+
+Of a GPU's record the whole network comes first, with what was aimed at, then single operations. `--chart` draws the
+latest record of a GPU.
+"""
 
 import argparse
 import json
+import statistics
+import sys
+from collections.abc import Callable
+from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
-from bench.cases import CASES
 from bench.machine import machine_line
 
 RESULTS = Path(__file__).with_name("results")
+NOT_MEASURED = "Not yet measured on a GPU."
+Column = tuple[str, Callable[[dict], str]]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="default: all")
-    files = parser.parse_args().files or sorted(RESULTS.glob("*.json"))
-    print("\n\n".join(render(json.loads(path.read_text())) for path in files))
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="write a chart of frames per second")
+    options = parser.parse_args()
+    records = [json.loads(path.read_text()) for path in options.files or sorted(RESULTS.glob("*.json"))]
+    gpus = sorted((record for record in records if record["kind"] == "gpu"), key=lambda r: r["machine"]["date"])
+    parts = [render(record) for record in gpus] if gpus or options.files else [NOT_MEASURED]
+    print("\n\n".join(parts + [render(record) for record in records if record["kind"] != "gpu"]))
+    if options.chart:
+        if not gpus:
+            print(NOT_MEASURED, file=sys.stderr)
+            return 1
+        options.chart.write_text(chart(gpus[-1]), encoding="utf-8")
+    return 0
 
 
 def render(record: dict) -> str:
-    parts = [compare_table(entry) for entry in record["workloads"]] if record["kind"] == "compare" else []
+    parts = [machine_line(record["machine"])]
+    if record["kind"] == "gpu":
+        parts.append(targets_table(record))
+    parts += [compare_table(entry) for entry in record.get("workloads", [])]
     parts += [memory_table(record)] if record["kind"].startswith("memory") else []
-    return "\n\n".join([machine_line(record["machine"]), *parts])
+    parts += [f"{work}: {why}" for work, why in record.get("failed", {}).items()]
+    if "not_reached" in record:
+        parts.append("No time was left for: " + "; ".join(record["not_reached"]) + ".")
+    return "\n\n".join(parts)
+
+
+# --- tables
+
+
+def heading(entry: dict) -> str:
+    """What was compared, in words."""
+    size = f"{entry['width']} x {entry['height']}"
+    if "op" in entry:
+        return f"{entry['title']}, {entry['features']} features, {size}, {entry['precision']}"
+    shape = f"{entry['blocks']} blocks of {entry['features']} features"
+    model = f"`{entry['model']}` " if "model" in entry else ""
+    return f"{model}x{entry['scale']} of {size}, {shape}, {entry['precision']}"
+
+
+def columns(entry: dict) -> list[Column]:
+    """Titles of a table's columns after the first, and what they say of a case."""
+
+    def ms(case: dict) -> str:
+        value = 1e3 * case["median"]
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    ratio = ("speed-up", lambda case: "-" if case["ratio"] is None else f"{case['ratio']:.2f}")
+    ceiling = ("of ceiling", lambda case: f"{case['ceiling_percent']:.0f} %")
+    peak = ("peak MiB", lambda case: "-" if case["peak_mib"] is None else f"{case['peak_mib']:,.0f}")
+    error = ("error", lambda case: f"{case['error']:.0e}")
+    if "model" not in entry and "op" not in entry:  # on a CPU
+        return [("ms", ms), ratio, ("GFLOP/s", lambda case: f"{case['gflops']:,.0f}"), ceiling, peak, error]
+    frames = [("frames/s", lambda case: f"{1 / case['median']:,.1f}")] if "model" in entry else []
+    return [("ms", ms), *frames, ratio, ("TFLOP/s", lambda case: f"{case['gflops'] / 1e3:,.0f}"), ceiling, peak, error]
 
 
 def compare_table(entry: dict) -> str:
-    best, size = entry["ceiling"], f"{entry['width']} x {entry['height']}"
+    best = entry["ceiling"]
     text = (
-        f"x{entry['scale']} of {size}, {entry['blocks']} blocks of {entry['features']} features, "
-        f"{entry['precision']}, medians of {entry['rounds']} interleaved rounds. "
-        f"Ceiling: {best['gflops']:.0f} GFLOP/s matrix product, {best['gbs']:.0f} GB/s copy."
+        f"{heading(entry)}, medians of {entry['rounds']} interleaved rounds. "
+        f"Ceiling: {best['gflops']:,.0f} GFLOP/s matrix product, {best['gbs']:,.0f} GB/s copy."
     )
     rows = []
-    for case in sorted(entry["cases"].values(), key=lambda case: case["median"]):
+    for case in by_speed(entry):
         title = case["title"] if case["title"].startswith("ours") else f"{case['title']} ({case['version']})"
-        peak = "-" if case["peak_mib"] is None else f"{case['peak_mib']:,.0f}"
-        numbers = f"{1e3 * case['median']:,.0f}", f"{case['ratio']:.2f}", f"{case['gflops']:,.0f}"
-        rows.append((title, *numbers, f"{case['ceiling_percent']:.0f} %", peak, f"{case['error']:.0e}"))
-    head = ("", "ms", "speed-up", "GFLOP/s", "of ceiling", "peak MiB", "error")
-    left_out = [f"{CASES[name].title}: {why}" for name, why in (entry["wrong"] | entry["skipped"]).items()]
+        rows.append((title, *(show(case) for _, show in columns(entry))))
+    head = ("", *(title for title, _ in columns(entry)))
+    left_out = [f"{name}: {why}" for name, why in (entry["wrong"] | entry["skipped"]).items()]
     return "\n\n".join([text, markdown(head, rows), *left_out])
+
+
+def by_speed(entry: dict) -> list[dict]:
+    return sorted(entry["cases"].values(), key=lambda case: case["median"])
 
 
 def memory_table(record: dict) -> str:
@@ -58,5 +115,101 @@ def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
+# --- what one H200 is to reach
+
+
+class Target(NamedTuple):
+    """of: the work it is about; measured: from that work's cases and those of all; None where it was not."""
+
+    title: str
+    wanted: float
+    at_least: bool  # or at most
+    unit: str
+    measured: Callable[[dict[str, dict[str, dict]]], float]
+
+
+BASELINE, BASELINE_X4 = "edsr-baseline-x2-1920x1080", "edsr-baseline-x4-1920x1080"
+SMALL, FULL = "edsr-baseline-x2-64x64", "edsr-x2-1920x1080"
+
+
+def faster(cases: dict[str, dict], peer: str) -> float:
+    """How many times faster ours is, the median over rounds."""
+    pairs = zip(cases[peer]["seconds"], cases["ours"]["seconds"], strict=True)
+    return statistics.median(theirs / ours for theirs, ours in pairs)
+
+
+TARGETS = [
+    Target("`edsr-baseline` x2, 1080p", 100, True, "frames/s", lambda of: 1 / of[BASELINE]["ours"]["median"]),
+    Target("the same, over eager channels_last", 4, True, "x", lambda of: faster(of[BASELINE], "channels_last")),
+    Target("the same, over torch.compile", 1.8, True, "x", lambda of: faster(of[BASELINE], "compile")),
+    Target(
+        "`edsr-baseline` x4, 1080p, its time over that of x2",
+        1.05,
+        False,
+        "x",
+        lambda of: of[BASELINE_X4]["ours"]["median"] / of[BASELINE]["ours"]["median"],
+    ),
+    Target("`edsr` x2, 1080p, of the ceiling", 75, True, "%", lambda of: of[FULL]["ours"]["ceiling_percent"]),
+    Target("the same, over torch.compile", 1.2, True, "x", lambda of: faster(of[FULL], "compile")),
+    Target("`edsr-baseline` x2, 64 x 64", 0.5, False, "ms", lambda of: 1e3 * of[SMALL]["ours"]["median"]),
+    Target("peak memory, 1080p to 4K", 1.2, False, "GB", lambda of: of[BASELINE]["ours"]["peak_mib"] * 2**20 / 1e9),
+]
+
+
+def targets_table(record: dict) -> str:
+    """What one H200 is to reach, beside what was measured."""
+    of = {entry["work"]: entry["cases"] for entry in record["workloads"]}
+    rows = []
+    for target in TARGETS:
+        try:
+            value = target.measured(of)
+        except KeyError:  # one of the figures is missing
+            measured, met = "not measured", ""
+        else:
+            measured = f"{value:.3g} {target.unit}"
+            met = "yes" if (value >= target.wanted if target.at_least else value <= target.wanted) else "no"
+        sign = "at least" if target.at_least else "at most"
+        rows.append((target.title, f"{sign} {target.wanted:g} {target.unit}", measured, met))
+    return markdown(("aim on one H200", "wanted", "measured", "met"), rows)
+
+
+# --- chart
+
+WIDTH, BAR, GAP, LEFT, RIGHT = 860, 18, 6, 250, 120
+COLOURS = {True: "#2563a8", False: "#b4bcc6"}  # ours, theirs
+
+
+def chart(record: dict) -> str:
+    """An SVG picture: for each network at 1080p, a bar of frames per second for every way to run it."""
+    entries = [entry for entry in record["workloads"] if "model" in entry and entry["height"] == 1080]
+    body, y = [], 58
+    for entry in entries:
+        title = f"{entry['model']} x{entry['scale']}, {entry['width']} x {entry['height']}"
+        body.append(text(16, y, title, "bold"))
+        y += 12
+        fastest = max(1 / case["median"] for case in entry["cases"].values())
+        for case in by_speed(entry):
+            frames, ours = 1 / case["median"], case["title"].startswith("ours")
+            length = max(1.0, (WIDTH - LEFT - RIGHT) * frames / fastest)
+            body.append(text(LEFT - 8, y + 13, case["title"], "bold" if ours else "normal", "end"))
+            body.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="{COLOURS[ours]}"/>')
+            body.append(text(LEFT + length + 8, y + 13, f"{frames:,.1f}" if frames < 100 else f"{frames:,.0f}"))
+            y += BAR + GAP
+        y += 28
+    machine = record["machine"]
+    versions = f"{machine['name']}, torch {machine['torch']}, Triton {machine['triton']}, {machine['date']}"
+    body.insert(0, text(16, 28, f"Frames per second, uint8 picture to uint8 picture. {versions}"))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" '
+        'font-family="system-ui, sans-serif" font-size="13">\n'
+        f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>\n' + "\n".join(body) + "\n</svg>\n"
+    )
+
+
+def text(x: float, y: float, words: str, weight: str = "normal", anchor: str = "start") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} font-weight="{weight}" fill="#1f2933">{escape(words)}</text>'
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

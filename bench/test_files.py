@@ -26,7 +26,7 @@ def drawn() -> Image.Image:
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 def test_file_to_file(benchmark, device, tmp_path, ending):
-    work = Workload(2, HEIGHT, WIDTH, device)
+    work = Workload.baseline(2, HEIGHT, WIDTH, device)
     weights, source, target = tmp_path / "net.safetensors", tmp_path / f"in.{ending}", tmp_path / "out.png"
     save_model(work.model, weights)
     drawn().save(source, quality=95)

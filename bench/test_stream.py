@@ -20,7 +20,7 @@ ROUNDS = 2
 
 @functools.lru_cache(maxsize=1)  # tests of one picture follow each other
 def prepared(width: int, height: int, device: str) -> tuple[Workload, torch.Tensor]:
-    work = Workload(2, height, width, device)
+    work = Workload.baseline(2, height, width, device)
     model = work.upscaler.model
     with torch.inference_mode():
         return work, model(work.picture)

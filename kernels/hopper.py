@@ -24,30 +24,40 @@ log = logging.getLogger(__name__)
 # is more than the portable kernel is expected to lose otherwise. A bound from a model, not measured.
 MIN_WIDTH = 64
 
-# Whether the engine may use the kernel of a whole ResBlock. It has not been measured; in fp16 it is expected to be no
-# faster than two convolutions where memory is as fast as a Hopper's.
-RESBLOCK_ENABLED = False
-
 _verdicts: dict[tuple[str, torch.dtype, torch.device], bool] = {}
 
 
 def serves(x: Tensor, weight: Tensor, shuffle: int) -> bool:
-    """Whether `conv3x3` computes this convolution. x: [N, Ci, H, W] and weight [Co, Ci, 3, 3], both channels_last."""
+    """Whether `conv3x3` here is to compute this convolution: it is able to, and was not measured to be slower.
+
+    x: [N, Ci, H, W] and weight [Co, Ci, 3, 3], both channels_last.
+    """
+    measured = [launch.choice(op, f"{launch.NAMES[x.dtype]} {weight.shape[0]}", x.device) for op in ("relu", "skip")]
+    return measured != ["portable", "portable"] and able(x, weight, shuffle)
+
+
+def able(x: Tensor, weight: Tensor, shuffle: int) -> bool:
+    """Whether there is a kernel for this convolution that runs here and was found right."""
     co, ci = weight.shape[:2]
     known = ci == co == 64 or (ci % 64 == 0 and co % 128 == 0)
-    if not known or shuffle != 1 or weight.data_ptr() % 16 or not _describable(x):
+    if not known or shuffle != 1 or not _describable(x):
         return False
     return _works(_conv64 if co == 64 else _conv_wide, x.dtype, x.device)
 
 
 def serves_block(x: Tensor, weight: Tensor) -> bool:
-    """Whether `kernels.resblock.resblock` computes blocks of this weight. Operands as in `serves`."""
-    return (
-        RESBLOCK_ENABLED
-        and tuple(weight.shape[:2]) == (64, 64)
-        and _describable(x)
-        and _works(_block, x.dtype, x.device)
-    )
+    """Whether `kernels.resblock.resblock` is to compute a block: it is able to, and was measured to be the fastest.
+
+    Without a measurement it is not used: in fp16 it is expected to be no faster than two convolutions where memory
+    is as fast as a Hopper's (half the traffic, 2 % more arithmetic, and arithmetic bounds both).
+    """
+    key = f"{launch.NAMES[x.dtype]} {weight.shape[0]}"
+    return launch.choice("resblock", key, x.device) == "one_kernel" and able_block(x, weight)
+
+
+def able_block(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel of a whole ResBlock runs here and was found right. Operands as in `serves`."""
+    return tuple(weight.shape[:2]) == (64, 64) and _describable(x) and _works(_block, x.dtype, x.device)
 
 
 def _describable(x: Tensor) -> bool:
@@ -70,7 +80,7 @@ def conv3x3(
 
     x: [N, Ci, H + 2 - 2*padding, W], weight: [Co, Ci, 3, 3], bias: [Co], skip and out: [N, Co, H, W]; all of one
     dtype, fp16 or bf16. Maps and weight are channels_last; rows and pictures of maps may lie apart. padding: rows of
-    zeros above and below x, 1 or 0. out must not overlap x, but may be skip. For operands that `serves` has accepted.
+    zeros above and below x, 1 or 0. out must not overlap x, but may be skip. For operands that `able` has accepted.
     """
     (_conv64 if weight.shape[0] == 64 else _conv_wide)(x, weight, bias, relu, scale, skip, padding, out)
 
@@ -159,7 +169,7 @@ def _works(kernel: Callable[..., None], dtype: torch.dtype, device: torch.device
 
     A CUDA graph must not record the check: until it has been made elsewhere the answer is then False.
     """
-    if launch._compiling is not None:
+    if launch.compiling():
         return True  # nothing runs
     key = (kernel.__name__, dtype, device)
     if key not in _verdicts:

@@ -59,6 +59,11 @@ def run(fn: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         _compiling.collect(fn.fn.__name__, fn.warmup(*args, grid=grid, **options))
 
 
+def compiling() -> bool:
+    """Whether `run` compiles only."""
+    return _compiling is not None
+
+
 def interpreted() -> bool:
     """Whether Triton interprets plain kernels on the CPU (TRITON_INTERPRET=1 when it was imported)."""
     return knobs.runtime.interpret
@@ -102,16 +107,25 @@ def config(op: str, key: str, default: Config, device: torch.device) -> Config:
     """The configuration measured for this op and key on this kind of GPU, else `default`."""
     if device.type != "cuda":
         return default
-    measured = _configs(torch.cuda.get_device_name(device)).get(op, {})
+    measured = _record(torch.cuda.get_device_name(device))["configs"].get(op, {})
     if key not in measured:
         _say_missing(torch.cuda.get_device_name(device), op, key)
     return measured.get(key, default)
 
 
+def choice(op: str, key: str, device: torch.device) -> str | None:
+    """The way to do an op that was measured to be the fastest on this kind of GPU, by the name `bench.ops` has for
+    it; None without a measurement."""
+    if device.type != "cuda":
+        return None
+    measured = _record(torch.cuda.get_device_name(device)).get("choices", {}).get(op, {})
+    return measured.get(key, {}).get("fastest")
+
+
 @cache
-def _configs(gpu: str) -> dict[str, dict[str, Config]]:
+def _record(gpu: str) -> dict[str, Any]:
     path = FOLDER / f"{slug(gpu)}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["configs"] if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"configs": {}}
 
 
 @cache

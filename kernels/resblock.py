@@ -286,7 +286,7 @@ def resblock(
 
     x: [N, 64, H, W], weights: [64, 64, 3, 3], biases: [64]; all of one dtype, fp16 or bf16, maps and weights
     channels_last. out: where to write, of x's shape, not overlapping x. For operands that
-    `kernels.hopper.serves_block` has accepted.
+    `kernels.hopper.able_block` has accepted.
     """
     if out is None:
         out = torch.empty_like(x, memory_format=torch.channels_last)

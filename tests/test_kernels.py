@@ -94,6 +94,13 @@ def test_conv3x3_of_any_size(chip, n, ci, co, h, w, relu, with_skip, dtype):
     judge(y, reference.conv3x3, x, weight, bias, relu, 1.0, skip)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_relu_does_not_hide_nan(chip):
+    x, (weight, bias) = features(1, 16, 4, 8, dtype=torch.float16, device=chip), layer(16, 16, 3, torch.float16, chip)
+    x[0, 0, 1, 1] = float("nan")
+    assert fused.conv3x3(x, weight, bias, relu=True)[:, :, :3, :3].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_resblock(dtype, chip):
     x, first, second = features(1, 16, 7, 20, dtype=dtype, device=chip), *(layer(16, 16, 3, dtype, chip) for _ in "12")
@@ -263,14 +270,19 @@ def test_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
 
 
 def test_configurations_are_data(tmp_path, monkeypatch):
-    (tmp_path / "some-gpu-9.json").write_text('{"configs": {"conv3x3": {"fp16 64-64": {"BLOCK_H": 4}}}}')
+    (tmp_path / "some-gpu-9.json").write_text(
+        '{"configs": {"conv3x3": {"fp16 64-64": {"BLOCK_H": 4}}},'
+        '"choices": {"resblock": {"fp16 64": {"fastest": "portable"}}}}'
+    )
     monkeypatch.setattr(launch, "FOLDER", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some (GPU) 9")
     cuda = torch.device("cuda")
-    launch._configs.cache_clear()
+    launch._record.cache_clear()
     try:
         assert launch.config("conv3x3", "fp16 64-64", {"BLOCK_H": 8}, cuda) == {"BLOCK_H": 4}
         assert launch.config("conv3x3", "fp16 32-32", {"BLOCK_H": 8}, cuda) == {"BLOCK_H": 8}
         assert launch.config("conv3x3", "fp16 64-64", {"BLOCK_H": 8}, torch.device("cpu")) == {"BLOCK_H": 8}
+        assert launch.choice("resblock", "fp16 64", cuda) == "portable"
+        assert launch.choice("resblock", "bf16 64", cuda) is None
     finally:
-        launch._configs.cache_clear()
+        launch._record.cache_clear()

@@ -1,0 +1,289 @@
+"""Single operations of the network on feature maps of one size: ours, cuDNN through PyTorch, torch.compile.
+
+Every case gets the same operands, channels_last and of one dtype. cuDNN computes a convolution alone: bias, ReLU and
+skip are kernels of their own (`kernels.reference`); torch.compile may fuse those.
+"""
+
+import copy
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case, Run, Unavailable, Work, compiled, gflop_of_end, largest_difference, network
+from edsr import EDSR, EDSRConfig
+from edsr.fold import FoldedEDSR
+from edsr.model import DIV2K_MEAN
+from kernels import reference
+from kernels.reference import Result
+
+
+@dataclass(frozen=True)
+class Op(Work):
+    """One operation on one map, or picture, with random operands from fixed seeds.
+
+    name: a key of KINDS. device "meta": operands have no values, for compiling without a GPU. scale: of the picture,
+    for tails. result: what a tail gives, see `Result`. wide: the same operands in fp64.
+    """
+
+    name: str
+    features: int
+    height: int
+    width: int
+    device: str = "cuda"
+    dtype: torch.dtype = torch.float16
+    scale: int = 1
+    result: torch.dtype | None = torch.uint8
+    wide: bool = False
+
+    base = "cudnn"
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.features}" + (f"-x{self.scale}" if self.scale > 1 else "")
+
+    @property
+    def kind(self) -> "Kind":
+        return KINDS[self.name]
+
+    @property
+    def cases(self) -> "dict[str, Case]":
+        return {name: CASES[name] for name in ("ours", *self.kind.ways, "cudnn", "compile")}
+
+    @property
+    def rounding(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 0.5001 / 255 if self.name == "tail" else 0.0  # to whole levels
+
+    def described(self) -> dict:
+        title = self.kind.title + (f" x{self.scale}" if self.scale > 1 else "")
+        precision = str(self.dtype).removeprefix("torch.")
+        size = {"width": self.width, "height": self.height, "precision": precision}
+        return {"op": self.name, "title": title, "features": self.features, "scale": self.scale} | size
+
+    def gflop(self, collapsed: bool) -> float:
+        c, pixels = self.features, self.height * self.width
+        if self.name == "tail":
+            return gflop_of_end(c, self.scale, collapsed) * pixels
+        return self.kind.convolutions * 2 * 9 * (3 if self.name == "head" else c) * c * pixels / 1e9
+
+    def draw(self, seed: int, *size: int, gain: float = 1.0) -> Tensor:
+        """Random numbers of deviation `gain`; [N, C, H, W] is channels_last."""
+        if self.device == "meta":
+            values = torch.empty(size, device="meta", dtype=self.dtype)
+        else:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            values = torch.randn(size, device=self.device, generator=generator).mul_(gain).to(self.dtype)
+        if len(size) == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        return values.double() if self.wide else values
+
+    def map(self) -> Tensor:
+        """A feature map. At 1080p one of 64 channels is larger than any cache, so one is as good as several."""
+        return self.draw(0, 1, self.features, self.height, self.width)
+
+    def pixels(self) -> Tensor:
+        """A picture, uint8 [1, 3, H, W] in the memory of [H, W, 3]."""
+        size = (1, self.height, self.width, 3)
+        values = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return values.to(self.device).permute(0, 3, 1, 2)
+
+    def weights(self, inputs: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a convolution that keeps deviations about as they are."""
+        weight = self.draw(seed, self.features, inputs, 3, 3, gain=(9 * inputs) ** -0.5)
+        return weight, self.draw(seed + 1, self.features, gain=0.1)
+
+    def end(self) -> EDSR:
+        """The end of a network, plain. Its weights are rounded from those that `collapsed_end` was composed of."""
+        model, dtype = copy.deepcopy(_end(self.features, self.scale)), torch.float64 if self.wide else self.dtype
+        # torch's types leave memory_format out.
+        return model.to(self.device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def collapsed_end(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a collapsed tail."""
+        if self.device == "meta":
+            outputs = 3 * self.scale**2
+            weight = torch.empty((4, 4, outputs, 5, 5, self.features), device="meta", dtype=self.dtype)
+            return weight.permute(0, 1, 2, 5, 3, 4), weight.new_empty(4, 4, outputs)
+        model = _folded_end(self.features, self.scale)
+        weight, bias = model.get_buffer("tail_weight"), model.get_buffer("tail_bias")
+        return weight.to(self.device, self.dtype), bias.to(self.device, self.dtype)
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """The result in fp64."""
+        exact = replace(self, wide=True, result=None)
+        # No autotuning for what is computed but once.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
+            return exact.kind.plain(exact)(reference)
+
+    @cached_property
+    def yardstick(self) -> float:
+        unrounded = replace(self, result=None)
+        with torch.inference_mode():
+            return self.distance(unrounded.kind.plain(unrounded)(reference))
+
+    def distance(self, y: Tensor) -> float:
+        if y.dtype == torch.uint8:
+            return largest_difference(y.double() / 255, self.truth.clamp(0, 1))
+        return largest_difference(y, self.truth)
+
+
+@cache
+def _end(features: int, scale: int) -> EDSR:
+    return network(EDSRConfig(scale=scale, blocks=0, features=features))
+
+
+@cache
+def _folded_end(features: int, scale: int) -> FoldedEDSR:
+    return FoldedEDSR(_end(features, scale))
+
+
+# --- the operations: what they do with a namespace of ops
+
+Call = Callable[[Any], Tensor]
+
+
+def relu(op: Op) -> Call:
+    x, (weight, bias) = op.map(), op.weights(op.features)
+    return lambda ops: ops.conv3x3(x, weight, bias, relu=True)
+
+
+def skip(op: Op) -> Call:
+    x, (weight, bias), added = op.map(), op.weights(op.features), op.draw(5, 1, op.features, op.height, op.width)
+    return lambda ops: ops.conv3x3(x, weight, bias, skip=added)
+
+
+def resblock(op: Op) -> Call:
+    x, first, second = op.map(), op.weights(op.features, 1), op.weights(op.features, 3)
+    return lambda ops: ops.resblock(x, *first, *second)
+
+
+def head(op: Op) -> Call:
+    x, (weight, bias) = op.pixels(), op.weights(3)
+    return lambda ops: ops.head(x, weight, bias, DIV2K_MEAN)
+
+
+def plain_tail(op: Op) -> Call:
+    x, model, result = op.map(), op.end(), Result(op.result)
+    return lambda ops: model.reconstruct(x, ops, result)
+
+
+def tail(op: Op) -> Call:
+    x, (weight, bias), result = op.map(), op.collapsed_end(), Result(op.result)
+    return lambda ops: ops.collapsed_tail(x, weight, bias, DIV2K_MEAN, op.scale, result)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """plain: as peers do it; ours: as `kernels.fused` does; ways: cases besides ours and theirs."""
+
+    title: str
+    plain: Callable[[Op], Call]
+    ours: Callable[[Op], Call]
+    convolutions: int = 1
+    ways: tuple[str, ...] = ()
+
+
+KINDS = {
+    "relu": Kind("conv3x3 + ReLU", relu, relu, ways=("portable", "hopper")),
+    "skip": Kind("conv3x3 + skip", skip, skip, ways=("portable", "hopper")),
+    "resblock": Kind("ResBlock", resblock, resblock, 2, ("portable", "hopper", "one_kernel")),
+    "head": Kind("head", head, head),
+    "tail": Kind("tail", plain_tail, tail, ways=("collapsed",)),
+}
+
+
+# --- the ways to run them
+
+
+class Portable:
+    """The convolutions by the plain Triton kernel, whatever the GPU."""
+
+    @staticmethod
+    def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False, skip: Tensor | None = None) -> Tensor:
+        out = torch.empty_like(x)
+        importlib.import_module("kernels.conv3x3").portable(x, weight, bias, relu, 1.0, skip, 1, 1, out)
+        return out
+
+    @classmethod
+    def resblock(cls, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        return cls.conv3x3(cls.conv3x3(x, weight1, bias1, relu=True), weight2, bias2, skip=x)
+
+
+class Hopper(Portable):
+    """The same by the kernels for Hopper GPUs, whether or not they are chosen otherwise."""
+
+    @staticmethod
+    def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False, skip: Tensor | None = None) -> Tensor:
+        out = torch.empty_like(x)
+        importlib.import_module("kernels.hopper").conv3x3(x, weight, bias, relu, 1.0, skip, 1, out)
+        return out
+
+
+def ours(op: Op) -> Run:
+    call, fused = op.kind.ours(op), importlib.import_module("kernels.fused")
+    return lambda: call(fused)
+
+
+def portable(op: Op) -> Run:
+    call = op.kind.ours(op)
+    return lambda: call(Portable)
+
+
+def hopper(op: Op) -> Run:
+    weight, _ = op.weights(op.features)
+    # It says so, too, where its own check of a kernel failed.
+    if not importlib.import_module("kernels.hopper").able(op.map(), weight, 1):
+        raise Unavailable(
+            "there is one for 64, or a multiple of 128, features on Hopper GPUs only, where it is found right"
+        )
+    call = op.kind.ours(op)
+    return lambda: call(Hopper)
+
+
+def one_kernel(op: Op) -> Run:
+    weight, _ = op.weights(op.features)
+    if not importlib.import_module("kernels.hopper").able_block(op.map(), weight):
+        raise Unavailable("there is one for 64 features on Hopper GPUs only, where it is found right")
+    call = op.kind.ours(op)
+    return lambda: call(importlib.import_module("kernels.resblock"))
+
+
+def collapsed(op: Op) -> Run:
+    call = op.kind.ours(op)
+    return lambda: call(reference)
+
+
+def cudnn(op: Op) -> Run:
+    call = op.kind.plain(op)
+    return lambda: call(reference)
+
+
+def max_autotune(op: Op) -> Run:
+    call = op.kind.plain(op)
+    # Without CUDA graphs, which would copy the operands first; one large operation gains nothing by them.
+    run = compiled(lambda: call(reference), mode="max-autotune-no-cudagraphs", dynamic=False)
+    with torch.inference_mode():
+        run()
+    return run
+
+
+CASES = {
+    "ours": Case("ours", ours, collapsed=True),
+    "portable": Case("ours, portable kernel", portable),
+    "hopper": Case("ours, Hopper kernel", hopper),
+    "one_kernel": Case("ours, one kernel", one_kernel),
+    "collapsed": Case("ours, collapsed, on cuDNN", collapsed, collapsed=True),
+    "cudnn": Case("PyTorch, channels_last (cuDNN)", cudnn),
+    "compile": Case("torch.compile, max-autotune", max_autotune, slow=True),
+}
+
+
+def operations(height: int = 1080, width: int = 1920, **where: Any) -> list[Op]:
+    """All that is compared, the dearest first."""
+    ops = [Op(name, c, height, width, **where) for c in (64, 256) for name in ("relu", "skip", "resblock", "head")]
+    ops += [Op("tail", c, height, width, scale=s, **where) for c in (64, 256) for s in (2, 4)]
+    return ops

@@ -1,0 +1,442 @@
+"""Finds launch configurations on this GPU: `python -m bench.tune [--minutes N] [--op TEXT ...]`.
+
+For each kernel and number of features: all candidates are compiled in parallel processes, which takes most of the
+time; then each is checked for right results and timed once at 1080p; then the best are timed in turns. What is best,
+and whether a special kernel is faster than the portable one, is written to kernels/configs/<gpu>.json after every
+step. Found in fp16, and taken over for bf16, which costs the same.
+"""
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+import triton
+from rich.console import Console
+
+from bench.cases import Unavailable
+from bench.compare import turned, write_whole
+from bench.machine import Ceiling, clock, refused, repeats_for
+from bench.ops import Op
+from bench.report import markdown
+from bench.worker import At, each, one_line
+from kernels import aot, launch
+from kernels.launch import Config
+
+FULL = (1080, 1920)
+SMALL = (13, 144)  # no multiple of any block, but the same kernel as for FULL: rows odd, columns a multiple of 16
+ODD = (13, 131)
+FINALISTS, ROUNDS = 6, 7
+SHARED = 227 << 10  # bytes of shared memory of one block on sm_90
+ACCUMULATORS = 128  # fp32 sums a thread may have; more leave no registers for operands
+LIMIT = 30.0  # seconds for one candidate
+RIVALS_SECONDS = 30.0  # kept for the comparison of kernels that do the same
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kernel to tune, by the op name its launcher asks `launch.config` for.
+
+    works: (operation, scale) that use one configuration, judged by their times together. case: of `bench.ops`.
+    """
+
+    op: str
+    features: int
+    case: str
+    works: tuple[tuple[str, int], ...]
+    archs: tuple[int, ...] = ()  # those that have it; none: all
+
+    def __str__(self) -> str:
+        scale = f"-x{self.works[0][1]}" if self.op == "collapsed_tail" else ""
+        return f"{self.op}-{self.features}{scale}"
+
+    def operations(self, size: tuple[int, int], device: str = "cuda") -> list[Op]:
+        return [Op(name, self.features, *size, device=device, scale=scale) for name, scale in self.works]
+
+    def candidates(self, shared: int = SHARED) -> list[Config]:
+        """All worth trying, in a fixed order."""
+        c = self.features
+        if self.op.startswith("hopper") or self.op == "resblock":
+            return self._rings()
+        if self.op == "head":
+            space = product(BLOCK_W=(64, 128, 256), BLOCK_CO=(64, 128), num_warps=(4, 8), num_stages=(1,))
+        elif self.op == "collapsed_tail":
+            blocks = (64,) if self.works[0][1] == 2 else (64, 128)  # of 60, 135 and 240 columns
+            space = product(BLOCK_W=(64, 128, 256), BLOCK_J=blocks, BLOCK_CI=(64,), num_warps=(4, 8), num_stages=(2, 3))
+        else:
+            rectangles = ((4, 32), (8, 16), (2, 128), (4, 64), (8, 32))
+            blocks = (64,) if c == 64 else (128, 256)
+            space = (
+                {"BLOCK_H": h, "BLOCK_W": w} | rest
+                for h, w in rectangles
+                for depth in ({"BLOCK_CI": (64,), "num_stages": (2, 3)}, {"BLOCK_CI": (32,), "num_stages": (3,)})
+                for rest in product(BLOCK_CO=blocks, num_warps=(4, 8), **depth)
+            )
+        return [config for config in space if legal(self.op, config, c, shared)]
+
+    def _rings(self) -> list[Config]:
+        """Depths of the rings in shared memory; the kernels fix the rest."""
+        fixed = {"num_warps": 4, "maxnreg": 168}
+        if self.op == "hopper_conv64":
+            return [{"SLOTS": slots} | fixed for slots in (6, 8, 10)]
+        if self.op == "hopper_conv256":
+            return [{"X_SLOTS": x, "W_SLOTS": w} | fixed for x, w in ((6, 3), (7, 2), (6, 2), (5, 3))]
+        return [{"X_SLOTS": x, "T_SLOTS": t} | fixed for x, t in ((7, 4), (6, 5), (6, 4), (5, 5))]
+
+
+TARGETS = [
+    Target("hopper_conv64", 64, "hopper", (("relu", 1), ("skip", 1)), (90,)),
+    Target("conv3x3", 64, "portable", (("relu", 1), ("skip", 1))),
+    Target("collapsed_tail", 64, "ours", (("tail", 2),)),
+    Target("head", 64, "ours", (("head", 1),)),
+    Target("hopper_conv256", 256, "hopper", (("relu", 1), ("skip", 1)), (90,)),
+    Target("conv3x3", 256, "portable", (("relu", 1), ("skip", 1))),
+    Target("resblock", 64, "one_kernel", (("resblock", 1),), (90,)),
+    *(Target("collapsed_tail", c, "ours", (("tail", s),)) for c, s in ((64, 4), (256, 2), (64, 3), (256, 4), (256, 3))),
+    Target("head", 256, "ours", (("head", 1),)),
+]
+# Once the kernels are tuned: which of several cases of an operation is the fastest. (operation, features, cases)
+RIVALS = [
+    ("relu", 64, ("portable", "hopper")),
+    ("skip", 64, ("portable", "hopper")),
+    ("relu", 256, ("portable", "hopper")),
+    ("skip", 256, ("portable", "hopper")),
+    ("resblock", 64, ("portable", "hopper", "one_kernel")),
+]
+
+
+def product(**space: tuple[int, ...]) -> Iterator[Config]:
+    return (dict(zip(space, values, strict=True)) for values in itertools.product(*space.values()))
+
+
+def legal(op: str, config: Config, features: int, shared: int = SHARED) -> bool:
+    """Whether a plain kernel can be launched so on 16-bit operands: whole blocks, and room for them."""
+    blocks = {name: size for name, size in config.items() if name.startswith("BLOCK")}
+    if any((size < 16 and name != "BLOCK_H") or size & (size - 1) for name, size in blocks.items()):
+        return False
+    rows = blocks.get("BLOCK_H", 1) * blocks["BLOCK_W"]
+    columns = blocks.get("BLOCK_CO", 0) or blocks["BLOCK_J"]
+    if rows * columns > ACCUMULATORS * 32 * config["num_warps"]:
+        return False
+    if op == "head":
+        return columns <= features
+    if features % blocks["BLOCK_CI"]:
+        return False
+    return 2 * config["num_stages"] * blocks["BLOCK_CI"] * (rows + columns) <= shared
+
+
+# --- configurations for one call
+
+
+@contextlib.contextmanager
+def configured(choose: Callable[[str, str, Config], Config]) -> Iterator[set[tuple[str, str]]]:
+    """Inside, launchers get choose(op, key, default). Yields the set of those asked for, by op and key."""
+    asked: set[tuple[str, str]] = set()
+
+    def config(op: str, key: str, default: Config, device: torch.device) -> Config:
+        asked.add((op, key))
+        return choose(op, key, default)
+
+    before, launch.config = launch.config, config
+    try:
+        yield asked
+    finally:
+        launch.config = before
+
+
+def forced(op: str, config: Config):
+    """Inside, kernel `op` is launched with `config`, all others with their defaults."""
+    return configured(lambda asked, key, default: config if asked == op else default)
+
+
+# --- compiling
+
+
+def compile_candidate(target: Target, config: Config, arch: int, shared: int = SHARED) -> str | None:
+    """Compiles all that timing it will need into Triton's cache; the reason if it cannot be done."""
+
+    def call() -> None:
+        for op in target.operations(FULL, "meta"):
+            with forced(target.op, config):
+                op.cases[target.case].build(op)()
+
+    outcome = aot.compile_case(aot.Case(str(target), "fp16", call, 0, 0), arch)
+    wanted = max((kernel.metadata.shared for kernel in outcome.kernels), default=0)
+    too_much = [f"{wanted} B of shared memory, where a block may have {shared}"] if wanted > shared else []
+    return "; ".join(outcome.failures + too_much) or None
+
+
+# --- timing, in a process of its own
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is measured in one go: candidates of one kernel, or rivals. found: configurations so far, by op and key."""
+
+    target: Target | None = None
+    candidates: tuple[Config, ...] = ()
+    rival: tuple[str, int, tuple[str, ...]] | None = None
+    found: dict[str, dict[str, Config]] | None = None
+
+    def __str__(self) -> str:
+        return str(self.target) if self.target else "-".join(map(str, self.rival[:2])) if self.rival else ""
+
+
+def label(config: Config) -> str:
+    return " ".join(f"{name}={value}" for name, value in config.items())
+
+
+def step(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
+    """Measures an item on the GPU; see `bench.worker.each`."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        return tuned(item, failed, at) if item.target else duel(item, failed, at)
+    except Unavailable as error:
+        return {"rows": [], "seconds": {}, "failed": {str(item): str(error)}, "tried": 0}
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
+    """{rows: [{config, seconds, tflops, percent}], best first; failed: {label: why}; key}."""
+    target, wrong = item.target, dict(failed)
+    assert target is not None
+    at("the ceiling")
+    ceiling = Ceiling("cuda", torch.float16)
+    at("the results in fp64")
+    small, odd, full = (target.operations(size) for size in (SMALL, ODD, FULL))
+    checks = [(op, op.cases[target.case].build(op)) for op in small]
+    odd_checks = [(op, op.cases[target.case].build(op)) for op in odd]
+    for op in small + odd:
+        _ = op.yardstick
+    runs = [op.cases[target.case].build(op) for op in full]
+
+    def run() -> None:
+        for each_run in runs:
+            each_run()
+
+    first: list[tuple[float, int, Config]] = []
+    key = ""
+    for i, config in enumerate(item.candidates):
+        if label(config) in failed:
+            continue
+        at(label(config), LIMIT)
+        with forced(target.op, config) as asked:
+            try:
+                for op, check in checks:
+                    op.check(check, poison=True)
+                first.append((min(clock(run, "cuda") for _ in range(4)), i, config))
+            except (AssertionError, launch.KernelError, triton.OutOfResources) as error:  # it may be gone on with
+                wrong[label(config)] = one_line(error)
+            key = next((key for op, key in sorted(asked) if op == target.op), key)
+    finalists = [config for _, _, config in sorted(first)[:FINALISTS]]
+    seconds: dict[str, list[float]] = {label(config): [] for config in finalists}
+    for i in range(ROUNDS):
+        ceiling.measure()
+        for j in turned([str(n) for n in range(len(finalists))], i):
+            config = finalists[int(j)]
+            at(label(config), LIMIT)
+            with forced(target.op, config):
+                seconds[label(config)].append(clock(run, "cuda", repeats_for(run, "cuda")))
+    gflop = sum(op.gflop(collapsed=True) for op in full)
+    rows = []
+    for config in sorted(finalists, key=lambda config: statistics.median(seconds[label(config)])):
+        at(label(config), 2 * LIMIT)  # compiles it once more
+        with forced(target.op, config):
+            try:
+                for op, check in odd_checks:
+                    op.check(check, poison=True)
+            except AssertionError as error:
+                wrong[label(config)] = f"{ODD[0]} x {ODD[1]}: {one_line(error)}"
+                continue
+        median = statistics.median(seconds[label(config)])
+        percent = 100 * gflop / median / ceiling.gflops
+        rows.append({"config": config, "seconds": median, "tflops": gflop / median / 1e3, "percent": percent})
+    return {"rows": rows, "failed": wrong, "key": key, "tried": len(item.candidates)}
+
+
+@torch.inference_mode()
+def duel(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
+    """{seconds: {case: median}, failed, key}; cases that are wrong or not there have no seconds."""
+    assert item.rival is not None
+    name, features, cases = item.rival
+    found, wrong = item.found or {}, dict(failed)
+    with configured(lambda op, key, default: found.get(op, {}).get(key, default)):
+        full, small = Op(name, features, *FULL), Op(name, features, *ODD)
+        runs = {}
+        for case in cases:
+            if case in failed:
+                continue
+            at(case, 2 * LIMIT)
+            try:
+                small.check(small.cases[case].run(small), poison=True)
+                runs[case] = full.cases[case].run(full)
+                runs[case]()
+            except Exception as error:
+                wrong[case] = one_line(error)
+        times: dict[str, list[float]] = {case: [] for case in runs}
+        for i in range(ROUNDS):
+            for case in turned(list(runs), i):
+                at(case, LIMIT)
+                times[case].append(clock(runs[case], "cuda", repeats_for(runs[case], "cuda")))
+    return {"seconds": {case: statistics.median(values) for case, values in times.items()}, "failed": wrong}
+
+
+# --- the command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="stop after; default: %(default)s")
+    parser.add_argument("--op", nargs="+", default=[""], metavar="TEXT", help="only kernels whose name has it")
+    options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
+    before_rivals = deadline - min(RIVALS_SECONDS, 12 * options.minutes)
+    if refused("cuda"):
+        return 2
+    gpu, arch = torch.cuda.get_device_name(), launch.architecture(torch.device("cuda"))
+    shared = torch.cuda.get_device_properties("cuda").shared_memory_per_block_optin
+    console = Console(stderr=True)
+    targets = [
+        target
+        for target in TARGETS
+        if (not target.archs or arch in target.archs) and any(text in str(target) for text in options.op)
+    ]
+    record = read(gpu)
+    started = time.monotonic()
+    with Compiler(targets, arch, shared, before_rivals) as compiler:
+        for item, result in each(step, compiler.steps(console), before_rivals):
+            if isinstance(result, str):
+                console.print(f"{item}: {result}", style="red", markup=False)
+                continue
+            for name, why in (compiler.failed.get(str(item), {}) | result["failed"]).items():
+                console.print(f"{item}: {name}: {why}", markup=False, highlight=False, soft_wrap=True)
+            console.print(report(item, result), markup=False, highlight=False, soft_wrap=True)
+            keep(record, item, result)
+            write(gpu, record)
+    rivals = [Step(rival=rival, found=record["configs"]) for rival in RIVALS if any(t in rival[0] for t in options.op)]
+    for item, result in each(step, rivals if arch == 90 else [], deadline):
+        if isinstance(result, str):
+            console.print(f"{item}: {result}", style="red", markup=False)
+            continue
+        for name, why in result["failed"].items():
+            console.print(f"{item}: {name}: {why}", markup=False, highlight=False, soft_wrap=True)
+        choose(record, item, result["seconds"])
+        console.print(f"{item}: " + ", ".join(f"{case} {1e3 * s:.3f} ms" for case, s in result["seconds"].items()))
+        write(gpu, record)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"{minutes:.1f} minutes; written to {launch.FOLDER.name}/{launch.slug(gpu)}.json")
+    return 0
+
+
+class Compiler:
+    """Compiles candidates of all targets in parallel, in order, while others are measured.
+
+    failed: why candidates cannot be compiled, by target and label.
+    """
+
+    def __init__(self, targets: list[Target], arch: int, shared: int, deadline: float):
+        # Two cores are left to the process that measures and to this one.
+        workers = max(1, len(os.sched_getaffinity(0)) - 2)
+        self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        self._targets = [(target, target.candidates(shared)) for target in targets]
+        self._deadline = deadline
+        self._jobs: dict[tuple[str, str], Future] = {
+            (str(target), label(config)): self._pool.submit(compile_candidate, target, config, arch, shared)
+            for target, candidates in self._targets
+            for config in candidates
+        }
+        self.failed: dict[str, dict[str, str]] = {}
+
+    def __enter__(self) -> "Compiler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def steps(self, console: Console) -> Iterator[Step]:
+        """A step for each target as soon as its candidates are compiled, until the time is over."""
+        for target, candidates in self._targets:
+            started, ready = time.monotonic(), []
+            failed = self.failed.setdefault(str(target), {})
+            for config in candidates:
+                job = self._jobs[str(target), label(config)]
+                try:
+                    reason = job.result(timeout=max(0.0, self._deadline - time.monotonic()))
+                except TimeoutError:
+                    return
+                except Exception as error:  # its process has died
+                    reason = one_line(error)
+                if reason is None:
+                    ready.append(config)
+                else:
+                    failed[label(config)] = reason
+            waited = time.monotonic() - started
+            console.print(f"{target}: {len(ready)} of {len(candidates)} candidates compiled, waited {waited:.0f} s")
+            if ready:
+                yield Step(target, tuple(ready))
+
+
+def report(item: Step, result: dict[str, Any]) -> str:
+    """The table of a kernel's best configurations."""
+    rows = [
+        (label(row["config"]), f"{1e3 * row['seconds']:.3f}", f"{row['tflops']:.0f}", f"{row['percent']:.0f} %")
+        for row in result["rows"]
+    ]
+    return f"{item}, {result['tried']} tried\n" + markdown(("configuration", "ms", "TFLOP/s", "of ceiling"), rows)
+
+
+def keep(record: dict[str, Any], item: Step, result: dict[str, Any]) -> None:
+    """Puts a kernel's best configuration into a record, for fp16 and, under the key that differs by it, bf16."""
+    if item.target is None or not result["rows"]:
+        return
+    entries = record["configs"].setdefault(item.target.op, {})
+    for dtype in ("fp16", "bf16"):
+        entries[result["key"].replace("fp16", dtype, 1)] = result["rows"][0]["config"]
+
+
+def choose(record: dict[str, Any], item: Step, seconds: dict[str, float]) -> None:
+    """Puts into a record which of several ways of one operation is the fastest, with the times."""
+    if item.rival is None:
+        return
+    name, features, _ = item.rival
+    milliseconds = {case: float(f"{1e3 * value:.4g}") for case, value in seconds.items()}
+    entries = record["choices"].setdefault(name, {})
+    for dtype in ("fp16", "bf16"):
+        entries.pop(f"{dtype} {features}", None)
+        if len(seconds) > 1:
+            fastest = min(seconds, key=lambda case: seconds[case])
+            entries[f"{dtype} {features}"] = {"fastest": fastest, "ms": milliseconds}
+
+
+def read(gpu: str) -> dict[str, Any]:
+    """The record of a GPU so far, or an empty one, under today's date and versions."""
+    path = launch.FOLDER / f"{launch.slug(gpu)}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    head = {"gpu": gpu, "date": date.today().isoformat(), "triton": triton.__version__, "torch": torch.__version__}
+    return head | {"configs": before.get("configs", {}), "choices": before.get("choices", {})}
+
+
+def write(gpu: str, record: dict[str, Any]) -> None:
+    launch.FOLDER.mkdir(exist_ok=True)
+    write_whole(launch.FOLDER / f"{launch.slug(gpu)}.json", json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
