@@ -3,6 +3,7 @@
 import copy
 import importlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -24,6 +25,8 @@ AUTO_TILE = {
     "mps": 512,
     "cuda": 2048,
 }  # pixels a side; only "cpu" has been measured (docs/log.md)
+RECORDED = 1 << 20  # pixels of a band up to which it becomes a CUDA graph; larger ones hide their launches, and graphs
+# hold feature maps of their own. Predicted, not measured: 1 Mpx takes an H200 4 ms, launching it takes the CPU 3 ms.
 
 
 class EngineError(Exception):
@@ -36,9 +39,9 @@ class Upscaler:
     model: an EDSR, left untouched. device: "auto" (CUDA, else Apple's MPS, else CPU), "cpu", "cuda",
     "cuda:N" or "mps". precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
     backend: "triton" (this project's kernels; CUDA from compute capability 8.0 on, or for tests any CPU with
-    TRITON_INTERPRET=1), "torch", or "auto": triton where CUDA can have it, else torch. tile: "auto", or N: no
-    feature map is larger than one of N x N pixels (at least 32; on a CPU no more than 256 are used, because
-    larger maps are slower).
+    TRITON_INTERPRET=1), "torch", or "auto": triton where CUDA can have it, else torch. tile: "auto" (on CUDA by
+    the memory that is free), or N: no feature map is larger than one of N x N pixels (at least 32; on a CPU no
+    more than 256 are used, because larger maps are slower).
     Raises EngineError where one of these cannot be had.
 
     The result does not depend on `tile`: it is the whole picture's, to rounding. An Upscaler may be called
@@ -57,16 +60,16 @@ class Upscaler:
         self.precision = _precision(precision, self.device)
         self.backend = _backend(backend, self.device, model)
         self.scale = model.config.scale
-        self.tile = _tile(tile, self.device)
+        self.tile = _tile(tile, self.device, model, self.precision)
         self.model = FoldedEDSR(copy.deepcopy(model).float())
         # torch's stub leaves memory_format out.
         self.model.to(  # pyright: ignore[reportCallIssue]
             self.device, PRECISIONS[self.precision], memory_format=torch.channels_last
         )
         self._ops = importlib.import_module("kernels.fused" if self.backend == "triton" else "kernels.reference")
-        self._whole = partial(_forward, self.model, self._ops)
-        if self.backend == "triton" and self.device.type == "cuda":
-            self._whole = Graphs(self._whole)
+        self._graphs = self.backend == "triton" and self.device.type == "cuda"
+        forward = partial(_forward, self.model, self._ops)
+        self._whole = Graphs(forward) if self._graphs else forward
 
     def __call__(self, image: np.ndarray, self_ensemble: bool = False) -> np.ndarray:
         """The picture, s times larger.
@@ -157,7 +160,8 @@ class Upscaler:
                 if stream is None and last and columns == width:
                     y = self._whole(x, result)
                 else:
-                    stream = stream or Stream(self.model, width, columns, self._ops, result)
+                    recorded = self._graphs and columns * self.band_rows(width) <= RECORDED
+                    stream = stream or Stream(self.model, width, columns, self._ops, result, recorded)
                     y = stream(x, last)
                 y = y[0].permute(1, 2, 0)
                 if not rounded:
@@ -272,9 +276,13 @@ def _no_triton(device: torch.device, model: EDSR) -> str:
     return "" if device.type == "cpu" and launch.interpreted() else f"the kernels need a CUDA device, not {device}"
 
 
-def _tile(tile: int | str, device: torch.device) -> int:
+def _tile(tile: int | str, device: torch.device, model: EDSR, precision: str) -> int:
     best = AUTO_TILE[device.type]
     if tile == "auto":
+        if device.type == "cuda":
+            # Half of what is free, for the five maps alive at once: one late for the long skip, four of a block.
+            pixel = 5 * model.config.features * PRECISIONS[precision].itemsize
+            best = min(best, max(MIN_TILE, math.isqrt(torch.cuda.mem_get_info(device)[0] // 2 // pixel)))
         return best
     if not isinstance(tile, int) or tile < MIN_TILE:
         raise EngineError(f"--tile {tile}: give auto or a whole number of {MIN_TILE} or more")

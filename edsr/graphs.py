@@ -1,8 +1,9 @@
-"""CUDA graphs of whole pictures: a network's kernels are launched as one, which small pictures are short of."""
+"""CUDA graphs: a network's kernels, launched as one. What small pictures and small bands are short of is launches."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,23 @@ from kernels.reference import Result
 
 KEPT = 4  # graphs; each holds the feature maps of its picture's size, all in one pool
 Forward = Callable[[Tensor, Result], Tensor]
+
+
+class Recorded:
+    """What `compute` launches, to be launched again as one graph. It runs when replayed, not when recorded.
+
+    Everything it reads and writes keeps its place in memory, its result included.
+    """
+
+    def __init__(self, compute: Callable[[], Tensor], pool: Any = None):
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may go on allocating meanwhile.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._result = compute()
+
+    def replay(self) -> Tensor:
+        self._graph.replay()
+        return self._result
 
 
 class Graphs:
@@ -70,16 +88,61 @@ class _Graph:
         with torch.cuda.stream(aside):
             forward(self._x, own)
         torch.cuda.current_stream(x.device).wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._y = forward(self._x, own)
+        self._recorded = Recorded(lambda: forward(self._x, own), pool)
 
     def __call__(self, x: Tensor, result: Result) -> Tensor:
         self._x.copy_(x)
         if self._overflow is not None:
             self._overflow.zero_()
-        self._graph.replay()
-        y = self._y.clone()
+        y = self._recorded.replay().clone()
         if self._overflow is not None and result.overflow is not None:
             result.overflow.logical_or_(self._overflow)
         return y
+
+
+class Remembering(Protocol):
+    """Ops with a memory between passes, such as `edsr.stream.RowOps`."""
+
+    def state(self) -> list[Tensor]: ...
+
+    def restore(self, state: list[Tensor]) -> None: ...
+
+
+class Bands:
+    """Passes over the bands of one picture, recorded when nothing changes from one to the next but the values.
+
+    forward: one band through ops that remember rows, whose memory becomes part of the recording: it is read
+    from a fixed place and, at the end of a pass, written back there.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], ops: Remembering):
+        self._forward, self._ops = forward, ops
+        self._recorded: Recorded | None = None
+        self._settled: list | None = None  # shapes of a band and of the memory that it left as they were
+
+    def __call__(self, x: Tensor) -> Tensor:
+        before = _shapes([x, *self._ops.state()])
+        if before != self._settled:
+            self._recorded = None
+            y = self._forward(x)
+            after = _shapes([x, *self._ops.state()])
+            self._settled = after if after == before else None
+            return y
+        if self._recorded is None:
+            self._x, memory = torch.empty_like(x), [tensor.clone() for tensor in self._ops.state()]
+
+            def compute() -> Tensor:
+                self._ops.restore(memory)
+                y = self._forward(self._x)
+                for place, now in zip(memory, self._ops.state(), strict=True):
+                    place.copy_(now)
+                self._ops.restore(memory)
+                return y
+
+            self._recorded = Recorded(compute)
+        self._x.copy_(x)
+        return self._recorded.replay().clone()
+
+
+def _shapes(tensors: list[Tensor]) -> list:
+    return [(x.shape, x.dtype) for x in tensors]

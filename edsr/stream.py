@@ -10,11 +10,13 @@ with the network's whole receptive radius as overlap.
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from edsr.graphs import Bands
 from edsr.model import EDSR
 from kernels import reference
 from kernels.reference import AS_COMPUTED, Result
@@ -62,6 +64,19 @@ class RowOps:
     def begin(self, closing: range) -> None:
         """Announces a pass. closing: the ops, by their order, whose input ends with it."""
         self._calls, self._closing = 0, closing
+
+    def state(self) -> list[Tensor]:
+        """All that is remembered, in one order."""
+        memories = self._memories
+        return [x for m in memories for x in (*([] if m.carried is None else [m.carried]), *m.delayed)]
+
+    def restore(self, state: list[Tensor]) -> None:
+        """Puts tensors of the same shapes in the place of what `state` gives."""
+        tensors = iter(state)
+        for memory in self._memories:
+            if memory.carried is not None:
+                memory.carried = next(tensors)
+            memory.delayed = deque([next(tensors) for _ in memory.delayed])
 
     def __len__(self) -> int:
         """How many ops a pass has, known after the first."""
@@ -190,8 +205,8 @@ class Stream:
     """One picture, top to bottom, through `model` in bands.
 
     width: LR columns. columns: widest piece computed at once, overlap included (see `plan`), None for all.
-    ops: the namespace that computes. result: what is asked of the tail. Pieces advance in step, so that whole
-    rows come out in order.
+    ops: the namespace that computes. result: what is asked of the tail. recorded: whether bands of equal height
+    are to be a CUDA graph (see `edsr.graphs.Bands`). Pieces advance in step, so that whole rows come out in order.
     """
 
     def __init__(
@@ -201,6 +216,7 @@ class Stream:
         columns: int | None = None,
         ops: Any = reference,
         result: Result = AS_COMPUTED,
+        recorded: bool = False,
     ):
         self.model, self.width, self.ops, self.result = model, width, ops, result
         self._tallest = 1  # rows of the tallest band so far
@@ -214,6 +230,7 @@ class Stream:
         self._pieces = [
             (max(0, a - radius), min(width, b + radius), a, b, RowOps(ops)) for a, b in itertools.pairwise(cuts)
         ]
+        self._bands = [Bands(partial(self._band, piece[-1], range(0)), piece[-1]) for piece in self._pieces if recorded]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, last: bool = False) -> Tensor:
@@ -234,14 +251,20 @@ class Stream:
 
     def _pass(self, x: Tensor, closing: range | None) -> Tensor:
         s, parts = self.model.config.scale, []
-        for left, right, first, end, ops in self._pieces:
+        for i, (left, right, first, end, ops) in enumerate(self._pieces):
+            part = x[:, :, :, left:right]
             if closing is None:
-                y = self.model(x[:, :, :, left:right], self.ops, self.result)
+                y = self.model(part, self.ops, self.result)
+            elif self._bands and not closing:
+                y = self._bands[i](part)
             else:
-                ops.begin(closing)
-                y = self.model(x[:, :, :, left:right], ops, self.result)
+                y = self._band(ops, closing, part)
             parts.append(y[:, :, :, (first - left) * s : (end - left) * s])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
+
+    def _band(self, ops: RowOps, closing: range, x: Tensor) -> Tensor:
+        ops.begin(closing)
+        return self.model(x, ops, self.result)
 
 
 def plan(width: int, tile: int, radius: int) -> tuple[int, int]:

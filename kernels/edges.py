@@ -28,6 +28,8 @@ from kernels.reference import AS_COMPUTED, Result
 
 PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the L2 cache (40 MB on sm_80, 50 on sm_90)
 
+SUM_PIXELS = 32  # a program of the second kernel makes; with 64 ptxas aims at 80 registers and spills (x3, uint16)
+
 
 # Sizes are not specialised on: a kernel compiled for one picture serves all.
 @triton.jit(do_not_specialize=["H", "W", "rows", "pad_top", "x_picture", "x_row", "x_column", "x_channel"])
@@ -291,9 +293,9 @@ def _tail_sum(
     if LEVELS > 0:
         acc = tl.minimum(tl.maximum(acc, 0.0), 1.0) * LEVELS
         acc = (acc + 12582912.0) - 12582912.0  # 1.5·2²³: leaves no digits behind the point, ties to even
-    row = R * h + o // R % R
-    offset = row.to(tl.int64)[None, :] * out_row + ((R * w)[:, None] + (o % R)[None, :]) * 3 + channel[None, :]
-    tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    out_ptr += (R * h).to(tl.int64) * out_row
+    offset = (o // R % R) * out_row + (o % R) * 3 + channel
+    tl.store(out_ptr + (3 * R * w)[:, None] + offset[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def collapsed_tail(
@@ -361,7 +363,7 @@ def collapsed_tail(
             )
             launch.run(
                 _tail_sum,
-                ((last - first) * launch.cdiv(w, 128),),
+                ((last - first) * launch.cdiv(w, SUM_PIXELS),),
                 partial,
                 bias,
                 target,
@@ -376,10 +378,10 @@ def collapsed_tail(
                 O=outputs,
                 R=shuffle,
                 LEVELS=reference.LEVELS[result.dtype],
-                BLOCK_W=128,
+                BLOCK_W=SUM_PIXELS,
                 BLOCK_O=triton.next_power_of_2(outputs),
                 COLUMNS=columns,
-                num_warps=8,  # with four, fp32 spills
+                num_warps=4,
             )
     return out.permute(0, 3, 1, 2)
 

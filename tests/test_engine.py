@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr import EngineError, Upscaler
-from edsr.engine import cpu_has
+from edsr.engine import _tile, cpu_has
 from tests.conftest import network, picture
 
 
@@ -170,6 +170,17 @@ def test_what_cannot_be_had(wrong, says, monkeypatch):
 def test_shapes_that_are_no_pictures(image):
     with pytest.raises(ValueError, match="pictures are"):
         Upscaler(network(), device="cpu")(image)
+
+
+def test_the_tile_fits_a_small_gpu(monkeypatch):
+    cuda, m = torch.device("cuda"), network(features=256)
+    sizes = []
+    for free in (140 << 30, 10 << 30, 1 << 20):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 0))
+        sizes.append(_tile("auto", cuda, m, "fp16"))
+        assert _tile(640, cuda, m, "fp16") == 640
+    assert sizes[0] == 2048 and sizes[2] == 32
+    assert sizes[1] ** 2 * 256 * 2 * 5 < 5 << 30 < (sizes[1] + 2) ** 2 * 256 * 2 * 5
 
 
 def test_dtypes_that_are_no_pictures():
