@@ -178,6 +178,7 @@ def run_evaluate(options) -> int:
 
     model = load_model(options.model, options.scale)
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    upscaler.warm_up(lambda line: print(line, file=sys.stderr))
     images = []
     if not options.json:
         print(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")

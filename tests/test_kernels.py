@@ -3,6 +3,8 @@
 Without a GPU they run in Triton's interpreter; `pytest -m gpu` runs the same tests on the chip.
 """
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -242,6 +244,12 @@ def test_overflow_is_told(ops, value, chip):
 def test_tail(dtype, chip):
     x, (weight, bias) = features(1, 32, 5, 9, dtype=dtype, device=chip), layer(3, 32, 3, dtype, chip)
     judge(fused.tail(x, weight, bias, MEAN), reference.tail, x, weight, bias, MEAN)
+
+
+@pytest.mark.parametrize("name", ["head", "conv3x3", "resblock", "tail", "collapsed_tail"])
+def test_every_op_has_a_twin(name):
+    ours, twin = (inspect.signature(getattr(ops, name)).parameters for ops in (fused, reference))
+    assert {k: v for k, v in ours.items() if k != "config"} == dict(twin)
 
 
 def test_what_no_kernel_takes(chip):
