@@ -1,5 +1,6 @@
 """Upscaler: a network made ready for a device, a precision and a memory budget, for pictures of any size."""
 
+import contextlib
 import copy
 import importlib
 import itertools
@@ -106,7 +107,7 @@ class Upscaler:
         if x.dtype not in (torch.uint8, torch.uint16) or x.ndim not in (3, 4) or x.shape[-1] != 3 or 0 in x.shape:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
         pictures = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
-        with torch.no_grad():
+        with torch.no_grad(), self._current():
             y = self._whole(pictures, Result(x.dtype)).permute(0, 2, 3, 1)
         return y[0] if x.ndim == 3 else y
 
@@ -156,7 +157,7 @@ class Upscaler:
             rounded = not gray and not as_computed and dtype != np.float32
             result = Result(x.dtype if rounded else None, overflow)
             columns = plan(width, self.tile, self.model.config.radius)[1]
-            with torch.no_grad():
+            with torch.no_grad(), self._current():
                 if stream is None and last and columns == width:
                     y = self._whole(x, result)
                 else:
@@ -178,6 +179,10 @@ class Upscaler:
                 arriving = None
         if arriving is not None:
             yield self._arrived(arriving)
+
+    def _current(self):
+        """Where the device is the current one, as CUDA graphs want it."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _arrived(self, arriving) -> np.ndarray:
         y, *overflow = arriving.wait()

@@ -52,11 +52,16 @@ def compile_only(arch: int, collect: Callable[[str, Any], None]) -> Iterator[Non
 
 
 def run(fn: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """fn[grid](*args, **options), or compiles it only (see `compile_only`)."""
-    if _compiling is None:
-        fn[grid](*args, **options)
-    else:
+    """fn[grid](*args, **options) on the device of its tensors, or compiles it only (see `compile_only`)."""
+    if _compiling is not None:
         _compiling.collect(fn.fn.__name__, fn.warmup(*args, grid=grid, **options))
+        return
+    device = next(x.device for x in args if isinstance(x, torch.Tensor))
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):  # Triton launches on the current one
+            fn[grid](*args, **options)
+    else:
+        fn[grid](*args, **options)
 
 
 def compiling() -> bool:
@@ -73,15 +78,24 @@ def architecture(device: torch.device) -> int:
     """Compute capability of a CUDA device times ten, 90 for Hopper; 0 for a CPU, where kernels are interpreted."""
     if _compiling is not None:
         return _compiling.arch
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    return _gpu(device).arch if device.type == "cuda" else 0
 
 
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of the device; a Hopper's where there is none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    return _gpu(device).multiprocessors if device.type == "cuda" else 132
+
+
+class _Gpu(NamedTuple):
+    name: str
+    arch: int
+    multiprocessors: int
+
+
+@cache  # asked at every launch
+def _gpu(device: torch.device) -> _Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    return _Gpu(properties.name, 10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
 def check(name: str, x: torch.Tensor) -> None:
@@ -107,9 +121,10 @@ def config(op: str, key: str, default: Config, device: torch.device) -> Config:
     """The configuration measured for this op and key on this kind of GPU, else `default`."""
     if device.type != "cuda":
         return default
-    measured = _record(torch.cuda.get_device_name(device))["configs"].get(op, {})
+    gpu = _gpu(device).name
+    measured = _record(gpu)["configs"].get(op, {})
     if key not in measured:
-        _say_missing(torch.cuda.get_device_name(device), op, key)
+        _say_missing(gpu, op, key)
     return measured.get(key, default)
 
 
@@ -118,7 +133,7 @@ def choice(op: str, key: str, device: torch.device) -> str | None:
     it; None without a measurement."""
     if device.type != "cuda":
         return None
-    measured = _record(torch.cuda.get_device_name(device)).get("choices", {}).get(op, {})
+    measured = _record(_gpu(device).name).get("choices", {}).get(op, {})
     return measured.get(key, {}).get("fastest")
 
 

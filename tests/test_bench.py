@@ -287,7 +287,7 @@ def test_the_default_is_a_candidate(monkeypatch, target):
 def test_configurations_come_back_through_the_launchers(monkeypatch, tmp_path):
     monkeypatch.setattr(tune.launch, "FOLDER", tmp_path / "configs")
     tune.launch._record.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "NVIDIA Made-up 1")
+    monkeypatch.setattr(tune.launch, "_gpu", lambda device: tune.launch._Gpu("NVIDIA Made-up 1", 90, 132))
     record = tune.read("NVIDIA Made-up 1")
     target = next(target for target in tune.TARGETS if target.op == "conv3x3")
     best = {"config": target.candidates()[1], "seconds": 1.0, "tflops": 1.0, "percent": 1.0}
