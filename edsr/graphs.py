@@ -22,8 +22,9 @@ class Recorded:
 
     def __init__(self, compute: Callable[[], Tensor], pool: Any = None):
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on allocating meanwhile.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        # A stream of the current device, which is not what torch takes by itself; other threads may go on allocating.
+        stream = torch.cuda.Stream()
+        with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
             self._result = compute()
 
     def replay(self) -> Tensor:
@@ -34,7 +35,8 @@ class Recorded:
 class Graphs:
     """`forward` as graphs, one for each kind of picture met at least twice; the latest `KEPT` are kept.
 
-    A picture met once is computed as usual: recording a graph costs as much as computing it three times.
+    A picture met once is computed as usual: that compiles the kernels it needs, which a recording could not, and a
+    folder of photographs of many sizes needs no graphs. Where memory does not suffice for a graph, there is none.
     Safe to call from several threads and streams: the graphs take turns.
     """
 
@@ -60,9 +62,11 @@ class Graphs:
             if self._done is not None:
                 stream.wait_event(self._done)
             if graph is None:
-                if self._pool is None:
-                    self._pool = torch.cuda.graph_pool_handle()
-                graph = self._met[kind] = _Graph(self._forward, x, result, self._pool)
+                try:
+                    self._pool = self._pool or torch.cuda.graph_pool_handle()
+                    graph = self._met[kind] = _Graph(self._forward, x, result, self._pool)
+                except torch.OutOfMemoryError:
+                    return self._forward(x, result)
             y = graph(x, result)
             self._done = self._done or torch.cuda.Event()
             self._done.record(stream)
@@ -82,12 +86,6 @@ class _Graph:
         overflow = None if result.overflow is None else torch.zeros_like(result.overflow)
         self._overflow = overflow
         own = Result(result.dtype, overflow)
-        # Once aside, so that kernels are compiled and libraries have their workspaces before recording begins.
-        aside = torch.cuda.Stream(x.device)
-        aside.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(aside):
-            forward(self._x, own)
-        torch.cuda.current_stream(x.device).wait_stream(aside)
         self._recorded = Recorded(lambda: forward(self._x, own), pool)
 
     def __call__(self, x: Tensor, result: Result) -> Tensor:
