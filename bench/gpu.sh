@@ -35,7 +35,8 @@ part() { # name, seconds, command...
 }
 
 part check 45 "$python" -m bench.check
-part tests 130 "$python" -m pytest -q -m gpu -p no:cacheprovider --maxfail=20 tests
+part tests 130 "$python" -m pytest -q -m gpu -p no:cacheprovider --maxfail=20 \
+    tests/test_kernels.py tests/test_hopper.py tests/test_engine_kernels.py
 part ceiling 30 "$python" -m bench.machine --device cuda
 part tune 120 "$python" -m bench.tune --minutes 1.8
 part compare 200 "$python" -m bench.compare --device cuda --minutes 3.2 --save
