@@ -27,7 +27,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from kernels import conv3x3, fused, launch, resblock
+from kernels import conv3x3, fused, hopper, launch, resblock
 from kernels.reference import Result
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -125,7 +125,7 @@ def _conv3x3(
     shuffle: int = 1,
     padding: int = 1,
     size: tuple[int, int] = FULL,
-    portable: bool = False,
+    way: str = "conv3x3",
 ) -> Case:
     height, width = size
     pixels = height * width
@@ -134,16 +134,19 @@ def _conv3x3(
         x = _map(ci, kind, height + 2 - 2 * padding, width)
         y = _map(co, kind, height, width) if skip else None
         out = _map(co // shuffle**2, kind, height * shuffle, width * shuffle)
-        op = conv3x3.portable if portable else fused.conv3x3
-        op(x, *_weight(co, ci, kind), relu, scale, y, shuffle, padding, out)
+        operands = (x, *_weight(co, ci, kind), relu, scale, y)
+        if way == "copies":
+            hopper._conv64_of_copies(*operands, padding, out)
+        else:
+            (fused.conv3x3 if way == "conv3x3" else conv3x3.portable)(*operands, shuffle, padding, out)
 
     return Case(
-        f"{'portable' if portable else 'conv3x3'} {kind} {ci}-{co} {label}",
+        f"{way} {kind} {ci}-{co} {label}",
         kind,
         call,
         flops=2 * 9 * ci * co * pixels,
         traffic=KINDS[kind].itemsize * (pixels * (ci + co + skip * co) + 9 * ci * co),
-        archs=(90,) if portable else (80, 90),  # on sm_80 there is nothing else
+        archs=(80, 90) if way == "conv3x3" else (90,),  # on sm_80 there is nothing else
     )
 
 
@@ -225,14 +228,17 @@ def cases() -> list[Case]:
     found = []
     for kind in KINDS:
         for c in (64, 256):
-            for portable in (False, True) if kind in ("fp16", "bf16") else (False,):
+            ways = (
+                ("conv3x3", "portable", *(["copies"] if c == 64 else [])) if kind in ("fp16", "bf16") else ("conv3x3",)
+            )
+            for way in ways:
                 found += [
-                    _conv3x3("relu", kind, c, c, relu=True, portable=portable),
-                    _conv3x3("relu, band", kind, c, c, relu=True, padding=0, portable=portable),
-                    _conv3x3("relu, odd", kind, c, c, relu=True, size=ODD, portable=portable),
-                    _conv3x3("scale+skip", kind, c, c, scale=0.1, skip=True, portable=portable),
-                    _conv3x3("skip, band", kind, c, c, skip=True, padding=0, portable=portable),
-                    _conv3x3("plain", kind, c, c, portable=portable),
+                    _conv3x3("relu", kind, c, c, relu=True, way=way),
+                    _conv3x3("relu, band", kind, c, c, relu=True, padding=0, way=way),
+                    _conv3x3("relu, odd", kind, c, c, relu=True, size=ODD, way=way),
+                    _conv3x3("scale+skip", kind, c, c, scale=0.1, skip=True, way=way),
+                    _conv3x3("skip, band", kind, c, c, skip=True, padding=0, way=way),
+                    _conv3x3("plain", kind, c, c, way=way),
                 ]
             found += [_conv3x3(f"shuffle {r}", kind, c, c * r * r, shuffle=r) for r in (2, 3)]
             found += [_head(kind, c, picture) for picture in (torch.uint8, torch.uint16, torch.float32)]

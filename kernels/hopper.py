@@ -42,7 +42,12 @@ def able(x: Tensor, weight: Tensor, shuffle: int) -> bool:
     known = ci == co == 64 or (ci % 64 == 0 and co % 128 == 0)
     if not known or shuffle != 1 or not _describable(x):
         return False
-    return _works(_conv64 if co == 64 else _conv_wide, x.dtype, x.device)
+    return any(_works(kernel, x.dtype, x.device) for kernel in _kernels(co))
+
+
+def _kernels(co: int) -> tuple[Callable[..., None], ...]:
+    """Those for this many channels out, the first that works to be used."""
+    return (_conv64, _conv64_of_copies) if co == 64 else (_conv_wide,)
 
 
 def serves_block(x: Tensor, weight: Tensor) -> bool:
@@ -82,13 +87,24 @@ def conv3x3(
     dtype, fp16 or bf16. Maps and weight are channels_last; rows and pictures of maps may lie apart. padding: rows of
     zeros above and below x, 1 or 0. out must not overlap x, but may be skip. For operands that `able` has accepted.
     """
-    (_conv64 if weight.shape[0] == 64 else _conv_wide)(x, weight, bias, relu, scale, skip, padding, out)
+    kernel = next(k for k in _kernels(weight.shape[0]) if _verdicts.get((k.__name__, x.dtype, x.device), True))
+    kernel(x, weight, bias, relu, scale, skip, padding, out)
 
 
 def _conv64(x, weight, bias, relu, scale, skip, padding, out) -> None:
+    default = {"SLOTS": 10, "num_warps": 4, "maxnreg": 168}
+    config = launch.config("hopper_conv64", launch.NAMES[x.dtype], default, x.device)
+    _line_buffer(x, weight, bias, relu, scale, skip, padding, out, COPIES=1, **config)
+
+
+def _conv64_of_copies(x, weight, bias, relu, scale, skip, padding, out) -> None:
+    options = {"SLOTS": 4, "num_warps": 4, "maxnreg": 168}  # more rows would not fit
+    _line_buffer(x, weight, bias, relu, scale, skip, padding, out, COPIES=3, **options)
+
+
+def _line_buffer(x, weight, bias, relu, scale, skip, padding, out, **options) -> None:
     from kernels.hopper_conv64 import conv3x3_c64
 
-    default = {"SLOTS": 10, "num_warps": 4, "maxnreg": 168}
     n, _, h, w = out.shape
     rows = n * h * launch.cdiv(w, 128)
     rows_per_block = launch.cdiv(rows, launch.multiprocessors(x.device))
@@ -106,7 +122,7 @@ def _conv64(x, weight, bias, relu, scale, skip, padding, out) -> None:
         float(scale),
         RELU=relu,
         SKIP=skip is not None,
-        **launch.config("hopper_conv64", launch.NAMES[x.dtype], default, x.device),
+        **options,
     )
 
 

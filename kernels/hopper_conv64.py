@@ -14,6 +14,9 @@ What makes the shifted views possible: TMA and wgmma derive the 128-byte swizzle
 operand may begin at any pixel of a row. Ordinary loads and stores derive it from where the view begins: they may only
 use views that begin at a multiple of 8 pixels (1,024 B, the period of the swizzle).
 
+Should a chip think otherwise (`kernels.hopper` finds out), COPIES = 3 keeps each row three times, one pixel apart, so
+that every operand begins where the swizzle does: three times the traffic from the L2 cache, and room for four rows.
+
 Letters: N pictures, H rows, W columns. Maps are [N, H, W, 64], weights [64 out, 9 taps, 64 in].
 """
 
@@ -99,12 +102,15 @@ def load_taps(w_ptr, TAPS: gl.constexpr):
 
 
 @gluon.jit
-def multiply_taps(weights, pixels, above, same, below):
-    """Starts the nine products of a row; the three rows of input begin at these pixels. Nothing waits yet."""
+def multiply_taps(weights, pixels, above, same, below, STEP: gl.constexpr = 1):
+    """Starts the nine products of a row; the three rows of input begin at these pixels. Nothing waits yet.
+
+    STEP: pixels of the ring from a row's operand to the one a column to its right.
+    """
     starts = (above, same, below)
     acc = gl.zeros([C, PIXELS], gl.float32, layout=RESULT)
     for tap in gl.static_range(9):
-        x = shifted(pixels, starts[tap // 3] + tap % 3)
+        x = shifted(pixels, starts[tap // 3] + tap % 3 * STEP)
         acc = warpgroup_mma(weights[tap], x, acc, use_acc=tap > 0, is_async=True)
     return acc
 
@@ -119,7 +125,8 @@ def activate(acc, bias, scale, RELU: gl.constexpr):
 
 
 @gluon.jit
-def _load_rows(x_desc, x_tail_desc, padding, x_ring, work, SLOTS: gl.constexpr):
+def _load_rows(x_desc, x_tail_desc, padding, x_ring, work, SLOTS: gl.constexpr, COPIES: gl.constexpr):
+    slot: gl.constexpr = SLOT if COPIES == 1 else COPIES * PIXELS
     ring, full, empty = x_ring
     row, end, H, strips = work
     count = 0  # rows loaded so far
@@ -128,16 +135,15 @@ def _load_rows(x_desc, x_tail_desc, padding, x_ring, work, SLOTS: gl.constexpr):
         left = strip * PIXELS - 1
         for i in range(rows + 2):
             loaded = full.index(count % SLOTS)
-            unit = count % SLOTS * (SLOT // UNIT)
+            unit = count % SLOTS * (slot // UNIT)
             wait_empty(empty, count, SLOTS)
-            mbarrier.expect(loaded, SLOT * C * 2)
-            tma.async_copy_global_to_shared(x_desc, [n, y + i - padding, left, 0], loaded, boxed(ring, unit, x_desc))
-            tma.async_copy_global_to_shared(
-                x_tail_desc,
-                [n, y + i - padding, left + PIXELS, 0],
-                loaded,
-                boxed(ring, unit + PIXELS // UNIT, x_tail_desc),
-            )
+            mbarrier.expect(loaded, slot * C * 2)
+            for copy in gl.static_range(COPIES):
+                target = boxed(ring, unit + copy * (PIXELS // UNIT), x_desc)
+                tma.async_copy_global_to_shared(x_desc, [n, y + i - padding, left + copy, 0], loaded, target)
+            if COPIES == 1:  # what the copy a pixel further on would bring, and more, to a multiple of 8
+                target = boxed(ring, unit + PIXELS // UNIT, x_tail_desc)
+                tma.async_copy_global_to_shared(x_tail_desc, [n, y + i - padding, left + PIXELS, 0], loaded, target)
             count += 1
         row += rows
 
@@ -172,13 +178,16 @@ def _multiply(
     stages,
     work,
     SLOTS: gl.constexpr,
+    COPIES: gl.constexpr,
     RELU: gl.constexpr,
     SKIP: gl.constexpr,
 ):
+    slot: gl.constexpr = SLOT if COPIES == 1 else COPIES * PIXELS
+    step: gl.constexpr = 1 if COPIES == 1 else PIXELS
     ring, full, empty = x_ring
     stage, skip_full, skip_empty = stages
     row, end, H, strips = work
-    pixels = ring._reinterpret(out_desc.dtype, [SLOTS * SLOT, C], LINEAR)
+    pixels = ring._reinterpret(out_desc.dtype, [SLOTS * slot, C], LINEAR)
     staged = stage.index(CONSUMER).permute((1, 0))
     bias = gl.load(b_ptr + gl.arange(0, C, layout=gl.SliceLayout(1, RESULT)))
     weights = load_taps(w_ptr, 9)
@@ -193,7 +202,8 @@ def _multiply(
             wait_full(full, top, SLOTS)
             wait_full(full, top + 1, SLOTS)
             wait_full(full, top + 2, SLOTS)
-            acc = multiply_taps(weights, pixels, top % SLOTS * SLOT, (top + 1) % SLOTS * SLOT, (top + 2) % SLOTS * SLOT)
+            above, same, below = top % SLOTS * slot, (top + 1) % SLOTS * slot, (top + 2) % SLOTS * slot
+            acc = multiply_taps(weights, pixels, above, same, below, step)
             # While the products run, the store of this consumer's previous row finishes reading the stage.
             tma.store_wait(0)
             if SKIP:
@@ -230,21 +240,23 @@ def conv3x3_c64(
     padding,
     scale,
     SLOTS: gl.constexpr,
+    COPIES: gl.constexpr,
     RELU: gl.constexpr,
     SKIP: gl.constexpr,
 ):
     """out = skip + scale * relu(x * weight + bias), in fp32, rounded once.
 
     SLOTS: at least 4. A consumer that starts a segment on its second row holds one row that it does not need, and
-    three that it does.
+    three that it does. COPIES: 1 or 3, of each row of x in the ring.
     """
     gl.static_assert(SLOTS >= 4)
+    slot: gl.constexpr = SLOT if COPIES == 1 else COPIES * PIXELS
     H = out_desc.shape[1]
     strips = (out_desc.shape[2] + PIXELS - 1) // PIXELS
     row = gl.program_id(0) * rows_per_block
     end = gl.minimum(row + rows_per_block, out_desc.shape[0] * strips * H)
 
-    ring = gl.allocate_shared_memory(out_desc.dtype, [SLOTS * (SLOT // UNIT), UNIT, C], SWIZZLED)
+    ring = gl.allocate_shared_memory(out_desc.dtype, [SLOTS * (slot // UNIT), UNIT, C], SWIZZLED)
     stage = gl.allocate_shared_memory(out_desc.dtype, [2, PIXELS, C], SWIZZLED)
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
@@ -263,9 +275,9 @@ def conv3x3_c64(
     work = (row, end, H, strips)
     gl.warp_specialize(
         [
-            (_multiply, (0, w_ptr, b_ptr, scale, out_desc, x_ring, stages, work, SLOTS, RELU, SKIP)),
-            (_multiply, (1, w_ptr, b_ptr, scale, out_desc, x_ring, stages, work, SLOTS, RELU, SKIP)),
-            (_load_rows, (x_desc, x_tail_desc, padding, x_ring, work, SLOTS)),
+            (_multiply, (0, w_ptr, b_ptr, scale, out_desc, x_ring, stages, work, SLOTS, COPIES, RELU, SKIP)),
+            (_multiply, (1, w_ptr, b_ptr, scale, out_desc, x_ring, stages, work, SLOTS, COPIES, RELU, SKIP)),
+            (_load_rows, (x_desc, x_tail_desc, padding, x_ring, work, SLOTS, COPIES)),
             (_load_skip, (skip_desc, stages, work, SKIP)),
         ],
         [4, 1, 1],  # warps of all but the first

@@ -454,7 +454,8 @@ def _store(pointer: _Pointer, values: Tensor, mask: Tensor) -> None:
 
 
 def _allocate(dtype: torch.dtype, shape: Sequence[int], layout: Any) -> _Memory:
-    start = -(-_block.allocated // 1024) * 1024  # where the swizzle begins anew
+    align = 16 if layout is None else 1024  # barriers lie anywhere, rings where the swizzle begins anew
+    start = -(-_block.allocated // align) * align
     _block.allocated = start + torch.Size(shape).numel() * dtype.itemsize
     if _block.allocated > CAPACITY:
         raise KernelFault(f"{_block.allocated} bytes of shared memory")

@@ -142,6 +142,24 @@ def test_emulated(case, seed, monkeypatch):
     compute(case)
 
 
+def copies(monkeypatch: pytest.MonkeyPatch, device: torch.device = CPU) -> None:
+    """As if the kernel of shifted views had been found wrong."""
+    verdicts = {("_conv64", dtype, device): False for dtype in (torch.float16, torch.bfloat16)}
+    monkeypatch.setattr(hopper, "_verdicts", verdicts)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", CONV64)
+def test_emulated_with_copies_for_shifted_views(case, seed, monkeypatch):
+    emulate(monkeypatch, seed, multiprocessors=1 + seed)
+    copies(monkeypatch)
+    launched = []
+    run = launch.run
+    monkeypatch.setattr(launch, "run", lambda *a, **options: (launched.append(options["COPIES"]), run(*a, **options)))
+    compute(case)
+    assert launched == [3]
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([64, 128, None]),
@@ -245,7 +263,7 @@ def test_the_block_is_served_only_when_measured_to_be_faster(monkeypatch):
 
 # The kernels' check of themselves.
 
-KERNELS = [hopper._conv64, hopper._conv_wide, hopper._block]
+KERNELS = [hopper._conv64, hopper._conv64_of_copies, hopper._conv_wide, hopper._block]
 
 
 @pytest.fixture
