@@ -123,7 +123,7 @@ def conv3x3(
     out: where to write, [N, Co / shuffle², shuffle*H', shuffle*W], not overlapping x; may be skip itself where
     shuffle is 1. Raises KernelError where an operand is none of these.
     """
-    launch.check("conv3x3", x)
+    launch.check("conv3x3", x, weight=weight, bias=bias, skip=skip, out=out)
     n, ci, h, w = x.shape
     co = weight.shape[0]
     rows = h - 2 + 2 * padding
@@ -135,8 +135,8 @@ def conv3x3(
     if rows < 1 or n < 1 or w < 1 or co % (shuffle * shuffle):
         raise KernelError(f"conv3x3: nothing comes of {list(x.shape)} with padding {padding}, {co} / {shuffle}²")
     for name, other in (("weight", weight), ("bias", bias), ("skip", skip), ("out", out)):
-        if other is not None and (other.dtype != x.dtype or other.device != x.device):
-            raise KernelError(f"conv3x3: {name} is {other.dtype} on {other.device}, x {x.dtype} on {x.device}")
+        if other is not None and other.dtype != x.dtype:
+            raise KernelError(f"conv3x3: {name} is {other.dtype}, x {x.dtype}")
     size = (n, co // (shuffle * shuffle), rows * shuffle, w * shuffle)
     if out is None:
         out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -103,7 +103,7 @@ def head(
     channels_last, bias: [Co], both fp16, bf16 or fp32. padding: rows of zeros above and below, each 0 or 1.
     out: where to write, [N, Co, H', W] channels_last. Raises KernelError for other operands.
     """
-    launch.check("head", weight)
+    launch.check("head", weight, x=x, bias=bias, out=out)
     n, channels, rows, w = x.shape
     co, height = weight.shape[0], rows - 2 + sum(padding)
     if channels != 3 or tuple(weight.shape[1:]) != (3, 3, 3) or tuple(bias.shape) != (co,) or height < 1 or w < 1:
@@ -316,7 +316,7 @@ def collapsed_tail(
     ends: whether the first and the last row of the result are the picture's.
     Gives [N, 3, r·H', r·W] channels_last in fp32 or result.dtype. Raises KernelError for other operands.
     """
-    launch.check("collapsed_tail", x)
+    launch.check("collapsed_tail", x, weight=weight, bias=bias, overflow=result.overflow)
     n, ci, height, w = x.shape
     rows, outputs = height - 4 + 2 * padding, 3 * shuffle * shuffle
     if tuple(weight.shape) != (4, 4, outputs, ci, 5, 5) or tuple(bias.shape) != (4, 4, outputs) or ci % 16:

@@ -98,12 +98,15 @@ def _gpu(device: torch.device) -> _Gpu:
     return _Gpu(properties.name, 10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
-def check(name: str, x: torch.Tensor) -> None:
-    """Raises KernelError where no kernel can be launched on x's device or compute in its dtype."""
+def check(name: str, x: torch.Tensor, /, **others: torch.Tensor | None) -> None:
+    """Raises KernelError where no kernel runs on x's device or computes in its dtype, or `others` lie elsewhere."""
     if x.device.type != "cuda" and _compiling is None and not interpreted():
         raise KernelError(f"{name}: the Triton kernels need a CUDA device, not {x.device} (or TRITON_INTERPRET=1)")
     if x.dtype not in NAMES:
         raise KernelError(f"{name}: the kernels compute in {', '.join(NAMES.values())}, not {x.dtype}")
+    for what, other in others.items():
+        if other is not None and other.device != x.device:
+            raise KernelError(f"{name}: {what} is on {other.device}, the rest on {x.device}")
 
 
 def channels_last(name: str, x: torch.Tensor) -> torch.Tensor:

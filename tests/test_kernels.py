@@ -271,6 +271,17 @@ def test_what_no_kernel_takes(chip):
         assert "\n" not in str(error.value)
 
 
+def test_operands_on_other_devices_are_refused(chip):
+    x, (weight, bias) = features(1, 16, 4, 8, dtype=torch.float16, device=chip), layer(16, 16, 3, torch.float16, chip)
+    with pytest.raises(fused.KernelError, match="skip is on meta"):
+        fused.conv3x3(x, weight, bias, skip=x.to("meta"))
+    with pytest.raises(fused.KernelError, match="x is on meta"):
+        fused.head(torch.rand(1, 3, 4, 8, device="meta"), *layer(16, 3, 3, torch.float16, chip), MEAN)
+    with pytest.raises(fused.KernelError, match="weight is on meta"):
+        weight, bias = collapsed(16, 2, torch.float16, chip)
+        fused.collapsed_tail(x, weight.to("meta"), bias, MEAN, 2)
+
+
 def test_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     with pytest.raises(fused.KernelError, match="CUDA device"):
