@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -37,11 +38,13 @@ def is_expected(error: Exception) -> bool:
     import torch
 
     from edsr import EngineError, WeightsError
+    from edsr.checkpoint import CheckpointError
     from edsr.data import DataError
     from edsr.evaluate import EvaluateError
     from edsr.imageio import ImageError
+    from edsr.train import TrainError
 
-    ours = (ImageError, WeightsError, EngineError, DataError, EvaluateError)
+    ours = (ImageError, WeightsError, EngineError, DataError, EvaluateError, TrainError, CheckpointError)
     return isinstance(error, (*ours, OSError, MemoryError, torch.OutOfMemoryError))
 
 
@@ -60,7 +63,7 @@ def describe(error: Exception) -> str:
 
 
 def run_upscale(options) -> int:
-    from edsr import Upscaler, load_model
+    from edsr import Upscaler, load_model, progress
     from edsr.imageio import ImageError, find_pictures
 
     inputs = []
@@ -72,7 +75,7 @@ def run_upscale(options) -> int:
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
     upscaler.warm_up(lambda line: None if options.quiet else print(line, file=sys.stderr))
     failures = 0
-    with progress_bar(options.quiet) as bar:
+    with progress.bar(options.quiet) as bar:
         for path in inputs:
             record: dict = {"input": str(path)} | dict.fromkeys(RESULTS)
             record |= {"device": str(upscaler.device), "precision": upscaler.precision}
@@ -128,47 +131,6 @@ def upscale_file(upscaler, path: Path, options, bar) -> dict:
     return dict(zip(RESULTS, values, strict=True))
 
 
-class NoBar:
-    """What a progress bar does where nobody watches: nothing."""
-
-    def start(self, name: str, width: int, height: int) -> None: ...
-
-    def advance(self, rows: int) -> None: ...
-
-
-@contextlib.contextmanager
-def progress_bar(quiet: bool):
-    """Rows done, megapixels of input per second and time left, on a terminal; nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield NoBar()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} rows"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-
-        class Bar:
-            def start(self, name: str, width: int, height: int) -> None:
-                for old in progress.task_ids:
-                    progress.remove_task(old)
-                self.width, self.done, self.begun = width, 0, time.perf_counter()
-                self.task = progress.add_task(name, total=height, speed="")
-
-            def advance(self, rows: int) -> None:
-                self.done += rows
-                speed = self.done * self.width / 1e6 / (time.perf_counter() - self.begun)
-                progress.update(self.task, advance=rows, speed=f"{speed:.2f} Mpx/s")
-
-        yield Bar()
-
-
 # --- evaluate
 
 
@@ -205,68 +167,40 @@ def score_line(name: str, scores: dict) -> str:
 def run_train(options) -> int:
     from dataclasses import fields
 
-    from edsr.engine import pick_device
+    from edsr.progress import training_bar
     from edsr.train import TrainOptions, train
 
     chosen = {field.name: getattr(options, field.name) for field in fields(TrainOptions)}
-    chosen |= {"data": tuple(options.data), "device": str(pick_device(options.device))}
+    chosen |= {"data": tuple(options.data)}
+    # Of several processes under torchrun one speaks.
+    quiet = options.quiet or os.environ.get("RANK", "0") != "0"
 
     def say(line: str) -> None:
-        if not options.quiet:
+        if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    step, stopping = 0, False
+    progress, stopping = None, False
 
     def stop(*_) -> None:
         nonlocal stopping
-        if step == 0 or stopping:  # nothing to save yet, or somebody in a hurry
+        if progress is None or stopping:  # nothing to save yet, or somebody in a hurry
             raise KeyboardInterrupt
         stopping = True
 
     for name in signal.SIGINT, signal.SIGTERM:
         signal.signal(name, stop)
-    with contextlib.closing(train(TrainOptions(**chosen), say)) as steps, training_bar(options) as show:
+    steps = train(TrainOptions(**chosen), say, lambda: stopping)
+    with contextlib.closing(steps), training_bar(quiet, options.steps) as bar:
         for progress in steps:
-            step = progress.step
-            show(progress)
+            bar.show(progress.step, progress.loss, progress.speed, progress.psnr)
             if progress.psnr is not None:
-                say(f"step {step}: loss {progress.loss:.5f}, validation {progress.psnr:.3f} dB")
-            if stopping:  # between two steps, where the state is whole
-                break
-    if stopping and step < options.steps:
-        say(f"interrupted and saved at step {step}; continue with --resume")
-        return 130
+                say(f"step {progress.step}: loss {progress.loss:.5f}, validation {progress.psnr:.3f} dB")
+    if progress is not None and not progress.finished:
+        why = "interrupted" if stopping else f"stopped after {options.minutes:g} minutes"
+        say(f"{why} and saved at step {progress.step} of {options.steps}; continue with --resume")
+        return 130 if stopping else 0
     say(f"{Path(options.out) / 'best.safetensors'} is ready for upscale --model")
     return 0
-
-
-@contextlib.contextmanager
-def training_bar(options):
-    """Step, loss, pictures per second and time left, on a terminal; nothing elsewhere."""
-    if options.quiet or not sys.stderr.isatty():
-        yield lambda progress: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        task = bar.add_task("", total=options.steps, text="")
-        begun = time.perf_counter()
-        first = None
-
-        def show(progress) -> None:
-            nonlocal first
-            first = progress.step - 1 if first is None else first
-            speed = (progress.step - first) * options.batch / (time.perf_counter() - begun)
-            bar.update(task, completed=progress.step, text=f"loss {progress.loss:.5f}  {speed:.1f} patches/s")
-
-        yield show
 
 
 # --- info, convert
@@ -312,6 +246,20 @@ def tile(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 32:
         raise argparse.ArgumentTypeError("give auto or a whole number of 32 or more")
     return int(text)
+
+
+def positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError("give a number above 0")
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults that are worth telling."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False, True) else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -410,27 +358,47 @@ def add_train(commands, parents) -> None:
     command = commands.add_parser(
         "train",
         parents=parents,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Defaults,
         help="train a network on folders of pictures",
-        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. "
-        "Ctrl-C saves; --resume continues.",
+        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C "
+        "saves; --resume continues. Several GPUs: torchrun --nproc-per-node N cli.py train ...",
         epilog="Example: python cli.py train --data DIV2K_train_HR --out runs/x2",
     )
-    command.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders of high-resolution pictures")
-    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    command.add_argument("--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which network")
-    command.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
-    command.add_argument("--steps", type=int, default=300_000, help="steps in all")
-    command.add_argument("--batch", type=int, default=16, help="patches a step")
-    command.add_argument("--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
-    command.add_argument("--lr", type=float, default=1e-4, help="learning rate at the start")
-    command.add_argument("--val", metavar="DIR", help="validation pictures (none: a few of --data are held back)")
-    command.add_argument("--val-every", type=int, default=1000, metavar="N", help="steps between checkpoints")
     command.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="folders of high-resolution pictures, DIV2K's folder, or HDF5 files of lr and hr",
+    )
+    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    command.add_argument("--resume", action="store_true", help="continue the run in --out")
+    command.add_argument("--minutes", type=positive, metavar="N", help="save and stop after so long")
+    network = command.add_argument_group("network")
+    network.add_argument("--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
+    network.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
+    network.add_argument(
         "--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)"
     )
-    command.add_argument("--resume", action="store_true", help="continue the run in --out")
-    command.add_argument("--seed", type=int, default=0, help="of weights and patches")
+    recipe = command.add_argument_group("recipe")
+    recipe.add_argument("--steps", type=int, default=300_000, help="steps in all")
+    recipe.add_argument("--batch", type=int, default=16, help="patches a step, over all processes")
+    recipe.add_argument("--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
+    recipe.add_argument("--lr", type=positive, default=2e-4, help="learning rate at its peak")
+    recipe.add_argument("--loss", default="l1", choices=("l1", "l2", "charbonnier"), help="what is made small")
+    recipe.add_argument("--schedule", default="cosine", choices=("cosine", "step"), help="how the learning rate falls")
+    recipe.add_argument("--seed", type=int, default=0, help="of weights and patches")
+    pictures = command.add_argument_group("pictures")
+    pictures.add_argument("--val", metavar="PATH", help="validation pictures (none: some of --data are held back)")
+    pictures.add_argument("--crop", type=int, metavar="N", help="cut pictures into squares of N pixels beforehand")
+    pictures.add_argument("--cache", metavar="DIR", help="keep decoded pictures there, not in memory")
+    machine = command.add_argument_group("execution")
+    machine.add_argument("--val-every", type=int, default=1000, metavar="N", help="steps between validations")
+    machine.add_argument("--save-every", type=int, default=1000, metavar="N", help="steps between checkpoints")
+    machine.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
+    machine.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
+    machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
+    machine.add_argument("--deterministic", action="store_true", help="the same bits in every run, on CUDA too")
     command.set_defaults(run=run_train)
 
 

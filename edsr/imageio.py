@@ -3,7 +3,8 @@
 Pixels are numpy uint8 arrays [rows, width, channels], 0..255, channels 1 (gray) or 3 (RGB), top row first and
 already upright: an EXIF orientation is applied once and not passed on. Formats: PNG, JPEG, WebP and TIFF;
 palettes and 1, 2 or 4 bits per sample come out as 8-bit. What would lose something (16-bit or float samples,
-alpha, other colour spaces, animations, several pages) is refused, never silently reduced.
+alpha, other colour spaces, animations, several pages) is refused, never silently reduced; 16-bit PNG and TIFF are
+read as uint16, 0..65535, where that is asked for.
 
 libvips decodes and encodes row by row. Held whole are, by their nature: WebP both ways, progressive JPEG and
 interlaced PNG when read, and a picture that must be turned upright (above 100 MB in a temporary file).
@@ -53,6 +54,7 @@ _LOADERS = {
     b"II+\0": "tiffload",  # BigTIFF
     b"MM\0+": "tiffload",
 }
+_SPACES = {"uchar": (("srgb", 3), ("b-w", 1)), "ushort": (("rgb16", 3), ("grey16", 1))}
 _METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "resolution-unit")  # and exif-*, except:
 _NOT_KEPT = ("exif-ifd0-Orientation", "exif-ifd1-")  # ifd1: the thumbnail, which is not turned upright
 
@@ -64,18 +66,21 @@ class ImageError(Exception):
 class Reader:
     """A picture file, open for reading.
 
-    Attributes: `path`; `width` and `height` in pixels, upright; `channels`, 1 (gray) or 3 (RGB).
+    sixteen: whether 16-bit pictures are read, instead of refused.
+    Attributes: `path`; `width` and `height` in pixels, upright; `channels`, 1 (gray) or 3 (RGB); `dtype`, uint8 or
+    uint16.
     Raises ImageError if the file is missing, unreadable, no picture, damaged, or of an unsupported kind.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], sixteen: bool = False) -> None:
+        self.path, self._sixteen = Path(path), sixteen
         self._loader = _find_loader(self.path)
         with _one_line(f"{self.path}: damaged or cut off, get an intact copy"):
             image = self._open()
             self.width: int = image.width
             self.height: int = image.height
             self.channels: int = image.bands
+            self.dtype = np.dtype(np.uint16 if image.format == "ushort" else np.uint8)
             # libvips says 1 pixel per mm where a file says nothing; 72 per inch is what others assume.
             unknown = image.xres == image.yres == 1.0
             self._resolution = (72 / 25.4, 72 / 25.4) if unknown else (image.xres, image.yres)
@@ -97,7 +102,7 @@ class Reader:
         self._image = None
 
     def rows(self, count: int) -> Iterator[np.ndarray]:
-        """The whole picture from its top, as uint8 arrays [count, width, channels]; the last may be shorter.
+        """The whole picture from its top, as arrays [count, width, channels] of `dtype`; the last may be shorter.
 
         Decodes as it goes, for one thread at a time; each call starts again at the top.
         Raises ImageError when it comes to a damaged or missing part of the file; ValueError if count < 1.
@@ -106,30 +111,35 @@ class Reader:
             raise ValueError(f"count must be 1 or more, got {count}")
         with _one_line(f"{self.path}: damaged or cut off, get an intact copy"):
             image, self._image = self._image or self._open(), None  # a sequential image can be read once only
-            if (image.width, image.height, image.bands) != (self.width, self.height, self.channels):
+            kind = "ushort" if self.dtype == np.uint16 else "uchar"
+            size = self.width, self.height, self.channels
+            if (image.width, image.height, image.bands) != size or image.format != kind:
                 raise ImageError(f"{self.path}: has changed since it was opened, run again")
             region = pyvips.Region.new(image)
         for y in range(0, self.height, count):
             with _one_line(f"{self.path}: damaged or cut off, get an intact copy"):
                 pixels = region.fetch(0, y, self.width, min(count, self.height - y))
-            yield np.frombuffer(pixels, np.uint8).reshape(-1, self.width, self.channels)
+            yield np.frombuffer(pixels, self.dtype).reshape(-1, self.width, self.channels)
 
     def _open(self) -> pyvips.Image:
         name = os.fsencode(self.path)  # bytes: a name need not be valid Unicode, nor "[...]" in it be options
         # "error", not "truncated": libvips fills the missing part of a cut-off TIFF with black otherwise.
         image = pyvips.Operation.call(self._loader, name, access="sequential", fail_on="error")
-        _refuse_unsupported(self.path, image)
+        _refuse_unsupported(self.path, image, self._sixteen)
         if image.get_typeof("orientation") and image.get("orientation") != 1:
             # Turning needs pixels from anywhere, not only from the next row.
             image = pyvips.Operation.call(self._loader, name, access="random", fail_on="error").autorot()
         return image
 
 
-def read(path: str | os.PathLike[str]) -> np.ndarray:
-    """The whole picture, uint8 [height, width, channels]. Raises ImageError, as Reader and rows() do."""
-    with Reader(path) as reader:
+def read(path: str | os.PathLike[str], sixteen: bool = False) -> np.ndarray:
+    """The whole picture, [height, width, channels] uint8, or uint16 if `sixteen` allows it and the file has 16 bits.
+
+    Raises ImageError, as Reader and rows() do.
+    """
+    with Reader(path, sixteen) as reader:
         try:
-            picture = np.empty((reader.height, reader.width, reader.channels), np.uint8)
+            picture = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
         except MemoryError:
             size = f"{reader.width} x {reader.height}"
             raise ImageError(f"{path}: {size} pixels do not fit in memory, read it in rows") from None
@@ -337,19 +347,31 @@ def output_path(source: str | os.PathLike[str], scale: int, output: str | os.Pat
     return target
 
 
-def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """The files directly in `folder` with a known extension (in any case), sorted; hidden ones left out.
+def find_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+    """The files in `folder` with a known extension (in any case), sorted; hidden ones left out.
 
+    recursive: also those in folders in it, at any depth; hidden folders left out, links followed once.
     Raises ImageError if there are none, or no such folder.
     """
+    found: list[Path] = []
+    _list_pictures(Path(folder), found, set() if recursive else None)
+    if not found:
+        raise ImageError(f"{folder}: no pictures in this folder ({', '.join(FORMATS)})")
+    return sorted(found)
+
+
+def _list_pictures(folder: Path, found: list[Path], seen: set[str] | None) -> None:
+    """Appends the pictures in `folder` to `found`; goes into the folders in it unless `seen`, those done, is None."""
     try:
-        entries = sorted(Path(folder).iterdir())
+        entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     except OSError as error:
         raise ImageError(f"{folder}: cannot be listed as a folder ({error.strerror})") from None
-    known = [p for p in entries if p.suffix.lower() in FORMATS and not p.name.startswith(".") and p.is_file()]
-    if not known:
-        raise ImageError(f"{folder}: no pictures in this folder ({', '.join(FORMATS)})")
-    return known
+    found += [entry for entry in entries if entry.suffix.lower() in FORMATS and entry.is_file()]
+    if seen is not None:
+        seen.add(os.path.realpath(folder))
+        for entry in entries:
+            if entry.is_dir() and os.path.realpath(entry) not in seen:
+                _list_pictures(entry, found, seen)
 
 
 def _find_loader(path: Path) -> str:
@@ -414,16 +436,16 @@ def _tiff_colour(file: BinaryIO) -> str:
     return "YCbCr" if tags.get(262) == 6 and tags.get(259) not in (6, 7) else ""
 
 
-def _refuse_unsupported(path: Path, image: pyvips.Image) -> None:
+def _refuse_unsupported(path: Path, image: pyvips.Image, sixteen: bool) -> None:
     kind, space = str(image.format), str(image.interpretation)
     if image.get_typeof("n-pages") and image.get("n-pages") != 1:
         why = "animated and multi-page files are"
-    elif kind != "uchar":
+    elif kind not in _SPACES or (kind == "ushort" and not sixteen):
         bits = {"ushort": "16-bit", "float": "float"}.get(kind, kind)
         why = f"{bits} samples are"
     elif image.hasalpha():
         why = "transparency (alpha) is"
-    elif (space, image.bands) not in (("srgb", 3), ("b-w", 1)):
+    elif (space, image.bands) not in _SPACES[kind]:
         why = f"the colour space {space.upper()} ({image.bands} channels) is"
     else:
         return

@@ -20,29 +20,41 @@ def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
         raise TypeError(f"bicubic takes uint8 or floating point pictures, not {image.dtype}")
-    flat = image if image.ndim == 3 else image[:, :, None]
-    integer = image.dtype == np.uint8
-    x = torch.tensor(np.ascontiguousarray(flat), dtype=torch.float64 if integer else None)
+    return _resize(image, height, width, torch.device("cpu"))
+
+
+def downscale(image: np.ndarray, scale: int, device: torch.device | str = "cpu") -> np.ndarray:
+    """The LR picture of a HR one: cropped at right and bottom to a multiple of `scale`, then reduced by it.
+
+    image: [H, W] or [H, W, C] uint8 or uint16, at least `scale` pixels each way, else ValueError.
+    device: where to compute, in fp64. For 2, 3 and 4 the bits are the same everywhere, whatever the order of the sums:
+    at 2 and 4 the weights are whole multiples of 1/256 and 1/4096, so that nothing is rounded before the end; at 3
+    they are multiples of 1/81, so that no exact result is nearer than 1/162 to where rounding changes.
+    """
+    height, width = image.shape[0] // scale, image.shape[1] // scale
+    if height == 0 or width == 0:
+        raise ValueError(f"a picture of {image.shape[1]} x {image.shape[0]} is too small to reduce by {scale}")
+    return _resize(image[: height * scale, : width * scale], height, width, torch.device(device))
+
+
+def _resize(image: np.ndarray, height: int, width: int, device: torch.device) -> np.ndarray:
+    """[H, W] or [H, W, C]; integers (uint8, uint16) are computed in fp64, floating point in its own precision."""
+    flat = np.ascontiguousarray(image if image.ndim == 3 else image[:, :, None])
+    integer = np.issubdtype(image.dtype, np.integer)
+    most = np.iinfo(image.dtype).max if integer else None
+    # torch knows little of uint16; a copy, because floating point could otherwise be the caller's own memory.
+    x = torch.tensor(flat.astype(np.int32) if image.dtype == np.uint16 else flat).to(device)
+    if integer:
+        x = x.double()
     x = x.permute(2, 1, 0)[None]  # [1, C, W, H]
     for size in height, width:
         # Always along the last axis: torch 2.13 interpolates the rows of a picture one pixel wide wrongly.
         x = _resize_columns(x.contiguous(), size)
         if integer:
-            x = x.add_(0.5).floor_().clamp_(0, 255)
+            x = x.add_(0.5).floor_().clamp_(0, most)
         x = x.transpose(2, 3)
-    y = x[0].permute(2, 1, 0).contiguous().numpy().astype(image.dtype)
+    y = x[0].permute(2, 1, 0).contiguous().cpu().numpy().astype(image.dtype)
     return y if image.ndim == 3 else y[:, :, 0]
-
-
-def downscale(image: np.ndarray, scale: int) -> np.ndarray:
-    """The LR picture of a HR one: cropped at right and bottom to a multiple of `scale`, then reduced by it.
-
-    image: [H, W] or [H, W, C] uint8, at least `scale` pixels each way, else ValueError.
-    """
-    height, width = image.shape[0] // scale, image.shape[1] // scale
-    if height == 0 or width == 0:
-        raise ValueError(f"a picture of {image.shape[1]} x {image.shape[0]} is too small to reduce by {scale}")
-    return bicubic(image[: height * scale, : width * scale], height, width)
 
 
 def _resize_columns(x: torch.Tensor, size: int) -> torch.Tensor:

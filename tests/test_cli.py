@@ -340,12 +340,12 @@ def test_a_stopped_training_is_saved_and_continues(home):
     command = [sys.executable, ROOT / "cli.py", "train", "--data", "data", "--out", "run", "--device", "cpu"]
     command += ["--batch", "1", "--patch", "8", "--val-every", "1"]
     process = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (home / "run" / "state.pt").exists(), process)
+    wait_for(lambda: any(p.name > "checkpoint-00000001" for p in (home / "run").glob("checkpoint-*")), process)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "continue with --resume" in err
     step = int(re.findall(r"saved at step (\d+)", err)[0])
-    assert torch.load("run/state.pt", weights_only=True)["step"] == step
+    assert (home / "run" / f"checkpoint-{step:08d}" / "state.json").exists()
     assert not [name for name in listing(home / "run") if name.endswith(".part")]
 
 

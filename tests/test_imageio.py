@@ -3,9 +3,11 @@
 import errno
 import io
 import os
+import struct
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +262,65 @@ def test_large_tiff_is_bigtiff(tmp_path):
     assert (tmp_path / "b.tif").read_bytes()[:4] in (b"II*\0", b"MM\0*")
     pyvips.Image.new_from_array(picture()).copy(interpretation="srgb").tiffsave(str(tmp_path / "big.tif"), bigtiff=True)
     assert np.array_equal(read(tmp_path / "big.tif"), picture())
+
+
+# ---- 16 bits, where they are asked for
+
+
+def png16(pixels):
+    """A 16-bit PNG written by hand: no library is asked twice."""
+
+    def chunk(kind, data):
+        return struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = pixels.shape
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def levels(channels):
+    return np.random.default_rng(0).integers(0, 65536, (60, 41, channels), np.uint16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["png", "tif", "big.tif"])
+def test_sixteen_bits(tmp_path, channels, kind):
+    path, pixels = tmp_path / f"a.{kind}", levels(channels)
+    path.write_bytes(png16(pixels))
+    if kind != "png":
+        space = "grey16" if channels == 1 else "rgb16"
+        image = pyvips.Image.new_from_array(pixels).copy(interpretation=space)
+        image.tiffsave(str(path), bigtiff=kind == "big.tif", compression="deflate", predictor="horizontal")
+    with Reader(path, sixteen=True) as reader:
+        assert (reader.dtype, reader.channels) == (np.uint16, channels)
+        assert np.array_equal(np.concatenate(list(reader.rows(7))), pixels)
+    ours = read(path, sixteen=True)
+    assert ours.dtype == np.uint16 and np.array_equal(ours, pixels)
+    refused("16-bit", read, path)
+
+
+def test_eight_bits_stay_where_sixteen_are_allowed(tmp_path):
+    write(tmp_path / "a.png", picture())
+    with Reader(tmp_path / "a.png", sixteen=True) as reader:
+        assert reader.dtype == np.uint8
+    assert np.array_equal(read(tmp_path / "a.png", sixteen=True), picture())
+
+
+def test_what_else_is_refused_where_sixteen_are_allowed(tmp_path):
+    (tmp_path / "a.png").write_bytes(png16(levels(2)))
+    refused("alpha", read, tmp_path / "a.png", sixteen=True)
+    (tmp_path / "a.tif").write_bytes(encoded("tiff", Image.new("F", (9, 9))))
+    refused("float", read, tmp_path / "a.tif", sixteen=True)
+
+
+def test_a_change_of_bits_is_noticed(tmp_path):
+    path = tmp_path / "a.png"
+    write(path, picture())
+    with Reader(path, sixteen=True) as reader:
+        reader.close()
+        path.write_bytes(png16(levels(3)))
+        refused("has changed", list, reader.rows(8))
 
 
 # ---- what cannot be read
@@ -653,6 +714,31 @@ def test_find_pictures(tmp_path):
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "e.png").write_bytes(b"")
     assert [path.name for path in find_pictures(tmp_path)] == ["a.jpeg", "b.PNG", "d.tif"]
+
+
+def test_find_pictures_in_folders(tmp_path):
+    (tmp_path / "z" / "empty").mkdir(parents=True)
+    refused("no pictures", find_pictures, tmp_path, recursive=True)
+    refused("cannot be listed", find_pictures, tmp_path / "none", recursive=True)
+    for name in ("m.png", "z/b.png", "z/a.txt", "a/deep/c.JPG", ".hidden/d.png", "a/.e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    found = [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path, recursive=True)]
+    assert found == ["a/deep/c.JPG", "m.png", "z/b.png"]
+    assert [path.name for path in find_pictures(tmp_path)] == ["m.png"]
+
+
+@linux
+def test_find_pictures_follows_links_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.png").write_bytes(b"")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"")
+    (tmp_path / "pictures" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "pictures")
+    (tmp_path / "pictures" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert [path.name for path in find_pictures(tmp_path / "pictures", recursive=True)] == ["a.png", "b.png"]
 
 
 def test_no_cache_is_left(tmp_path):

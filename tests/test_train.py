@@ -1,5 +1,6 @@
 import contextlib
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -7,10 +8,14 @@ import torch
 from PIL import Image
 
 from edsr import load_model
-from edsr.data import DataError, PatchSampler, load_pairs
+from edsr import data
+from edsr.checkpoint import CheckpointError
+from edsr.data import DataError
 from edsr.model import PRESETS, EDSRConfig
 from edsr.resize import downscale
-from edsr.train import TrainOptions, train, validate
+from edsr.options import TrainError, TrainOptions
+from edsr.train import train, validate
+from edsr.engine import EngineError
 from edsr.weights import WeightsError, read_info, save_model
 from tests.conftest import network, picture
 
@@ -40,51 +45,12 @@ def options(folder, out, **more):
             "batch": 2,
             "patch": 8,
             "val_every": 5,
+            "save_every": 5,
+            "device": "cpu",
             "lr": 1e-3,
         }
         | more
     )
-
-
-def test_patches_are_aligned_and_repeatable():
-    pairs = [(downscale(p, 2), p) for p in (picture(40, 60), picture(80, 30, seed=1))]
-    sampler = PatchSampler(pairs, 2, 8, 16, seed=3)
-    low, high = sampler(7)
-    assert low.shape == (16, 3, 8, 8) and high.shape == (16, 3, 16, 16)
-    assert low.dtype == torch.float32 and low.min() >= 0 and high.max() <= 1
-    again = PatchSampler(pairs, 2, 8, 16, seed=3)(7)
-    assert torch.equal(low, again[0]) and torch.equal(high, again[1])
-    assert not torch.equal(low, sampler(8)[0])
-    # A patch of the reduction is the reduction of the patch, away from its border: so they fit, turned alike.
-    for x, y in zip(low, high, strict=True):
-        reduced = downscale((y.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), 2)
-        difference = np.abs(reduced - x.permute(1, 2, 0).numpy() * 255)[2:-2, 2:-2]
-        assert difference.max() < 1.5
-
-
-def test_every_place_and_turn_is_drawn():
-    """A picture of distinct pixels, patches of one: every LR pixel and, over many, all eight turns of a 2 x 2."""
-    low = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    high = low.repeat(2, 0).repeat(2, 1)
-    seen = {
-        int(v) for step in range(30) for v in (PatchSampler([(low, high)], 2, 1, 8, 0)(step)[0][:, 0] * 255).flatten()
-    }
-    assert seen == set(range(0, 48, 3))
-    whole = PatchSampler([(low, high)], 2, 4, 8, 0)
-    turns = {tuple((patch[0] * 255).round().int().flatten().tolist()) for step in range(20) for patch in whole(step)[0]}
-    assert len(turns) == 8
-
-
-def test_pictures_that_cannot_serve_are_named(folder):
-    (folder / "bad.png").write_bytes(b"no picture")
-    Image.fromarray(picture(9, 9)).save(folder / "small.png")
-    Image.fromarray(picture(40, 40, 1)[:, :, 0]).save(folder / "gray.png")
-    lines: list[str] = []
-    pairs = load_pairs(sorted(folder.iterdir()), 3, 8, lines.append)
-    assert len(pairs) == 5 and all(lr.shape[2] == hr.shape[2] == 3 for lr, hr in pairs)
-    assert len(lines) == 2 and "bad.png" in lines[0] and "small.png: 9 x 9" in lines[1]
-    with pytest.raises(DataError, match="no picture left"):
-        load_pairs([folder / "small.png"], 3, 8, lines.append)
 
 
 def test_training_learns_and_leaves_weights(folder, tmp_path):
@@ -99,7 +65,12 @@ def test_training_learns_and_leaves_weights(folder, tmp_path):
     assert read_info(out / "last.safetensors")["training"]["steps"] == 60
     best = max(p.psnr for p in steps if p.psnr is not None)
     assert read_info(out / "best.safetensors")["training"]["validation_psnr"] == pytest.approx(best, abs=1e-4)
-    assert {p.name for p in out.iterdir()} == {"last.safetensors", "best.safetensors", "state.pt"}
+    kept = {"last.safetensors", "best.safetensors", "checkpoint-00000055", "checkpoint-00000060", "metrics.jsonl"}
+    assert {p.name for p in out.iterdir()} - {"plot.png", "tensorboard"} == kept
+    noted = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in noted] == [20, 40, 50, 60]
+    assert [line["psnr"] for line in noted if "psnr" in line] == [p.psnr for p in steps if p.psnr is not None]
+    assert noted[0]["loss"] == pytest.approx(np.mean([p.loss for p in steps[:20]]))
 
 
 def test_without_validation_the_best_is_the_last(folder, tmp_path):
@@ -133,12 +104,12 @@ def test_a_stopped_run_continues_as_if_it_had_not(folder, tmp_path, stop):
 def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("edsr.weights.FOLDER", tmp_path)
     lines: list[str] = []
-    list(train(options(folder, tmp_path / "scratch", scale=3, steps=1, lr=0), lines.append))
+    list(train(options(folder, tmp_path / "scratch", scale=3, steps=1, lr=1e-30), lines.append))
     assert any("random" in line for line in lines)
     m = network(2, 1, 8).float()
     save_model(m, tmp_path / "edsr-baseline-x2.safetensors")
     for scale in 3, 4:
-        list(train(options(folder, tmp_path / f"x{scale}", scale=scale, steps=1, lr=0), lines.append))
+        list(train(options(folder, tmp_path / f"x{scale}", scale=scale, steps=1, lr=1e-30), lines.append))
         started = load_model(tmp_path / f"x{scale}" / "last.safetensors")
         assert torch.equal(started.body[0].conv1.weight, m.body[0].conv1.weight)
         assert torch.equal(started.head.weight, m.head.weight)
@@ -146,46 +117,179 @@ def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
     assert "starting from edsr-baseline" in " ".join(lines)
 
 
-def test_validation_is_psnr_of_rounded_luma():
+def test_validation_is_psnr_of_rounded_luma(tmp_path):
     m = network(2).float()
     image = picture(40, 40)
-    low = downscale(image, 2)
+    Image.fromarray(image).save(tmp_path / "a.png")
     from edsr import Upscaler
     from edsr.metrics import score
 
-    want = score(Upscaler(m, device="cpu")(low), image, 2)[0]
-    assert validate(m, [(low, image)], 2) == pytest.approx(want, abs=1e-3)
+    want = score(Upscaler(m, device="cpu")(downscale(image, 2)), image, 2)[0]
+    psnr, samples = validate(m, data.load([tmp_path / "a.png"], 2, 1, print)[0], 2)
+    assert psnr == pytest.approx(want, abs=1e-3)
+    (sample,) = samples.values()
+    assert sample.shape == (40, 120, 3) and np.array_equal(sample[:, 80:], image)
 
 
 @pytest.mark.parametrize(
     ("more", "error", "says"),
     [
         ({"model": "srcnn"}, WeightsError, "unknown model"),
-        ({"steps": 0}, DataError, "--steps"),
-        ({"batch": 0}, DataError, "--batch"),
+        ({"steps": 0}, TrainError, "--steps"),
+        ({"batch": 0}, TrainError, "--batch"),
+        ({"save_every": 0}, TrainError, "--save-every"),
+        ({"loss": "ssim"}, TrainError, "--loss must be l1 or l2 or charbonnier"),
+        ({"schedule": "none"}, TrainError, "--schedule"),
         ({"patch": 400}, DataError, "no picture left"),
-        ({"resume": True}, DataError, "no run to resume"),
+        ({"resume": True}, TrainError, "no run to resume"),
         ({"init": "nowhere.safetensors"}, WeightsError, "nowhere.safetensors"),
+        ({"backend": "triton"}, EngineError, "--backend torch"),
     ],
 )
 def test_misuse_is_told_in_one_line(folder, tmp_path, more, error, says):
     with pytest.raises(error, match=says) as caught:
         list(train(options(folder, tmp_path / "run", **more)))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_overwritten_nor_mixed(folder, tmp_path):
     list(train(options(folder, tmp_path / "run")))
-    with pytest.raises(DataError, match="holds a run already"):
+    with pytest.raises(TrainError, match="holds a run already"):
         list(train(options(folder, tmp_path / "run")))
-    with pytest.raises(DataError, match="--batch 2, not 3"):
+    with pytest.raises(TrainError, match="--batch 2, not 3"):
         list(train(options(folder, tmp_path / "run", resume=True, batch=3)))
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="is a file"):
+    with pytest.raises(TrainError, match="is a file"):
         list(train(options(folder, tmp_path / "file")))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(folder, tmp_path):
-    steps = train(options(folder, tmp_path / "run", lr=1e30, val_every=1))
-    with pytest.raises(DataError, match="smaller --lr"):
-        list(steps)
+def test_other_pictures_are_noticed(folder, tmp_path):
+    lines: list[str] = []
+    list(train(options(folder, tmp_path / "run")))
+    Image.fromarray(picture(50, 50, seed=9)).save(folder / "new.png")
+    list(train(options(folder, tmp_path / "run", resume=True), lines.append))
+    assert any("not those this run began with" in line for line in lines)
+
+
+@pytest.mark.parametrize("stopper", ["minutes", "stopping"])
+def test_a_run_stops_when_told_and_can_go_on(folder, tmp_path, stopper):
+    out, done = tmp_path / "run", []
+    if stopper == "minutes":
+        done = list(train(options(folder, out, minutes=1e-9)))
+        assert [p.step for p in done] == [1]  # one is always taken
+    else:
+        for progress in train(options(folder, out), stopping=lambda: len(done) == 7):
+            done.append(progress)
+        assert [p.step for p in done] == list(range(1, 8)) and not done[-1].finished
+        assert load_model(out / "last.safetensors").config == TINY
+    rest = list(train(options(folder, out, resume=True)))
+    assert [p.step for p in rest] == list(range(len(done) + 1, 13)) and rest[-1].finished
+    assert list(train(options(folder, out, resume=True))) == []
+
+
+def test_a_run_astray_goes_back_with_half_the_learning_rate(folder, tmp_path, monkeypatch):
+    """A loss that is wrong for a while: as if a weight had overflowed at step 9."""
+    from edsr.step import Step
+
+    honest, calls = Step.run, []
+
+    def run(self, first, rates):
+        calls.append((first, rates[0]))
+        losses = honest(self, first, rates)
+        return [float("nan")] if first == 8 and len(calls) < 12 else losses
+
+    monkeypatch.setattr(Step, "run", run)
+    lines: list[str] = []
+    done = list(train(options(folder, tmp_path / "run"), lines.append))
+    assert [step for step, _ in calls] == [*range(9), *range(12)]  # back to the step 0 checkpoint
+    rates = [rate for _, rate in calls]
+    assert rates[9:17] == pytest.approx([rate / 2 for rate in rates[:8]])
+    assert sum("back to step 0, with 0.5 of the learning rate" in line for line in lines) == 1
+    assert done[-1].finished
+
+
+def test_a_run_astray_for_good_is_given_up_and_keeps_a_checkpoint(folder, tmp_path):
+    lines: list[str] = []
+    with pytest.raises(TrainError, match="smaller --lr") as caught:
+        list(train(options(folder, tmp_path / "run", lr=1e30), lines.append))
+    assert "\n" not in str(caught.value)
+    assert sum("back to step" in line for line in lines) == 3
+    assert (tmp_path / "run" / "checkpoint-00000000").is_dir()
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(folder, tmp_path, monkeypatch):
+    from edsr.step import Step
+
+    honest = Step.run
+
+    def run(self, first, rates):
+        losses = honest(self, first, rates)
+        if first == 4:
+            next(self.model.parameters()).data[0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(Step, "run", run)
+    with pytest.raises(TrainError, match="a weight is not finite"):
+        list(train(options(folder, tmp_path / "run")))
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000000"]
+
+
+def test_a_full_disk_ends_the_run_with_a_line(folder, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    steps = train(options(folder, tmp_path / "run"))
+    for progress in steps:
+        if progress.step == 6:
+            break
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device.*step 5 is safe.*--resume"):
+            list(steps)
+    assert next(iter(train(options(folder, tmp_path / "run", resume=True)))).step == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
+    """Against the plain loop, written out; in bf16 the network works on rounded weights, Adam on the true ones."""
+    import copy
+
+    from edsr.model import EDSR
+    from edsr.patches import Feed
+    from edsr.ranks import Ranks
+    from edsr.recipe import CLIP
+    from edsr.step import Step
+    from kernels import reference
+
+    pictures, _ = data.load([folder], 2, 8, print)
+    feed = Feed(pictures, 8, 4, 0, torch.device("cpu"), 3)
+    model = EDSR(TINY)
+    plain, average = copy.deepcopy(model), copy.deepcopy(model)
+    step = Step(model, feed, Ranks("cpu"), "l1", 0.75, dtype, reference, True, print)
+    rates = [1e-3, 2e-3, 5e-4]
+    losses = step.run(0, rates)
+    adam = torch.optim.Adam(plain.parameters())
+    other = Feed(pictures, 8, 4, 0, torch.device("cpu"), 3)
+    other.load(0, 3)
+    for i, rate in enumerate(rates):
+        low, high = other.batch(torch.tensor([i]))
+        worker = copy.deepcopy(plain).to(dtype)
+        loss = (worker(low) - high).abs().mean()
+        loss.backward()
+        assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
+        for p, q in zip(plain.parameters(), worker.parameters(), strict=True):
+            p.grad = q.grad.float()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), CLIP)
+        adam.param_groups[0]["lr"] = rate
+        adam.step()
+        for p, q in zip(average.parameters(), plain.parameters(), strict=True):
+            p.data.lerp_(q.data, 0.25)
+    for got, want in zip((model, step.average), (plain, average), strict=True):
+        for p, q in zip(got.parameters(), want.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    assert all(p.dtype == torch.float32 for p in model.parameters())

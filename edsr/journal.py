@@ -1,0 +1,91 @@
+"""What a run leaves for people to look at: `metrics.jsonl`, `plot.png`, and TensorBoard's files in `tensorboard/`.
+
+The plot needs matplotlib and TensorBoard's files tensorboard, both in the extra `train`; without them `say` is told.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+MISSING = "pip install 'edsr-triton[train]'"
+
+
+class Journal:
+    """The journal of a run, continued after `step`: lines of later steps, which will be taken again, are dropped."""
+
+    def __init__(self, run: Path, step: int, say: Callable[[str], None]):
+        self._path, self._run, self._say = run / "metrics.jsonl", run, say
+        lines = [line for line in read(self._path) if line["step"] <= step]
+        part = self._path.with_name(".metrics.jsonl.part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(part, self._path)
+        self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
+        self._board = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            say(f"no TensorBoard files: {MISSING} brings them")
+        else:
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def note(self, step: int, **values: float) -> None:
+        """A line of metrics.jsonl, and as many TensorBoard scalars."""
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def show(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        """Sample pictures, uint8 [H, W, 3], for TensorBoard."""
+        if self._board is not None:
+            for name, picture in pictures.items():
+                self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Ends the files and draws the plot."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        try:
+            plot(read(self._path), self._run / "plot.png")
+        except ImportError:
+            self._say(f"no plot of the run: {MISSING} brings matplotlib")
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl; what a crash cut off or garbled is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                lines += [line] if isinstance(line, dict) and isinstance(line.get("step"), int) else []
+            except ValueError:
+                continue
+    return lines
+
+
+def plot(lines: list[dict], path: Path) -> None:
+    """Loss and validation PSNR over steps, as a PNG. lines: as `read` gives them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    loss = figure.subplots()
+    loss.plot(*_columns(lines, "loss"), color="tab:gray", linewidth=1, label="loss")
+    loss.set(xlabel="step", ylabel="training loss", yscale="log")
+    psnr = loss.twinx()
+    psnr.plot(*_columns(lines, "psnr"), color="tab:blue", marker=".", label="validation")
+    psnr.set_ylabel("validation PSNR, dB", color="tab:blue")
+    loss.grid(alpha=0.3)
+    part = path.with_name(f".{path.name}.part")
+    FigureCanvasAgg(figure).print_png(str(part))
+    os.replace(part, path)
+
+
+def _columns(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
+    chosen = [line for line in lines if isinstance(line.get(name), (int, float))]
+    return [line["step"] for line in chosen], [line[name] for line in chosen]

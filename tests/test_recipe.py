@@ -1,0 +1,125 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edsr import journal, recipe
+from edsr.recipe import Watch
+
+
+def test_losses_are_their_formulas():
+    y, truth = torch.randn(2, 3, 5, 7).double(), torch.randn(2, 3, 5, 7).double()
+    d = (y - truth).numpy()
+    assert recipe.loss("l1", y, truth).item() == pytest.approx(np.abs(d).mean())
+    assert recipe.loss("l2", y, truth).item() == pytest.approx((d * d).mean())
+    assert recipe.loss("charbonnier", y, truth).item() == pytest.approx(np.sqrt(d * d + 1e-6).mean())
+    for kind in recipe.LOSSES:  # differentiable where the network is right, too
+        at = truth.clone().requires_grad_()
+        recipe.loss(kind, at, truth).backward()
+        assert at.grad is not None and at.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", recipe.SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 60, 1000, 300_000])
+def test_the_learning_rate_rises_once_and_falls(schedule, steps):
+    at = sorted({*range(min(steps, 700)), *np.linspace(0, steps - 1, 300).astype(int).tolist()})
+    rates = [recipe.learning_rate(step, steps, 1e-3, schedule) for step in at]
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1e-3) and at[top] < max(1, min(500, steps / 50))
+    assert all(a < b for a, b in itertools.pairwise(rates[: top + 1]))
+    assert all(a >= b > 0 for a, b in itertools.pairwise(rates[top:]))
+    if steps >= 1000:
+        assert rates[-1] < 1e-3 / 31
+
+
+def test_step_halves_at_its_milestones():
+    rates = [recipe.learning_rate(step, 1000, 1.0, "step") for step in range(20, 1000)]
+    assert [rates[m - 20] / rates[m - 21] for m in (500, 700, 800, 900, 950)] == [0.5] * 5
+    assert len(set(rates)) == 6
+
+
+def test_the_average_forgets_in_time():
+    assert recipe.ema_decay(300_000) == 0.999 and recipe.ema_decay(5) == 0
+    assert recipe.ema_decay(1000) ** 1000 < 1e-8
+
+
+def test_the_watch_sees_what_is_not_finite_and_what_jumps():
+    random = np.random.default_rng(0)
+    quiet = (0.02 * random.uniform(0.3, 2.5, 2000)).tolist()
+    assert Watch()(quiet) is None
+    assert Watch()([0.1, float("nan"), 0.1]) == (1, "the loss became nan")
+    assert Watch()([0.1, float("inf")]) == (1, "the loss became inf")
+    jumped = Watch()(quiet + [0.2] * 50)
+    assert jumped is not None and 2000 <= jumped[0] < 2020 and "jumped" in jumped[1]
+    assert Watch()([1.0] * 300 + [0.01] * 300) is None  # downwards is well
+
+
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(0, 300))
+@settings(deadline=None, max_examples=30)
+def test_the_watch_does_not_mind_portions_nor_being_saved(portions, jump_at):
+    losses = [0.02 + 0.001 * (i % 7) for i in range(250 + jump_at)] + [1.0] * 100
+    whole = Watch()(losses)
+    watch, at = Watch(), 0
+    for count in portions:
+        assert watch(losses[at : at + count]) is None or at + count > 250
+        at += count
+        saved = json.loads(json.dumps(watch.state()))
+        watch = Watch()
+        watch.restore(saved)
+    rest = watch(losses[at:])
+    assert rest is not None and whole is not None
+    assert (rest[0] + at, rest[1]) == whole
+
+
+def test_the_journal_drops_what_will_be_done_again(tmp_path):
+    first = journal.Journal(tmp_path, 0, lambda line: None)
+    for step in 1, 2, 3:
+        first.note(step, loss=1 / step, psnr=30.0 + step)
+    first._file.write('{"step": 4, "los')  # killed in the middle of a line
+    first.close()
+    second = journal.Journal(tmp_path, 2, lambda line: None)
+    second.note(3, loss=0.3)
+    second.close()
+    lines = journal.read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1] == {"step": 3, "loss": 0.3}
+
+
+def test_the_plot_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    lines = [{"step": s, "loss": 1 / s, **({"psnr": 30 + s / 10} if s % 5 == 0 else {})} for s in range(1, 40)]
+    journal.plot(lines, tmp_path / "plot.png")
+    pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).astype(int)
+    assert pixels.shape[1] > 600
+    assert ((pixels[:, :, 2] - pixels[:, :, 0]) > 60).any(), "no blue line of PSNR"
+    journal.plot([], tmp_path / "empty.png")
+
+
+def test_without_the_extra_a_line_says_what_is_missing(tmp_path, monkeypatch):
+    import sys
+
+    for name in "torch.utils.tensorboard", "matplotlib.figure", "matplotlib.backends.backend_agg":
+        monkeypatch.setitem(sys.modules, name, None)
+    lines: list[str] = []
+    j = journal.Journal(tmp_path, 0, lines.append)
+    j.note(1, loss=0.5)
+    j.show(1, {"sample": np.zeros((2, 2, 3), np.uint8)})
+    j.close()
+    assert len(lines) == 2 and all("edsr-triton[train]" in line for line in lines)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    j = journal.Journal(tmp_path, 0, lambda line: None)
+    j.note(1, loss=0.5, psnr=31.0)
+    j.show(1, {"sample/0": np.zeros((4, 6, 3), np.uint8)})
+    j.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "psnr"} and events.Tags()["images"] == ["sample/0"]
