@@ -40,7 +40,8 @@ def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path):
         Image.fromarray(picture(60 + i, 70, seed=i)).save(data / f"{i}.png")
     # Children of a process that has imported everything begin at once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_killed", "torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure"])
+    slow = ["torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure"]
+    context.set_forkserver_preload(["tests.test_killed", *slow])
     moments = random.Random(0)
 
     def start(out) -> multiprocessing.process.BaseProcess:

@@ -7,15 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from edsr import load_model
-from edsr import data
+from edsr import data, load_model
 from edsr.checkpoint import CheckpointError
 from edsr.data import DataError
-from edsr.model import PRESETS, EDSRConfig
-from edsr.resize import downscale
-from edsr.options import TrainError, TrainOptions
-from edsr.train import train, validate
 from edsr.engine import EngineError
+from edsr.model import PRESETS, EDSRConfig
+from edsr.options import TrainError, TrainOptions
+from edsr.resize import downscale
+from edsr.train import train, validate
 from edsr.weights import WeightsError, read_info, save_model
 from tests.conftest import network, picture
 
