@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in about nine minutes: tests, tuning, benchmarks.
+# Everything that needs a GPU, in less than ten minutes: tests, tuning, benchmarks.
 #
 #   bench/gpu.sh            PYTHON=... for another interpreter, OUT=folder for copies of all that is written
 #
 # Each part has its own time and log, and a failing one does not stop the next. Records are written after every step:
-# bench/results/<gpu>-<date>.json and kernels/configs/<gpu>.json. Exit code 1 if any part failed, 2 without a GPU.
+# bench/results/<gpu>-<date>.json, the same with -training, and kernels/configs/<gpu>.json. Exit code 1 if any part
+# failed, 2 without a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -19,7 +20,8 @@ failures=0
 
 keep() {
     if [[ -n ${OUT:-} ]]; then
-        cp kernels/configs/*.json bench/results/*-????-??-??.json bench/results/*.svg "$OUT"/ 2>/dev/null || true
+        cp kernels/configs/*.json bench/results/*-????-??-??{,-training}.json bench/results/*.svg "$OUT"/ \
+            2>/dev/null || true
     fi
 }
 trap keep EXIT
@@ -36,10 +38,12 @@ part() { # name, seconds, command...
 
 part check 45 "$python" -m bench.check
 part tests 130 "$python" -m pytest -q -m gpu -p no:cacheprovider --maxfail=20 \
-    tests/test_kernels.py tests/test_hopper.py tests/test_engine_kernels.py
-part ceiling 30 "$python" -m bench.machine --device cuda
-part tune 120 "$python" -m bench.tune --minutes 1.8
-part compare 200 "$python" -m bench.compare --device cuda --minutes 3.2 --save
+    tests/test_kernels.py tests/test_hopper.py tests/test_engine_kernels.py tests/test_gradients.py
+part ceiling 20 "$python" -m bench.machine --device cuda
+part tune 105 "$python" -m bench.tune --minutes 1.55
+part compare 140 "$python" -m bench.compare --device cuda --minutes 2.2 --save
+part training 140 "$python" -m bench.training --device cuda --model edsr-baseline edsr --rounds 5 --minutes 2.2 \
+    --save --choose
 part report 15 "$python" -m bench.report --chart bench/results/frames.svg
 
 echo "=== $((SECONDS - began)) s in all, logs in $logs"

@@ -1,7 +1,7 @@
 """The records in bench/results as Markdown tables: `python -m bench.report [FILE ...] [--chart FILE.svg]`.
 
-Of a GPU's record the whole network comes first, with what was aimed at, then single operations. `--chart` draws the
-latest record of a GPU.
+Of a GPU's record the whole network comes first, with what was aimed at, then single operations. Training has records of
+its own. `--chart` draws the latest record of a GPU.
 """
 
 import argparse
@@ -39,9 +39,10 @@ def main() -> int:
 
 def render(record: dict) -> str:
     parts = [machine_line(record["machine"])]
-    if record["kind"] == "gpu":
+    training = record["kind"] == "training"
+    if record["kind"] == "gpu" or (training and record["machine"]["device"] == "cuda"):
         parts.append(targets_table(record))
-    parts += [compare_table(entry) for entry in record.get("workloads", [])]
+    parts += [training_table(entry) if training else compare_table(entry) for entry in record.get("workloads", [])]
     parts += [memory_table(record)] if record["kind"].startswith("memory") else []
     parts += [f"{work}: {why}" for work, why in record.get("failed", {}).items()]
     if "not_reached" in record:
@@ -98,6 +99,32 @@ def by_speed(entry: dict) -> list[dict]:
     return sorted(entry["cases"].values(), key=lambda case: case["median"])
 
 
+def training_table(entry: dict) -> str:
+    best, side = entry["ceiling"], entry["patch"]
+    text = (
+        f"Training `{entry['model']}` x{entry['scale']}, {entry['blocks']} blocks of {entry['features']} features, "
+        f"{entry['batch']} patches of {side} x {side} a step, {entry['gflop']:,.0f} GFLOP. {entry['workers']} workers "
+        f"for each DataLoader. Medians of {entry['rounds']} interleaved rounds. "
+        f"Ceiling: {best['gflops']:,.0f} GFLOP/s matrix product, {best['gbs']:,.0f} GB/s copy."
+    )
+    columns: list[Column] = [
+        ("", lambda case: case["title"]),
+        ("precision", lambda case: case["precision"]),
+        ("ms", lambda case: f"{1e3 * case['median']:,.3g}" if case["median"] < 0.1 else f"{1e3 * case['median']:,.0f}"),
+        ("speed-up", lambda case: "-" if case["ratio"] is None else f"{case['ratio']:.2f}"),
+        ("patches/s", lambda case: f"{case['patches_per_second']:,.1f}"),
+        ("GFLOP/s", lambda case: f"{case['gflops']:,.0f}"),
+        ("of ceiling", lambda case: f"{case['ceiling_percent']:.0f} %"),
+        ("peak MiB", lambda case: "-" if case["peak_mib"] is None else f"{case['peak_mib']:,.0f}"),
+        ("GPU busy", lambda case: "-" if case["busy_percent"] is None else f"{case['busy_percent']:.0f} %"),
+        ("loss error", lambda case: f"{case['loss_error']:.0e}"),
+        ("gradient error", lambda case: f"{case['gradient_error']:.0e}"),
+    ]
+    rows = [tuple(show(case) for _, show in columns) for case in by_speed(entry)]
+    left_out = [f"{name}: {why}" for name, why in (entry["wrong"] | entry["skipped"]).items()]
+    return "\n\n".join([text, markdown(tuple(title for title, _ in columns), rows), *left_out])
+
+
 def memory_table(record: dict) -> str:
     text = f"`cli.py upscale --tile {record['tile']}`, {record['model']}: peak memory of the whole process."
     rows = []
@@ -125,16 +152,16 @@ class Target(NamedTuple):
     wanted: float
     at_least: bool  # or at most
     unit: str
-    measured: Callable[[dict[str, dict[str, dict]]], float]
+    measured: Callable[[dict[str, dict[str, dict]]], float | None]
 
 
 BASELINE, BASELINE_X4 = "edsr-baseline-x2-1920x1080", "edsr-baseline-x4-1920x1080"
 SMALL, FULL = "edsr-baseline-x2-64x64", "edsr-x2-1920x1080"
 
 
-def faster(cases: dict[str, dict], peer: str) -> float:
+def faster(cases: dict[str, dict], peer: str, ours: str = "ours") -> float:
     """How many times faster ours is, the median over rounds."""
-    pairs = zip(cases[peer]["seconds"], cases["ours"]["seconds"], strict=True)
+    pairs = zip(cases[peer]["seconds"], cases[ours]["seconds"], strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
@@ -156,14 +183,37 @@ TARGETS = [
 ]
 
 
+STEP, FULL_STEP = "training-edsr-baseline-x2-16x48", "training-edsr-x2-16x48"
+
+
+def faster_of_ours(cases: dict[str, dict]) -> str:
+    """The step of ours that is taken where both were measured."""
+    return min(("torch", *({"triton"} & cases.keys())), key=lambda name: cases[name]["median"])
+
+
+def step_faster(cases: dict[str, dict], peer: str) -> float:
+    return faster(cases, peer, faster_of_ours(cases))
+
+
+TRAINING_TARGETS = [
+    Target("step of `edsr-baseline` x2, over the plain loop", 5, True, "x", lambda of: step_faster(of[STEP], "plain")),
+    Target("the same, over torch.compile", 1.5, True, "x", lambda of: step_faster(of[STEP], "compile")),
+    Target("the same, GPU busy", 95, True, "%", lambda of: of[STEP][faster_of_ours(of[STEP])]["busy_percent"]),
+    Target("step of `edsr` x2, over the plain loop", 5, True, "x", lambda of: step_faster(of[FULL_STEP], "plain")),
+    Target("the same, over torch.compile", 1.5, True, "x", lambda of: step_faster(of[FULL_STEP], "compile")),
+]
+
+
 def targets_table(record: dict) -> str:
     """What one H200 is to reach, beside what was measured."""
     of = {entry["work"]: entry["cases"] for entry in record["workloads"]}
     rows = []
-    for target in TARGETS:
+    for target in TRAINING_TARGETS if record["kind"] == "training" else TARGETS:
         try:
             value = target.measured(of)
         except KeyError:  # one of the figures is missing
+            value = None
+        if value is None:
             measured, met = "not measured", ""
         else:
             measured = f"{value:.3g} {target.unit}"

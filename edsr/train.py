@@ -89,6 +89,7 @@ class _Run:
         if ranks.device.type == "cuda":
             torch.backends.cudnn.benchmark = not options.deterministic
             torch.use_deterministic_algorithms(options.deterministic)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # every element is written before it is read
         block = _block(options, model, ranks)
         share = (ranks.rank, ranks.world)
         feed = Feed(pictures, options.patch, options.batch, options.seed, ranks.device, block, share)

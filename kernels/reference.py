@@ -133,13 +133,19 @@ def subtract_mean(x: Tensor, mean: Sequence[float], dtype: torch.dtype) -> Tenso
     wide = x.to(torch.promote_types(dtype, torch.float32))
     if x.dtype in (torch.uint8, torch.uint16):
         wide = wide / LEVELS[x.dtype]
-    return (wide - wide.new_tensor(mean).view(1, 3, 1, 1)).to(dtype)
+    return (wide - _mean(mean, wide)).to(dtype)
+
+
+def _mean(mean: Sequence[float], like: Tensor) -> Tensor:
+    """[1, 3, 1, 1] on the device of `like`: filled there, because a copy from the host would wait for the device and
+    could not be part of a CUDA graph."""
+    return torch.stack([like.new_full((), value) for value in mean]).view(1, 3, 1, 1)
 
 
 def finish(y: Tensor, mean: Sequence[float], result: Result) -> Tensor:
     """y + mean in at least fp32, made into what `result` asks for. y: [N, 3, H, W]."""
     y = y.to(torch.promote_types(y.dtype, torch.float32))
-    y = y + y.new_tensor(mean).view(1, 3, 1, 1)
+    y = y + _mean(mean, y)
     if result.overflow is not None:
         result.overflow.logical_or_(~torch.isfinite(y).all())
     return y if result.dtype is None else quantise(y, result.dtype)

@@ -1,0 +1,262 @@
+"""A step of training, ours beside its peers: `python -m bench.training [--model NAME ...] [--save] [--choose]`.
+
+The ways to do it are those of `bench.steps`. What is timed is steps one after another, with all they need: patches,
+forward, backward, optimizer, learning the losses. Timed are only ways found right, in turns, round by round and
+starting with another one each time, together with the machine's ceiling.
+
+Right means: the loss of the first step, on the same patches and weights, is off from fp64 by at most twice the mean
+error of what the network gives in eager PyTorch in the same precision, which bounds what that error does to the loss;
+the gradient's direction by at most twice as much as eager PyTorch's; some steps later the loss has fallen; and the
+first step, done once more, by now as a graph where there is one, is right again.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from bench.cases import Unavailable
+from bench.compare import put, save, settled, turned
+from bench.machine import Ceiling, describe, machine_line, refused, stopwatch
+from bench.report import targets_table, training_table
+from bench.steps import BASE, WAYS, Loop, Ours, Training, budget
+from bench.worker import At, each, one_line
+from edsr import PRESETS
+from edsr.model import SCALES
+
+TRAINED = 20  # steps after which the loss must have fallen
+PROFILED = 20  # steps at least that the GPU's share is taken from
+
+
+def check(work: Training, way: Loop | Ours) -> tuple[float, float]:
+    """The largest errors of loss and direction. Raises AssertionError if they are more than rounding."""
+    errors = [_first_errors(work, way)]
+    way.run(TRAINED)
+    before, after = work.truth.loss, work.loss_of(way.model)
+    if not after < before - budget(work, torch.float32)[0]:  # by more than rounding
+        raise AssertionError(f"{TRAINED} steps took the loss from {before:.4f} to {after:.4f}")
+    errors.append(_first_errors(work, way))
+    return max(loss for loss, _ in errors), max(gradient for _, gradient in errors)
+
+
+def _first_errors(work: Training, way: Loop | Ours) -> tuple[float, float]:
+    loss, gradient = way.first()
+    errors = abs(loss - work.truth.loss), (gradient - work.truth.direction).norm().item()
+    for what, error, limit in zip(("loss", "gradient"), errors, budget(work, way.dtype), strict=True):
+        if not error <= limit:
+            raise AssertionError(f"wrong {what}: off by {error:.1e}, at most {limit:.1e} is rounding")
+    return errors
+
+
+@dataclass
+class Checked:
+    """A way found right. errors: of loss and gradient. steps: timed in each round. peak_mib: of GPU memory."""
+
+    way: Loop | Ours
+    errors: tuple[float, float]
+    steps: int
+    peak_mib: float | None
+
+    def run(self) -> None:
+        self.way.run(self.steps)
+
+
+def ready(work: Training, name: str, seconds: float) -> Checked:
+    """Raises Unavailable, AssertionError if it is wrong, or torch.cuda.OutOfMemoryError."""
+    on_gpu, peak = work.device == "cuda", None
+    before = settled() if on_gpu else 0
+    way = WAYS[name].build(work)
+    errors = check(work, way)
+    if on_gpu:  # as in bench.compare.gpu_peak
+        settled()
+        torch.cuda.reset_peak_memory_stats()
+    way.run(way.lead)
+    if on_gpu:
+        peak = round((torch.cuda.max_memory_reserved() - before) / 2**20, 1)
+    portions = seconds / stopwatch(lambda: way.run(way.portion), work.device)
+    return Checked(way, errors, max(1, round(portions)) * way.portion, peak)
+
+
+class Item(NamedTuple):
+    work: Training
+    names: tuple[str, ...]
+    rounds: int
+    seconds: float
+
+
+def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
+    """The part of the record about one piece of work. failed, at: see `bench.worker.each`."""
+    work, device = item.work, item.work.device
+    console = Console(stderr=True)
+    wrong, skipped, runs = dict(failed), {}, {}
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    at("the step in fp64", 120.0)
+    ceiling = Ceiling(device, work.dtype)
+    _ = work.truth
+    for name in [name for name in item.names if name not in failed]:
+        at(name, 120.0 if WAYS[name].slow else 90.0)
+        console.print(f"{work}: checking {WAYS[name].title}")
+        try:
+            runs[name] = ready(work, name, item.seconds)
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+        except AssertionError as reason:
+            wrong[name] = str(reason)
+        except torch.cuda.OutOfMemoryError as reason:
+            skipped[name] = one_line(reason)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(item.rounds):
+        console.print(f"{work}: round {i + 1} of {item.rounds}")
+        ceiling.measure()
+        for name in turned(list(runs), i):
+            at(name)
+            checked = runs[name]
+            checked.way.run(checked.way.lead)
+            times[name].append(stopwatch(checked.run, device) / checked.steps)
+    cases = {}
+    for name, values in times.items():
+        checked, median, base = runs[name], statistics.median(values), times.get(BASE)
+        loss, gradient = checked.errors
+        cases[name] = {
+            "title": WAYS[name].title,
+            "precision": str(checked.way.dtype).removeprefix("torch."),
+            "seconds": [float(f"{t:.4g}") for t in values],
+            "median": float(f"{median:.4g}"),
+            "ratio": round(statistics.median(b / t for b, t in zip(base, values, strict=True)), 3) if base else None,
+            "patches_per_second": round(work.batch / median, 1),
+            "gflops": round(work.gflop / median, 1),
+            "ceiling_percent": round(100 * work.gflop / median / ceiling.gflops, 1),
+            "loss_error": float(f"{loss:.2e}"),
+            "gradient_error": float(f"{gradient:.2e}"),
+            "peak_mib": checked.peak_mib,
+            "busy_percent": None,
+        }
+    if device == "cuda" and "the profiler" not in failed:
+        at("the profiler")
+        try:
+            for name in [name for name in cases if isinstance(runs[name].way, Ours)]:
+                cases[name]["busy_percent"] = busy_percent(runs[name].way, statistics.median(times[name]))
+        except RuntimeError as reason:
+            skipped["the profiler"] = one_line(reason)
+    kind = work.config
+    entry = {"work": str(work), "model": work.name, "scale": kind.scale, "blocks": kind.blocks}
+    entry |= {"features": kind.features, "batch": work.batch, "patch": work.patch, "workers": work.workers}
+    entry |= {"gflop": round(work.gflop, 2), "rounds": item.rounds}
+    entry["ceiling"] = {"gflops": round(ceiling.gflops, 1), "gbs": round(ceiling.gbs, 1)}
+    return entry | {"cases": cases, "skipped": skipped, "wrong": wrong}
+
+
+def busy_percent(way: Loop | Ours, seconds: float) -> float | None:
+    """The share of a step of `seconds` in which the GPU works: time in kernels and copies, as the profiler sees it.
+
+    The profiler slows steps down, but what it measures of each kernel holds, so the step's time is that without it.
+    None where it may not see anything.
+    """
+    steps = -(-PROFILED // way.portion) * way.portion
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        way.run(steps)
+    on_gpu = [e for e in profile.events() or [] if e.device_type.name == "CUDA" and not e.is_user_annotation]
+    microseconds = covered([(e.time_range.start, e.time_range.end) for e in on_gpu]) / steps
+    return round(microseconds / 1e4 / seconds, 1) if on_gpu else None
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def choose(gpu: str, entry: dict[str, Any]) -> None:
+    """Notes which operations made the faster step of ours, for `launch.choice("training_step", "bf16 64", device)`."""
+    from bench import tune  # needs Triton, which there is not for every CPU
+
+    record, names = tune.read(gpu), ("torch", "triton")
+    seconds = {name: entry["cases"][name]["median"] for name in names if name in entry["cases"]}
+    tune.choose(record, tune.Step(rival=("training_step", entry["features"], names)), seconds)
+    tune.write(gpu, record)
+
+
+# --- the command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--model", nargs="+", choices=PRESETS, default=["edsr-baseline"], help="default: %(default)s")
+    parser.add_argument("--scale", type=int, choices=SCALES, default=2, help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=16, help="patches; default: %(default)s")
+    parser.add_argument("--patch", type=int, default=48, help="LR pixels a side; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each way in a round; default: %(default)s")
+    parser.add_argument("--workers", type=int, help="of a DataLoader; default: 4, on a CPU none")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="on a GPU, stop after; default: never")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
+    parser.add_argument("--save", action="store_true", help="write the record into bench/results, for one of its day")
+    parser.add_argument("--choose", action="store_true", help="on a GPU, note the faster of ours in kernels/configs")
+    parser.add_argument("--json", action="store_true", help="print the record")
+    options = parser.parse_args()
+    if options.save and len(options.only) < len(WAYS):
+        parser.error("--save wants all ways: it takes the place of an earlier record")
+    deadline = time.monotonic() + 60 * options.minutes
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if refused(device):
+        return 2
+    workers = options.workers if options.workers is not None else {"cuda": 4, "cpu": 0}[device]
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    record: dict[str, Any] = {"kind": "training", "machine": describe(device), "workloads": []}
+    console.print(machine_line(record["machine"]))
+    shape = (options.batch, options.patch, device, torch.bfloat16 if device == "cuda" else torch.float32, workers)
+    works = [Training(name, replace(PRESETS[name], scale=options.scale), *shape) for name in options.model]
+    left = items(works, tuple(options.only), options.rounds, options.seconds)
+    while left and time.monotonic() < deadline:
+        # A process of its own for each, with a GPU that no profiler and no other network has touched.
+        done = each(compare, left[:1], deadline) if device == "cuda" else [(left[0], compare(left[0], {}, nowhere))]
+        for (work, *_), entry in done:
+            if isinstance(entry, str):
+                record.setdefault("failed", {})[str(work)] = entry
+            else:
+                put(record["workloads"], entry)
+                console.print(training_table(entry))
+                if options.choose and device == "cuda":
+                    choose(record["machine"]["name"], entry)
+            del left[0]
+        if options.save:
+            save(record)
+    if left:
+        record["not_reached"] = [f"{work}: {', '.join(names)}" for work, names, _, _ in left]
+    for line in [*record.get("failed", {}).values(), *record.get("not_reached", [])]:
+        console.print(line)
+    if device == "cuda":
+        console.print(targets_table(record))
+    if options.save:
+        console.print(f"saved as {save(record)}")
+    if options.json:
+        print(json.dumps(record))
+    return 1 if record.get("failed") or any(entry["wrong"] for entry in record["workloads"]) else 0
+
+
+def items(works: list[Training], names: tuple[str, ...], rounds: int, seconds: float) -> list[Item]:
+    """All ways of the first work; then on a GPU the others without what is slow to make ready; then all of those."""
+    quick = tuple(name for name in names if not WAYS[name].slow)
+    early = [Item(work, quick, rounds, seconds) for work in works[1:] if work.device == "cuda" and quick != names]
+    first, *rest = [Item(work, names, rounds, seconds) for work in works]
+    return [first, *early, *rest]
+
+
+def nowhere(part: str, seconds: float = 0.0) -> None:
+    """`at` of `bench.worker`, where there is no other process to tell."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
