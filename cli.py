@@ -194,7 +194,7 @@ def run_train(options) -> int:
         for progress in steps:
             bar.show(progress.step, progress.loss, progress.speed, progress.psnr)
             if progress.psnr is not None:
-                say(f"step {progress.step}: loss {progress.loss:.5f}, validation {progress.psnr:.3f} dB")
+                say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.psnr:.3f} dB")
     if progress is not None and not progress.finished:
         why = "interrupted" if stopping else f"stopped after {options.minutes:g} minutes"
         say(f"{why} and saved at step {progress.step} of {options.steps}; continue with --resume")

@@ -65,6 +65,9 @@ def check(options: TrainOptions, world: int, first: bool) -> None:
         raise TrainError(f"--batch {options.batch} cannot be shared evenly by {world} processes")
     if run.exists() and not run.is_dir():
         raise TrainError(f"{run} is a file; give a folder with --out")
+    inside = next((folder for folder in options.data if Path(folder).resolve() in run.resolve().parents), None)
+    if inside is not None:  # its plot and samples would be trained on after the next start
+        raise TrainError(f"{run} lies in {inside}, a folder of pictures; choose another --out")
     if first and not options.resume and checkpoint.exists(run):
         raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
     if first and options.resume and not checkpoint.exists(run):

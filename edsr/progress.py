@@ -32,18 +32,24 @@ class Bar:
 
 
 class TrainingBar:
-    """The run: steps done, loss, validation PSNR, patches per second, time left."""
+    """The run: steps done, loss, validation PSNR, patches per second, time left.
+
+    loss: its mean over about 20 of what was shown; one batch differs from the next by more than a run gains in hours.
+    """
 
     def __init__(self, progress: Progress | None, steps: int):
         self._progress, self._steps, self._psnr = progress, steps, ""
+        self.loss, self._shown = 0.0, 0
 
     def show(self, step: int, loss: float, speed: float, psnr: float | None) -> None:
+        self._shown = min(self._shown + 1, 20)
+        self.loss += (loss - self.loss) / self._shown
         if self._progress is None:
             return
         if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on
             self._progress.add_task("", total=self._steps, completed=step - 1, text="")
         self._psnr = self._psnr if psnr is None else f"  {psnr:.2f} dB"
-        text = f"loss {loss:.5f}{self._psnr}  {speed:.1f} images/s"
+        text = f"loss {self.loss:.5f}{self._psnr}  {speed:.1f} images/s"
         self._progress.update(self._progress.task_ids[0], completed=step, text=text)
 
 

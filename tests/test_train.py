@@ -158,6 +158,8 @@ def test_a_run_is_not_overwritten_nor_mixed(folder, tmp_path):
         list(train(options(folder, tmp_path / "run")))
     with pytest.raises(TrainError, match="--batch 2, not 3"):
         list(train(options(folder, tmp_path / "run", resume=True, batch=3)))
+    with pytest.raises(TrainError, match="lies in"):
+        list(train(options(folder, folder / "run")))
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError, match="is a file"):
         list(train(options(folder, tmp_path / "file")))
