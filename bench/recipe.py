@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import machine
-from edsr import checkpoint
-from edsr.data import hold_back, load
+from edsr import checkpoint, step
+from edsr.data import Pictures, hold_back, load
 from edsr.model import EDSR, PRESETS, EDSRConfig
 from edsr.options import TrainOptions
 from edsr.train import train, validate
@@ -37,29 +37,24 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def run(options: TrainOptions, held, clip: float | None) -> dict:
-    """Trains, and scores the end of the run. held: the validation pictures of the run itself."""
-    from edsr import recipe, step
-
+def run(options: TrainOptions, held: Pictures, clip: float | None) -> dict:
+    """Trains, and scores the end of the run on `held`, the same pictures for all: a run of larger patches leaves small
+    pictures out, and would hold others back."""
     usual = step.CLIP
-    step.CLIP = recipe.CLIP if clip is None else clip
+    step.CLIP = usual if clip is None else clip
     try:
         begun = time.perf_counter()
-        progress = list(train(options))
+        steps = list(train(options))[-1].step
         seconds = time.perf_counter() - begun
     finally:
         step.CLIP = usual
     tensors = checkpoint.newest(Path(options.out), print).tensors
     model = EDSR(replace(PRESETS[PRESET], scale=options.scale))
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-    psnr = [p.psnr for p in progress if p.psnr is not None][-1]
-    raw = validate(model, held, options.scale)[0]
-    return {
-        "psnr": round(psnr, 3),
-        "not_averaged": round(raw, 3),
-        "seconds": round(seconds, 1),
-        "steps": progress[-1].step,
-    }
+    scores = {}
+    for name, kind in ("psnr", "average"), ("not_averaged", "model"):
+        model.load_state_dict({key: tensors[f"{kind}.{key}"] for key in model.state_dict()})
+        scores[name] = round(validate(model, held, options.scale)[0], 3)
+    return scores | {"seconds": round(seconds, 1), "steps": steps}
 
 
 def main() -> None:
@@ -88,7 +83,9 @@ def compare(options, cache: str) -> None:
         tuple(options.data), "", scale=options.scale, lr=options.lr, device=options.device, cache=cache, **sizes
     )
     pictures, held = load(base.data, base.scale, base.patch, print, cache=cache)
-    pictures, held = hold_back(pictures) if held is None else (pictures, held)
+    held = hold_back(pictures)[1] if held is None else held
+    if held is None:
+        raise SystemExit("one picture cannot be held back; give more with --data")
     print(machine.machine_line(machine.describe(options.device)))
     print(f"{options.blocks} blocks of {options.features}, {sizes}, lr {options.lr:g}")
     print(f"{'':24}{'PSNR':>9}{'raw':>9}{'steps':>8}{'s':>7}")
