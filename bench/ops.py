@@ -1,7 +1,8 @@
 """Single operations of the network on feature maps of one size: ours, cuDNN through PyTorch, torch.compile.
 
 Every case gets the same operands, channels_last and of one dtype. cuDNN computes a convolution alone: bias, ReLU and
-skip are kernels of their own (`kernels.reference`); torch.compile may fuse those.
+skip are kernels of their own (`kernels.reference`); torch.compile may fuse those. The gradients of a convolution are
+computed on patches, as in training.
 """
 
 import copy
@@ -27,7 +28,7 @@ class Op(Work):
     """One operation on one map, or picture, with random operands from fixed seeds.
 
     name: a key of KINDS. device "meta": operands have no values, for compiling without a GPU. scale: of the picture,
-    for tails. result: what a tail gives, see `Result`. wide: the same operands in fp64.
+    for tails. result: what a tail gives, see `Result`. wide: the same operands in fp64. pictures: how many at once.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Op(Work):
     scale: int = 1
     result: torch.dtype | None = torch.uint8
     wide: bool = False
+    pictures: int = 1
 
     base = "cudnn"
 
@@ -54,17 +56,22 @@ class Op(Work):
         return {name: CASES[name] for name in ("ours", *self.kind.ways, "cudnn", "compile")}
 
     @property
+    def small(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.pictures > 1
+
+    @property
     def rounding(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 0.5001 / 255 if self.name == "tail" else 0.0  # to whole levels
 
     def described(self) -> dict:
         title = self.kind.title + (f" x{self.scale}" if self.scale > 1 else "")
+        title += f", {self.pictures} pictures" if self.pictures > 1 else ""
         precision = str(self.dtype).removeprefix("torch.")
         size = {"width": self.width, "height": self.height, "precision": precision}
         return {"op": self.name, "title": title, "features": self.features, "scale": self.scale} | size
 
     def gflop(self, collapsed: bool) -> float:
-        c, pixels = self.features, self.height * self.width
+        c, pixels = self.features, self.pictures * self.height * self.width
         if self.name == "tail":
             return gflop_of_end(c, self.scale, collapsed) * pixels
         return self.kind.convolutions * 2 * 9 * (3 if self.name == "head" else c) * c * pixels / 1e9
@@ -80,9 +87,9 @@ class Op(Work):
             values = values.contiguous(memory_format=torch.channels_last)
         return values.double() if self.wide else values
 
-    def map(self) -> Tensor:
+    def map(self, seed: int = 0) -> Tensor:
         """A feature map. At 1080p one of 64 channels is larger than any cache, so one is as good as several."""
-        return self.draw(0, 1, self.features, self.height, self.width)
+        return self.draw(seed, self.pictures, self.features, self.height, self.width)
 
     def pixels(self) -> Tensor:
         """A picture, uint8 [1, 3, H, W] in the memory of [H, W, 3]."""
@@ -112,7 +119,7 @@ class Op(Work):
         return weight.to(self.device, self.dtype), bias.to(self.device, self.dtype)
 
     @cached_property
-    def truth(self) -> Tensor:
+    def truth(self) -> Tensor | tuple[Tensor, ...]:
         """The result in fp64."""
         exact = replace(self, wide=True, result=None)
         # No autotuning for what is computed but once.
@@ -125,7 +132,10 @@ class Op(Work):
         with torch.inference_mode():
             return self.distance(unrounded.kind.plain(unrounded)(reference))
 
-    def distance(self, y: Tensor) -> float:
+    def distance(self, y: Tensor | tuple[Tensor, ...]) -> float:
+        if isinstance(y, tuple):
+            return max(map(largest_difference, y, self.truth))
+        assert isinstance(self.truth, Tensor)
         if y.dtype == torch.uint8:
             return largest_difference(y.double() / 255, self.truth.clamp(0, 1))
         return largest_difference(y, self.truth)
@@ -143,7 +153,7 @@ def _folded_end(features: int, scale: int) -> FoldedEDSR:
 
 # --- the operations: what they do with a namespace of ops
 
-Call = Callable[[Any], Tensor]
+Call = Callable[[Any], Any]  # gives a tensor or, with more than one result, a tuple
 
 
 def relu(op: Op) -> Call:
@@ -152,7 +162,7 @@ def relu(op: Op) -> Call:
 
 
 def skip(op: Op) -> Call:
-    x, (weight, bias), added = op.map(), op.weights(op.features), op.draw(5, 1, op.features, op.height, op.width)
+    x, (weight, bias), added = op.map(), op.weights(op.features), op.map(5)
     return lambda ops: ops.conv3x3(x, weight, bias, skip=added)
 
 
@@ -176,6 +186,33 @@ def tail(op: Op) -> Call:
     return lambda ops: ops.collapsed_tail(x, weight, bias, DIV2K_MEAN, op.scale, result)
 
 
+def plain_dgrad(op: Op) -> Call:
+    """As autograd computes it: the convolution's gradient, then the ReLU's."""
+    dy, (weight, _), hidden = op.map(), op.weights(op.features), op.map(5).relu()
+    backward = torch.ops.aten.convolution_backward
+    settings = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+    return lambda ops: torch.ops.aten.threshold_backward(backward(dy, hidden, weight, *settings)[0], hidden, 0)
+
+
+def dgrad(op: Op) -> Call:
+    dy, (weight, _), hidden = op.map(), op.weights(op.features), op.map(5).relu()
+    gradients = importlib.import_module("kernels.conv3x3_grad")
+    return lambda ops: gradients.dgrad(dy, weight, mask=hidden)
+
+
+def plain_wgrad(op: Op) -> Call:
+    dy, (weight, bias), x = op.map(), op.weights(op.features), op.map(5)
+    backward = torch.ops.aten.convolution_backward
+    settings = (list(bias.shape), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, True])
+    return lambda ops: tuple(backward(dy, x, weight, *settings)[1:])
+
+
+def wgrad(op: Op) -> Call:
+    dy, x = op.map(), op.map(5)
+    gradients = importlib.import_module("kernels.conv3x3_grad")
+    return lambda ops: gradients.wgrad(x, dy, dtype=x.dtype)
+
+
 @dataclass(frozen=True)
 class Kind:
     """plain: as peers do it; ours: as `kernels.fused` does; ways: cases besides ours and theirs."""
@@ -193,6 +230,8 @@ KINDS = {
     "resblock": Kind("ResBlock", resblock, resblock, 2, ("portable", "hopper", "one_kernel")),
     "head": Kind("head", head, head),
     "tail": Kind("tail", plain_tail, tail, ways=("collapsed",)),
+    "dgrad": Kind("gradient by input + ReLU", plain_dgrad, dgrad),
+    "wgrad": Kind("gradients by weight and bias", plain_wgrad, wgrad),
 }
 
 
@@ -282,8 +321,16 @@ CASES = {
 }
 
 
-def operations(height: int = 1080, width: int = 1920, **where: Any) -> list[Op]:
-    """All that is compared, the dearest first."""
+PATCHES = (16, 48, 48)  # pictures, rows, columns
+
+
+def operations(
+    height: int = 1080, width: int = 1920, patches: tuple[int, int, int] = PATCHES, **where: Any
+) -> list[Op]:
+    """All that is compared, the dearest first; gradients are of `patches`."""
     ops = [Op(name, c, height, width, **where) for c in (64, 256) for name in ("relu", "skip", "resblock", "head")]
     ops += [Op("tail", c, height, width, scale=s, **where) for c in (64, 256) for s in (2, 4)]
+    n, rows, columns = patches
+    for c in (64, 256):
+        ops += [Op(name, c, rows, columns, pictures=n, **where) for name in ("dgrad", "wgrad")]
     return ops

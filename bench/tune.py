@@ -1,9 +1,9 @@
 """Finds launch configurations on this GPU: `python -m bench.tune [--minutes N] [--op TEXT ...]`.
 
 For each kernel and number of features: all candidates are compiled in parallel processes, which takes most of the
-time; then each is checked for right results and timed once at 1080p; then the best are timed in turns. What is best,
-and whether a special kernel is faster than the portable one, is written to kernels/configs/<gpu>.json after every
-step. Found in fp16, and taken over for bf16, which costs the same.
+time; then each is checked for right results and timed once, at 1080p or, for training, on patches; then the best are
+timed in turns. What is best, and whether a special kernel is faster than the portable one, is written to
+kernels/configs/<gpu>.json after every step. Found in fp16, and taken over for bf16, which costs the same.
 """
 
 import argparse
@@ -20,27 +20,39 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from rich.console import Console
 
-from bench.cases import Unavailable
+from bench.cases import Run, Unavailable, recorded
 from bench.compare import turned, write_whole
 from bench.machine import Ceiling, clock, refused, repeats_for
-from bench.ops import Op
+from bench.ops import PATCHES, Op
 from bench.report import markdown
 from bench.worker import At, each, one_line
 from kernels import aot, launch
 from kernels.launch import Config
 
-FULL = (1080, 1920)
-SMALL = (13, 144)  # no multiple of any block, but the same kernel as for FULL: rows odd, columns a multiple of 16
-ODD = (13, 131)
+
+class Sizes(NamedTuple):
+    """What a kernel is tuned on: (pictures, rows, columns) each.
+
+    small: no multiple of any block, but the same kernel as for full: rows odd, columns a multiple of 16.
+    """
+
+    small: tuple[int, int, int]
+    odd: tuple[int, int, int]
+    full: tuple[int, int, int]
+
+
+PICTURE = Sizes((1, 13, 144), (1, 13, 131), (1, 1080, 1920))
+NARROW = Sizes((2, 13, 48), (2, 13, 35), PATCHES)  # in training
 FINALISTS, ROUNDS = 6, 7
 SHARED = 227 << 10  # bytes of shared memory of one block on sm_90
 ACCUMULATORS = 128  # fp32 sums a thread may have; more leave no registers for operands
+WGRAD_ACCUMULATORS = 144  # the same where operands need none
 LIMIT = 30.0  # seconds for one candidate
 RIVALS_SECONDS = 30.0  # kept for the comparison of kernels that do the same
 
@@ -57,13 +69,16 @@ class Target:
     case: str
     works: tuple[tuple[str, int], ...]
     archs: tuple[int, ...] = ()  # those that have it; none: all
+    sizes: Sizes = PICTURE
 
     def __str__(self) -> str:
         scale = f"-x{self.works[0][1]}" if self.op == "collapsed_tail" else ""
-        return f"{self.op}-{self.features}{scale}"
+        narrow = "-narrow" if self.sizes == NARROW and self.op == "conv3x3" else ""
+        return f"{self.op}-{self.features}{scale}{narrow}"
 
-    def operations(self, size: tuple[int, int], device: str = "cuda") -> list[Op]:
-        return [Op(name, self.features, *size, device=device, scale=scale) for name, scale in self.works]
+    def operations(self, size: tuple[int, int, int], device: str = "cuda") -> list[Op]:
+        n, *area = size
+        return [Op(name, self.features, *area, device=device, scale=scale, pictures=n) for name, scale in self.works]
 
     def candidates(self, shared: int = SHARED) -> list[Config]:
         """All worth trying, in a fixed order."""
@@ -75,8 +90,15 @@ class Target:
         elif self.op == "collapsed_tail":
             blocks = (64,) if self.works[0][1] == 2 else (64, 128)  # of 60, 135 and 240 columns
             space = product(BLOCK_W=(64, 128, 256), BLOCK_J=blocks, BLOCK_CI=(64,), num_warps=(4, 8), num_stages=(2, 3))
+        elif self.op == "wgrad":
+            space = (
+                {"BLOCK_H": h, "BLOCK_W": w} | rest
+                for h, w in ((1, 16), (2, 16), (4, 16), (1, 32), (2, 32))
+                for rest in product(BLOCK_CO=(64,), BLOCK_CI=(32, 64), num_warps=(4, 8), num_stages=(3, 4))
+            )
         else:
-            rectangles = ((4, 32), (8, 16), (2, 128), (4, 64), (8, 32))
+            narrow = ((4, 16), (8, 16), (16, 16), (8, 32))
+            rectangles = narrow if self.sizes == NARROW else ((4, 32), (8, 16), (2, 128), (4, 64), (8, 32))
             blocks = (64,) if c == 64 else (128, 256)
             space = (
                 {"BLOCK_H": h, "BLOCK_W": w} | rest
@@ -106,6 +128,15 @@ TARGETS = [
     Target("resblock", 64, "one_kernel", (("resblock", 1),), (90,)),
     *(Target("collapsed_tail", c, "ours", (("tail", s),)) for c, s in ((64, 4), (256, 2), (64, 3), (256, 4), (256, 3))),
     Target("head", 256, "ours", (("head", 1),)),
+    *(
+        target
+        for c in (64, 256)
+        for target in (
+            Target("conv3x3", c, "portable", (("relu", 1), ("skip", 1)), sizes=NARROW),
+            Target("dgrad", c, "ours", (("dgrad", 1),), sizes=NARROW),
+            Target("wgrad", c, "ours", (("wgrad", 1),), sizes=NARROW),
+        )
+    ),
 ]
 # Once the kernels are tuned: which of several cases of an operation is the fastest. (operation, features, cases)
 RIVALS = [
@@ -128,7 +159,12 @@ def legal(op: str, config: Config, features: int, shared: int = SHARED) -> bool:
         return False
     rows = blocks.get("BLOCK_H", 1) * blocks["BLOCK_W"]
     columns = blocks.get("BLOCK_CO", 0) or blocks["BLOCK_J"]
-    if rows * columns > ACCUMULATORS * 32 * config["num_warps"]:
+    threads = 32 * config["num_warps"]
+    if op == "wgrad":
+        sums, read = 9 * columns * blocks["BLOCK_CI"], 3 * rows * (columns + blocks["BLOCK_CI"])
+        whole = features % blocks["BLOCK_CI"] == 0 and rows >= 16
+        return whole and sums <= WGRAD_ACCUMULATORS * threads and 2 * config["num_stages"] * read <= shared
+    if rows * columns > ACCUMULATORS * threads:
         return False
     if op == "head":
         return columns <= features
@@ -168,7 +204,7 @@ def compile_candidate(target: Target, config: Config, arch: int, shared: int = S
     """Compiles all that timing it will need into Triton's cache; the reason if it cannot be done."""
 
     def call() -> None:
-        for op in target.operations(FULL, "meta"):
+        for op in target.operations(target.sizes.full, "meta"):
             with forced(target.op, config):
                 op.cases[target.case].build(op)()
 
@@ -218,7 +254,7 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
     at("the ceiling")
     ceiling = Ceiling("cuda", torch.float16)
     at("the results in fp64")
-    small, odd, full = (target.operations(size) for size in (SMALL, ODD, FULL))
+    small, odd, full = map(target.operations, target.sizes)
     checks = [(op, op.cases[target.case].build(op)) for op in small]
     odd_checks = [(op, op.cases[target.case].build(op)) for op in odd]
     for op in small + odd:
@@ -228,6 +264,10 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
     def run() -> None:
         for each_run in runs:
             each_run()
+
+    def timed() -> Run:
+        """`run`, with the configuration of the moment."""
+        return recorded(run) if target.sizes == NARROW else run
 
     first: list[tuple[float, int, Config]] = []
     key = ""
@@ -239,7 +279,8 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
             try:
                 for op, check in checks:
                     op.check(check, poison=True)
-                first.append((min(clock(run, "cuda") for _ in range(4)), i, config))
+                candidate = timed()
+                first.append((min(clock(candidate, "cuda") for _ in range(4)), i, config))
             except (AssertionError, launch.KernelError, triton.OutOfResources) as error:  # it may be gone on with
                 wrong[label(config)] = one_line(error)
             key = next((key for op, key in sorted(asked) if op == target.op), key)
@@ -251,7 +292,8 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
             config = finalists[int(j)]
             at(label(config), LIMIT)
             with forced(target.op, config):
-                seconds[label(config)].append(clock(run, "cuda", repeats_for(run, "cuda")))
+                candidate = timed()
+                seconds[label(config)].append(clock(candidate, "cuda", repeats_for(candidate, "cuda")))
     gflop = sum(op.gflop(collapsed=True) for op in full)
     rows = []
     for config in sorted(finalists, key=lambda config: statistics.median(seconds[label(config)])):
@@ -261,7 +303,7 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
                 for op, check in odd_checks:
                     op.check(check, poison=True)
             except AssertionError as error:
-                wrong[label(config)] = f"{ODD[0]} x {ODD[1]}: {one_line(error)}"
+                wrong[label(config)] = f"{target.sizes.odd}: {one_line(error)}"
                 continue
         median = statistics.median(seconds[label(config)])
         percent = 100 * gflop / median / ceiling.gflops
@@ -276,7 +318,7 @@ def duel(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
     name, features, cases = item.rival
     found, wrong = item.found or {}, dict(failed)
     with configured(lambda op, key, default: found.get(op, {}).get(key, default)):
-        full, small = Op(name, features, *FULL), Op(name, features, *ODD)
+        full, small = Op(name, features, *PICTURE.full[1:]), Op(name, features, *PICTURE.odd[1:])
         runs = {}
         for case in cases:
             if case in failed:

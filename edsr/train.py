@@ -7,7 +7,7 @@ the start on the seed, and nothing else is random, so that a checkpoint needs no
 """
 
 import contextlib
-import importlib
+import importlib.util
 import math
 import time
 import zlib
@@ -29,6 +29,7 @@ from edsr.pictures import Pictures
 from edsr.ranks import Ranks
 from edsr.resize import bicubic
 from edsr.step import Step
+from kernels import reference
 
 SETBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
 NOTED = 50  # steps between lines of metrics.jsonl
@@ -89,12 +90,13 @@ class _Run:
         if ranks.device.type == "cuda":
             torch.backends.cudnn.benchmark = not options.deterministic
             torch.use_deterministic_algorithms(options.deterministic)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # every element is written before it is read
+            # Every element is written before it is read. (torch's stub leaves this one out.)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         block = _block(options, model, ranks)
         share = (ranks.rank, ranks.world)
         feed = Feed(pictures, options.patch, options.batch, options.seed, ranks.device, block, share)
         decay, dtype = recipe.ema_decay(options.steps), _dtype(options, ranks)
-        ops = _ops(options, ranks)
+        ops = _ops(options, ranks, dtype, model.config.features)
         self.stepper = Step(model, feed, ranks, options.loss, decay, dtype, ops, options.graph, say)
 
         self.watch = recipe.Watch()
@@ -302,13 +304,16 @@ def _dtype(options: TrainOptions, ranks: Ranks) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[auto if options.precision == "auto" else options.precision]
 
 
-def _ops(options: TrainOptions, ranks: Ranks):
-    backend = options.backend
-    if backend == "triton" and ranks.device.type != "cuda":
-        raise EngineError(f"--backend triton needs an NVIDIA GPU, not {ranks.device}; use --backend torch")
-    if backend == "auto":
-        backend = "torch"
-    return importlib.import_module("kernels.training" if backend == "triton" else "kernels.reference")
+def _ops(options: TrainOptions, ranks: Ranks, dtype: torch.dtype, features: int):
+    """The ops to train with: on Triton kernels if asked for, or where they were measured to be faster."""
+    triton = ranks.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if options.backend == "triton" and not triton:
+        raise EngineError(f"--backend triton needs an NVIDIA GPU and triton, not {ranks.device}; use --backend torch")
+    if options.backend == "torch" or not triton:
+        return reference
+    from kernels import training
+
+    return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
 
 
 def _block(options: TrainOptions, model: EDSR, ranks: Ranks) -> int:

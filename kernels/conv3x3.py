@@ -14,19 +14,26 @@ from torch import Tensor
 from kernels import launch
 from kernels.launch import Config, KernelError
 
+# Columns below which there is a configuration of its own. Patches for training, 48 wide as a rule, would leave a
+# quarter of blocks 32 wide empty, and smaller blocks give all multiprocessors work at once.
+NARROW = 64
+
 
 # Sizes are not specialised on: a kernel compiled for one picture serves all.
 @triton.jit(do_not_specialize=["H", "W"])
 def _conv3x3(
     x_ptr,  # [N, H + 2 - 2*PADDING, W, Ci]
-    weight_ptr,  # [Co, 3, 3, Ci]
-    bias_ptr,  # [Co]
+    weight_ptr,  # [Co, 3, 3, Ci], or [Ci, 3, 3, Co] to be TURNED: read with taps in reverse and channels exchanged
+    bias_ptr,  # [Co]; a turned convolution has none
+    mask_ptr,  # [N, H, W, Co]
     skip_ptr,  # [N, H, W, Co]
     out_ptr,  # [N, H, W, Co] or [N, SHUFFLE*H, SHUFFLE*W, Co // SHUFFLE**2]
     H,
     W,
     x_picture,  # strides of pictures and rows, in elements; pixels are dense
     x_row,
+    mask_picture,
+    mask_row,
     skip_picture,
     skip_row,
     out_picture,
@@ -35,8 +42,10 @@ def _conv3x3(
     Ci: tl.constexpr,
     Co: tl.constexpr,
     PADDING: tl.constexpr,
+    TURNED: tl.constexpr,
     RELU: tl.constexpr,
     SCALE: tl.constexpr,
+    MASK: tl.constexpr,
     SKIP: tl.constexpr,
     SHUFFLE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -79,18 +88,25 @@ def _conv3x3(
         mask = (h >= 0) & (h < rows) & (w >= 0) & (w < W)
         offset = x_offset + (dy * x_row + dx * Ci + c0)
         x = tl.load(x_ptr + offset[:, None] + ci[None, :], mask=mask[:, None], other=0.0)
-        weight = tl.load(
-            weight_ptr + co[:, None] * (9 * Ci) + (tap * Ci + c0) + ci[None, :], mask=mask_co[:, None], other=0.0
-        )
+        if TURNED:
+            weight_offset = ((c0 + ci) * (9 * Co) + (8 - tap) * Co)[None, :] + co[:, None]
+        else:
+            weight_offset = co[:, None] * (9 * Ci) + (tap * Ci + c0) + ci[None, :]
+        weight = tl.load(weight_ptr + weight_offset, mask=mask_co[:, None], other=0.0)
         acc = tl.dot(weight, x.T, acc, input_precision=PRECISION)
 
-    acc += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[:, None]
+    if not TURNED:
+        acc += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[:, None]
     if RELU:
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)  # or an overflow would end here unseen
     if SCALE:
         acc *= scale
     y = tl.trans(acc)
     mask = ((h0 + i < H) & (w0 + j < W))[:, None] & mask_co[None, :]
+    if MASK:
+        mask_ptr += n * mask_picture + h0.to(tl.int64) * mask_row + w0 * Co
+        passed = tl.load(mask_ptr + (i * mask_row + j * Co)[:, None] + co[None, :], mask=mask, other=0.0)
+        y = tl.where(passed <= 0, 0.0, y)  # NaN lets through
     if SKIP:
         skip_ptr += n * skip_picture + h0.to(tl.int64) * skip_row + w0 * Co
         y += tl.load(skip_ptr + (i * skip_row + j * Co)[:, None] + co[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -160,7 +176,7 @@ def conv3x3(
 def portable(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     relu: bool,
     scale: float,
     skip: Tensor | None,
@@ -168,26 +184,37 @@ def portable(
     padding: int,
     out: Tensor,
     config: Config | None = None,
+    mask: Tensor | None = None,
 ) -> None:
-    """`conv3x3` by the plain Triton kernel, its operands already checked."""
+    """`conv3x3` by the plain Triton kernel, its operands already checked.
+
+    Without a bias the weight is turned, see `kernels.conv3x3_grad.dgrad`: x has the channels that it gives, out those
+    that it takes. mask: a map like out; where it is 0 or below, nothing is added to the skip.
+    """
     n, ci, _, w = x.shape
-    co, rows = weight.shape[0], out.shape[2] // shuffle
+    turned = bias is None
+    co, rows = weight.shape[int(turned)], out.shape[2] // shuffle
     if config is None:
-        key = f"{launch.NAMES[x.dtype]} {ci}-{co}"
-        config = launch.config("conv3x3", key, default_config(ci, co, shuffle, x.dtype, x.device), x.device)
+        key = f"{launch.NAMES[x.dtype]} {ci}-{co}" + (" narrow" if w < NARROW else "")
+        config = launch.config(
+            "dgrad" if turned else "conv3x3", key, default_config(ci, co, shuffle, w, x.dtype, x.device), x.device
+        )
     blocks = launch.cdiv(rows, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
     launch.run(
         _conv3x3,
         (n * blocks * launch.cdiv(co, config["BLOCK_CO"]),),
         x,
         weight,
-        bias,
+        x if bias is None else bias,
+        x if mask is None else mask,
         x if skip is None else skip,
         out,
         rows,
         w,
         x.stride(0),
         x.stride(2),
+        0 if mask is None else mask.stride(0),
+        0 if mask is None else mask.stride(2),
         0 if skip is None else skip.stride(0),
         0 if skip is None else skip.stride(2),
         out.stride(0),
@@ -196,8 +223,10 @@ def portable(
         Ci=ci,
         Co=co,
         PADDING=padding,
+        TURNED=turned,
         RELU=relu,
         SCALE=scale != 1.0,
+        MASK=mask is not None,
         SKIP=skip is not None,
         SHUFFLE=shuffle,
         PRECISION=precision(x.dtype),
@@ -210,7 +239,7 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def default_config(ci: int, co: int, shuffle: int, dtype: torch.dtype, device: torch.device) -> Config:
+def default_config(ci: int, co: int, shuffle: int, w: int, dtype: torch.dtype, device: torch.device) -> Config:
     """A configuration that fits every GPU from sm_80 on; not measured."""
     arch = launch.architecture(device)
     channels = next(c for c in (64, 32, 16) if ci % c == 0)
@@ -232,10 +261,11 @@ def default_config(ci: int, co: int, shuffle: int, dtype: torch.dtype, device: t
             "num_warps": 8 if co >= 128 else 4,
             "num_stages": 3,
         }
+    narrow = w < NARROW
     return {
         "BLOCK_H": 8 if shuffle < 3 else 4,  # or the addresses of a shuffle by 3 spill (triton 3.6)
-        "BLOCK_W": 32,
-        "BLOCK_CO": 128 if co >= 128 else 64,
+        "BLOCK_W": 16 if narrow else 32,
+        "BLOCK_CO": 256 if narrow and co % 256 == 0 and shuffle == 1 else 128 if co >= 128 else 64,
         "BLOCK_CI": channels,
         "num_warps": 8 if co >= 128 else 4,
         "num_stages": 3,

@@ -74,10 +74,11 @@ def conv3x3(
     plain = scale == 1.0 and skip is None
     if relu:
         y = torch.clamp_min(y, 0, out=target) if target is not None and plain else y.relu_()
+    kept = relu and y.requires_grad  # ReLU does keep what it gives
     if scale != 1.0:
-        y = y.mul_(scale)
+        y, kept = (y * scale if kept else y.mul_(scale)), False
     if skip is not None:
-        y = torch.add(y, skip, out=target) if target is not None else y.add_(skip)
+        y = torch.add(y, skip, out=target) if target is not None else y + skip if kept else y.add_(skip)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)
     return y if out is None or y is out else out.copy_(y)

@@ -1,5 +1,8 @@
-"""Triton's interpreter (3.6, 3.7) mended for bf16: it keeps such numbers as 16 bits, multiplies those bits in a dot,
-and cuts digits off where a GPU rounds to nearest even."""
+"""Triton's interpreter (3.6, 3.7), mended.
+
+For bf16: it keeps such numbers as 16 bits, multiplies those bits in a dot, and cuts digits off where a GPU rounds to
+nearest even. And 3.6's does not take a number of its own as the end of a range, with numpy from 2.4 on.
+"""
 
 import numpy as np
 
@@ -24,5 +27,12 @@ def mend() -> None:
             a, b = (self.create_fp_to_fp(x, tl.float32, None) for x in (a, b))
         return dot(self, a, b, d, *options)
 
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_dot = create_dot

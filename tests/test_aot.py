@@ -29,7 +29,8 @@ def run(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess:
 def test_the_kernels_fit(tmp_path):
     result = run("-m", "kernels.aot", "--quick", "--json", str(tmp_path / "report.json"))
     assert result.returncode == 0, result.stdout + result.stderr
-    for name in ("_head", "_conv3x3", "_tail_partial", "_tail_sum", "conv3x3_c64", "conv3x3_wide"):
+    names = ("_head", "_conv3x3", "_tail_partial", "_tail_sum", "_wgrad", "_add_runs", "conv3x3_c64", "conv3x3_wide")
+    for name in names:
         assert f" {name} " in result.stdout
     kernels = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["kernels"]
     assert {kernel["arch"] for kernel in kernels} == {80, 90}
@@ -73,6 +74,7 @@ TOYS = {
     "narrow": "no HGMMA",
     "no product": "no kernel has a matrix product",
     "greedy": "of shared memory",
+    "two uses": "while a product still reads it",
     "broken": "this toy is broken",
 }
 
@@ -127,6 +129,20 @@ def _product(x_ptr, y_ptr, steps, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _product_and_sum(x_ptr, y_ptr, steps, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    offsets = i[:, None] * BLOCK + i[None, :]
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    added = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for step in range(steps):
+        x = tl.load(x_ptr + step * BLOCK * BLOCK + offsets)
+        y = tl.load(y_ptr + step * BLOCK * BLOCK + offsets)
+        total = tl.dot(x, y, total)
+        added += x  # beside the product
+    tl.store(y_ptr + offsets, (total + added).to(y_ptr.dtype.element_ty))
+
+
+@triton.jit
 def _sum(x_ptr, y_ptr, BLOCK: tl.constexpr):
     offsets = tl.arange(0, BLOCK)
     tl.store(y_ptr + offsets, tl.load(x_ptr + offsets) + tl.load(y_ptr + offsets))
@@ -153,6 +169,7 @@ def _toy_cases() -> list[aot.Case]:
         ("narrow", "fp16", lambda: launch.run(_product, (1,), x, x, 9, BLOCK=32, num_warps=1)),
         ("no product", "fp16", lambda: launch.run(_sum, (1,), x, x, BLOCK=64)),
         ("greedy", "fp16", lambda: launch.run(_product, (1,), x, x, 9, BLOCK=128, num_warps=8, num_stages=6)),
+        ("two uses", "fp16", lambda: launch.run(_product_and_sum, (1,), x, x, 9, BLOCK=64, num_warps=4)),
         ("broken", "fp32", lambda: launch.run(_broken, (1,), x)),
         ("sum", "fp32", add),
     )

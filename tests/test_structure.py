@@ -54,6 +54,8 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "kernels.reference": set(),
     "kernels.launch": set(),
     "kernels.conv3x3": {"kernels.launch", "kernels.hopper"},
+    "kernels.conv3x3_grad": {"kernels.conv3x3", "kernels.hopper", "kernels.launch"},
+    "kernels.training": {"kernels.conv3x3_grad", "kernels.launch", "kernels.reference"},
     "kernels.edges": {"kernels.conv3x3", "kernels.launch", "kernels.reference"},
     "kernels.hopper": {
         "kernels.conv3x3",
@@ -67,6 +69,7 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "kernels.resblock": {"kernels.conv3x3", "kernels.hopper", "kernels.hopper_conv64", "kernels.launch"},
     "kernels.fused": {"kernels.conv3x3", "kernels.edges", "kernels.hopper", "kernels.launch", "kernels.resblock"},
     "kernels.aot": {"kernels"},
+    "kernels.aot_cases": {"kernels"},
 }
 
 
