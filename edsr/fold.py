@@ -48,9 +48,7 @@ class FoldedEDSR(EDSR):
                 block.residual_scale = 1.0
         weight, bias = collapse(model)
         kind = model.tail.weight
-        # Input channels innermost in memory, as in a channels_last weight.
-        weight = weight.to(kind.device, kind.dtype).permute(0, 1, 2, 4, 5, 3).contiguous().permute(0, 1, 2, 5, 3, 4)
-        self.register_buffer("tail_weight", weight)
+        self.register_buffer("tail_weight", _channels_innermost(weight.to(kind.device, kind.dtype)))
         self.register_buffer("tail_bias", bias.to(kind.device, kind.dtype))
         self.requires_grad_(False)
         self.eval()
@@ -58,6 +56,49 @@ class FoldedEDSR(EDSR):
     def reconstruct(self, x, ops, result=AS_COMPUTED):
         c = self.config
         return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, c.mean, c.scale, result)
+
+
+def turned(model: FoldedEDSR, flip_rows: bool, flip_columns: bool, swap: bool) -> FoldedEDSR:
+    """The network that does to a picture what `model` does to it turned, and turns the result back.
+
+    The turn: rows flipped, columns flipped, then rows and columns swapped, each if asked for. Instead it is the weights
+    that are turned, so that a picture can be streamed row by row through all eight (section 3.4 of the paper).
+    """
+    back = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in back.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(_turn_back(module.weight.clone(), (2, 3), flip_rows, flip_columns, swap))
+        r = model.config.scale
+        # [row class, column class, colour, row and column of a pixel's r x r, channel, row and column of the kernel]
+        weight = model.tail_weight.unflatten(2, (3, r, r))
+        bias = model.tail_bias.unflatten(2, (3, r, r))
+        for rows, columns in ((0, 1), (3, 4), (6, 7)):
+            weight = _turn_back(weight, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
+        for rows, columns in ((0, 1), (3, 4)):
+            bias = _turn_back(bias, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
+        back.tail_weight = _channels_innermost(weight.flatten(2, 4))
+        back.tail_bias = bias.flatten(2, 4).contiguous()
+    return back
+
+
+def _turn_back(
+    x: Tensor, axes: tuple[int, int], flip_rows: bool, flip_columns: bool, swap: bool, classes: bool = False
+) -> Tensor:
+    """The turn undone in two axes of x; in axes of border classes a flip exchanges first and last alone."""
+    x = x.transpose(*axes) if swap else x
+    for axis, flip in zip(axes, (flip_rows, flip_columns), strict=True):
+        if flip and classes:
+            order = [reference.INNER, reference.LAST, reference.FIRST, reference.ONLY]
+            x = x.index_select(axis, torch.tensor(order, device=x.device))
+        elif flip:
+            x = x.flip(axis)
+    return x
+
+
+def _channels_innermost(weight: Tensor) -> Tensor:
+    """[4, 4, 3·s², C, 5, 5] with C innermost in memory, as in a channels_last weight."""
+    return weight.permute(0, 1, 2, 4, 5, 3).contiguous().permute(0, 1, 2, 5, 3, 4)
 
 
 @torch.inference_mode(False)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.fold import FoldedEDSR, collapse
+from edsr.fold import FoldedEDSR, collapse, turned
 from tests.conftest import network
 
 
@@ -85,3 +85,25 @@ def test_work_per_pixel(scale, plain):
     chain += size * m.tail.weight.numel()
     assert chain == plain
     assert collapse(m)[0][0, 0].numel() == 25 * 64 * 3 * scale * scale
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("flip_columns", [False, True])
+@pytest.mark.parametrize("flip_rows", [False, True])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_turned_weights_do_what_turning_the_picture_does(scale, flip_rows, flip_columns, swap):
+    model = FoldedEDSR(network(scale, blocks=1))
+
+    def turn(x):
+        x = x.flip([axis for axis, flip in ((2, flip_rows), (3, flip_columns)) if flip])
+        return x.transpose(2, 3) if swap else x
+
+    def turn_back(x):
+        x = x.transpose(2, 3) if swap else x
+        return x.flip([axis for axis, flip in ((2, flip_rows), (3, flip_columns)) if flip])
+
+    back = turned(model, flip_rows, flip_columns, swap)
+    assert back.tail_weight.stride() == model.tail_weight.stride()
+    for size in ((5, 7), (1, 4), (3, 1), (1, 1)):
+        x = torch.rand(1, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(back(x), turn_back(model(turn(x))), rtol=0, atol=1e-12)
