@@ -1,5 +1,6 @@
 """The processes of one run, as `torchrun` starts them: one per GPU, on one machine or several; one without it."""
 
+import gc
 import os
 from collections.abc import Iterable
 
@@ -36,7 +37,10 @@ class Ranks:
         return self.rank == 0
 
     def leave(self) -> None:
+        """Ends the group. Whoever holds a DistributedDataParallel has let go of it: what is left of a group when Python
+        ends takes the process down with it."""
         if self.world > 1 and dist.is_initialized():
+            gc.collect()  # it lies in cycles
             dist.destroy_process_group()
 
     def mean(self, values: list[float]) -> list[float]:

@@ -61,11 +61,13 @@ def train(
     EngineError or TrainError before the first step, TrainError or CheckpointError later.
     """
     ranks = Ranks(options.device)
+    run = None
     try:
         run = _Run(options, ranks, say if ranks.first else lambda line: None)
         with contextlib.closing(run):
             yield from run.steps(stopping)
     finally:
+        run = None  # what talks to other processes goes before the group does
         ranks.leave()
 
 

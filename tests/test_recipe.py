@@ -65,7 +65,9 @@ def test_the_watch_does_not_mind_portions_nor_being_saved(portions, jump_at):
     whole = Watch()(losses)
     watch, at = Watch(), 0
     for count in portions:
-        assert watch(losses[at : at + count]) is None or at + count > 250
+        if at + count > 250:
+            break
+        assert watch(losses[at : at + count]) is None
         at += count
         saved = json.loads(json.dumps(watch.state()))
         watch = Watch()
