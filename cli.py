@@ -73,7 +73,8 @@ def run_upscale(options) -> int:
         raise ImageError(f"{options.output}: {len(inputs)} pictures need an existing folder after -o")
     model = load_model(options.model, options.scale)
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
-    upscaler.warm_up(lambda line: None if options.quiet else print(line, file=sys.stderr))
+    upscaler.say = lambda line: None if options.quiet else print(line, file=sys.stderr)
+    upscaler.warm_up(upscaler.say)
     failures = 0
     with progress.bar(options.quiet) as bar:
         for path in inputs:
@@ -117,14 +118,10 @@ def upscale_file(upscaler, path: Path, options, bar) -> dict:
         s, (width, height) = upscaler.scale, (reader.width, reader.height)
         with Writer(output, s * width, s * height, reader.channels, like=reader, overwrite=options.overwrite) as writer:
             bar.start(path.name, width, height)
-            if options.self_ensemble:
-                whole = next(reader.rows(height))
-                writer.write(upscaler(whole, self_ensemble=True))
-                bar.advance(height)
-            else:
-                for rows in upscaler.bands(reader.rows(upscaler.band_rows(width)), width):
-                    writer.write(rows)
-                    bar.advance(len(rows) // s)
+            source = reader.rows(upscaler.band_rows(width))
+            for rows in upscaler.bands(source, width, options.self_ensemble):
+                writer.write(rows)
+                bar.advance(len(rows) // s)
     seconds = time.perf_counter() - start
     speed = width * height / 1e6 / seconds
     values = str(output), [width, height], [s * width, s * height], round(seconds, 4), round(speed, 4)

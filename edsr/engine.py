@@ -5,6 +5,7 @@ import copy
 import importlib
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edsr.fold import FoldedEDSR
+from edsr.fold import FoldedEDSR, turned
 from edsr.graphs import Graphs
 from edsr.model import EDSR
-from edsr.stream import MIN_TILE, Stream, plan
-from edsr.transfer import Transfers
-from kernels.reference import Result, quantise
+from edsr.passage import OutOfMemory, Passage
+from edsr.stream import MIN_TILE, plan
+from kernels.reference import Result
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BACKENDS = ("auto", "torch", "triton")
@@ -26,8 +27,6 @@ AUTO_TILE = {
     "mps": 512,
     "cuda": 2048,
 }  # pixels a side; only "cpu" has been measured (docs/log.md)
-RECORDED = 1 << 20  # pixels of a band up to which it becomes a CUDA graph; larger ones hide their launches, and graphs
-# hold feature maps of their own. Predicted, not measured: 1 Mpx takes an H200 4 ms, launching it takes the CPU 3 ms.
 
 
 class EngineError(Exception):
@@ -62,40 +61,37 @@ class Upscaler:
         self.backend = _backend(backend, self.device, model)
         self.scale = model.config.scale
         self.tile = _tile(tile, self.device, model, self.precision)
-        self.model = FoldedEDSR(copy.deepcopy(model).float())
-        # torch's stub leaves memory_format out.
-        self.model.to(  # pyright: ignore[reportCallIssue]
-            self.device, PRECISIONS[self.precision], memory_format=torch.channels_last
-        )
-        self._ops = importlib.import_module("kernels.fused" if self.backend == "triton" else "kernels.reference")
-        self._graphs = self.backend == "triton" and self.device.type == "cuda"
-        forward = partial(_forward, self.model, self._ops)
-        self._whole = Graphs(forward) if self._graphs else forward
+        self.say: Callable[[str], None] = lambda line: None
+        self._folded = FoldedEDSR(copy.deepcopy(model).float().cpu())
+        self._networks: dict[tuple[str, bool], list[FoldedEDSR]] = {}
+        self._lock = threading.Lock()
+        self.ops = importlib.import_module("kernels.fused" if self.backend == "triton" else "kernels.reference")
+        self.graphs = self.backend == "triton" and self.device.type == "cuda"
+        self.model = self.networks(self.precision)[0]
+        forward = partial(_forward, self.model, self.ops)
+        self._whole = Graphs(forward) if self.graphs else forward
 
     def __call__(self, image: np.ndarray, self_ensemble: bool = False) -> np.ndarray:
         """The picture, s times larger.
 
-        image: [H, W, 3] RGB or [H, W] gray; uint8, uint16, or float32 in 0..1. Gives the same dtype and number of
-        axes, clamped to the range and, for whole numbers, rounded to nearest. self_ensemble: the mean over the
-        eight flips and quarter turns of the picture (section 3.4 of the paper), eight times the work.
+        image: [H, W] gray, or [H, W, C] of gray, gray and alpha, RGB, or RGB and alpha (C = 1 to 4); uint8, uint16, or
+        float32 in 0..1. Gives the same dtype and number of axes, clamped to the range and, for whole numbers,
+        rounded to nearest. self_ensemble: see `bands`.
         Raises TypeError or ValueError for other dtypes and shapes, EngineError as `bands` does.
         """
         if image.dtype not in (np.uint8, np.uint16, np.float32):
             raise TypeError(f"pictures are uint8, uint16 or float32, not {image.dtype}")
-        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)) or 0 in image.shape:
-            raise ValueError(f"pictures are [H, W, 3] or [H, W] and not empty, not {list(image.shape)}")
-        gray = image.ndim == 2
-        source = image[:, :, None] if gray else image
-        s, (height, width, channels) = self.scale, source.shape
-        if self_ensemble:
-            total = np.zeros((s * height, s * width, channels), np.float32)
-            for turns, flip in itertools.product(range(4), (False, True)):
-                y = self._assemble(_turn(source, turns, flip), as_computed=True)
-                total += np.rot90(y[:, ::-1] if flip else y, -turns)
-            result = _finish(torch.from_numpy(total / 8), source.dtype).numpy()
-        else:
-            result = self._assemble(source)
-        return result[:, :, 0] if gray else result
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] > 4) or 0 in image.shape:
+            raise ValueError(f"pictures are [H, W] or [H, W, 1 to 4] and not empty, not {list(image.shape)}")
+        source = image[:, :, None] if image.ndim == 2 else image
+        height, width, channels = source.shape
+        step = self.band_rows(width)
+        out, filled = np.empty((self.scale * height, self.scale * width, channels), image.dtype), 0
+        for part in self.bands((source[i : i + step] for i in range(0, height, step)), width, self_ensemble):
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+        assert filled == len(out)
+        return out[:, :, 0] if image.ndim == 2 else out
 
     def frame(self, x: Tensor) -> Tensor:
         """Pictures that are on the device already, made larger there: frames of a video.
@@ -107,7 +103,7 @@ class Upscaler:
         if x.dtype not in (torch.uint8, torch.uint16) or x.ndim not in (3, 4) or x.shape[-1] != 3 or 0 in x.shape:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
         pictures = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
-        with torch.no_grad(), self._current():
+        with torch.no_grad(), self.current():
             y = self._whole(pictures, Result(x.dtype)).permute(0, 2, 3, 1)
         return y[0] if x.ndim == 3 else y
 
@@ -124,99 +120,56 @@ class Upscaler:
         """How many rows of a picture `width` pixels wide are computed at once within the budget."""
         return plan(width, self.tile, self.model.config.radius)[0]
 
-    def bands(self, rows: Iterable[np.ndarray], width: int) -> Iterator[np.ndarray]:
+    def bands(self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False) -> Iterator[np.ndarray]:
         """Upscales a picture as it arrives: memory does not depend on its height.
 
-        rows: successive [n, width, C] arrays of one picture, best of `band_rows(width)` rows each; C is 3 or
-        1; uint8, uint16, or float32 in 0..1. Yields successive [m, s·width, C] arrays of the same dtype; the
-        first is late by the network's receptive radius, and on CUDA by one band more, because the next is
-        being computed meanwhile. Raises EngineError where a reduced precision overflows.
+        rows: successive [n, width, C] arrays of one picture, best of `band_rows(width)` rows each; C is 1 to 4 (gray,
+        gray and alpha, RGB, RGB and alpha); uint8, uint16, or float32 in 0..1. Yields successive [m, s·width, C]
+        arrays of the same dtype; the first is late by the network's receptive radius, and on CUDA by one band more,
+        because the next is being computed meanwhile. Alpha goes through the network like a gray picture, colours
+        times alpha; where alpha is 0, or full, in 5 x 5 pixels, it is that exactly, and colours are what they would
+        be without it. self_ensemble: the mean over the eight flips and quarter turns (section 3.4 of the paper),
+        eight times the work.
+
+        Where a reduced precision overflows, the rest of the picture is computed in fp32; where memory runs out, in
+        smaller bands; `say` is told once. Raises EngineError where the smallest do not fit.
         """
-        return self._stream(rows, width)
+        try:
+            yield from Passage(self, rows, width, self_ensemble)
+        except OutOfMemory as error:
+            raise EngineError(f"{error}; close what else uses it, or use --device cpu") from None
 
-    def _assemble(self, image: np.ndarray, as_computed: bool = False) -> np.ndarray:
-        """A whole picture [H, W, C], by bands. as_computed: float32, not clamped."""
-        height, width, channels = image.shape
-        step = self.band_rows(width)
-        dtype = np.float32 if as_computed else image.dtype
-        out, filled = np.empty((self.scale * height, self.scale * width, channels), dtype), 0
-        for part in self._stream((image[i : i + step] for i in range(0, height, step)), width, as_computed):
-            out[filled : filled + len(part)] = part
-            filled += len(part)
-        assert filled == len(out)
-        return out
-
-    def _stream(self, rows: Iterable[np.ndarray], width: int, as_computed: bool = False) -> Iterator[np.ndarray]:
-        transfers, arriving = Transfers(self.device), None
-        overflow = None if self.precision == "fp32" else torch.zeros(1, dtype=torch.int32, device=self.device)
-        stream = None
-        for last, piece in _mark_last(rows):
-            gray, dtype = piece.shape[2] == 1, piece.dtype
-            x = transfers.to_device(piece).permute(2, 0, 1)[None].expand(1, 3, -1, -1)
-            # The tail rounds colours by itself; gray is the mean of three channels, which comes before rounding.
-            rounded = not gray and not as_computed and dtype != np.float32
-            result = Result(x.dtype if rounded else None, overflow)
-            columns = plan(width, self.tile, self.model.config.radius)[1]
-            with torch.no_grad(), self._current():
-                if stream is None and last and columns == width:
-                    y = self._whole(x, result)
+    def networks(self, precision: str, self_ensemble: bool = False) -> list[FoldedEDSR]:
+        """The network on the device in a precision; for a self-ensemble the eight, turned in all ways."""
+        with self._lock:
+            key = precision, self_ensemble
+            if key not in self._networks:
+                if self_ensemble:
+                    models = [turned(self._folded, *turn) for turn in itertools.product((False, True), repeat=3)]
                 else:
-                    recorded = self._graphs and columns * self.band_rows(width) <= RECORDED
-                    stream = stream or Stream(self.model, width, columns, self._ops, result, recorded)
-                    y = stream(x, last)
-                y = y[0].permute(1, 2, 0)
-                if not rounded:
-                    y = y.mean(2, keepdim=True) if gray else y
-                    y = y.float() if as_computed else _finish(y, dtype)
-            if len(y) == 0:
-                continue
-            following = transfers.to_host(y.contiguous(), *(() if overflow is None else (overflow,)))
-            if arriving is not None:
-                yield self._arrived(arriving)
-            arriving = following
-            if self.device.type != "cuda":
-                yield self._arrived(arriving)
-                arriving = None
-        if arriving is not None:
-            yield self._arrived(arriving)
+                    models = [
+                        self._folded if self.device.type == "cpu" and precision == "fp32" else turned(self._folded)
+                    ]
+                # torch's stub leaves memory_format out.
+                self._networks[key] = [
+                    model.to(  # pyright: ignore[reportCallIssue]
+                        self.device, PRECISIONS[precision], memory_format=torch.channels_last
+                    )
+                    for model in models
+                ]
+            return self._networks[key]
 
-    def _current(self):
+    def whole(self, precision: str) -> Callable[[Tensor, Result], Tensor]:
+        """The network on a whole picture; in the usual precision as CUDA graphs, where there are any."""
+        return self._whole if precision == self.precision else partial(_forward, self.networks(precision)[0], self.ops)
+
+    def current(self):
         """Where the device is the current one, as CUDA graphs want it."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-
-    def _arrived(self, arriving) -> np.ndarray:
-        y, *overflow = arriving.wait()
-        if overflow and overflow[0].item():
-            raise EngineError(f"the network overflows in {self.precision}; use --precision fp32")
-        return y.numpy()
 
 
 def _forward(model: EDSR, ops, x: Tensor, result: Result) -> Tensor:
     return model(x, ops, result)
-
-
-def _finish(y: Tensor, dtype: np.dtype) -> Tensor:
-    """Values as computed, clamped to 0..1 and, for whole numbers, of full range and rounded. In place."""
-    kind = getattr(torch, np.dtype(dtype).name)
-    return quantise(y, kind) if kind in (torch.uint8, torch.uint16) else y.clamp_(0, 1).float()
-
-
-def _turn(image: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    turned = np.rot90(image, turns)
-    return turned[:, ::-1] if flip else turned
-
-
-def _mark_last(items: Iterable) -> Iterator[tuple[bool, np.ndarray]]:
-    """(False, item), …, (True, last item): a stream must know where its picture ends."""
-    iterator = iter(items)
-    try:
-        current = next(iterator)
-    except StopIteration:
-        return
-    for following in iterator:
-        yield False, current
-        current = following
-    yield True, current
 
 
 def pick_device(name: str) -> torch.device:

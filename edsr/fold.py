@@ -34,6 +34,9 @@ class FoldedEDSR(EDSR):
     Composed in fp64, stored in the dtype, device and memory format of `model`, which is left untouched.
     """
 
+    tail_weight: Tensor
+    tail_bias: Tensor
+
     def __init__(self, model: EDSR):
         nn.Module.__init__(self)
         self.config = replace(model.config, residual_scale=1.0)
@@ -58,7 +61,7 @@ class FoldedEDSR(EDSR):
         return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, c.mean, c.scale, result)
 
 
-def turned(model: FoldedEDSR, flip_rows: bool, flip_columns: bool, swap: bool) -> FoldedEDSR:
+def turned(model: FoldedEDSR, flip_rows: bool = False, flip_columns: bool = False, swap: bool = False) -> FoldedEDSR:
     """The network that does to a picture what `model` does to it turned, and turns the result back.
 
     The turn: rows flipped, columns flipped, then rows and columns swapped, each if asked for. Instead it is the weights
