@@ -64,30 +64,29 @@ def describe(error: Exception) -> str:
 
 def run_upscale(options) -> int:
     from edsr import Upscaler, load_model, progress
-    from edsr.imageio import ImageError, find_pictures
+    from edsr.batch import jobs
 
-    inputs = []
-    for name in options.inputs:
-        inputs += find_pictures(name) if Path(name).is_dir() else [Path(name)]
-    if len(inputs) > 1 and options.output and not Path(options.output).is_dir():
-        raise ImageError(f"{options.output}: {len(inputs)} pictures need an existing folder after -o")
     model = load_model(options.model, options.scale)
+    batch = jobs(options.inputs, options.output, model.config.scale, options.recursive)
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
     upscaler.say = lambda line: None if options.quiet else print(line, file=sys.stderr)
     upscaler.warm_up(upscaler.say)
-    failures = 0
+    failures, skipped = [], 0
     with progress.bar(options.quiet) as bar:
-        for path in inputs:
-            record: dict = {"input": str(path)} | dict.fromkeys(RESULTS)
+        for source, output in batch:
+            if options.skip_existing and output.exists():
+                skipped += 1
+                continue
+            record: dict = {"input": str(source)} | dict.fromkeys(RESULTS)
             record |= {"device": str(upscaler.device), "precision": upscaler.precision}
             record |= {"backend": upscaler.backend, "error": None}
             try:
-                record |= upscale_file(upscaler, path, options, bar)
+                record |= upscale_file(upscaler, source, output, options, bar)
             except Exception as error:
                 if options.debug or not is_expected(error):
                     raise
-                failures += 1
                 record["error"] = describe(error)
+                failures.append(record["error"])
                 print(f"error: {record['error']}", file=sys.stderr)
             if options.json:
                 print(json.dumps(record), flush=True)
@@ -96,6 +95,12 @@ def run_upscale(options) -> int:
                     f"{record['output']}  {record['output_size'][0]} x {record['output_size'][1]}, "
                     f"{record['seconds']:.1f} s, {record['megapixels_per_second']:.2f} Mpx/s"
                 )
+    if len(batch) > 1 and not options.quiet:
+        done = len(batch) - len(failures) - skipped
+        parts = f"{done} of {len(batch)} pictures done", skipped and f"{skipped} there already"
+        print(", ".join(filter(None, (*parts, failures and f"{len(failures)} failed:"))), file=sys.stderr)
+        for line in failures:
+            print(f"  {line}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -108,18 +113,19 @@ RESULTS = (
 )  # null where a file failed
 
 
-def upscale_file(upscaler, path: Path, options, bar) -> dict:
+def upscale_file(upscaler, source: Path, output: Path, options, bar) -> dict:
     """One picture from file to file; gives the part of the JSON record that depends on it."""
-    from edsr.imageio import Reader, Writer, output_path
+    from edsr.imageio import Reader, Writer
 
     start = time.perf_counter()
-    output = output_path(path, upscaler.scale, options.output)
-    with Reader(path) as reader:
+    with Reader(source) as reader:
+        if options.output and Path(options.output).is_dir():  # below it, the tree that is mirrored
+            output.parent.mkdir(parents=True, exist_ok=True)
         s, (width, height) = upscaler.scale, (reader.width, reader.height)
         with Writer(output, s * width, s * height, reader.channels, like=reader, overwrite=options.overwrite) as writer:
-            bar.start(path.name, width, height)
-            source = reader.rows(upscaler.band_rows(width))
-            for rows in upscaler.bands(source, width, options.self_ensemble):
+            bar.start(source.name, width, height)
+            arriving = reader.rows(upscaler.band_rows(width))
+            for rows in upscaler.bands(arriving, width, options.self_ensemble):
                 writer.write(rows)
                 bar.advance(len(rows) // s)
     seconds = time.perf_counter() - start
@@ -323,10 +329,15 @@ def add_upscale(commands, parents) -> None:
         epilog="Example: python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512",
     )
     command.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="PNG, JPEG, WebP or TIFF pictures, or folders of them"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="PNG, JPEG, WebP or TIFF pictures, folders of them, patterns, or @list.txt with one of these in each line",
     )
     command.add_argument("-o", "--output", metavar="FILE|DIR", help="where to; the ending chooses the format")
+    command.add_argument("--recursive", action="store_true", help="folders in folders, too; -o gets the same tree")
     command.add_argument("--overwrite", action="store_true", help="replace existing files")
+    command.add_argument("--skip-existing", action="store_true", help="leave what is there: resumes a batch")
     command.add_argument("--json", action="store_true", help="one JSON line per file on standard output")
     command.set_defaults(run=run_upscale)
 

@@ -83,6 +83,26 @@ def test_folders_in_and_out(home, upscale):
     assert listing(home / "out") == ["0_x2.png", "1_x2.png", "2_x2.png"]
 
 
+def test_a_batch_survives_bad_files_and_goes_on_where_it_stopped(home, upscale):
+    (home / "in" / "deep").mkdir(parents=True)
+    for name in "a.png", "deep/b.png", "deep/c.png":
+        Image.fromarray(picture(9, 9)).save(home / "in" / name)
+    (home / "in" / "broken.png").write_bytes((home / "in" / "a.png").read_bytes()[:60])
+    (home / "in" / "empty.jpg").touch()
+    code, out, err = upscale("in", "-o", "out/", "--recursive")
+    assert code == 1 and out.count("\n") == 3
+    assert "3 of 5 pictures done, 2 failed:" in err and err.count("broken.png") == err.count("empty.jpg") == 2
+    assert listing(home / "out") == ["a_x2.png", "deep"]
+    assert listing(home / "out" / "deep") == ["b_x2.png", "c_x2.png"]
+    (home / "out" / "deep" / "c_x2.png").unlink()
+    before = (home / "out" / "a_x2.png").stat().st_mtime_ns
+    code, out, err = upscale("in", "-o", "out/", "--recursive", "--skip-existing")
+    assert code == 1 and out.count("\n") == 1 and "c_x2.png" in out
+    assert "1 of 5 pictures done, 2 there already, 2 failed:" in err
+    assert (home / "out" / "a_x2.png").stat().st_mtime_ns == before
+    assert listing(home / "out" / "deep") == ["b_x2.png", "c_x2.png"]
+
+
 def test_gray_stays_gray_and_unicode_names_work(home, upscale):
     Image.fromarray(picture(9, 9, 1)[:, :, 0]).save("ÿ 画像.png")
     assert upscale("ÿ 画像.png")[0] == 0
@@ -225,7 +245,7 @@ def test_nothing_is_overwritten(home, upscale):
         (("--precision", "fp16", "--device", "cpu"), "no fast fp16"),
         (("--backend", "triton"), "--backend triton: the kernels need"),
         (("--scale", "3"), "scale"),
-        (("photo.png", "-o", "one.png"), "existing folder"),
+        (("m.safetensors", "-o", "one.png"), "2 pictures need a folder after -o"),
     ],
 )
 def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):

@@ -27,6 +27,7 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "edsr.data": {"edsr.imageio", "edsr.pictures", "edsr.resize", "edsr.sources"},
     "edsr.patches": {"edsr.pictures"},
     "edsr.evaluate": {"edsr.engine", "edsr.imageio", "edsr.metrics", "edsr.resize"},
+    "edsr.batch": {"edsr.imageio"},
     "edsr.checkpoint": set(),
     "edsr.journal": set(),
     "edsr.progress": set(),

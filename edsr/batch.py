@@ -1,0 +1,86 @@
+"""Which pictures a batch is of, and where each goes."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from edsr.imageio import ImageError, find_pictures, output_path
+
+
+class Job(NamedTuple):
+    """A picture and the file it is to become, of which no two jobs have the same."""
+
+    source: Path
+    output: Path
+
+
+class _Found(NamedTuple):
+    source: Path
+    folder: Path | None  # the folder it was found in, if it was not named itself
+
+
+def jobs(inputs: Sequence[str], output: str | None, scale: int, recursive: bool = False) -> list[Job]:
+    """The pictures of `inputs`, each once, in order, and their outputs.
+
+    inputs: files; folders, with those in them if `recursive`; patterns such as `*.png`, for shells that leave them
+    alone; `@list.txt`, a file with one of these in each line. output: None for NAME_x2.png beside each picture; a file
+    for a single one; a folder for many, below which the tree of each input folder is mirrored, and which is made if the
+    name ends in a slash. Pictures of one name (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. What
+    an earlier run has left in a folder (a_x2.png beside a.png) is not taken for an input.
+    Raises ImageError where there is nothing to do, or no place for it.
+    """
+    found = list({os.path.realpath(item.source): item for name in inputs for item in _find(name, recursive)}.values())
+    if not found:
+        raise ImageError("no pictures given; name files or folders")
+    several = len(found) > 1 or found[0].folder is not None
+    if output is not None and output.endswith(("/", os.sep)):
+        Path(output).mkdir(parents=True, exist_ok=True)
+    if output is not None and several and not os.path.isdir(output):
+        raise ImageError(f"{output}: {len(found)} pictures need a folder after -o; to have it made, end it in a slash")
+    planned = [Job(item.source, _target(item, output, scale)) for item in found]
+    results = {os.path.realpath(job.output) for job in planned}
+    planned = [
+        job
+        for job, item in zip(planned, found, strict=True)
+        if item.folder is None or os.path.realpath(job.source) not in results
+    ]
+    taken = Counter(job.output for job in planned)
+    planned = [job if taken[job.output] == 1 else job._replace(output=_with_suffix(job, scale)) for job in planned]
+    owner: dict[Path, Path] = {}
+    for job in planned:
+        other = owner.setdefault(job.output, job.source)
+        if other is not job.source:
+            raise ImageError(f"{job.output}: {other} and {job.source} would both become this; rename one")
+    return planned
+
+
+def _find(name: str, recursive: bool) -> list[_Found]:
+    if name.startswith("@") and not os.path.exists(name):
+        try:
+            lines = Path(name[1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "not UTF-8"
+            raise ImageError(f"{name[1:]}: the list cannot be read ({why})") from None
+        return [item for line in lines if line.strip() for item in _find(line.strip(), recursive)]
+    if os.path.isdir(name):
+        return [_Found(path, Path(name)) for path in find_pictures(name, recursive)]
+    if not os.path.exists(name) and glob.has_magic(name):
+        matches = sorted(glob.glob(name, recursive=True))
+        if not matches:
+            raise ImageError(f"{name}: nothing matches this pattern")
+        return [item for match in matches for item in _find(match, recursive)]
+    return [_Found(Path(name), None)]
+
+
+def _target(item: _Found, output: str | None, scale: int) -> Path:
+    if output is None or not os.path.isdir(output) or item.folder is None:
+        return output_path(item.source, scale, output)
+    return Path(output) / item.source.relative_to(item.folder).parent / output_path(item.source, scale).name
+
+
+def _with_suffix(job: Job, scale: int) -> Path:
+    stem, kind = job.source.stem, job.source.suffix.lstrip(".").lower()
+    return job.output.with_name(f"{stem}_{kind}_x{scale}{job.output.suffix}")
