@@ -97,8 +97,10 @@ def run_upscale(options) -> int:
                 )
     if len(batch) > 1 and not options.quiet:
         done = len(batch) - len(failures) - skipped
-        parts = f"{done} of {len(batch)} pictures done", skipped and f"{skipped} there already"
-        print(", ".join(filter(None, (*parts, failures and f"{len(failures)} failed:"))), file=sys.stderr)
+        parts = [f"{done} of {len(batch)} pictures done"]
+        parts += [f"{skipped} there already"] if skipped else []
+        parts += [f"{len(failures)} failed:"] if failures else []
+        print(", ".join(parts), file=sys.stderr)
         for line in failures:
             print(f"  {line}", file=sys.stderr)
     return 1 if failures else 0
