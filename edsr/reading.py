@@ -80,8 +80,8 @@ class Reader:
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = np.dtype(_DTYPES[str(image.format)])
             # libvips says 1 pixel per mm where a file says nothing; 72 per inch is what others assume.
-            unknown = image.xres == image.yres == 1.0
-            self.resolution: tuple[float, float] = (72 / 25.4, 72 / 25.4) if unknown else (image.xres, image.yres)
+            known = (image.xres, image.yres) != (1, 1) and all(0 < res < 1e6 for res in (image.xres, image.yres))
+            self.resolution: tuple[float, float] = (image.xres, image.yres) if known else (72 / 25.4, 72 / 25.4)
             self.metadata: list[tuple[Any, str, Any]] = [
                 (image.get_typeof(name), name, image.get(name))
                 for name in image.get_fields()
@@ -235,7 +235,7 @@ class Reader:
         """Raises ImageError unless there are memory and temporary space for what is not read row by row."""
         height, width, channels = self._stored
         row = width * channels * self.dtype.itemsize
-        check_memory(self.path, self.held + 8 * row)  # of which libvips has some at a time
+        check_memory(self.path, self.held + 30 * row)  # of which libvips has as many at a time
         passes = int(self._interlaced) + (self._orientation > 2)
         if passes:
             scratch.check_space(self.path, passes * height * row, self._folder)
