@@ -1,13 +1,13 @@
 """The command line: python cli.py upscale | evaluate | train | info | convert. `--help` after each tells more."""
 
-import argparse
 import contextlib
 import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
+
+from edsr.arguments import build_parser
 
 # torch takes seconds to import: the handlers import what they need, so that --help answers at once.
 
@@ -19,10 +19,13 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return options.run(options)
+        return HANDLERS[options.command](options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Misuse as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
         return 1
@@ -31,6 +34,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
+
+
+class Misuse(Exception):
+    """Options that make no sense together; one line that says what to do."""
 
 
 def is_expected(error: Exception) -> bool:
@@ -63,77 +70,125 @@ def describe(error: Exception) -> str:
 
 
 def run_upscale(options) -> int:
-    from edsr import Upscaler, load_model, progress
-    from edsr.batch import jobs
+    from edsr import progress
+    from edsr.batch import Job, jobs
+    from edsr.enlarge import Networks, Request, enlarge_all, list_devices
+    from edsr.imageio import output_path
+    from edsr.pipes import received, sent
+    from edsr.shares import Shares
+    from edsr.sizes import Size
 
-    model = load_model(options.model, options.scale)
-    batch = jobs(options.inputs, options.output, model.config.scale, options.recursive)
-    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
-    upscaler.say = lambda line: None if options.quiet else print(line, file=sys.stderr)
-    upscaler.warm_up(upscaler.say)
-    failures, skipped = [], 0
-    with progress.bar(options.quiet) as bar:
-        for source, output in batch:
-            if options.skip_existing and output.exists():
-                skipped += 1
-                continue
-            record: dict = {"input": str(source)} | dict.fromkeys(RESULTS)
-            record |= {"device": str(upscaler.device), "precision": upscaler.precision}
-            record |= {"backend": upscaler.backend, "error": None}
-            try:
-                record |= upscale_file(upscaler, source, output, options, bar)
-            except Exception as error:
-                if options.debug or not is_expected(error):
-                    raise
-                record["error"] = describe(error)
-                failures.append(record["error"])
-                print(f"error: {record['error']}", file=sys.stderr)
+    piped = check_upscale(options)
+    shares = Shares()
+    devices = list_devices(shares.device(options.device))
+    size = Size(options.outscale, options.width, options.height)
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    names = options.model, options.scale, devices, options.precision, options.backend, options.tile
+    networks = Networks(*names, say, options.outscale or 0)
+    tag = size.tag(networks.scale)
+    request = Request(
+        size,
+        options.linear_light,
+        options.quality,
+        options.self_ensemble,
+        options.overwrite,
+        options.skip_existing,
+        make_folders=options.output is not None and Path(options.output).is_dir(),
+    )
+    outcomes = []
+    with contextlib.ExitStack() as stack:
+        if "-" in piped:
+            source = stack.enter_context(received(sys.stdin.buffer)) if "-" in options.inputs else Path(*options.inputs)
+            folder = source.parent if options.output in (None, "-") else options.output
+            output = output_path(source, tag, folder, options.format)
+            if options.output in (None, "-"):
+                output = stack.enter_context(sent(sys.stdout.buffer, output.suffix))
+            batch = [Job(source, output)]
+        else:
+            batch = jobs(options.inputs, options.output, tag, options.format, options.recursive)
+        batch = shares.mine(batch)
+        with progress.bars(options.quiet or shares.rank > 0, len(batch)) as bars:
+            for outcome in enlarge_all(batch, networks, request, bars):
+                if outcome.error is not None and (options.debug or not is_expected(outcome.error)):
+                    raise outcome.error
+                outcomes.append(record_of(outcome))
+                bars.done()
+                report(outcomes[-1], options, sys.stderr if "-" in piped else sys.stdout)
+    gathered = shares.gather(outcomes)
+    everything = [record for records in gathered or [] for record in records]
+    if gathered is not None and len(everything) > 1 and not options.quiet:
+        print(summary(everything), file=sys.stderr)
+    return 1 if any(record["error"] for record in outcomes + everything) else 0
+
+
+def check_upscale(options) -> list[str]:
+    """What of "-" is meant for standard input or output. Raises Misuse for options that contradict each other."""
+    piped = [name for name in (*options.inputs, options.output) if name == "-"]
+    if piped:
+        if len(options.inputs) > 1:
+            raise Misuse("- is one picture: give no other input with it, and no output - for several")
+        if "-" in options.inputs and sys.stdin.isatty():
+            raise Misuse("-: standard input is a terminal; pipe a picture into it")
+        if options.output in (None, "-"):
+            if sys.stdout.isatty():
+                raise Misuse("-: standard output is a terminal; redirect it, or name a file with -o")
             if options.json:
-                print(json.dumps(record), flush=True)
-            elif not options.quiet and record["error"] is None:
-                print(
-                    f"{record['output']}  {record['output_size'][0]} x {record['output_size'][1]}, "
-                    f"{record['seconds']:.1f} s, {record['megapixels_per_second']:.2f} Mpx/s"
-                )
-    if len(batch) > 1 and not options.quiet:
-        done = len(batch) - len(failures) - skipped
-        parts = [f"{done} of {len(batch)} pictures done"]
-        parts += [f"{skipped} there already"] if skipped else []
-        parts += [f"{len(failures)} failed:"] if failures else []
-        print(", ".join(parts), file=sys.stderr)
-        for line in failures:
-            print(f"  {line}", file=sys.stderr)
-    return 1 if failures else 0
+                raise Misuse("--json and the picture cannot both go to standard output; name a file with -o")
+    if options.outscale and (options.width or options.height):
+        raise Misuse("--outscale and --width or --height contradict each other; give one of them")
+    return piped
 
 
-RESULTS = (
-    "output",
-    "input_size",
-    "output_size",
-    "seconds",
-    "megapixels_per_second",
-)  # null where a file failed
+def record_of(outcome) -> dict:
+    """The JSON record of an Outcome; what is not known of a file that failed is null."""
+    from edsr.pipes import STDIN, STDOUT
+
+    source, output = (shown(path, name) for path, name in zip(outcome.job, (STDIN, STDOUT), strict=True))
+    record = {"input": source, "output": None, "input_size": None, "output_size": None, "seconds": None}
+    record |= {"megapixels_per_second": None, "skipped": outcome.skipped, "losses": list(outcome.losses)}
+    record |= {"device": outcome.device, "precision": outcome.precision, "backend": outcome.backend, "error": None}
+    if outcome.error is not None:
+        line = describe(outcome.error).replace(str(outcome.job.source), source).replace(str(outcome.job.output), output)
+        return record | {"error": line if source in line or output in line else f"{source}: {line}"}
+    record["output"] = output
+    if not outcome.skipped:
+        record |= {"input_size": list(outcome.input_size), "output_size": list(outcome.output_size)}
+        record |= {"seconds": round(outcome.seconds, 4), "megapixels_per_second": round(outcome.speed, 4)}
+    return record
 
 
-def upscale_file(upscaler, source: Path, output: Path, options, bar) -> dict:
-    """One picture from file to file; gives the part of the JSON record that depends on it."""
-    from edsr.imageio import Reader, Writer
+def shown(path: Path, name: str) -> str:
+    """The path, or the name of the stream that a temporary file stands for."""
+    return name if path.stem in ("stdin", "stdout") and path.parent.name.startswith("edsr-") else str(path)
 
-    start = time.perf_counter()
-    with Reader(source) as reader:
-        if options.output and Path(options.output).is_dir():  # below it, the tree that is mirrored
-            output.parent.mkdir(parents=True, exist_ok=True)
-        s, (width, height) = upscaler.scale, (reader.width, reader.height)
-        with Writer(output, s * width, s * height, reader.channels, like=reader, overwrite=options.overwrite) as writer:
-            bar.start(source.name, width, height)
-            arriving = reader.rows(upscaler.band_rows(width))
-            for rows in upscaler.bands(arriving, width, options.self_ensemble):
-                writer.write(rows)
-                bar.advance(len(rows) // s)
-    seconds = time.perf_counter() - start
-    speed = width * height / 1e6 / seconds
-    values = str(output), [width, height], [s * width, s * height], round(seconds, 4), round(speed, 4)
-    return dict(zip(RESULTS, values, strict=True))
+
+def report(record: dict, options, stream) -> None:
+    """What is printed of a file when it has ended."""
+    if record["error"]:
+        print(f"error: {record['error']}", file=sys.stderr)
+    if not options.quiet:
+        for line in record["losses"]:
+            print(f"note: {record['input']}: {line}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(record), flush=True)
+    elif not options.quiet and record["output_size"]:
+        width, height = record["output_size"]
+        seconds, speed = record["seconds"], record["megapixels_per_second"]
+        print(f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s", file=stream)
+
+
+def summary(records: list[dict]) -> str:
+    """How a batch went, failures named again."""
+    failures = [record["error"] for record in records if record["error"]]
+    skipped = sum(record["skipped"] for record in records)
+    parts = [f"{len(records) - len(failures) - skipped} of {len(records)} pictures done"]
+    parts += [f"{skipped} there already"] if skipped else []
+    parts += [f"{len(failures)} failed:"] if failures else []
+    return "\n".join([", ".join(parts), *(f"  {line}" for line in failures)])
 
 
 # --- evaluate
@@ -242,203 +297,13 @@ def run_convert(options) -> int:
     return 0
 
 
-# --- arguments
-
-
-def tile(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 32:
-        raise argparse.ArgumentTypeError("give auto or a whole number of 32 or more")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError("give a number above 0")
-
-
-class Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults that are worth telling."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False, True) else super()._get_help_string(action)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="edsr",
-        description="Makes pictures 2, 3 or 4 times larger with EDSR (Lim et al. 2017), exactly, whatever their size.",
-        epilog="Start with: python cli.py upscale photo.png",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    quiet = argparse.ArgumentParser(add_help=False)
-    quiet.add_argument("--quiet", action="store_true", help="print errors only")
-    device = argparse.ArgumentParser(add_help=False)
-    device.add_argument(
-        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="default: the fastest here"
-    )
-    network = argparse.ArgumentParser(add_help=False, parents=[device])
-    network.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model file's, or 2")
-    network.add_argument(
-        "--model",
-        default="edsr-baseline",
-        metavar="NAME|FILE",
-        help="packaged name or weights file (%(default)s)",
-    )
-    network.add_argument(
-        "--tile",
-        type=tile,
-        default="auto",
-        metavar="N|auto",
-        help="memory budget: no feature map is larger than one of N x N pixels; the result is the same for every N",
-    )
-    network.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", "fp32", "fp16", "bf16"),
-        help="auto: fp16 on CUDA, fp32 elsewhere",
-    )
-    network.add_argument(
-        "--backend",
-        default="auto",
-        choices=("auto", "torch", "triton"),
-        help="who computes: our Triton kernels (NVIDIA GPUs) or PyTorch",
-    )
-    network.add_argument(
-        "--self-ensemble",
-        action="store_true",
-        help="mean over 8 flips and turns: slightly better, 8 times slower",
-    )
-    add_upscale(commands, [common, quiet, network])
-    add_evaluate(commands, [common, network])
-    add_train(commands, [common, quiet, device])
-    add_info(commands, [common])
-    add_convert(commands, [common, quiet])
-    return parser
-
-
-def add_upscale(commands, parents) -> None:
-    command = commands.add_parser(
-        "upscale",
-        parents=parents,
-        help="make pictures larger",
-        description="Writes NAME_x2.png beside each picture. Nothing is overwritten unless told so.",
-        epilog="Example: python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512",
-    )
-    command.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="PNG, JPEG, WebP or TIFF pictures, folders of them, patterns, or @list.txt with one of these in each line",
-    )
-    command.add_argument("-o", "--output", metavar="FILE|DIR", help="where to; the ending chooses the format")
-    command.add_argument("--recursive", action="store_true", help="folders in folders, too; -o gets the same tree")
-    command.add_argument("--overwrite", action="store_true", help="replace existing files")
-    command.add_argument("--skip-existing", action="store_true", help="leave what is there: resumes a batch")
-    command.add_argument("--json", action="store_true", help="one JSON line per file on standard output")
-    command.set_defaults(run=run_upscale)
-
-
-def add_evaluate(commands, parents) -> None:
-    command = commands.add_parser(
-        "evaluate",
-        parents=parents,
-        help="PSNR and SSIM on a folder of originals",
-        description="Scores beside bicubic's. Reduced pictures are made as MATLAB's imresize does, unless given.",
-        epilog="Example: python cli.py evaluate --hr Set5/HR --scale 2",
-    )
-    command.add_argument("--hr", required=True, metavar="DIR", help="the originals")
-    command.add_argument("--lr", metavar="DIR", help="their reductions, NAME.png or NAMEx2.png")
-    command.add_argument(
-        "--protocol",
-        default="y",
-        choices=("y", "rgb", "div2k"),
-        help="y: luma, border of SCALE pixels left out, as for Set5 and Set14; rgb; div2k: rgb, border of 6 + SCALE",
-    )
-    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    command.set_defaults(run=run_evaluate)
-
-
-def add_train(commands, parents) -> None:
-    command = commands.add_parser(
-        "train",
-        parents=parents,
-        formatter_class=Defaults,
-        help="train a network on folders of pictures",
-        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C "
-        "saves; --resume continues. Several GPUs: torchrun --nproc-per-node N cli.py train ...",
-        epilog="Example: python cli.py train --data DIV2K_train_HR --out runs/x2",
-    )
-    command.add_argument(
-        "--data",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="folders of high-resolution pictures, DIV2K's folder, or HDF5 files of lr and hr",
-    )
-    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    command.add_argument("--resume", action="store_true", help="continue the run in --out")
-    command.add_argument("--minutes", type=positive, metavar="N", help="save and stop after so long")
-    network = command.add_argument_group("network")
-    network.add_argument("--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
-    network.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
-    network.add_argument(
-        "--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)"
-    )
-    recipe = command.add_argument_group("recipe")
-    recipe.add_argument("--steps", type=int, default=300_000, help="steps in all")
-    recipe.add_argument("--batch", type=int, default=16, help="patches a step, over all processes")
-    recipe.add_argument("--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
-    recipe.add_argument("--lr", type=positive, default=2e-4, help="learning rate at its peak")
-    recipe.add_argument("--loss", default="l1", choices=("l1", "l2", "charbonnier"), help="what is made small")
-    recipe.add_argument("--schedule", default="cosine", choices=("cosine", "step"), help="how the learning rate falls")
-    recipe.add_argument("--seed", type=int, default=0, help="of weights and patches")
-    pictures = command.add_argument_group("pictures")
-    pictures.add_argument("--val", metavar="PATH", help="validation pictures (none: some of --data are held back)")
-    pictures.add_argument("--crop", type=int, metavar="N", help="cut pictures into squares of N pixels beforehand")
-    pictures.add_argument("--cache", metavar="DIR", help="keep decoded pictures there, not in memory")
-    machine = command.add_argument_group("execution")
-    machine.add_argument("--val-every", type=int, default=1000, metavar="N", help="steps between validations")
-    machine.add_argument("--save-every", type=int, default=1000, metavar="N", help="steps between checkpoints")
-    machine.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
-    machine.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
-    machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
-    machine.add_argument("--deterministic", action="store_true", help="the same bits in every run, on CUDA too")
-    command.set_defaults(run=run_train)
-
-
-def add_info(commands, parents) -> None:
-    info = commands.add_parser("info", parents=parents, help="what a weights file holds")
-    info.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth")
-    info.add_argument("--json", action="store_true", help="as one JSON document")
-    info.set_defaults(run=run_info)
-
-
-def add_convert(commands, parents) -> None:
-    convert = commands.add_parser(
-        "convert",
-        parents=parents,
-        help="bring another project's checkpoint into this one's layout",
-        description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic.",
-        epilog="Example: python cli.py convert edsr_x4.pt edsr_x4.safetensors",
-    )
-    convert.add_argument("input", metavar="IN")
-    convert.add_argument("output", metavar="OUT", help="a .safetensors file")
-    convert.add_argument(
-        "--residual-scale",
-        type=float,
-        metavar="X",
-        help="where the file does not tell (0.1 for 256 features)",
-    )
-    convert.add_argument("--half", action="store_true", help="store as fp16, half the size")
-    convert.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
-    convert.set_defaults(run=run_convert)
-
+HANDLERS = {
+    "upscale": run_upscale,
+    "evaluate": run_evaluate,
+    "train": run_train,
+    "info": run_info,
+    "convert": run_convert,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,14 +22,17 @@ class _Found(NamedTuple):
     folder: Path | None  # the folder it was found in, if it was not named itself
 
 
-def jobs(inputs: Sequence[str], output: str | None, scale: int, recursive: bool = False) -> list[Job]:
+def jobs(
+    inputs: Sequence[str], output: str | None, tag: str, form: str | None = None, recursive: bool = False
+) -> list[Job]:
     """The pictures of `inputs`, each once, in order, and their outputs.
 
     inputs: files; folders, with those in them if `recursive`; patterns such as `*.png`, for shells that leave them
-    alone; `@list.txt`, a file with one of these in each line. output: None for NAME_x2.png beside each picture; a file
-    for a single one; a folder for many, below which the tree of each input folder is mirrored, and which is made if the
-    name ends in a slash. Pictures of one name (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. What
-    an earlier run has left in a folder (a_x2.png beside a.png) is not taken for an input.
+    alone; `@list.txt`, a file with one of these in each line. output: None for NAME_x2.png beside each picture, x2
+    being the `tag`; a file for a single one; a folder for many, below which the tree of each input folder is mirrored,
+    and which is made if the name ends in a slash. form: the format, as `output_path` takes it. Pictures of one name
+    (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. What an earlier run has left in a folder (a_x2.png
+    beside a.png) is not taken for an input.
     Raises ImageError where there is nothing to do, or no place for it.
     """
     found = list({os.path.realpath(item.source): item for name in inputs for item in _find(name, recursive)}.values())
@@ -40,15 +43,8 @@ def jobs(inputs: Sequence[str], output: str | None, scale: int, recursive: bool 
         Path(output).mkdir(parents=True, exist_ok=True)
     if output is not None and several and not os.path.isdir(output):
         raise ImageError(f"{output}: {len(found)} pictures need a folder after -o; to have it made, end it in a slash")
-    planned = [Job(item.source, _target(item, output, scale)) for item in found]
-    results = {os.path.realpath(job.output) for job in planned}
-    planned = [
-        job
-        for job, item in zip(planned, found, strict=True)
-        if item.folder is None or os.path.realpath(job.source) not in results
-    ]
-    taken = Counter(job.output for job in planned)
-    planned = [job if taken[job.output] == 1 else job._replace(output=_with_suffix(job, scale)) for job in planned]
+    found = _without_results(found, output, tag, form)
+    planned = _apart([Job(item.source, _target(item, output, tag, form)) for item in found], tag)
     owner: dict[Path, Path] = {}
     for job in planned:
         other = owner.setdefault(job.output, job.source)
@@ -57,14 +53,31 @@ def jobs(inputs: Sequence[str], output: str | None, scale: int, recursive: bool 
     return planned
 
 
-def _find(name: str, recursive: bool) -> list[_Found]:
-    if name.startswith("@") and not os.path.exists(name):
+def _without_results(found: list[_Found], output: str | None, tag: str, form: str | None) -> list[_Found]:
+    """Without those that were found in a folder and lie where others' results go, in whatever format."""
+    plain = [Job(item.source, _target(item, output, tag, form)) for item in found]
+    named = [job._replace(output=_with_suffix(job, tag)) for job in plain]  # as they are called beside a namesake
+    results = {os.path.realpath(job.output.with_suffix("")) for job in (*plain, *named)}
+    return [
+        item for item in found if item.folder is None or os.path.realpath(item.source.with_suffix("")) not in results
+    ]
+
+
+def _apart(planned: list[Job], tag: str) -> list[Job]:
+    """The same jobs; those of one output with the kind of their source in its name."""
+    taken = Counter(job.output for job in planned)
+    return [job if taken[job.output] == 1 else job._replace(output=_with_suffix(job, tag)) for job in planned]
+
+
+def _find(name: str, recursive: bool, listed: bool = False) -> list[_Found]:
+    """What a name on the command line, or one `listed` in a file, stands for."""
+    if name.startswith("@") and not listed and not os.path.exists(name):
         try:
             lines = Path(name[1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8"
             raise ImageError(f"{name[1:]}: the list cannot be read ({why})") from None
-        return [item for line in lines if line.strip() for item in _find(line.strip(), recursive)]
+        return [item for line in lines if line.strip() for item in _find(line.strip(), recursive, True)]
     if os.path.isdir(name):
         return [_Found(path, Path(name)) for path in find_pictures(name, recursive)]
     if not os.path.exists(name) and glob.has_magic(name):
@@ -75,12 +88,13 @@ def _find(name: str, recursive: bool) -> list[_Found]:
     return [_Found(Path(name), None)]
 
 
-def _target(item: _Found, output: str | None, scale: int) -> Path:
+def _target(item: _Found, output: str | None, tag: str, form: str | None) -> Path:
     if output is None or not os.path.isdir(output) or item.folder is None:
-        return output_path(item.source, scale, output)
-    return Path(output) / item.source.relative_to(item.folder).parent / output_path(item.source, scale).name
+        return output_path(item.source, tag, output, form)
+    parent = item.source.relative_to(item.folder).parent
+    return Path(output) / parent / output_path(item.source, tag, None, form).name
 
 
-def _with_suffix(job: Job, scale: int) -> Path:
+def _with_suffix(job: Job, tag: str) -> Path:
     stem, kind = job.source.stem, job.source.suffix.lstrip(".").lower()
-    return job.output.with_name(f"{stem}_{kind}_x{scale}{job.output.suffix}")
+    return job.output.with_name(f"{stem}_{kind}_{tag}{job.output.suffix}")

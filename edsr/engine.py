@@ -6,7 +6,7 @@ import importlib
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 
 import numpy as np
@@ -65,6 +65,8 @@ class Upscaler:
         self._folded = FoldedEDSR(copy.deepcopy(model).float().cpu())
         self._networks: dict[tuple[str, bool], list[FoldedEDSR]] = {}
         self._lock = threading.Lock()
+        # Of several pictures one band is computed at a time: together they need no more memory than one.
+        self.turn = threading.Lock()
         self.ops = importlib.import_module("kernels.fused" if self.backend == "triton" else "kernels.reference")
         self.graphs = self.backend == "triton" and self.device.type == "cuda"
         self.model = self.networks(self.precision)[0]
@@ -120,7 +122,9 @@ class Upscaler:
         """How many rows of a picture `width` pixels wide are computed at once within the budget."""
         return plan(width, self.tile, self.model.config.radius)[0]
 
-    def bands(self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False) -> Iterator[np.ndarray]:
+    def bands(
+        self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
+    ) -> Generator[np.ndarray, None, None]:
         """Upscales a picture as it arrives: memory does not depend on its height.
 
         rows: successive [n, width, C] arrays of one picture, best of `band_rows(width)` rows each; C is 1 to 4 (gray,

@@ -15,6 +15,8 @@ _SIGNATURES = {
     b"II+\0": "TIFF",  # BigTIFF
     b"MM\0+": "TIFF",
 }
+EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"}
+"""Format -> its usual file name extension."""
 _LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}  # the others: heifload
 _HEIF = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
 # Of the colour codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
@@ -44,6 +46,15 @@ class Header(NamedTuple):
     tags: dict[int, int] = {}  # noqa: RUF012 - never changed
 
 
+def identify(head: bytes) -> str:
+    """The format that a file's first 16 bytes say it has; "" if that is none of EXTENSIONS."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp":
+        return _HEIF.get(head[8:12], "")
+    return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), "")
+
+
 def look(path: Path) -> Header:
     """Looks at the file. Raises ImageError if it is missing, no picture, animated or of misleading colours."""
     if os.path.isdir(path):
@@ -63,11 +74,7 @@ def _look(path: Path, file: BinaryIO) -> Header:
     head = file.read(16)
     if not head:
         raise ImageError(f"{path}: is empty, get an intact copy")
-    name = next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), "")
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        name = "WebP"
-    if head[4:8] == b"ftyp":
-        name = _HEIF.get(head[8:12], "")
+    name = identify(head)
     if not name:
         raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF or AVIF picture")
     loader = _LOADERS.get(name, "heifload")

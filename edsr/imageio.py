@@ -15,20 +15,32 @@ from pathlib import Path
 
 from edsr.formats import FORMATS, Fit, ImageError, fitting
 from edsr.reading import Reader, read
+from edsr.reducing import Reduced
 from edsr.writing import Writer
 
-__all__ = ["FORMATS", "Fit", "ImageError", "Reader", "Writer", "find_pictures", "fitting", "output_path", "read"]
+__all__ = [
+    "FORMATS",
+    "Fit",
+    "ImageError",
+    "Reader",
+    "Reduced",
+    "Writer",
+    "find_pictures",
+    "fitting",
+    "output_path",
+    "read",
+]
 
 _READ = (*FORMATS, ".heic", ".heif")
 
 
 def output_path(
     source: str | os.PathLike[str],
-    scale: float,
+    tag: str,
     output: str | os.PathLike[str] | None = None,
     form: str | None = None,
 ) -> Path:
-    """Where the enlarged `source` goes: NAME_x2.png for scale 2, beside it or in the folder `output`.
+    """Where the enlarged `source` goes: NAME_x2.png for the tag "x2", beside it or in the folder `output`.
 
     `output` is a folder if one is there or if it ends in a slash, otherwise the file to write. form: the extension
     without its dot ("png", "jpg", "webp", "tiff", "avif"), or "keep" for the source's own (AVIF for HEIF); None is
@@ -38,7 +50,7 @@ def output_path(
     source = Path(source)
     kept = source.suffix if source.suffix.lower() in FORMATS else ".avif" if source.suffix.lower() in _READ else ".png"
     suffix = kept if form == "keep" else f".{form or 'png'}"
-    target = source.parent / f"{source.stem}_x{scale:g}{suffix}"
+    target = source.parent / f"{source.stem}_{tag}{suffix}"
     if output is not None:
         text = os.fspath(output)
         folder = text.endswith(("/", os.sep)) or os.path.isdir(text)

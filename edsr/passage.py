@@ -45,6 +45,7 @@ class Computing(Protocol):
     ops: Any
     model: Any
     say: Callable[[str], None]
+    turn: Any  # a lock
 
     def networks(self, precision: str, self_ensemble: bool = False) -> list[Any]: ...
     def whole(self, precision: str) -> Callable[[Tensor, Result], Tensor]: ...
@@ -72,7 +73,9 @@ class Passage:
                         self._kept.popleft()
                     yield y
                 return
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 trouble = OutOfMemory
             except Overflow:
                 trouble = Overflow
@@ -121,7 +124,7 @@ class Passage:
                 # The tail rounds colours by itself; whatever else is done comes before rounding.
                 rounded = rounded and not self._ensemble
                 result = Result(x.dtype if rounded else None, overflow)
-                with torch.no_grad(), upscaler.current():
+                with upscaler.turn, torch.no_grad(), upscaler.current():
                     if not streams and last and columns == self._width and len(models) == 1:
                         y = upscaler.whole(self._precision)(x, result)
                     else:
@@ -180,6 +183,11 @@ class Passage:
         highest = F.max_pool2d(part, ALPHA_WINDOW, 1)[0, 0]
         lowest = -F.max_pool2d(-part, ALPHA_WINDOW, 1)[0, 0]
         return highest <= 0, lowest >= white
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error is about: on a CPU torch says so in words alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _to_network(rows: Tensor) -> tuple[Tensor, bool]:

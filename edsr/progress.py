@@ -7,28 +7,50 @@ from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class Bar:
-    """The picture being enlarged: rows done, megapixels of input per second, time left."""
+    """A picture being enlarged: rows done, megapixels of input per second, time left."""
 
-    def __init__(self, progress: Progress | None):
-        self._progress = progress
-
-    def start(self, name: str, width: int, height: int) -> None:
-        if self._progress is None:
-            return
-        for old in self._progress.task_ids:
-            self._progress.remove_task(old)
-        self._width, self._done, self._begun = width, 0, time.perf_counter()
-        self._task = self._progress.add_task(name, total=height, speed="")
+    def __init__(self, progress: Progress | None, name: str, width: int, height: int):
+        self._progress, self._width = progress, width
+        self._done, self._begun = 0, time.perf_counter()
+        self._task = None if progress is None else progress.add_task(name, total=height, unit="rows", speed="")
 
     def advance(self, rows: int) -> None:
-        if self._progress is None:
+        if self._progress is None or self._task is None:
             return
         self._done += rows
         speed = self._done * self._width / 1e6 / (time.perf_counter() - self._begun)
         self._progress.update(self._task, advance=rows, speed=f"{speed:.2f} Mpx/s")
+
+    def end(self) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.remove_task(self._task)
+
+
+class Bars:
+    """A line for the batch, if it has more than one file, and one for each file that is worked on."""
+
+    def __init__(self, progress: Progress | None, files: int):
+        self._progress = progress
+        several = progress is not None and files > 1
+        self._batch = progress.add_task("all", total=files, unit="files", speed="") if progress and several else None
+
+    @contextlib.contextmanager
+    def file(self, name: str, width: int, height: int) -> Iterator[Bar]:
+        """The line of a picture of width x height."""
+        bar = Bar(self._progress, name, width, height)
+        try:
+            yield bar
+        finally:
+            bar.end()
+
+    def done(self) -> None:
+        """A file of the batch has ended, well or not."""
+        if self._progress is not None and self._batch is not None:
+            self._progress.advance(self._batch)
 
 
 class TrainingBar:
@@ -54,17 +76,17 @@ class TrainingBar:
 
 
 @contextlib.contextmanager
-def bar(quiet: bool) -> Iterator[Bar]:
-    """A Bar for pictures, one after the other; a silent one if `quiet` or where standard error is no terminal."""
+def bars(quiet: bool, files: int) -> Iterator[Bars]:
+    """Bars for so many files; silent ones if `quiet` or where standard error is no terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} rows"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(compact=True),
     )
     with _drawn(quiet, columns, transient=True) as progress:
-        yield Bar(progress)
+        yield Bars(progress, files)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import pyvips
 
 from edsr.formats import FORMATS, Format, ImageError, check_memory, fitting, reason, to_srgb
 from edsr.reading import Reader
+from edsr.reducing import Reduced, quantise, reduce
 
 _COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's colour type
 _CHUNK = 2**20  # bytes handed to the encoder at once
@@ -29,7 +30,8 @@ class Writer:
     (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied) of uint8, uint16 or float32 in 0..1;
     stored as `fitting` says, rounded to nearest. WebP and AVIF store gray as RGB. like: the Reader whose metadata
     is kept: resolution, XMP, IPTC, EXIF (not into TIFF: libvips cannot) and the ICC profile. quality: 1..100 for
-    JPEG, WebP and AVIF; PNG and TIFF are lossless at any. `losses`: a line for each thing the file will not hold.
+    JPEG, WebP and AVIF; PNG and TIFF are lossless at any. reduced: what the picture is reduced to on its way to the
+    file; its dtype is then what `fitting` starts from. `losses`: a line for each thing the file will not hold.
 
     Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when
     the context is left; if it is left by an exception or with rows missing, nothing has changed. An existing
@@ -51,8 +53,12 @@ class Writer:
         overwrite: bool = False,
         quality: int | None = None,
         dtype: Any = np.uint8,
+        reduced: Reduced | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
+        self._reduced = reduced or Reduced(width, height, self.dtype)
+        if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
+            raise ValueError(f"cannot reduce {width} x {height} to {self._reduced.width} x {self._reduced.height}")
         if width < 1 or height < 1 or channels not in _COLOURS or self.dtype not in (np.uint8, np.uint16, np.float32):
             raise ValueError(f"cannot write {width} x {height} pixels of {channels} channels of {self.dtype}")
         if quality is not None and not 1 <= quality <= 100:
@@ -60,10 +66,12 @@ class Writer:
         self.path = Path(path)
         self.width, self.height, self.channels = width, height, channels
         self._overwrite = overwrite
-        self._format = _find_format(self.path, width, height, overwrite)
-        self._stored = fitting(self.path.suffix, channels, self.dtype)
+        self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
+        self._stored = fitting(self.path.suffix, channels, np.dtype(self._reduced.dtype))
+        # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
+        self._sent = np.dtype(np.float32) if reduced else self._stored.dtype
         more = self._stored.channels in (2, 4) or self._stored.dtype != np.uint8
-        self.held = width * height * self._format.held * (2 if more else 1)
+        self.held = self._reduced.width * self._reduced.height * self._format.held * (2 if more else 1)
         check_memory(self.path, self.held)
         self._options = self._choose_options(quality)
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
@@ -82,7 +90,7 @@ class Writer:
             options["Q"] = quality
         stored = self._stored.dtype
         if self._format.name == "TIFF":
-            size = self.width * self.height * self._stored.channels * stored.itemsize
+            size = self._reduced.width * self._reduced.height * self._stored.channels * stored.itemsize
             options |= {"bigtiff": size > _BIGTIFF} | ({"predictor": "float"} if stored == np.float32 else {})
         if self._format.name == "AVIF":
             options["bitdepth"] = 12 if stored == np.uint16 else 8
@@ -124,11 +132,11 @@ class Writer:
         # PNG has no floats: each goes as a pixel of four 8-bit samples, its bytes.
         self._deflate = zlib.compressobj(level=0)
         self._pipe.write(b"\x89PNG\r\n\x1a\n")
-        channels, dtype, _ = self._stored
-        if dtype == np.float32:
+        channels = self._stored.channels
+        if self._sent == np.float32:
             layout = self.width * channels, self.height, 8, 6, 0, 0, 0
         else:
-            layout = self.width, self.height, dtype.itemsize * 8, _COLOURS[channels], 0, 0, 0
+            layout = self.width, self.height, self._sent.itemsize * 8, _COLOURS[channels], 0, 0, 0
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
 
     def write(self, rows: np.ndarray) -> None:
@@ -146,7 +154,7 @@ class Writer:
             raise ValueError(f"{self._written + len(rows)} rows for a picture of {self.height}")
         step = max(1, _CHUNK // (self.width * self.channels * self.dtype.itemsize))
         for y in range(0, len(rows), step):
-            part = convert(rows[y : y + step], self._stored.channels, self._stored.dtype, self._format.bits)
+            part = convert(rows[y : y + step], self._stored.channels, self._sent, self._format.bits)
             part = part.astype(part.dtype.newbyteorder(">") if part.dtype == np.uint16 else part.dtype, "C", copy=False)
             data = part.view(np.uint8).reshape(len(part), -1)
             lines = np.zeros((len(part), 1 + data.shape[1]), np.uint8)  # first the filter: none
@@ -227,9 +235,13 @@ class Writer:
         stream = pyvips.Source.new_from_descriptor(source)
         image = pyvips.Operation.call("pngload_source", stream, access="sequential", fail_on="error")
         channels, dtype, _ = self._stored
-        if dtype == np.float32:
+        if self._sent == np.float32:
             image = image.copy(format="float", bands=1, interpretation="b-w").bandfold(factor=channels)
             image = image.copy(interpretation="scrgb" if channels >= 3 else "b-w")
+        if self._reduced[:2] != (self.width, self.height):
+            image = reduce(image, self._reduced)
+        if dtype != self._sent:
+            image = quantise(image, dtype, self._format.bits)
         xres, yres = self._resolution
         image = image.copy(xres=xres, yres=yres)
         for kind, name, value in self._metadata:

@@ -1,0 +1,232 @@
+"""The command line's arguments. Imports no torch, so that --help answers at once."""
+
+import argparse
+import contextlib
+
+
+def tile(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 32:
+        raise argparse.ArgumentTypeError("give auto or a whole number of 32 or more")
+    return int(text)
+
+
+def whole(least: int, most: int):
+    """A type: a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"give a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError("give a number above 0")
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults that are worth telling."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False, True) else super()._get_help_string(action)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edsr",
+        description="Makes pictures 2, 3 or 4 times larger with EDSR (Lim et al. 2017), exactly, whatever their size.",
+        epilog="Start with: python cli.py upscale photo.png",
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    quiet = argparse.ArgumentParser(add_help=False)
+    quiet.add_argument("--quiet", action="store_true", help="print errors only")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="default: the fastest here"
+    )
+    network = argparse.ArgumentParser(add_help=False)
+    network.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model file's, or 2")
+    network.add_argument(
+        "--model",
+        default="edsr-baseline",
+        metavar="NAME|FILE",
+        help="packaged name or weights file (%(default)s)",
+    )
+    network.add_argument(
+        "--tile",
+        type=tile,
+        default="auto",
+        metavar="N|auto",
+        help="memory budget: no feature map is larger than one of N x N pixels; the result is the same for every N",
+    )
+    network.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        help="auto: fp16 on CUDA, fp32 elsewhere",
+    )
+    network.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "torch", "triton"),
+        help="who computes: our Triton kernels (NVIDIA GPUs) or PyTorch",
+    )
+    network.add_argument(
+        "--self-ensemble",
+        action="store_true",
+        help="mean over 8 flips and turns: slightly better, 8 times slower",
+    )
+    add_upscale(commands, [common, quiet, network])
+    add_evaluate(commands, [common, device, network])
+    add_train(commands, [common, quiet, device])
+    add_info(commands, [common])
+    add_convert(commands, [common, quiet])
+    return parser
+
+
+def add_upscale(commands, parents) -> None:
+    command = commands.add_parser(
+        "upscale",
+        parents=parents,
+        help="make pictures larger",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Writes NAME_x2.png beside each picture. Nothing is overwritten unless told so. A file that fails\n"
+        "is named, and the others go on. Exit code 0: all done, 1: a file failed, 2: misuse, 130: interrupted.",
+        epilog="examples:\n"
+        "  python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512\n"
+        "  python cli.py upscale photos/ -o large/ --recursive --skip-existing\n"
+        "  python cli.py upscale photo.jpg --width 3840 --format jpg --quality 92\n"
+        "  python cli.py upscale - < small.jpg > large.png",
+    )
+    command.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="PNG, JPEG, WebP, TIFF or AVIF pictures, folders of them, patterns, @list.txt with one of these in each "
+        "line, or - for standard input",
+    )
+    command.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME[,NAME...]|all",
+        help="auto (the fastest here), cpu, cuda, cuda:N or mps; several share the files, or the columns of one: "
+        "cuda:0,cuda:1, or all",
+    )
+    output = command.add_argument_group("output")
+    output.add_argument("-o", "--output", metavar="FILE|DIR/|-", help="where to; the ending chooses the format")
+    output.add_argument(
+        "--format", choices=("keep", "png", "jpg", "webp", "tiff", "avif"), help="default: png; keep: the picture's own"
+    )
+    output.add_argument(
+        "--quality", type=whole(1, 100), metavar="N", help="1 to 100, for JPEG and WebP (95) and AVIF (90)"
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace existing files")
+    output.add_argument("--json", action="store_true", help="one JSON line per file on standard output")
+    size = command.add_argument_group("size", "the next larger network, then a Lanczos reduction")
+    size.add_argument("--outscale", type=positive, metavar="X", help="how many times larger, such as 2.5")
+    size.add_argument("--width", type=whole(1, 10**8), metavar="N", help="pixels; the height follows, unless given too")
+    size.add_argument("--height", type=whole(1, 10**8), metavar="N", help="pixels")
+    size.add_argument("--linear-light", action="store_true", help="reduce light, not the values that stand for it")
+    batch = command.add_argument_group("batch")
+    batch.add_argument("--recursive", action="store_true", help="folders in folders, too; -o gets the same tree")
+    batch.add_argument("--skip-existing", action="store_true", help="leave what is there: resumes a batch")
+
+
+def add_evaluate(commands, parents) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        parents=parents,
+        help="PSNR and SSIM on a folder of originals",
+        description="Scores beside bicubic's. Reduced pictures are made as MATLAB's imresize does, unless given.",
+        epilog="Example: python cli.py evaluate --hr Set5/HR --scale 2",
+    )
+    command.add_argument("--hr", required=True, metavar="DIR", help="the originals")
+    command.add_argument("--lr", metavar="DIR", help="their reductions, NAME.png or NAMEx2.png")
+    command.add_argument(
+        "--protocol",
+        default="y",
+        choices=("y", "rgb", "div2k"),
+        help="y: luma, border of SCALE pixels left out, as for Set5 and Set14; rgb; div2k: rgb, border of 6 + SCALE",
+    )
+    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def add_train(commands, parents) -> None:
+    command = commands.add_parser(
+        "train",
+        parents=parents,
+        formatter_class=Defaults,
+        help="train a network on folders of pictures",
+        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C "
+        "saves; --resume continues. Several GPUs: torchrun --nproc-per-node N cli.py train ...",
+        epilog="Example: python cli.py train --data DIV2K_train_HR --out runs/x2",
+    )
+    command.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="folders of high-resolution pictures, DIV2K's folder, or HDF5 files of lr and hr",
+    )
+    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    command.add_argument("--resume", action="store_true", help="continue the run in --out")
+    command.add_argument("--minutes", type=positive, metavar="N", help="save and stop after so long")
+    network = command.add_argument_group("network")
+    network.add_argument("--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
+    network.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
+    network.add_argument(
+        "--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)"
+    )
+    recipe = command.add_argument_group("recipe")
+    recipe.add_argument("--steps", type=int, default=300_000, help="steps in all")
+    recipe.add_argument("--batch", type=int, default=16, help="patches a step, over all processes")
+    recipe.add_argument("--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
+    recipe.add_argument("--lr", type=positive, default=2e-4, help="learning rate at its peak")
+    recipe.add_argument("--loss", default="l1", choices=("l1", "l2", "charbonnier"), help="what is made small")
+    recipe.add_argument("--schedule", default="cosine", choices=("cosine", "step"), help="how the learning rate falls")
+    recipe.add_argument("--seed", type=int, default=0, help="of weights and patches")
+    pictures = command.add_argument_group("pictures")
+    pictures.add_argument("--val", metavar="PATH", help="validation pictures (none: some of --data are held back)")
+    pictures.add_argument("--crop", type=int, metavar="N", help="cut pictures into squares of N pixels beforehand")
+    pictures.add_argument("--cache", metavar="DIR", help="keep decoded pictures there, not in memory")
+    machine = command.add_argument_group("execution")
+    machine.add_argument("--val-every", type=int, default=1000, metavar="N", help="steps between validations")
+    machine.add_argument("--save-every", type=int, default=1000, metavar="N", help="steps between checkpoints")
+    machine.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
+    machine.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
+    machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
+    machine.add_argument("--deterministic", action="store_true", help="the same bits in every run, on CUDA too")
+
+
+def add_info(commands, parents) -> None:
+    info = commands.add_parser("info", parents=parents, help="what a weights file holds")
+    info.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth")
+    info.add_argument("--json", action="store_true", help="as one JSON document")
+
+
+def add_convert(commands, parents) -> None:
+    convert = commands.add_parser(
+        "convert",
+        parents=parents,
+        help="bring another project's checkpoint into this one's layout",
+        description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic.",
+        epilog="Example: python cli.py convert edsr_x4.pt edsr_x4.safetensors",
+    )
+    convert.add_argument("input", metavar="IN")
+    convert.add_argument("output", metavar="OUT", help="a .safetensors file")
+    convert.add_argument(
+        "--residual-scale",
+        type=float,
+        metavar="X",
+        help="where the file does not tell (0.1 for 256 features)",
+    )
+    convert.add_argument("--half", action="store_true", help="store as fp16, half the size")
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
