@@ -90,15 +90,6 @@ def run_upscale(options) -> int:
     names = options.model, options.scale, devices, options.precision, options.backend, options.tile
     networks = Networks(*names, say, options.outscale or 0)
     tag = size.tag(networks.scale)
-    request = Request(
-        size,
-        options.linear_light,
-        options.quality,
-        options.self_ensemble,
-        options.overwrite,
-        options.skip_existing,
-        make_folders=options.output is not None and Path(options.output).is_dir(),
-    )
     outcomes = []
     with contextlib.ExitStack() as stack:
         if "-" in piped:
@@ -111,6 +102,15 @@ def run_upscale(options) -> int:
         else:
             batch = jobs(options.inputs, options.output, tag, options.format, options.recursive)
         batch = shares.mine(batch)
+        request = Request(
+            size,
+            options.linear_light,
+            options.quality,
+            options.self_ensemble,
+            options.overwrite,
+            options.skip_existing,
+            make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
+        )
         with progress.bars(options.quiet or shares.rank > 0, len(batch)) as bars:
             for outcome in enlarge_all(batch, networks, request, bars):
                 if outcome.error is not None and (options.debug or not is_expected(outcome.error)):

@@ -27,6 +27,7 @@ class Bar:
 
     def end(self) -> None:
         if self._progress is not None and self._task is not None:
+            self._progress.refresh()  # a small picture might not be seen at all
             self._progress.remove_task(self._task)
 
 

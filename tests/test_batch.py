@@ -18,7 +18,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def plan(*inputs: str, output: str | None = None, recursive=False) -> dict[str, str]:
-    return {j.source.as_posix(): j.output.as_posix() for j in jobs(inputs, output, 2, recursive)}
+    return {j.source.as_posix(): j.output.as_posix() for j in jobs(inputs, output, "x2", None, recursive)}
 
 
 def test_beside_each_picture(tree):
@@ -67,8 +67,8 @@ def test_lists_patterns_and_repeats(tree):
 )
 def test_misuse(tree, inputs, output, says):
     if says is None:  # a file that is not there is told when it is its turn
-        assert jobs(inputs, output, 2)[0].source == Path("nowhere")
+        assert jobs(inputs, output, "x2")[0].source == Path("nowhere")
         return
     with pytest.raises(ImageError, match=says) as caught:
-        jobs(inputs, output, 2)
+        jobs(inputs, output, "x2")
     assert "\n" not in str(caught.value)

@@ -184,31 +184,31 @@ def test_names_that_are_not_unicode(tmp_path):
 def test_output_path(tmp_path):
     source = tmp_path / "a.photo.jpg"
     source.write_bytes(b"")
-    assert output_path(source, 2) == tmp_path / "a.photo_x2.png"
-    assert output_path("a.jpg", 4) == Path("a_x4.png")
-    assert output_path("a.jpg", 2.5) == Path("a_x2.5.png")
-    assert output_path(source, 3, tmp_path) == tmp_path / "a.photo_x3.png"
-    assert output_path(source, 2, f"{tmp_path}/new/") == tmp_path / "new" / "a.photo_x2.png"
-    assert output_path(source, 2, "b.webp") == Path("b.webp")
-    refused("is the input itself", output_path, source, 2, source)
-    refused("is the input itself", output_path, source, 2, tmp_path / ".." / tmp_path.name / source.name)
-    refused("is the input itself", output_path, tmp_path / "none.png", 2, tmp_path / "none.png")
+    assert output_path(source, "x2") == tmp_path / "a.photo_x2.png"
+    assert output_path("a.jpg", "x4") == Path("a_x4.png")
+    assert output_path("a.jpg", "x2.5") == Path("a_x2.5.png")
+    assert output_path(source, "x3", tmp_path) == tmp_path / "a.photo_x3.png"
+    assert output_path(source, "x2", f"{tmp_path}/new/") == tmp_path / "new" / "a.photo_x2.png"
+    assert output_path(source, "x2", "b.webp") == Path("b.webp")
+    refused("is the input itself", output_path, source, "x2", source)
+    refused("is the input itself", output_path, source, "x2", tmp_path / ".." / tmp_path.name / source.name)
+    refused("is the input itself", output_path, tmp_path / "none.png", "x2", tmp_path / "none.png")
     os.link(source, tmp_path / "same.png")
-    refused("is the input itself", output_path, source, 2, tmp_path / "same.png")
+    refused("is the input itself", output_path, source, "x2", tmp_path / "same.png")
 
 
 def test_output_path_of_a_format(tmp_path):
     for form in ("png", "jpg", "webp", "tiff", "avif"):
-        assert output_path("a.photo.png", 2, None, form) == Path(f"a.photo_x2.{form}")
-        assert output_path("a.png", 2, tmp_path, form) == tmp_path / f"a_x2.{form}"
+        assert output_path("a.photo.png", "x2", None, form) == Path(f"a.photo_x2.{form}")
+        assert output_path("a.png", "x2", tmp_path, form) == tmp_path / f"a_x2.{form}"
     kept = {"a.png": ".png", "a.JPEG": ".JPEG", "a.tif": ".tif", "a.heic": ".avif", "a.HEIF": ".avif", "a": ".png"}
     for name, suffix in kept.items():
-        assert output_path(name, 2, None, "keep") == Path(f"a_x2{suffix}")
-    assert output_path("a.png", 2, "b.JPEG", "jpg") == Path("b.JPEG")
-    assert output_path("a.tif", 2, "b.tiff", "keep") == Path("b.tiff")
-    refused("b.jpg: its ending is not that of --format webp", output_path, "a.png", 2, "b.jpg", "webp")
-    refused("b.jpg: its ending is not that of --format keep", output_path, "a.png", 2, "b.jpg", "keep")
-    refused("b: its ending", output_path, "a.png", 2, "b", "png")
+        assert output_path(name, "x2", None, "keep") == Path(f"a_x2{suffix}")
+    assert output_path("a.png", "x2", "b.JPEG", "jpg") == Path("b.JPEG")
+    assert output_path("a.tif", "x2", "b.tiff", "keep") == Path("b.tiff")
+    refused("b.jpg: its ending is not that of --format webp", output_path, "a.png", "x2", "b.jpg", "webp")
+    refused("b.jpg: its ending is not that of --format keep", output_path, "a.png", "x2", "b.jpg", "keep")
+    refused("b: its ending", output_path, "a.png", "x2", "b", "png")
 
 
 def test_find_pictures(tmp_path):
