@@ -13,7 +13,7 @@ import numpy as np
 from edsr.ahead import Ahead
 from edsr.batch import Job
 from edsr.engine import EngineError, Upscaler
-from edsr.imageio import ImageError, Reader, Reduced, Writer
+from edsr.imageio import ImageError, Reader, Reduced, Writer, remove_abandoned
 from edsr.progress import Bars
 from edsr.sizes import Size, scale_for
 from edsr.team import Team
@@ -82,7 +82,8 @@ class Networks:
 class Request:
     """What is wanted of every picture. size: see `edsr.sizes`. linear: reduce in linear light. quality: see `Writer`.
 
-    make_folders: whether the folder of an output is made where there is none. skip_existing: leave what is there.
+    make_folders: whether the folder of an output is made where there is none. skip_existing: leave what is there,
+    but for the temporary files of a batch that was killed.
     """
 
     size: Size = field(default_factory=Size)
@@ -127,6 +128,9 @@ def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars:
     Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each picture.
     When the generator is closed, or a KeyboardInterrupt comes, unfinished outputs are gone when it has ended.
     """
+    if request.skip_existing:
+        for folder in {job.output.parent for job in jobs}:
+            remove_abandoned(folder)
     device = networks.on(0, networks.scale).device.type
     workers = min(len(jobs), len(networks) * FILES_AT_ONCE[device])
     if workers <= 1 or len(jobs) < len(networks):

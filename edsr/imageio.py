@@ -16,7 +16,7 @@ from pathlib import Path
 from edsr.formats import FORMATS, Fit, ImageError, fitting
 from edsr.reading import Reader, read
 from edsr.reducing import Reduced
-from edsr.writing import Writer
+from edsr.writing import Writer, remove_abandoned
 
 __all__ = [
     "FORMATS",
@@ -29,6 +29,7 @@ __all__ = [
     "fitting",
     "output_path",
     "read",
+    "remove_abandoned",
 ]
 
 _READ = (*FORMATS, ".heic", ".heif")

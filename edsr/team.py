@@ -42,7 +42,7 @@ class Team:
         with ExitStack() as stack:
             results = []
             for i, (member, (left, right, *_)) in enumerate(zip(self.members, slabs, strict=False)):
-                columns = (part[:, left:right] for part in shared.rows(i))
+                columns = shared.rows(i, left, right)
                 results.append(stack.enter_context(Ahead(member.bands(columns, right - left, self_ensemble))))
             waiting: list[np.ndarray | None] = [None] * len(slabs)
             while True:
@@ -75,8 +75,8 @@ class _Shared:
         self._rows, self._lock = iter(rows), threading.Lock()
         self._waiting: list[deque[np.ndarray]] = [deque() for _ in range(count)]
 
-    def rows(self, i: int) -> Iterator[np.ndarray]:
-        """All rows, for taker number `i`."""
+    def rows(self, i: int, left: int, right: int) -> Iterator[np.ndarray]:
+        """Some columns of all rows, for taker number `i`."""
         while True:
             with self._lock:
                 if not self._waiting[i]:
@@ -86,4 +86,4 @@ class _Shared:
                     for waiting in self._waiting:
                         waiting.append(part)
                 part = self._waiting[i].popleft()
-            yield part
+            yield part[:, left:right]

@@ -4,6 +4,7 @@ import os
 import secrets
 import stat
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from edsr.reading import Reader
 from edsr.reducing import Reduced, quantise, reduce
 
 _COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's colour type
+_PREFIX, _SUFFIX = ".edsr-", ".part"  # of the names of files that are being written
 _CHUNK = 2**20  # bytes handed to the encoder at once
 _BIGTIFF = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
@@ -57,10 +59,10 @@ class Writer:
     ) -> None:
         self.dtype = np.dtype(dtype)
         self._reduced = reduced or Reduced(width, height, self.dtype)
-        if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
-            raise ValueError(f"cannot reduce {width} x {height} to {self._reduced.width} x {self._reduced.height}")
         if width < 1 or height < 1 or channels not in _COLOURS or self.dtype not in (np.uint8, np.uint16, np.float32):
             raise ValueError(f"cannot write {width} x {height} pixels of {channels} channels of {self.dtype}")
+        if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
+            raise ValueError(f"cannot reduce {width} x {height} to {self._reduced.width} x {self._reduced.height}")
         if quality is not None and not 1 <= quality <= 100:
             raise ValueError(f"quality must be 1 to 100, got {quality}")
         self.path = Path(path)
@@ -78,7 +80,8 @@ class Writer:
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
         self.losses = self._stored.losses + tuple(self._drop_metadata())
         # In the same folder, so that it can be renamed; created with open(), for the usual permissions.
-        self._temporary = self.path.with_name(f".edsr-{secrets.token_hex(6)}.part")
+        self._temporary = self.path.with_name(f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}")
+        self._lock: BinaryIO | None = None
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
@@ -114,6 +117,7 @@ class Writer:
                 self._pipe.close()
             if self._thread.is_alive():
                 self._thread.join()  # it might create the file again otherwise
+            self._unlock()
             with suppress(OSError):
                 self._temporary.unlink()
             if isinstance(error, OSError):
@@ -122,7 +126,9 @@ class Writer:
         return self
 
     def _begin(self) -> None:
-        open(self._temporary, "xb").close()
+        self._lock = open(self._temporary, "xb")  # noqa: SIM115 - closed by _unlock
+        with suppress(OSError):  # a file system without locks, where abandoned files stay
+            lock(self._lock)
         source, sink = os.pipe()
         self._pipe = open(sink, "wb")  # noqa: SIM115 - closed by __exit__
         self._thread = threading.Thread(target=self._encode, args=(source,), daemon=True)
@@ -172,6 +178,7 @@ class Writer:
             self._pipe.close()  # a stream that ends too early makes the encoder give up
             self._pipe = None
             self._thread.join()
+            self._unlock()
             with suppress(OSError):
                 self._temporary.unlink()  # there is none after success
 
@@ -194,8 +201,14 @@ class Writer:
         except OSError as error:
             raise ImageError(f"{self.path}: cannot be written ({error.strerror})") from None
 
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def _publish(self) -> None:
         """Give the finished file its name. FileExistsError if that is taken and may not be replaced."""
+        self._unlock()  # Windows renames no open files
         if not self._overwrite:
             try:
                 os.link(self._temporary, self.path)
@@ -252,6 +265,26 @@ class Writer:
         pyvips.Operation.call(self._format.saver, image, os.fsencode(self._temporary), **self._options)
 
 
+def lock(file: BinaryIO) -> None:
+    """Holds a lock on the file until it is closed. Raises OSError if somebody else has one, or there are none here.
+
+    Windows needs none: an open file cannot be deleted there.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Deletes what Writers that were killed have left in the folder; not what others are writing at this moment."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):
+            with open(path, "rb+") as file:
+                lock(file)
+            path.unlink()
+
+
 def convert(rows: np.ndarray, channels: int, dtype: np.dtype, bits: int) -> np.ndarray:
     """Rows [n, width, C] as they are stored: in C or, laid over white, C - 1 `channels` of `dtype`, rounded to nearest.
 
@@ -262,7 +295,9 @@ def convert(rows: np.ndarray, channels: int, dtype: np.dtype, bits: int) -> np.n
         values = rows / np.float64(white)
         alpha = values[..., -1:]
         rows, white = 1 - alpha + alpha * values[..., :-1], 1
-    if dtype == np.float32 or (rows.dtype == dtype and bits >= 8 * dtype.itemsize):
+    if dtype == np.float32:
+        return rows.astype(np.float32, copy=False)
+    if rows.dtype == dtype and bits >= 8 * dtype.itemsize:
         return rows
     levels = 2 ** min(bits, 8 * dtype.itemsize) - 1
     if rows.dtype.kind == "f":
