@@ -70,6 +70,8 @@ def describe(error: Exception) -> str:
 
 
 def run_upscale(options) -> int:
+    piped = check_upscale(options)
+
     from edsr import progress
     from edsr.batch import Job, jobs
     from edsr.enlarge import Networks, Request, enlarge_all, list_devices
@@ -78,7 +80,6 @@ def run_upscale(options) -> int:
     from edsr.shares import Shares
     from edsr.sizes import Size
 
-    piped = check_upscale(options)
     shares = Shares()
     devices = list_devices(shares.device(options.device))
     size = Size(options.outscale, options.width, options.height)
