@@ -63,7 +63,7 @@ def describe(error: Exception) -> str:
         return "out of memory; try a smaller --tile"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return str(error) if is_expected(error) else f"{error!r}, a defect; --debug shows where"
 
 
 # --- upscale
@@ -114,7 +114,9 @@ def run_upscale(options) -> int:
         )
         with progress.bars(options.quiet or shares.rank > 0, len(batch)) as bars:
             for outcome in enlarge_all(batch, networks, request, bars):
-                if outcome.error is not None and (options.debug or not is_expected(outcome.error)):
+                # A defect of ours is shown whole, but does not end a batch that somebody left to itself.
+                defect = outcome.error is not None and not is_expected(outcome.error)
+                if outcome.error is not None and (options.debug or (defect and len(batch) == 1)):
                     raise outcome.error
                 outcomes.append(record_of(outcome))
                 bars.done()

@@ -31,8 +31,8 @@ def jobs(
     alone; `@list.txt`, a file with one of these in each line. output: None for NAME_x2.png beside each picture, x2
     being the `tag`; a file for a single one; a folder for many, below which the tree of each input folder is mirrored,
     and which is made if the name ends in a slash. form: the format, as `output_path` takes it. Pictures of one name
-    (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. What an earlier run has left in a folder (a_x2.png
-    beside a.png) is not taken for an input.
+    (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. What an earlier run has left (a_x2.png beside a.png) is
+    not taken for an input.
     Raises ImageError where there is nothing to do, or no place for it.
     """
     found = list({os.path.realpath(item.source): item for name in inputs for item in _find(name, recursive)}.values())
@@ -54,13 +54,17 @@ def jobs(
 
 
 def _without_results(found: list[_Found], output: str | None, tag: str, form: str | None) -> list[_Found]:
-    """Without those that were found in a folder and lie where others' results go, in whatever format."""
+    """Without those that lie where others' results go; of those found in a folder, in whatever format."""
     plain = [Job(item.source, _target(item, output, tag, form)) for item in found]
     named = [job._replace(output=_with_suffix(job, tag)) for job in plain]  # as they are called beside a namesake
-    results = {os.path.realpath(job.output.with_suffix("")) for job in (*plain, *named)}
-    return [
-        item for item in found if item.folder is None or os.path.realpath(item.source.with_suffix("")) not in results
-    ]
+    results = {os.path.realpath(job.output) for job in (*plain, *named)}
+    stems = {os.path.splitext(result)[0] for result in results}
+    kept = []
+    for item in found:
+        path = os.path.realpath(item.source)
+        if path not in results and (item.folder is None or os.path.splitext(path)[0] not in stems):
+            kept.append(item)
+    return kept
 
 
 def _apart(planned: list[Job], tag: str) -> list[Job]:

@@ -109,5 +109,7 @@ def _drawn(quiet: bool, columns: tuple, transient: bool) -> Iterator[Progress | 
         yield None
         return
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=transient, redirect_stdout=False) as progress:
+    # Lines printed meanwhile go above the bars; where standard output is no terminal, they must stay as they are.
+    shared = sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=transient, redirect_stdout=shared) as progress:
         yield progress

@@ -47,6 +47,16 @@ def test_results_of_an_earlier_run_are_no_inputs(tree):
     (tree / "p" / "a_x2.png").touch()
     assert "p/a_x2.png" not in plan("p")
     assert plan("p/a_x2.png") == {"p/a_x2.png": "p/a_x2_x2.png"}  # but where it is named, it is meant
+    assert plan("p/a.png", "p/a_x2.png") == {"p/a.png": "p/a_x2.png"}  # unless it would be overwritten by another
+    (tree / "p" / "a.jpg").touch()
+    for name in "a_png_x2.png", "a_jpg_x2.png", "b_x2.webp":
+        (tree / "p" / name).touch()
+    assert plan("p") == {"p/a.jpg": "p/a_jpg_x2.png", "p/a.png": "p/a_png_x2.png", "p/b.JPG": "p/b_x2.png"}
+
+
+def test_a_list_in_a_list_is_a_name(tree):
+    (tree / "list.txt").write_text("@list.txt\n", encoding="utf-8")
+    assert plan("@list.txt") == {"@list.txt": "@list_x2.png"}
 
 
 def test_lists_patterns_and_repeats(tree):

@@ -310,6 +310,22 @@ def test_an_unexpected_error_is_not_hidden(home, monkeypatch):
     assert listing(home) == ["m.safetensors", "photo.png"]
 
 
+def test_a_defect_does_not_end_a_batch(home, upscale, monkeypatch):
+    honest = Upscaler.bands
+
+    def broken(self, rows, width, self_ensemble=False):
+        if width == 41:
+            raise AssertionError("here")
+        return honest(self, rows, width, self_ensemble)
+
+    monkeypatch.setattr("edsr.engine.Upscaler.bands", broken)
+    Image.fromarray(picture(30, 41)).save(home / "odd.png")
+    code, out, err = upscale("odd.png", "photo.png")
+    assert code == 1 and "photo_x2.png" in out
+    assert err.splitlines()[0] == "error: odd.png: AssertionError('here'), a defect; --debug shows where"
+    assert listing(home) == ["m.safetensors", "odd.png", "photo.png", "photo_x2.png"]
+
+
 def test_interruption_leaves_no_half_file(home, capsys, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
