@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from edsr import exif
 from edsr.formats import FORMATS, LONGEST, ImageError
 
 _SIGNATURES = {
@@ -37,13 +38,16 @@ _PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by anot
 class Header(NamedTuple):
     """Of a file: the format's name, the libvips operation that reads it, and what that leaves out.
 
-    gray: its colours are all gray, though the decoder gives RGB. tags: of a TIFF's first directory; 0 if not a number.
+    gray: its colours are all gray, though the decoder gives RGB. Of a TIFF: tags of the first directory, 0 if not a
+    number; exif, as `edsr.exif.pack` makes it, and whether that is all of it.
     """
 
     format: str
     loader: str
     gray: bool = False
     tags: dict[int, int] = {}  # noqa: RUF012 - never changed
+    exif: bytes = b""
+    exif_whole: bool = True
 
 
 def identify(head: bytes) -> str:
@@ -81,7 +85,9 @@ def _look(path: Path, file: BinaryIO) -> Header:
     if name == "PNG":
         _check_png(path, file)
     if name == "TIFF":
-        return Header(name, loader, tags=_check_tiff(path, file, head))
+        tags = _check_tiff(path, file)
+        found, whole = exif.parse(file)
+        return Header(name, loader, tags=tags, exif=exif.pack(found), exif_whole=whole)
     if loader == "heifload":
         return Header(name, loader, _check_heif(path, file))
     return Header(name, loader)
@@ -101,12 +107,12 @@ def _check_png(path: Path, file: BinaryIO) -> None:
         file.seek(length - len(data) + 4, os.SEEK_CUR)
 
 
-def _check_tiff(path: Path, file: BinaryIO, head: bytes) -> dict[int, int]:
+def _check_tiff(path: Path, file: BinaryIO) -> dict[int, int]:
     # Camera raw files begin like a TIFF, but what is read from them is a thumbnail.
     form = FORMATS.get(path.suffix.lower())
     if form is None or form.name != "TIFF":
         raise ImageError(f"{path}: is a TIFF or camera raw file; a TIFF must be named .tif or .tiff")
-    tags = _read_tags(file, head)
+    tags = _read_tags(file)
     colour = _PHOTOMETRIC.get(tags.get(262, 2), "")
     if colour and not (colour == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
         raise ImageError(f"{path}: the colour space {colour} is not supported, convert it to RGB")
@@ -115,26 +121,12 @@ def _check_tiff(path: Path, file: BinaryIO, head: bytes) -> dict[int, int]:
     return tags
 
 
-def _read_tags(file: BinaryIO, head: bytes) -> dict[int, int]:
-    order = "<" if head[:2] == b"II" else ">"
-    big = head[2:4] in (b"+\0", b"\0+")
-    if len(head) < 16:
+def _read_tags(file: BinaryIO) -> dict[int, int]:
+    found = exif.find_first(file)
+    if found is None:
         return {}
-    (first,) = struct.unpack_from(order + "Q", head, 8) if big else struct.unpack_from(order + "I", head, 4)
-    file.seek(min(first, 2**40))
-    entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))  # tag, type, count, value
-    number = struct.Struct(order + ("Q" if big else "H"))
-    start = file.read(number.size)
-    count = number.unpack(start)[0] if len(start) == number.size else 0
-    table = file.read(entry.size * min(count, 65_535))
-    table = table[: len(table) // entry.size * entry.size]
-    kinds = {3: "H", 4: "I", 13: "I", 16: "Q"}
-    tags = dict.fromkeys((tag for tag, *_ in entry.iter_unpack(table)), 0)
-    return tags | {
-        tag: struct.unpack_from(order + kinds[kind], value)[0]
-        for tag, kind, count, value in entry.iter_unpack(table)
-        if kind in kinds and count == 1 and struct.calcsize(kinds[kind]) <= len(value)
-    }
+    entries, _ = exif.read_directory(file, *found)
+    return {tag: exif.read_number(found[0], entry) or 0 for tag, entry in entries.items()}
 
 
 def _check_heif(path: Path, file: BinaryIO) -> bool:

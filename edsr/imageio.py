@@ -2,10 +2,11 @@
 
 Pixels are numpy arrays [rows, width, channels] of uint8, uint16 or float32 (1.0 is white), channels 1 (gray), 2 (gray
 and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied), top row first and already upright: an EXIF orientation is
-applied once and not passed on. Formats: PNG, JPEG, WebP, TIFF (BigTIFF above 4 GB), AVIF, and HEIF where libvips has
-its decoder; palettes and 1, 2 or 4 bits a sample come out as 8-bit, CMYK as sRGB. Animations and files of several
-pages are refused, and so are colours that would be misread (Lab, uncompressed YCbCr, HDR). Second pictures inside a
-JPEG (previews, gain maps) are left out, like an EXIF thumbnail.
+applied once and not passed on, while the rest of EXIF goes from every format to every other. Formats: PNG, JPEG, WebP,
+TIFF (BigTIFF above 4 GB), AVIF, and HEIF where libvips has its decoder; palettes and 1, 2 or 4 bits a sample come out
+as 8-bit, CMYK as sRGB. Animations and files of several pages are refused, and so are colours that would be misread
+(Lab, uncompressed YCbCr, HDR). Second pictures inside a JPEG (previews, gain maps) are left out, and so are EXIF's
+thumbnails.
 
 libvips decodes and encodes row by row; what is held whole instead is told by `Reader.held` and by `Writer`.
 """

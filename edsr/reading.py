@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyvips
 
-from edsr import scratch
+from edsr import exif, scratch
 from edsr.formats import ImageError, check_memory, reason, to_srgb
 from edsr.headers import look, refuse_pages
 
@@ -21,17 +21,7 @@ _SPACES = {  # libvips' sample type -> the colour spaces that are read, and thei
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
 _SAMPLES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
-_METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "image-description", "resolution-unit")  # and exif-*, except:
-_NOT_KEPT = ("exif-ifd0-Orientation", "exif-ifd1-")  # ifd1: the thumbnail, which is not turned upright
-_EXIF = {
-    271,
-    272,
-    306,
-    315,
-    33432,
-    34665,
-    34853,
-}  # make, model, date, artist, copyright, EXIF, GPS (TIFF 6.0, Exif 2.32)
+_METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "exif-data", "image-description", "resolution-unit")
 _LARGE = 2**26  # bytes that a row of strips or tiles may take before it counts as held
 _FETCHED = 128  # rows at once; many more take libvips memory, and quadratic time
 _BLOCK = 2**21  # bytes decoded at once where the rows are not handed out as they come
@@ -85,8 +75,10 @@ class Reader:
             self.metadata: list[tuple[Any, str, Any]] = [
                 (image.get_typeof(name), name, image.get(name))
                 for name in image.get_fields()
-                if name in _METADATA or (name.startswith("exif-") and not name.startswith(_NOT_KEPT))
+                if name in _METADATA  # libvips makes the fields exif-* from exif-data
             ]
+            if self._header.exif:
+                self.metadata.append((pyvips.GValue.blob_type, "exif-data", self._header.exif))
         self.height, self.width, self.channels = self._stored
         if self._orientation >= 5:
             self.height, self.width = self.width, self.height
@@ -212,8 +204,8 @@ class Reader:
             profile = _field(image, "icc-profile-data") or b""
             which = "its own profile" if profile[16:20] == b"CMYK" else "a standard profile, as it has none"
             yield f"CMYK is converted to sRGB through {which}"
-        if _EXIF & self._header.tags.keys():
-            yield "EXIF data (camera, author, date) is left out; libvips does not read it from TIFF"
+        if not self._header.exif_whole:
+            yield exif.loss(exif.MOST)
 
     def _measure_held(self, image: pyvips.Image) -> int:
         """`held`, in bytes."""

@@ -1,5 +1,6 @@
 """Picture files written row by row, complete or not at all."""
 
+import io
 import os
 import secrets
 import stat
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyvips
 
+from edsr import exif
 from edsr.formats import FORMATS, Format, ImageError, check_memory, fitting, reason, to_srgb
 from edsr.reading import Reader
 from edsr.reducing import Reduced, quantise, reduce
@@ -31,9 +33,9 @@ class Writer:
     path: its extension chooses the format (FORMATS). width, height: pixels. channels, dtype: of the rows to come, 1
     (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied) of uint8, uint16 or float32 in 0..1;
     stored as `fitting` says, rounded to nearest. WebP and AVIF store gray as RGB. like: the Reader whose metadata
-    is kept: resolution, XMP, IPTC, EXIF (not into TIFF: libvips cannot) and the ICC profile. quality: 1..100 for
-    JPEG, WebP and AVIF; PNG and TIFF are lossless at any. reduced: what the picture is reduced to on its way to the
-    file; its dtype is then what `fitting` starts from. `losses`: a line for each thing the file will not hold.
+    is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC profile. quality: 1..100 for JPEG, WebP and
+    AVIF; PNG and TIFF are lossless at any. reduced: what the picture is reduced to on its way to the file; its dtype is
+    then what `fitting` starts from. `losses`: a line for each thing the file will not hold.
 
     Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when
     the context is left; if it is left by an exception or with rows missing, nothing has changed. An existing
@@ -106,8 +108,22 @@ class Writer:
         if profile is not None and profile != own:
             yield f"the colour profile is left out, it is not for {of} pictures"
             self._metadata = [entry for entry in self._metadata if entry[1] != "icc-profile-data"]
-        if self._format.name == "TIFF" and any(name.startswith("exif-") for _, name, _ in self._metadata):
-            yield "EXIF data is left out; libvips does not write it into TIFF"
+        blob = next((value for _, name, value in self._metadata if name == "exif-data"), b"")
+        self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
+        if self._format.name == "TIFF":
+            if blob and not whole:
+                yield exif.loss(exif.MOST)
+            if exif.DESCRIPTION in self._exif.directories.get(0, {}):  # byte for byte; libvips would keep UTF-8 only
+                self._metadata = [entry for entry in self._metadata if entry[1] != "image-description"]
+        elif unknown := exif.list_unknown(self._exif):
+            yield f"EXIF data is left out in part: {unknown}"
+        if self._format.name != "TIFF" and len(blob) > exif.LARGEST:
+            trimmed = exif.trim(self._exif, exif.LARGEST)
+            if not whole or trimmed != self._exif:
+                yield exif.loss(exif.LARGEST)
+            self._metadata = [entry for entry in self._metadata if entry[1] != "exif-data"]
+            if packed := exif.pack(trimmed):
+                self._metadata.append((pyvips.GValue.blob_type, "exif-data", packed))
 
     def __enter__(self) -> "Writer":
         try:
@@ -194,6 +210,9 @@ class Writer:
         self._raise_error()
         try:
             with open(self._temporary, "rb+") as file:
+                if self._format.name == "TIFF" and not exif.append(file, self._exif, self.width, self.height):
+                    self.losses += ("EXIF data is left out, the file would become larger than 4 GB",)
+                file.flush()
                 os.fsync(file.fileno())
             self._publish()
         except FileExistsError:
@@ -255,10 +274,15 @@ class Writer:
             image = reduce(image, self._reduced)
         if dtype != self._sent:
             image = quantise(image, dtype, self._format.bits)
-        xres, yres = self._resolution
-        image = image.copy(xres=xres, yres=yres)
+        image = image.copy()
         for kind, name, value in self._metadata:
             image.set_type(kind, name, value)
+        # Setting exif-data sets the resolution as well, and fields; what is missing among these will not be written.
+        xres, yres = self._resolution
+        image = image.copy(xres=xres, yres=yres)
+        for name in image.get_fields():
+            if name.startswith("exif-ifd1-") or name == "jpeg-thumbnail-data":
+                image.remove(name)
         image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # else the one inside exif-data is used
         if channels <= 2 and not self._format.gray and image.get_typeof("icc-profile-data"):
             image = to_srgb(image)  # what is stored is RGB

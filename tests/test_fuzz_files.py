@@ -91,6 +91,7 @@ def seeds():
         "tif float": tiff("float32", 3, rowsperstrip=7),
         "tif float gray": vips(".tif", "float32", 1, compression="deflate", predictor="float"),
         "tif cmyk": tiff(channels=4, photometric="separated"),
+        "tif exif": encoded("tiff", rgb, tiffinfo={274: 5, 271: "A maker", 34665: {36867: "2020:02:03 04:05:06"}}),
         "tif turned": encoded("tiff", rgb, tiffinfo={274: 5}),
         "avif": encoded("avif", rgb, xmp=XMP, **{key: metadata[key] for key in ("exif", "icc_profile")}),
         "avif alpha": encoded("avif", with_alpha(rgb.copy())),
@@ -200,7 +201,7 @@ def main():
                 path.unlink()
 
 
-COUNTS = {"png": 75, "jpg": 90, "webp": 110, "tif": 55, "avif": 70}  # mutants of each kind; 2,145 together
+COUNTS = {"png": 75, "jpg": 90, "webp": 110, "tif": 55, "avif": 70}  # mutants of each kind; 2,200 together
 
 
 @linux

@@ -80,7 +80,7 @@ def test_a_second_round_changes_nothing(tmp_path, extension, dtype, channels):
     with Reader(first, full=True) as reader:
         pixels = np.concatenate(list(reader.rows(9)))
         writer = write(second, pixels, like=reader, quality=100)
-    assert all("AVIF has at most 12 bits" in line or "EXIF" in line for line in reader.losses + writer.losses)
+    assert all("AVIF has at most 12 bits" in line for line in reader.losses + writer.losses)
     again = read(second, full=True)
     assert again.dtype == pixels.dtype and again.shape == pixels.shape
     if extension in LOSSLESS:
