@@ -304,6 +304,17 @@ def test_resolution_is_turned_in_exif_too(tmp_path, extension):
         assert (image.getexif()[282], image.getexif()[283]) == pytest.approx((200, 100), abs=0.01)
 
 
+def test_the_first_of_two(tmp_path):
+    data = tiff(first={MAKE: text(b"A maker"), MAKE + 1: text(b"Another"), EXIF: (LONG, 1, 0)})
+    data = data.replace(struct.pack("<HH", MAKE + 1, ASCII), struct.pack("<HH", MAKE, ASCII))
+    (tmp_path / "a.tif").write_bytes(data)
+    with Reader(tmp_path / "a.tif") as reader:
+        assert reader.losses == ()  # nor is a pointer to nowhere a loss
+        write(tmp_path / "b.png", picture(), like=reader)
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.getexif()[MAKE] == "A maker"
+
+
 # ---- too large
 
 
