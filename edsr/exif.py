@@ -182,17 +182,18 @@ def pack(exif: Exif) -> bytes:
 
 
 def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
-    """Adds it to a TIFF of one picture, `width` x `height`. Entries that the picture has already stay as they are.
+    """Adds it to a TIFF of one picture, `width` x `height` pixels, which its EXIF directory will say, too.
 
-    Directories go to the end of the file, the first one among them, and the header then points to that.
-    False if that would lead a classic TIFF beyond 4 GiB; the file is unchanged then. Raises OSError.
+    Entries that the picture has already stay as they are. Directories go to the end of the file, the first one among
+    them, and at last the header comes to point to that. False if that would lead a classic TIFF beyond 4 GiB; the file
+    is unchanged then. Raises OSError.
     """
     found = find_first(file)
     if found is None or not any(exif.directories.values()):
         return True
     form, first = found
     directories = {
-        name: {tag: _order(tag, entry, exif.order, form.order) for tag, entry in own.items()}
+        name: {tag: _reorder(tag, entry, exif.order, form.order) for tag, entry in own.items()}
         for name, own in exif.directories.items()
     }
     if _EXIF in directories:
@@ -211,7 +212,7 @@ def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
     return True
 
 
-def _order(tag: int, entry: Entry, old: str, new: str) -> Entry:
+def _reorder(tag: int, entry: Entry, old: str, new: str) -> Entry:
     """The entry with its bytes in another order."""
     if old == new:
         return entry
