@@ -210,7 +210,7 @@ class Writer:
         self._raise_error()
         try:
             with open(self._temporary, "rb+") as file:
-                if self._format.name == "TIFF" and not exif.append(file, self._exif, self.width, self.height):
+                if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
                     self.losses += ("EXIF data is left out, the file would become larger than 4 GB",)
                 file.flush()
                 os.fsync(file.fileno())

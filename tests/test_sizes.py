@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edsr.imageio import Reduced, Writer, fitting, read
+from edsr.imageio import Reader, Reduced, Writer, fitting, read
 from edsr.reducing import reduce
 from edsr.sizes import Size, scale_for
 from tests.picture_files import WHITE, picture, with_pillow
@@ -134,3 +134,20 @@ def test_down_to_a_pixel(tmp_path, width, height):
 def test_larger_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot reduce"):
         Writer(tmp_path / "a.png", 10, 10, 3, dtype=np.float32, reduced=Reduced(11, 5, np.dtype(np.uint8)))
+
+
+def test_exif_tells_the_reduced_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif.get_ifd(0x8769)[0xA002], exif.get_ifd(0x8769)[0xA003] = "A maker", 40, 30
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    for name in "b.tif", "b.jpg":
+        reduced = Reduced(50, 37, np.dtype(np.uint8))
+        with (
+            Reader(tmp_path / "a.jpg") as reader,
+            Writer(tmp_path / name, 80, 60, 3, like=reader, dtype=np.float32, reduced=reduced) as writer,
+        ):
+            writer.write(np.zeros((60, 80, 3), np.float32))
+        with Image.open(tmp_path / name) as image:
+            exif = image.getexif()
+            assert exif[0x010F] == "A maker"
+            assert (exif.get_ifd(0x8769)[0xA002], exif.get_ifd(0x8769)[0xA003]) == image.size == (50, 37)
