@@ -343,17 +343,20 @@ def wait_for(happened, process, seconds=120):
         time.sleep(0.1)
 
 
-def test_sigterm_leaves_no_half_file(home):
-    """A real signal, half way through a picture that would take minutes."""
-    Image.fromarray(picture(3000, 1000)).save("large.png")
+@pytest.mark.parametrize(("files", "devices"), [(1, "cpu"), (1, "cpu,cpu"), (2, "cpu,cpu")])
+def test_sigterm_leaves_no_half_file(home, files, devices):
+    """A real signal, half way through pictures that would take minutes."""
+    names = [f"large{i}.png" for i in range(files)]
+    for name in names:
+        Image.fromarray(picture(3000, 1000)).save(name)
     save_model(network(2, blocks=8, features=64), "m.safetensors")
-    command = [sys.executable, ROOT / "cli.py", "upscale", "large.png", "--model", "m.safetensors"]
+    command = [sys.executable, ROOT / "cli.py", "upscale", *names, "--model", "m.safetensors", "--device", devices]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     wait_for(lambda: any(p.name.endswith(".part") for p in home.iterdir()), process)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == b"interrupted\n"
-    assert listing(home) == ["large.png", "m.safetensors", "photo.png"]
+    assert listing(home) == [*names, "m.safetensors", "photo.png"]
 
 
 # --- the other commands
