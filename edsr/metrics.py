@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 PROTOCOLS = ("y", "rgb", "div2k")
+_BLOCK = 2**18  # pixels of a band
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -35,18 +36,27 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     _same_shape(a, b)
     if min(a.shape[:2]) < 11:
         raise ValueError(f"SSIM needs 11 pixels a side, not {a.shape[1]} x {a.shape[0]}")
-    x, y = (torch.from_numpy(i.astype(np.float64).reshape(*i.shape[:2], -1)).permute(2, 0, 1)[:, None] for i in (a, b))
     taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     taps /= taps.sum()
 
-    def mean(z):  # [C, 1, H, W] -> [C, 1, H - 10, W - 10]
+    def mean(z):  # [C, 1, h, W] -> [C, 1, h - 10, W - 10]
         return F.conv2d(F.conv2d(z, taps.view(1, 1, 11, 1)), taps.view(1, 1, 1, 11))
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mx, my = mean(x), mean(y)
-    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
-    score = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return float(score.mean())
+    height, width = a.shape[0] - 10, a.shape[1] - 10  # of windows
+    step, total = max(64, _BLOCK // a.shape[1]), 0.0  # in bands: eight such maps of a whole picture are gigabytes
+    for top in range(0, height, step):
+        x, y = (_channels(image[top : min(top + step, height) + 10]) for image in (a, b))
+        mx, my = mean(x), mean(y)
+        vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+        scores = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+        total += float(scores.sum()) / len(x)
+    return total / (height * width)
+
+
+def _channels(rows: np.ndarray) -> torch.Tensor:
+    """[h, W] or [h, W, C] -> fp64 [C, 1, h, W]."""
+    return torch.from_numpy(rows.astype(np.float64).reshape(*rows.shape[:2], -1)).permute(2, 0, 1)[:, None]
 
 
 def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tuple[float, float]:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr import imageio
+from edsr import metrics
 from edsr.metrics import luma, psnr, score, ssim
 from edsr.resize import bicubic, downscale
 from tests.conftest import picture
@@ -97,6 +98,14 @@ def test_ssim_is_the_definition():
     assert ssim(a, a) == pytest.approx(1)
     with pytest.raises(ValueError, match="11 pixels"):
         ssim(a[:10], b[:10])
+
+
+def test_ssim_does_not_depend_on_bands(monkeypatch):
+    a, b = picture(150, 13), picture(150, 13, seed=1)
+    whole = ssim(a, b)
+    monkeypatch.setattr(metrics, "_BLOCK", 1)
+    assert ssim(a, b) == pytest.approx(whole, abs=1e-14)
+    assert np.mean([ssim(a[..., c], b[..., c]) for c in range(3)]) == pytest.approx(whole, abs=1e-14)
 
 
 def test_luma_is_bt601_studio_swing():
