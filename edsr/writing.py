@@ -214,7 +214,8 @@ class Writer:
                     self.losses += ("EXIF data is left out, the file would become larger than 4 GB",)
                 file.flush()
                 os.fsync(file.fileno())
-            self._publish()
+            self._unlock()  # Windows renames no open files
+            publish(self._temporary, self.path, self._overwrite)
         except FileExistsError:
             raise ImageError(_exists(self.path)) from None
         except OSError as error:
@@ -224,24 +225,6 @@ class Writer:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-    def _publish(self) -> None:
-        """Give the finished file its name. FileExistsError if that is taken and may not be replaced."""
-        self._unlock()  # Windows renames no open files
-        if not self._overwrite:
-            try:
-                os.link(self._temporary, self.path)
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without links: claim the name, if it is free
-                open(self.path, "xb").close()
-                try:
-                    os.replace(self._temporary, self.path)
-                except OSError:
-                    os.unlink(self.path)
-                    raise
-        else:
-            os.replace(self._temporary, self.path)
 
     def _chunk(self, kind: bytes, data: bytes) -> None:
         assert self._pipe is not None
@@ -307,6 +290,24 @@ def remove_abandoned(folder: Path) -> None:
             with open(path, "rb+") as file:
                 lock(file)
             path.unlink()
+
+
+def publish(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Give a finished file its name, in the same folder. FileExistsError if that is taken and may not be replaced."""
+    if not overwrite:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: claim the name, if it is free
+            open(path, "xb").close()
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                os.unlink(path)
+                raise
+    else:
+        os.replace(temporary, path)
 
 
 def convert(rows: np.ndarray, channels: int, dtype: np.dtype, bits: int) -> np.ndarray:
