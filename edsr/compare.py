@@ -88,8 +88,10 @@ def compare(
     source, original, (width, height) = _open(image, hr, s)
     detail = _checked(detail, s * width, s * height)
     truth = None if original is None else _flat(original)[: s * height, : s * width]
-    made = image is None and truth is not None
-    rows = downscale(truth, s) if made else np.concatenate(list(_rows(source)))
+    if truth is not None and image is None:
+        rows = downscale(truth, s)
+    else:
+        rows = np.concatenate(list(_rows(source)))
 
     bar.start(source.path.name, width, height)
     step, bands = upscaler.band_rows(width), []

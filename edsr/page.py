@@ -108,12 +108,13 @@ _PAGE = Template("""<!doctype html>
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1664px; margin: 0 auto; padding: 24px 32px; display: grid; justify-items: center; gap: 16px; }
+main { max-width: 1664px; margin: 0 auto; padding: 24px clamp(12px, 3vw, 32px); display: grid;
+  grid-template-columns: minmax(0, 1fr); justify-items: center; gap: 16px; }
 h1 { margin: 0; font-size: 22px; font-weight: 600; overflow-wrap: anywhere; }
 p { margin: 0; color: var(--faint); }
 header { text-align: center; }
-.choices { display: flex; flex-wrap: wrap; justify-content: center; gap: 12px 28px; }
-fieldset { display: flex; align-items: center; margin: 0; padding: 0; border: 0; }
+.choices { display: flex; flex-wrap: wrap; justify-content: center; gap: 12px 28px; width: 100%; }
+fieldset { display: flex; flex-wrap: wrap; align-items: center; row-gap: 4px; margin: 0; padding: 0; border: 0; }
 legend { float: left; padding: 0 10px 0 0; color: var(--faint); }
 label span { display: block; padding: 3px 12px; border: 1px solid var(--line); margin-left: -1px; cursor: pointer; }
 label:first-of-type span { border-radius: 6px 0 0 6px; }
@@ -146,6 +147,10 @@ th, td { padding: 3px 16px; text-align: right; font-weight: 400; border-bottom: 
 th[scope=row] { text-align: left; }
 th[scope=col] { color: var(--faint); }
 .best { font-weight: 700; }
+@media (max-width: 400px) {
+  label span, th, td { padding: 3px 7px; font-size: 14px; }
+  legend { padding-right: 6px; }
+}
 </style>
 </head>
 <body>
@@ -212,6 +217,7 @@ function part(event) {
 function drag(element, begins, moves) {
   element.addEventListener("pointerdown", event => {
     if (event.button != 0 || !begins(event)) return;
+    event.preventDefault();  // else the focus would go from the slider
     const [x, y, left, top] = [event.clientX, event.clientY, frame.scrollLeft, frame.scrollTop];
     const move = event => moves(event, left + x - event.clientX, top + y - event.clientY);
     element.setPointerCapture(event.pointerId);
@@ -236,7 +242,7 @@ document.querySelector(".choices").addEventListener("change", event => {
   const [x, y] = inside ? detail : from.map((at, i) => (at + size[i] / 2) / zoom);
   enlarge(Number(event.target.value), x, y);
 });
-const fitting = [4, 2, 1].find(times => width * times <= view.parentNode.clientWidth - 64
+const fitting = [4, 2, 1].find(times => width * times <= document.querySelector(".choices").clientWidth
   && height * times <= 0.7 * window.innerHeight) || 1;
 document.querySelector("input[name=zoom][value='" + fitting + "']").checked = true;
 enlarge(fitting, ...detail);

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr import imageio
-from edsr import metrics
+from edsr import imageio, metrics
 from edsr.metrics import luma, psnr, score, ssim
 from edsr.resize import bicubic, downscale
 from tests.conftest import picture
