@@ -132,7 +132,7 @@ def test_a_few_pixels(tmp_path, upscaler, height, width):
 
 
 def test_scores_of_small_pictures_lack_ssim(tmp_path, upscaler):
-    found = compare.compare(upscaler, None, written(tmp_path / "a.png", picture(12, 30)))
+    found = compare.compare(upscaler, None, written(tmp_path / "a.png", picture(6, 30)))
     psnr, ssim = found.scores["bicubic"]
     assert psnr > 0 and math.isnan(ssim)
     draw(found)
@@ -152,6 +152,10 @@ def test_profiles_lead_to_srgb_but_scores_are_of_the_file(tmp_path, upscaler):
         want = ImageCms.profileToProfile(plainly, io.BytesIO(p3), ImageCms.createProfile("sRGB"))
         assert np.abs(result.astype(int) - np.asarray(want)).max() <= 2
         assert np.abs(result.astype(int) - plain.pictures[title]).max() > 10
+    low = written(tmp_path / "low.png", downscale(original, 2))
+    mixed = compare.compare(upscaler, low, tmp_path / "wide.png")  # each through its own
+    np.testing.assert_array_equal(mixed.pictures["EDSR x2"], plain.pictures["EDSR x2"])
+    np.testing.assert_array_equal(mixed.pictures["original"], found.pictures["original"])
 
 
 @pytest.mark.parametrize("kind", [b"RGB ", b"GRAY", b"CMYK"])
@@ -184,6 +188,16 @@ def test_the_detail_lies_where_results_differ(height, width, corner):
     assert left >= 0 and top >= 0 and left + side <= width and top + side <= height
     # The last pixels, fewer than a cell, do not count.
     assert left <= x and top <= y and x + spot <= left + side + 11 and y + spot <= top + side + 11
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_detail_is_the_square_that_differs_most(seed):
+    random = np.random.default_rng(seed)
+    before, after = random.integers(0, 256, (2, 200, 180, 3), dtype=np.uint8)
+    squares = (after.astype(int) - before) ** 2
+    places = [(y, x) for y in range(0, 105, 12) for x in range(0, 85, 12)]
+    y, x = max(places, key=lambda at: squares[at[0] : at[0] + 96, at[1] : at[1] + 96].sum())
+    assert compare._choose(before, after) == (x, y, 96)
 
 
 def test_a_detail_that_is_given(tmp_path, upscaler):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,14 @@ def test_names_are_escaped(name):
     assert f"<h1>{shown}</h1>" in text and f"<title>{shown}</title>" in text
     assert text.count(shown) == 2 and (shown == name or name not in text)
     text.encode("utf-8")
+
+
+def test_titles_are_escaped():
+    found = comparison()
+    pictures = {f"<{title}>": picture for title, picture in found.pictures.items()}
+    text = page(replace(found, pictures=pictures, scores={"<EDSR x2>": (30, 0.9)}))
+    assert "<bicubic>" not in text and "<EDSR x2>" not in text and "<original>" not in text
+    assert text.count("&lt;original&gt;") == 3 and text.count("&lt;EDSR x2&gt;") == 4
 
 
 def test_scores_and_the_better_ones():
