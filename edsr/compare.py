@@ -30,7 +30,7 @@ LARGEST_DETAIL = 512
 NOTHING = "nothing to compare: give a picture, its original with --hr, or both"
 
 _SIDE = 96  # of a detail that is chosen here: pixels can be told apart, and a word or an eye fits in
-_MEMORY, _MEMORY_SCORED = 30, 90  # bytes a pixel of the result, as measured, without and with an original
+_MEMORY, _MEMORY_SCORED = 30, 100  # bytes a pixel of the result, as measured, without and with an original
 _BLOCK = 2**21  # samples that are converted at once
 
 

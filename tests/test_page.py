@@ -64,7 +64,7 @@ def test_of_large_results_it_holds_the_surroundings_of_the_detail(monkeypatch, h
     high, wide = min(height, 160), min(width, 160)
     for got, want in zip(embedded(text), found.pictures.values(), strict=True):
         np.testing.assert_array_equal(got, want[top : top + high, left : left + wide])
-    assert f"holds {wide} x {high} of them, from {left}, {top} on" in text
+    assert f"holds {wide} x {high} of them around the detail, from {left}, {top} on" in text
 
 
 def test_it_refers_to_nothing_outside():
