@@ -33,7 +33,8 @@ def page(comparison: Comparison) -> str:
     choices = [_choice(name, titles, i) if len(titles) > 2 else "" for i, name in enumerate(("left", "right"))]
     notes = [f"{comparison.size[0]} x {comparison.size[1]} pixels, enlarged to {whole.shape[1]} x {whole.shape[0]}."]
     if (height, width) != whole.shape[:2]:
-        notes.append(f"To be small, this page holds {width} x {height} of them around the detail, from {left}, {top} on.")
+        held = f"{width} x {height} of them around the detail, from {left}, {top} on"
+        notes.append(f"To be small, this page holds {held}.")
     return _PAGE.substitute(
         name=html.escape(comparison.name.encode("utf-8", "replace").decode()),  # a file's need not be valid Unicode
         notes=" ".join(notes),
