@@ -1,6 +1,7 @@
-"""The command line: python cli.py upscale | evaluate | train | info | convert. `--help` after each tells more."""
+"""The command line: python cli.py upscale | compare | evaluate | train | info | convert. `--help` tells more."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -46,12 +47,13 @@ def is_expected(error: Exception) -> bool:
 
     from edsr import EngineError, WeightsError
     from edsr.checkpoint import CheckpointError
+    from edsr.compare import CompareError
     from edsr.data import DataError
     from edsr.evaluate import EvaluateError
     from edsr.imageio import ImageError
     from edsr.train import TrainError
 
-    ours = (ImageError, WeightsError, EngineError, DataError, EvaluateError, TrainError, CheckpointError)
+    ours = (ImageError, WeightsError, EngineError, DataError, EvaluateError, TrainError, CheckpointError, CompareError)
     return isinstance(error, (*ours, OSError, MemoryError, torch.OutOfMemoryError))
 
 
@@ -194,6 +196,37 @@ def summary(records: list[dict]) -> str:
     return "\n".join([", ".join(parts), *(f"  {line}" for line in failures)])
 
 
+# --- compare
+
+
+def run_compare(options) -> int:
+    from edsr import Upscaler, load_model, progress
+    from edsr.compare import compare, outcome, save
+    from edsr.figure import draw
+    from edsr.page import page
+
+    suffix = ".html" if options.html else ".png"
+    target = outcome(options.image, options.hr, options.output, suffix, options.overwrite)
+    model = load_model(options.model, options.scale)
+    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    upscaler.say = lambda line: None if options.quiet else print(line, file=sys.stderr)
+    upscaler.warm_up(upscaler.say)
+    with progress.bars(options.quiet, 1) as bars:
+        found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
+    if options.html:
+        data = page(found).encode()
+    else:
+        file = io.BytesIO()
+        draw(found).save(file, "PNG")
+        data = file.getvalue()
+    save(target, data, options.overwrite)
+    if not options.quiet:
+        print(target)
+        for title, (psnr, ssim) in found.scores.items():
+            print(f"  {title:10}{psnr:6.2f} dB{ssim:9.4f}")
+    return 0
+
+
 # --- evaluate
 
 
@@ -302,6 +335,7 @@ def run_convert(options) -> int:
 
 HANDLERS = {
     "upscale": run_upscale,
+    "compare": run_compare,
     "evaluate": run_evaluate,
     "train": run_train,
     "info": run_info,

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from pathlib import Path
 
 
 def tile(text: str) -> int | str:
@@ -21,6 +22,13 @@ def whole(least: int, most: int):
         return int(text)
 
     return parse
+
+
+def square(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError("give X,Y,SIDE, three whole numbers")
+    return tuple(map(int, parts))
 
 
 def positive(text: str) -> float:
@@ -85,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="mean over 8 flips and turns: slightly better, 8 times slower",
     )
     add_upscale(commands, [common, quiet, network])
+    add_compare(commands, [common, quiet, device, network])
     add_evaluate(commands, [common, device, network])
     add_train(commands, [common, quiet, device])
     add_info(commands, [common])
@@ -138,6 +147,30 @@ def add_upscale(commands, parents) -> None:
     batch = command.add_argument_group("batch")
     batch.add_argument("--recursive", action="store_true", help="folders in folders, too; -o gets the same tree")
     batch.add_argument("--skip-existing", action="store_true", help="leave what is there: resumes a batch")
+
+
+def add_compare(commands, parents) -> None:
+    command = commands.add_parser(
+        "compare",
+        parents=parents,
+        help="bicubic, EDSR and the original in one figure, or on a page with a slider",
+        description="Writes NAME_compare.png: the picture by bicubic interpolation and by EDSR, with a detail enlarged "
+        "pixel by pixel; with --hr beside the original, with PSNR and SSIM (luma, border of SCALE pixels left out).",
+        epilog="Example: python cli.py compare --hr Set5/HR/003.png --html",
+    )
+    command.add_argument(
+        "image", nargs="?", type=Path, metavar="IMAGE", help="the small picture; made from the original if left out"
+    )
+    command.add_argument("--hr", type=Path, metavar="ORIGINAL", help="its original, SCALE times as large")
+    command.add_argument(
+        "--detail",
+        type=square,
+        metavar="X,Y,SIDE",
+        help="in pixels of the result; default: where EDSR and bicubic differ most",
+    )
+    command.add_argument("--html", action="store_true", help="a page with a slider, in one file, instead of the figure")
+    command.add_argument("-o", "--output", metavar="FILE|DIR", help="default: NAME_compare.png or .html beside it")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def add_evaluate(commands, parents) -> None:

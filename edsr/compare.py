@@ -4,7 +4,6 @@
 """
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ import pyvips
 from edsr import metrics
 from edsr.engine import Upscaler
 from edsr.formats import free_memory, to_srgb
-from edsr.progress import Bar
+from edsr.progress import Bars
+from edsr.publish import publish, temporary
 from edsr.reading import Reader
 from edsr.resize import bicubic, downscale
-from edsr.writing import publish
 
 LARGEST = 100_000_000
 """Pixels of a result that is compared; it is held in memory."""
@@ -63,7 +62,7 @@ def compare(
     hr: Path | None = None,
     detail: tuple[int, int, int] | None = None,
     self_ensemble: bool = False,
-    bar: Bar | None = None,
+    bars: Bars | None = None,
 ) -> Comparison:
     """Bicubic interpolation and EDSR on one picture file.
 
@@ -81,10 +80,10 @@ def compare(
     best what the network does, for better or worse. The original has no say in it, so the choice does not favour
     either. Squares are tried every eighth of their side.
 
-    self_ensemble: see `Upscaler.bands`. bar: is told of the rows that are done.
+    self_ensemble: see `Upscaler.bands`. bars: told of the rows that are done.
     Raises CompareError; ImageError for files that cannot be read; EngineError as `Upscaler.bands` does.
     """
-    s, bar = upscaler.scale, bar or Bar(None)
+    s = upscaler.scale
     source, original, (width, height) = _open(image, hr, s)
     detail = _checked(detail, s * width, s * height)
     truth = None if original is None else _flat(original)[: s * height, : s * width]
@@ -93,11 +92,11 @@ def compare(
     else:
         rows = np.concatenate(list(_rows(source)))
 
-    bar.start(source.path.name, width, height)
     step, bands = upscaler.band_rows(width), []
-    for band in upscaler.bands((rows[y : y + step] for y in range(0, height, step)), width, self_ensemble):
-        bands.append(_rounded(_over_white(band)))
-        bar.advance(len(band) // s)
+    with (bars or Bars(None, 1)).file(source.path.name, width, height) as bar:
+        for band in upscaler.bands((rows[y : y + step] for y in range(0, height, step)), width, self_ensemble):
+            bands.append(_rounded(_over_white(band)))
+            bar.advance(len(band) // s)
     network = f"EDSR{'+' if self_ensemble else ''} x{s}"
     results = {"bicubic": _enlarged(rows, s), network: np.concatenate(bands)}
     scores = {}
@@ -184,7 +183,7 @@ def save(target: Path, data: bytes, overwrite: bool) -> None:
 
     Raises CompareError if it cannot be written, or if it is there and may not be replaced.
     """
-    part = target.with_name(f".edsr-{secrets.token_hex(6)}.part")
+    part = temporary(target)
     try:
         with open(part, "xb") as file:
             file.write(data)

@@ -15,9 +15,10 @@ import os
 from pathlib import Path
 
 from edsr.formats import FORMATS, Fit, ImageError, fitting
+from edsr.publish import remove_abandoned
 from edsr.reading import Reader, read
 from edsr.reducing import Reduced
-from edsr.writing import Writer, remove_abandoned
+from edsr.writing import Writer
 
 __all__ = [
     "FORMATS",

@@ -2,10 +2,8 @@
 
 import io
 import os
-import secrets
 import stat
 import struct
-import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -18,11 +16,11 @@ import pyvips
 
 from edsr import exif
 from edsr.formats import FORMATS, Format, ImageError, check_memory, fitting, reason, to_srgb
+from edsr.publish import lock, publish, temporary
 from edsr.reading import Reader
 from edsr.reducing import Reduced, quantise, reduce
 
 _COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's colour type
-_PREFIX, _SUFFIX = ".edsr-", ".part"  # of the names of files that are being written
 _CHUNK = 2**20  # bytes handed to the encoder at once
 _BIGTIFF = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
@@ -81,8 +79,8 @@ class Writer:
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
         self.losses = self._stored.losses + tuple(self._drop_metadata())
-        # In the same folder, so that it can be renamed; created with open(), for the usual permissions.
-        self._temporary = self.path.with_name(f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}")
+        # Created with open(), for the usual permissions.
+        self._temporary = temporary(self.path)
         self._lock: BinaryIO | None = None
         self._written = 0
         self._error = ""  # why the encoder has failed
@@ -270,44 +268,6 @@ class Writer:
         if channels <= 2 and not self._format.gray and image.get_typeof("icc-profile-data"):
             image = to_srgb(image)  # what is stored is RGB
         pyvips.Operation.call(self._format.saver, image, os.fsencode(self._temporary), **self._options)
-
-
-def lock(file: BinaryIO) -> None:
-    """Holds a lock on the file until it is closed. Raises OSError if somebody else has one, or there are none here.
-
-    Windows needs none: an open file cannot be deleted there.
-    """
-    if sys.platform != "win32":
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Deletes what Writers that were killed have left in the folder; not what others are writing at this moment."""
-    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
-        with suppress(OSError):
-            with open(path, "rb+") as file:
-                lock(file)
-            path.unlink()
-
-
-def publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Give a finished file its name, in the same folder. FileExistsError if that is taken and may not be replaced."""
-    if not overwrite:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links: claim the name, if it is free
-            open(path, "xb").close()
-            try:
-                os.replace(temporary, path)
-            except OSError:
-                os.unlink(path)
-                raise
-    else:
-        os.replace(temporary, path)
 
 
 def convert(rows: np.ndarray, channels: int, dtype: np.dtype, bits: int) -> np.ndarray:

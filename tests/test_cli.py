@@ -14,6 +14,7 @@ from PIL import Image
 
 import cli
 from edsr import Upscaler, load_model, save_model
+from edsr.resize import downscale
 from tests.conftest import ROOT, network, picture
 
 
@@ -359,6 +360,58 @@ def test_sigterm_leaves_no_half_file(home, files, devices):
     assert listing(home) == [*names, "m.safetensors", "photo.png"]
 
 
+# --- compare
+
+
+@pytest.fixture
+def compare(capsys):
+    def run(*arguments):
+        code = cli.main(["compare", *map(str, arguments), "--model", "m.safetensors"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_compare_draws_a_figure_or_a_page(home, compare):
+    Image.fromarray(picture(60, 80)).save("original.png")
+    Image.fromarray(downscale(picture(60, 80), 2)).save("photo.png")
+    assert compare("photo.png") == (0, "photo_compare.png\n", "")
+    code, out, err = compare("photo.png", "--hr", "original.png", "--html", "--detail", "10,20,30")
+    assert code == 0 and err == "" and out.splitlines()[0] == "photo_compare.html" and out.count(" dB") == 2
+    assert compare("--hr", "original.png", "-o", "new.png", "--quiet") == (0, "", "")
+    assert listing(home) == [
+        "m.safetensors",
+        "new.png",
+        "original.png",
+        "photo.png",
+        "photo_compare.html",
+        "photo_compare.png",
+    ]
+    assert all(Image.open(name).mode == "RGB" for name in ("photo_compare.png", "new.png"))
+    assert (home / "photo_compare.html").read_text(encoding="utf-8").count("data:image/webp") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "--hr"),
+        (("photo.png", "--hr", "photo.png"), "check --scale"),
+        (("photo.png", "-o", "photo.png", "--overwrite"), "input itself"),
+        (("photo.png", "-o", "there.png"), "--overwrite"),
+        (("photo.png", "-o", "a.jpg"), "as .png"),
+        (("photo.png", "--detail", "70,0,20"), "not inside"),
+        (("missing.png",), "no such file"),
+    ],
+)
+def test_what_cannot_be_compared(home, compare, arguments, says):
+    (home / "there.png").touch()
+    before = listing(home)
+    code, out, err = compare(*arguments)
+    assert code == 1 and out == "" and says in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
 # --- the other commands
 
 
@@ -403,7 +456,7 @@ def test_info_and_convert(home, capsys):
     assert "photo.png" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["upscale", "evaluate", "train", "info", "convert"])
+@pytest.mark.parametrize("command", ["upscale", "compare", "evaluate", "train", "info", "convert"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

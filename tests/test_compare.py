@@ -1,5 +1,6 @@
 """Comparisons: the pictures and scores are those that other commands give; every kind of file; figures as drawn."""
 
+import contextlib
 import io
 import math
 
@@ -13,6 +14,7 @@ from edsr.compare import LARGEST_DETAIL, CompareError, Comparison, outcome, save
 from edsr.evaluate import evaluate
 from edsr.figure import MARGIN, MARK, draw
 from edsr.imageio import ImageError, Writer
+from edsr.progress import Bars
 from edsr.resize import bicubic, downscale
 from tests.conftest import network, picture
 
@@ -73,19 +75,21 @@ def test_a_picture_alone_has_the_results_and_no_scores(tmp_path, monkeypatch, sc
 
 
 def test_self_ensemble_and_rows_done(tmp_path, upscaler):
-    class Bar:
+    class Told(Bars):
         rows = 0
 
-        def start(self, name, width, height):
+        @contextlib.contextmanager
+        def file(self, name, width, height):
             assert (name, width, height) == ("a.png", 31, 200)
+            yield self
 
         def advance(self, rows):
             self.rows += rows
 
-    bar, low = Bar(), picture(200, 31)
-    found = compare.compare(upscaler, written(tmp_path / "a.png", low), self_ensemble=True, bar=bar)
+    bars, low = Told(None, 1), picture(200, 31)
+    found = compare.compare(upscaler, written(tmp_path / "a.png", low), self_ensemble=True, bars=bars)
     np.testing.assert_array_equal(found.pictures["EDSR+ x2"], upscaler(low, self_ensemble=True))
-    assert bar.rows == 200
+    assert bars.rows == 200
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
