@@ -125,7 +125,8 @@ def collapsed_tail(
     a pixel's row and column (see `edsr.fold`). padding: rows of zeros above and below, 2 or 0. ends: whether
     the first and the last row that come out are the picture's. Gives [N, 3, r·H', r·W], see `Result`.
     """
-    y = ringed_conv5x5(F.pad(x, (0, 0, padding, padding)), weight, bias, *ends)
+    y = F.conv2d(x, weight[INNER, INNER], bias[INNER, INNER], padding=(padding, 2))
+    ring_conv5x5(y, x, weight, bias, padding, *ends)
     return finish(F.pixel_shuffle(y, shuffle), mean, result)
 
 
@@ -160,30 +161,34 @@ def quantise(y: Tensor, dtype: torch.dtype) -> Tensor:
 INNER, FIRST, LAST, ONLY = range(4)  # border class of a row or column: 1 = first of the picture, 2 = last, 3 = both
 
 
-def ringed_conv5x5(x: Tensor, weight: Tensor, bias: Tensor, top: bool, bottom: bool) -> Tensor:
-    """The convolution of `collapsed_tail` on rows that already carry two more above and below.
+def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: int, top: bool, bottom: bool) -> None:
+    """The ring of `collapsed_tail`, written into y, which has the weights of inner pixels everywhere.
 
-    x: [N, Ci, rows + 4, W]; gives [N, Co, rows, W]. top and bottom say whether the first and the last of
-    the rows given are the picture's; left and right are always the picture's.
+    y: [N, Co, H', W]. x, weight, bias, padding: as there. top and bottom say whether the first and the last of y's rows
+    are the picture's; left and right are always the picture's. In thin strips: the columns, the rows, the corners.
     """
-    rows, columns = x.shape[2] - 4, x.shape[3]
-    y = F.conv2d(x, weight[INNER, INNER], bias[INNER, INNER], padding=(0, 2))
-    # The ring again, in thin strips: the columns of the inner rows, then the rows, then the corners.
-    x = F.pad(x, (2, 2))
+    rows, columns = y.shape[2:]
     left_right = [(0, ONLY)] if columns == 1 else [(0, FIRST), (columns - 1, LAST)]
     if rows == 1:
         top_bottom = [(0, top * FIRST + bottom * LAST)]
     else:
         top_bottom = [(0, top * FIRST), (rows - 1, bottom * LAST)]
     for j, column_class in left_right:
-        w, b = weight[INNER, column_class], bias[INNER, column_class]
-        y[:, :, :, j : j + 1] = F.conv2d(x[:, :, :, j : j + 5], w, b)
+        first, end, before, after = _five(j - 2, columns)
+        strip = F.pad(x[:, :, :, first:end], (before, after, padding, padding))
+        y[:, :, :, j : j + 1] = F.conv2d(strip, weight[INNER, column_class], bias[INNER, column_class])
     for i, row_class in top_bottom:
         if row_class == INNER:
             continue
-        strip = x[:, :, i : i + 5]
+        first, end, before, after = _five(i - padding, x.shape[2])
+        strip = F.pad(x[:, :, first:end], (2, 2, before, after))
         y[:, :, i : i + 1] = F.conv2d(strip, weight[row_class, INNER], bias[row_class, INNER])
         for j, column_class in left_right:
             w, b = weight[row_class, column_class], bias[row_class, column_class]
             y[:, :, i : i + 1, j : j + 1] = F.conv2d(strip[:, :, :, j : j + 5], w, b)
-    return y
+
+
+def _five(start: int, size: int) -> tuple[int, int, int, int]:
+    """start .. start + 5 within 0 .. size: (first, end, how many are missing before, and after)."""
+    first, end = max(0, start), min(size, start + 5)
+    return first, end, first - start, start + 5 - end

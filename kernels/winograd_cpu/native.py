@@ -1,0 +1,173 @@
+"""Kernels made into machine code: once per machine, kept on disk, loaded in milliseconds.
+
+llvmlite translates what `codegen` writes, for the CPU found. The object code lies in the user's cache folder, under a
+name made from all that it depends on, after a checksum of itself; it is written under another name and renamed when
+whole, so processes that start at once do not disturb each other, and what is damaged is made again.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llvmlite import __version__ as llvmlite_version
+from llvmlite import binding as llvm
+
+from kernels.winograd_cpu import codegen, transforms
+from kernels.winograd_cpu.codegen import KERNELS, Shape
+
+Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
+_lock = threading.Lock()
+_loaded: "Kernels | None" = None
+
+
+class NativeError(Exception):
+    """There are no kernels for this CPU; one line that says why."""
+
+
+class Kernels(NamedTuple):
+    shape: Shape
+    functions: dict[str, Function]  # by their names in `codegen.KERNELS`
+    engine: Any  # keeps their code in memory
+
+
+class Machine(NamedTuple):
+    """What code is made for: name and features of a CPU as LLVM knows them, and what the features are worth."""
+
+    cpu: str
+    features: str
+    shape: Shape
+
+
+def this_machine() -> Machine:
+    """Raises NativeError where the CPU has no vectors that we know."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features()
+    return Machine(llvm.get_host_cpu_name(), features.flatten(), shape_for(platform.machine(), features))
+
+
+def shape_for(architecture: str, features: dict[str, bool]) -> Shape:
+    """Vectors as wide as the CPU's, and the register block its 32 or 16 registers hold."""
+    if features.get("avx512f"):
+        return Shape(16, 6, 4)
+    if features.get("avx2") and features.get("fma"):
+        return Shape(8, 6, 2)
+    if architecture.lower() in ("arm64", "aarch64"):
+        return Shape(4, 6, 4)
+    raise NativeError(f"the kernels need AVX2, AVX-512 or NEON, which this CPU ({architecture}) has not")
+
+
+def load(say: Callable[[str], None] = lambda line: None) -> Kernels:
+    """The kernels of this machine, from the cache or compiled now. say: gets a line if they have to be compiled.
+
+    Raises NativeError where that fails.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            machine = this_machine()
+            try:
+                _loaded = _link(machine, _object(machine, say))
+            except (RuntimeError, OSError) as error:  # of LLVM, of the system
+                raise NativeError(f"the kernels could not be compiled: {str(error).splitlines()[0]}") from None
+        return _loaded
+
+
+def _object(machine: Machine, say: Callable[[str], None]) -> bytes:
+    path = _folder() / f"winograd-{_key(machine)}.o"
+    found = _read(path)
+    if found is None:
+        say(f"compiling the CPU kernels for {machine.cpu}, once on this machine")
+        start = time.perf_counter()
+        found = compiled(machine)
+        kept = _write(path, found)
+        say(f"compiled in {time.perf_counter() - start:.1f} s{'' if kept else f'; {path.parent} cannot keep them'}")
+    return found
+
+
+def _target(machine: Machine) -> llvm.TargetMachine:
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=machine.cpu, features=machine.features, opt=3, jit=True)
+
+
+def compiled(machine: Machine) -> bytes:
+    """Object code of all kernels."""
+    target = _target(machine)
+    module = llvm.parse_assembly(str(codegen.module(machine.shape)))
+    module.verify()
+    module.triple = target.triple
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(module, passes)
+    return target.emit_object(module)
+
+
+def _link(machine: Machine, code: bytes) -> Kernels:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(machine))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+    functions = {name: kind(engine.get_function_address(name)) for name in KERNELS}
+    return Kernels(machine.shape, functions, engine)
+
+
+def _key(machine: Machine) -> str:
+    """Of all that the code depends on: the sources that write it, the CPU, the system and the compiler."""
+    sources = [Path(module.__file__ or "").read_text(encoding="utf-8") for module in (codegen, transforms)]
+    versions = [llvmlite_version, *map(str, llvm.llvm_version_info), llvm.get_default_triple()]
+    parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _folder() -> Path:
+    """The user's cache folder, as each system has it."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "edsr-triton"
+
+
+def _read(path: Path) -> bytes | None:
+    """What `_write` wrote, if all of it is there."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> bool:
+    """Whole or not at all; whether it could."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        part = Path(name)
+        try:
+            with open(handle, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def l2_bytes() -> int:
+    """The size of a core's L2 cache; 1 MiB where the system does not tell."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+        return int(text.removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 1 << 20

@@ -1,0 +1,47 @@
+"""The three matrices of a Winograd convolution, from the points they interpolate at.
+
+In one dimension m outputs of a filter of r taps are y = Aᵀ((G g) ∘ (Bᵀ d)) from n = m + r - 1 inputs d: n
+multiplications for m·r; in two, Y = Aᵀ((G g Gᵀ) ∘ (Bᵀ d B))A: n² for m²·r² (Winograd 1980; Lavin and Gray, CVPR
+2016). By Toom and Cook: d and g are taken as polynomials, evaluated at n - 1 points a_j and at infinity. With
+N_j = prod over l ≠ j of (a_j - a_l):
+
+    Aᵀ[i, j] = a_j^i     G[j, k] = a_j^k / N_j     Bᵀ[j] = coefficients of prod over l ≠ j of (x - a_l)
+
+and for infinity the last unit vectors of Aᵀ and G, and the coefficients of the product over all l.
+
+The points decide how much rounding grows. Points 0, ±1/c, ±c make rows that share their even and odd parts, and keep
+the entries of all three matrices near one (Barabasz et al., TOMS 2020; Alam et al., TECS 2022). c = √2 is the most
+accurate we measured (docs/log.md); the integers 0, ±1, ±2 of Lavin and Gray err six times as much.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Points = tuple[float, ...]
+POINTS: Points = (0.0, math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2.0), -math.sqrt(2.0))
+TILE = len(POINTS) + 1  # n, side of a tile of input: 6
+
+
+def matrices(outputs: int, taps: int, points: Points = POINTS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(Aᵀ [m, n], G [n, r], Bᵀ [n, n]) in fp64 for m outputs and r taps. Raises ValueError unless m + r - 1 = n."""
+    n = len(points) + 1
+    if outputs + taps - 1 != n:
+        raise ValueError(f"{len(points)} points are for {n} inputs, not for {outputs} outputs of {taps} taps")
+    a = np.array(points)
+    at, g, bt = np.zeros((outputs, n)), np.zeros((n, taps)), np.zeros((n, n))
+    for j in range(n - 1):
+        others = np.delete(a, j)
+        at[:, j] = a[j] ** np.arange(outputs)
+        g[j] = a[j] ** np.arange(taps) / np.prod(a[j] - others)
+        bt[j, : n - 1] = _coefficients(others)
+    at[-1, -1] = g[-1, -1] = 1.0
+    bt[-1] = _coefficients(a)
+    return at, g, bt
+
+
+def _coefficients(roots: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Of prod (x - root), lowest power first. What is nothing but rounding is made zero."""
+    found = np.poly(roots)[::-1]
+    return np.where(np.abs(found) < 1e-12, 0.0, found)
