@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 
 from edsr import Upscaler
 from edsr.graphs import KEPT
+from kernels import winograd_cpu
 from tests.conftest import network, picture
 
 
@@ -37,14 +38,15 @@ def test_bands(chip):
     """Two bands, through the kernels alone; in the interpreter sums depend on the place, by a rounding."""
     m, image = network(2, blocks=1, features=16), picture(29, 40)
     small, large = (Upscaler(m, chip.type, "fp32", "triton", tile) for tile in (32, 256))
-    assert small.band_rows(40) == 19 and large.band_rows(40) > 29
+    assert small.band_rows(40) == 16 and large.band_rows(40) > 29
     assert np.abs(small(image).astype(int) - large(image)).max() <= (chip.type == "cpu")
 
 
 def test_the_backend_is_told(chip):
     m = network(2, blocks=1, features=16)
+    winograd = "torch" if winograd_cpu.trouble() else "winograd"
     assert Upscaler(m, chip.type, backend="triton").backend == "triton"
-    assert Upscaler(m, chip.type).backend == ("triton" if chip.type == "cuda" else "torch")
+    assert Upscaler(m, chip.type).backend == ("triton" if chip.type == "cuda" else winograd)
     assert Upscaler(network(features=8), chip.type).backend == "torch"  # not a multiple of 16
 
 

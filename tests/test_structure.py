@@ -105,6 +105,11 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "kernels.hopper_conv256": {"kernels.hopper_conv64"},
     "kernels.resblock": {"kernels.conv3x3", "kernels.hopper", "kernels.hopper_conv64", "kernels.launch"},
     "kernels.fused": {"kernels.conv3x3", "kernels.edges", "kernels.hopper", "kernels.launch", "kernels.resblock"},
+    "kernels.winograd_cpu": {"kernels.reference", "kernels.winograd_cpu.threads", "kernels.winograd_cpu.transforms"},
+    "kernels.winograd_cpu.transforms": set(),
+    "kernels.winograd_cpu.codegen": {"kernels.winograd_cpu.transforms"},
+    "kernels.winograd_cpu.native": {"kernels.winograd_cpu.codegen"},
+    "kernels.winograd_cpu.threads": set(),
     "kernels.aot": {"kernels"},
     "kernels.aot_cases": {"kernels"},
 }

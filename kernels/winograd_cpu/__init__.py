@@ -47,27 +47,27 @@ def trouble() -> str:
     return ""
 
 
-def ready(say: Callable[[str], None]) -> bool:
-    """Compiles the kernels unless that has been done on this machine; whether they are there then.
+def ready(say: Callable[[str], None]) -> str:
+    """Compiles the kernels unless that has been done on this machine; as `trouble` when that has been tried.
 
-    say: gets a line when they are compiled, and when they cannot be.
+    say: gets a line if they are compiled.
     """
     reason = trouble()
     if not reason:
         native = importlib.import_module("kernels.winograd_cpu.native")
         try:
             native.load(say)
-            return True
         except native.NativeError as error:
-            reason = str(error)
-    say(reason)
-    return False
+            return str(error)
+    return reason
 
 
 @cache
 def _kernels():
     """The kernels, or None where there are none, which is told once."""
-    if not ready(log.warning):
+    reason = ready(log.info)
+    if reason:
+        log.warning("%s: PyTorch computes", reason)
         return None
     return importlib.import_module("kernels.winograd_cpu.native").load()
 
@@ -161,7 +161,7 @@ def _map(size: tuple[int, int, int, int]) -> Tensor:
 
 
 class _Weights(NamedTuple):
-    """weight: U of `codegen`. bias: as long as U is wide. outputs: channels out, filled up to whole vectors."""
+    """weight: U of `codegen`. outputs: channels out, filled up to whole vectors with zeros; bias has as many."""
 
     weight: Tensor
     bias: Tensor
@@ -192,14 +192,12 @@ def _version(x: Tensor) -> tuple[int, int]:
 def _arranged(weight: Tensor, bias: Tensor, taps: int) -> tuple[Tensor, Tensor, int]:
     """G g Gᵀ, composed in fp64 and rounded once, in the order of `codegen`'s U; bias; channels out."""
     shape = _kernels().shape
-    outputs, inputs = weight.shape[:2]
+    outputs = weight.shape[0]
     g = torch.from_numpy(matrices(TILE - taps + 1, taps)[1])
-    u = torch.einsum("ai,bj,ocij->abco", g, g, weight.detach().double()).float()
-    width = shape.lanes * shape.vectors
-    strips = -(-outputs // width)
-    u = F.pad(u, (0, strips * width - outputs)).view(TILE * TILE, inputs, strips, width)
-    u = u.transpose(1, 2).contiguous()
-    return u, F.pad(bias.detach(), (0, strips * width - outputs)), -(-outputs // shape.lanes) * shape.lanes
+    u = torch.einsum("ai,bj,ocij->abco", g, g, weight.detach().double()).float()  # [6, 6, Ci, Co]
+    u = F.pad(u, (0, -outputs % shape.lanes))  # whole vectors
+    strips = [strip.reshape(-1) for strip in u.split(shape.lanes * shape.vectors, dim=3)]
+    return torch.cat(strips), F.pad(bias.detach(), (0, -outputs % shape.lanes)), u.shape[3]
 
 
 # --- execution

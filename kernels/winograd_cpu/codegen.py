@@ -5,8 +5,9 @@ pixels of input and m x m of output. Tiles are taken in groups of `Shape.tiles`,
 matrix product, and in each group channels are cut into vectors of `Shape.lanes`:
 
     V [group][vector of Ci][36][tile][lane]            tiles, transformed
-    U [36][strip of Co][channel of Ci][vector][lane]   weights, transformed; a strip is `Shape.vectors` vectors
-    M [group][strip of Co][36][tile][vector][lane]     their products
+    U [strip of Co][36][channel of Ci][vector][lane]   weights, transformed; a strip is `Shape.vectors` vectors of Co,
+                                                       the last may have fewer
+    M [group][vector of Co][36][tile][lane]            their products
 
 so that every distance inside a group is known to the compiler, whatever the numbers of channels. A thread takes one
 block of groups after the other, as many as keep V and M in its L2 cache, and takes a block from input to output.
@@ -29,8 +30,8 @@ FLOAT_BYTES = 4
 
 
 class Shape(NamedTuple):
-    """What a kernel is compiled for. lanes: floats in a vector register, 4, 8 or 16. tiles, vectors: the register block,
-    tiles x vectors sums, whose registers with one for each vector of weights and one for a broadcast must suffice."""
+    """What a kernel is compiled for. lanes: floats in a vector register, 4, 8 or 16. tiles, vectors: the register
+    block, tiles x vectors sums; the CPU has registers for these, for a row of weights and for one more."""
 
     lanes: int
     tiles: int
@@ -59,17 +60,14 @@ TASK = (  # fields of what a kernel is called with, 64 bits each
 )
 
 
-def module(shape: Shape) -> ir.Module:
-    """All kernels: name(task, scratch), see `TASK`. scratch: floats of the calling thread's own, see `scratch_floats`."""
-    return _Module(shape).module
+def source(shape: Shape) -> str:
+    """LLVM IR of all kernels: name(task, scratch), see `TASK`. scratch: `scratch_floats` floats of the thread's own."""
+    return str(_Module(shape).module)
 
 
 def scratch_floats(shape: Shape, inputs: int, outputs: int, groups: int) -> int:
     """How many floats a thread's scratch has, for so many channels in and out and groups of a block."""
-    strips = -(-outputs // (shape.lanes * shape.vectors))
-    v = inputs * AREA * shape.tiles
-    m = strips * shape.vectors * shape.lanes * AREA * shape.tiles
-    return groups * (v + m) + AREA * (inputs + 2 * outputs)
+    return AREA * (groups * shape.tiles * (inputs + outputs) + inputs + 2 * outputs)
 
 
 class _Module:
@@ -81,7 +79,7 @@ class _Module:
         # Fused where the CPU can, a multiplication and an addition where it cannot.
         self.fmuladd = ir.Function(self.module, kind, f"llvm.fmuladd.v{shape.lanes}f32")
         self.copy_in = self._copy_in()
-        self.multiply = self._multiply()
+        self.multiply = {vectors: self._multiply(vectors) for vectors in range(1, shape.vectors + 1)}
         self.transform_input = self._transform_input()
         for name, (m, r) in KERNELS.items():
             outputs = {skip: self._transform_output(name, m, r, skip) for skip in (False, True)}
@@ -119,33 +117,29 @@ class _Module:
         b.ret_void()
         return function
 
-    def _multiply(self) -> ir.Function:
-        """M = V U for a block: 36 matrix products, in register blocks."""
+    def _multiply(self, vectors: int) -> ir.Function:
+        """M = V U for a block and a strip of so many vectors: 36 matrix products, in register blocks."""
         s = self.shape
-        function, b = self._function("multiply", "v_ptr u_ptr m_ptr inputs strips groups")
-        v, u, m, inputs, strips, groups = function.args
-        lanes, width = s.lanes, s.vectors * s.lanes
-        with b.loop(b.i(AREA), "point") as p, b.loop(strips, "strip") as strip:
-            weights = b.add(b.mul(p, strips), strip)
-            weights = b.at(u, b.mul(weights, b.mul(inputs, b.i(lanes * width))))
-            with b.loop(groups, "group") as group:
-                left = b.at(v, b.mul(group, b.mul(inputs, b.i(AREA * s.tiles * lanes))))
-                left = b.at(left, b.mul(p, b.i(s.tiles * lanes)))
-                places = [(tile, j) for tile in range(s.tiles) for j in range(s.vectors)]
-                with b.summing(inputs, "vector", len(places)) as (c, sums):
-                    a = b.at(left, b.mul(c, b.i(AREA * s.tiles * lanes)))
-                    w = b.at(weights, b.mul(c, b.i(lanes * width)))
-                    for k in range(lanes):
-                        row = [b.get(b.at(w, k * width + j * lanes)) for j in range(s.vectors)]
-                        for tile in range(s.tiles):
-                            value = b.broadcast(b.at(a, tile * lanes + k))
-                            for j in range(s.vectors):
-                                i = tile * s.vectors + j
-                                sums[i] = b.call(self.fmuladd, [value, row[j], sums[i]])
-                target = b.add(b.mul(group, strips), strip)
-                target = b.at(m, b.mul(b.add(b.mul(target, b.i(AREA)), p), b.i(s.tiles * width)))
-                for i, total in enumerate(sums):
-                    b.put(total, b.at(target, i * lanes))
+        function, b = self._function(f"multiply_{vectors}", "v_ptr u_ptr m_ptr inputs outputs groups")
+        v, u, m, inputs, outputs, groups = function.args
+        plane = s.tiles * s.lanes
+        with b.loop(b.i(AREA), "point") as p, b.loop(groups, "group") as group:
+            weights = b.at(u, b.mul(b.mul(p, inputs), b.i(s.lanes * vectors * s.lanes)))
+            left = b.at(v, b.mul(b.add(b.mul(b.mul(group, inputs), b.i(AREA)), p), b.i(plane)))
+            with b.summing(inputs, "vector", s.tiles * vectors) as (c, sums):
+                a = b.at(left, b.mul(c, b.i(AREA * plane)))
+                w = b.at(weights, b.mul(c, b.i(s.lanes * vectors * s.lanes)))
+                for k in range(s.lanes):
+                    row = [b.get(b.at(w, (k * vectors + j) * s.lanes)) for j in range(vectors)]
+                    for tile in range(s.tiles):
+                        value = b.broadcast(b.at(a, tile * s.lanes + k))
+                        for j in range(vectors):
+                            i = j * s.tiles + tile
+                            sums[i] = b.call(self.fmuladd, [value, row[j], sums[i]])
+            target = b.at(m, b.mul(b.add(b.mul(b.mul(group, outputs), b.i(AREA)), p), b.i(plane)))
+            for i, total in enumerate(sums):
+                j, tile = divmod(i, s.tiles)
+                b.put(total, b.at(target, j * AREA * plane + tile * s.lanes))
         b.ret_void()
         return function
 
@@ -158,11 +152,10 @@ class _Module:
         at = matrices(m, r)[0]
         floor, scale = (b.splat(b.field(task, field, F32)) for field in ("floor", "scale"))
         with b.loop(b.field(task, "outputs"), "vector") as c:
-            source = b.mul(b.udiv(c, b.i(s.vectors)), b.i(AREA * s.tiles * s.vectors * s.lanes))
-            source = b.at(b.at(products, source), b.mul(b.urem(c, b.i(s.vectors)), b.i(s.lanes)))
+            source = b.at(products, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
             half = []
             for k in range(TILE):
-                column_k = [b.at(source, (i * TILE + k) * s.tiles * s.vectors * s.lanes) for i in range(TILE)]
+                column_k = [b.at(source, (i * TILE + k) * s.tiles * s.lanes) for i in range(TILE)]
                 half.append(self._linear(b, at, [b.get(place) for place in column_k]))
             channel = b.mul(c, b.i(s.lanes))
             added = b.get(b.at(bias, channel))
@@ -180,7 +173,7 @@ class _Module:
         return function
 
     def _copy_in(self) -> ir.Function:
-        """A square of `side` pixels at (top, left) of a map of height x width, zeros where it leaves the map, densely."""
+        """side x side pixels at (top, left) of a map of height x width, zeros where they leave it, densely."""
         function, b = self._function("copy_in", "x_ptr row top left height width vectors side to_ptr")
         x, row, top, left, height, width, vectors, side, to = function.args
         lanes = b.i(self.shape.lanes)
@@ -208,12 +201,11 @@ class _Module:
         x, u, bias, y, skip = (b.inttoptr(field[n], PTR) for n in ("x", "weight", "bias", "y", "skip"))
         inputs, outputs, groups = field["inputs"], field["outputs"], field["groups"]
         pixel, y_pixel = b.mul(inputs, b.i(s.lanes)), b.mul(outputs, b.i(s.lanes))
-        strips = b.cdiv(outputs, b.i(s.vectors))
         across = b.cdiv(field["width"], b.i(m))
         tiles = b.mul(across, b.cdiv(field["y_height"], b.i(m)))
         blocks = b.cdiv(tiles, b.mul(groups, b.i(s.tiles)))
         v_group = b.mul(inputs, b.i(AREA * s.tiles * s.lanes))
-        m_group = b.mul(strips, b.i(AREA * s.tiles * s.vectors * s.lanes))
+        m_group = b.mul(outputs, b.i(AREA * s.tiles * s.lanes))
         v = scratch
         products = b.at(v, b.mul(groups, v_group))
         edge_in = b.at(products, b.mul(groups, m_group))
@@ -248,7 +240,17 @@ class _Module:
                     b.call(self.copy_in, [x, field["x_row"], top, left, *size, edge_in])
                     b.call(self.transform_input, [edge_in, b.mul(pixel, b.i(TILE)), pixel, inputs, target])
 
-        b.call(self.multiply, [v, u, products, inputs, strips, b.cdiv(count, b.i(s.tiles))])
+        groups = b.cdiv(count, b.i(s.tiles))
+        full, rest = b.udiv(outputs, b.i(s.vectors)), b.urem(outputs, b.i(s.vectors))
+        for vectors, multiply in self.multiply.items():
+            # The last strip has the rest of the vectors, those before it all that a strip can have.
+            strips = full if vectors == s.vectors else b.zext(b.icmp_signed("==", rest, b.i(vectors)), I64)
+            before = b.i(0) if vectors == s.vectors else full
+            with b.if_then(b.icmp_signed(">", strips, b.i(0))), b.loop(strips, "strip") as strip:
+                start = b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
+                weights = b.at(u, b.mul(b.mul(start, b.i(AREA)), pixel))
+                target = b.at(products, b.mul(start, b.i(AREA * s.tiles)))
+                b.call(multiply, [v, weights, target, inputs, outputs, groups])
 
         with b.loop(count, "tile") as i:
             tile = b.add(first, i)
@@ -256,7 +258,7 @@ class _Module:
             left = b.mul(b.urem(tile, across), b.i(m))
             group, place = b.udiv(i, b.i(s.tiles)), b.urem(i, b.i(s.tiles))
             source = b.at(products, b.mul(group, m_group))
-            source = b.at(source, b.mul(place, b.i(s.vectors * s.lanes)))
+            source = b.at(source, b.mul(place, b.i(s.lanes)))
             target = b.at(y, b.add(b.mul(top, field["y_row"]), b.mul(left, y_pixel)))
             before = b.at(skip, b.add(b.mul(top, field["skip_row"]), b.mul(left, y_pixel)))
             fits = b.and_(b.within(top, m, field["y_height"]), b.within(left, m, field["width"]))
@@ -391,7 +393,7 @@ class _Builder(ir.IRBuilder):
 
     @contextlib.contextmanager
     def summing(self, count: ir.Value, name: str, sums: int) -> Iterator[tuple[ir.Value, list[ir.Value]]]:
-        """The same with vectors that start as zeros: the body replaces them in the list, which holds the totals after."""
+        """The same with vectors that start as zeros; the body replaces them in the list, which has the totals after."""
         before, body = self.block, self.append_basic_block(f"{name}s")
         self.branch(body)
         self.position_at_end(body)

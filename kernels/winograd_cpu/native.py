@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 from llvmlite import __version__ as llvmlite_version
 from llvmlite import binding as llvm
 
-from kernels.winograd_cpu import codegen, transforms
-from kernels.winograd_cpu.codegen import KERNELS, Shape
+from kernels.winograd_cpu.codegen import KERNELS, Shape, source
 
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
 _lock = threading.Lock()
@@ -101,7 +100,7 @@ def _target(machine: Machine) -> llvm.TargetMachine:
 def compiled(machine: Machine) -> bytes:
     """Object code of all kernels."""
     target = _target(machine)
-    module = llvm.parse_assembly(str(codegen.module(machine.shape)))
+    module = llvm.parse_assembly(source(machine.shape))
     module.verify()
     module.triple = target.triple
     passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
@@ -119,8 +118,9 @@ def _link(machine: Machine, code: bytes) -> Kernels:
 
 
 def _key(machine: Machine) -> str:
-    """Of all that the code depends on: the sources that write it, the CPU, the system and the compiler."""
-    sources = [Path(module.__file__ or "").read_text(encoding="utf-8") for module in (codegen, transforms)]
+    """Of all that the code depends on: what writes it, the CPU, the system and the compiler."""
+    writers = "codegen.py", "native.py", "transforms.py"
+    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in writers]
     versions = [llvmlite_version, *map(str, llvm.llvm_version_info), llvm.get_default_triple()]
     parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
