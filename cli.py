@@ -68,6 +68,14 @@ def describe(error: Exception) -> str:
     return str(error) if is_expected(error) else f"{error!r}, a defect; --debug shows where"
 
 
+def use_threads(options) -> None:
+    """Sets how many threads compute on a CPU, PyTorch's and ours alike."""
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+
+
 # --- upscale
 
 
@@ -82,6 +90,7 @@ def run_upscale(options) -> int:
     from edsr.shares import Shares
     from edsr.sizes import Size
 
+    use_threads(options)
     shares = Shares()
     devices = list_devices(shares.device(options.device))
     size = Size(options.outscale, options.width, options.height)
@@ -207,6 +216,7 @@ def run_compare(options) -> int:
 
     suffix = ".html" if options.html else ".png"
     target = outcome(options.image, options.hr, options.output, suffix, options.overwrite)
+    use_threads(options)
     model = load_model(options.model, options.scale)
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
     upscaler.say = lambda line: None if options.quiet else print(line, file=sys.stderr)
@@ -234,6 +244,7 @@ def run_evaluate(options) -> int:
     from edsr import Upscaler, load_model
     from edsr.evaluate import FIELDS, evaluate, mean
 
+    use_threads(options)
     model = load_model(options.model, options.scale)
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
     upscaler.warm_up(lambda line: print(line, file=sys.stderr))

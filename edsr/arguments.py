@@ -84,8 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "torch", "triton"),
-        help="who computes: our Triton kernels (NVIDIA GPUs) or PyTorch",
+        choices=("auto", "torch", "triton", "winograd"),
+        help="who computes: our Triton kernels (NVIDIA GPUs), our Winograd kernels (CPUs) or PyTorch",
+    )
+    network.add_argument(
+        "--threads", type=whole(1, 1024), metavar="N", help="on a CPU, how many compute; default: one for each core"
     )
     network.add_argument(
         "--self-ensemble",

@@ -21,7 +21,8 @@ from edsr.stream import MIN_TILE, plan
 from kernels.reference import Result
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton", "winograd")
+OPS = {"torch": "kernels.reference", "triton": "kernels.fused", "winograd": "kernels.winograd_cpu"}
 AUTO_TILE = {
     "cpu": 256,
     "mps": 512,
@@ -39,9 +40,9 @@ class Upscaler:
     model: an EDSR, left untouched. device: "auto" (CUDA, else Apple's MPS, else CPU), "cpu", "cuda",
     "cuda:N" or "mps". precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
     backend: "triton" (this project's kernels; CUDA from compute capability 8.0 on, or for tests any CPU with
-    TRITON_INTERPRET=1), "torch", or "auto": triton where CUDA can have it, else torch. tile: "auto" (on CUDA by
-    the memory that is free), or N: no feature map is larger than one of N x N pixels (at least 32; on a CPU no
-    more than 256 are used, because larger maps are slower).
+    TRITON_INTERPRET=1), "winograd" (this project's kernels for CPUs, fp32), "torch", or "auto": the kernels where
+    they can be had, else torch. tile: "auto" (on CUDA by the memory that is free), or N: no feature map is larger
+    than one of N x N pixels (at least 32; on a CPU no more than 256 are used, because larger maps are slower).
     Raises EngineError where one of these cannot be had.
 
     The result does not depend on `tile`: it is the whole picture's, to rounding. An Upscaler may be called
@@ -58,7 +59,8 @@ class Upscaler:
     ):
         self.device = pick_device(device)
         self.precision = _precision(precision, self.device)
-        self.backend = _backend(backend, self.device, model)
+        self.backend = _backend(backend, self.device, model, self.precision)
+        self._forced = backend != "auto"
         self.scale = model.config.scale
         self.tile = _tile(tile, self.device, model, self.precision)
         self.say: Callable[[str], None] = lambda line: None
@@ -67,7 +69,7 @@ class Upscaler:
         self._lock = threading.Lock()
         # Of several pictures one band is computed at a time: together they need no more memory than one.
         self.turn = threading.Lock()
-        self.ops = importlib.import_module("kernels.fused" if self.backend == "triton" else "kernels.reference")
+        self.ops = importlib.import_module(OPS[self.backend])
         self.graphs = self.backend == "triton" and self.device.type == "cuda"
         self.model = self.networks(self.precision)[0]
         forward = partial(_forward, self.model, self.ops)
@@ -110,13 +112,21 @@ class Upscaler:
         return y[0] if x.ndim == 3 else y
 
     def warm_up(self, say: Callable[[str], None]) -> None:
-        """Compiles the kernels that pictures need, which takes a minute the first time on a machine and is kept.
+        """Compiles the kernels that pictures need, which takes a minute on a GPU and a second on a CPU the first time
+        on a machine and is kept.
 
-        say: gets a line for each kernel that is compiled, now or later. Does nothing for other backends.
+        say: gets a line for each kernel that is compiled, now or later. Where those for CPUs cannot be compiled, torch
+        becomes the backend, or EngineError is raised if they were asked for. Does nothing for other backends.
         """
         if self.backend == "triton" and self.device.type == "cuda":
             importlib.import_module("kernels.launch").announce_compilation(say)
             self(np.zeros((8, 160, 3), np.uint8))
+        elif self.backend == "winograd" and (reason := self.ops.ready(say)):
+            if self._forced:
+                raise EngineError(f"--backend winograd: {reason}; use --backend torch")
+            say(f"{reason}: PyTorch computes")
+            self.backend, self.ops = "torch", importlib.import_module(OPS["torch"])
+            self._whole = partial(_forward, self.model, self.ops)
 
     def band_rows(self, width: int) -> int:
         """How many rows of a picture `width` pixels wide are computed at once within the budget."""
@@ -213,15 +223,28 @@ def cpu_has(precision: str) -> bool:
     return ops._is_mkldnn_fp16_supported() if precision == "fp16" else ops._is_mkldnn_bf16_supported()
 
 
-def _backend(name: str, device: torch.device, model: EDSR) -> str:
+def _backend(name: str, device: torch.device, model: EDSR, precision: str) -> str:
     if name not in BACKENDS:
         raise EngineError(f"unknown backend {name!r}: use {', '.join(BACKENDS)}")
-    if name == "torch" or (name == "auto" and device.type != "cuda"):
+    best = {"cuda": "triton", "cpu": "winograd"}.get(device.type, "torch")
+    chosen = best if name == "auto" else name
+    if chosen == "torch":
         return "torch"
-    trouble = _no_triton(device, model)
-    if trouble and name == "triton":
-        raise EngineError(f"--backend triton: {trouble}; use --backend torch")
-    return "torch" if trouble else "triton"
+    trouble = _no_triton(device, model) if chosen == "triton" else _no_winograd(device, model, precision)
+    if trouble and name != "auto":
+        raise EngineError(f"--backend {name}: {trouble}; use --backend torch")
+    return "torch" if trouble else chosen
+
+
+def _no_winograd(device: torch.device, model: EDSR, precision: str) -> str:
+    """Why the Winograd kernels cannot run `model` on `device`; empty if they can."""
+    if device.type != "cpu":
+        return f"the kernels need a CPU, not {device}"
+    if precision != "fp32":
+        return f"the kernels compute in fp32, not {precision}"
+    if model.config.features % 16:
+        return f"the kernels need a multiple of 16 features, not {model.config.features}"
+    return importlib.import_module(OPS["winograd"]).trouble()
 
 
 def _no_triton(device: torch.device, model: EDSR) -> str:
