@@ -15,7 +15,7 @@ block of groups after the other, as many as keep V and M in its L2 cache, and ta
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -27,6 +27,7 @@ KERNELS = {"conv3x3": (4, 3), "conv5x5": (2, 5)}  # name -> (m outputs, r taps)
 
 F32, I64, PTR, VOID = ir.FloatType(), ir.IntType(64), ir.PointerType(), ir.VoidType()
 FLOAT_BYTES = 4
+Value = Any  # one of LLVM's; llvmlite's builder does not say what its methods give
 
 
 class Shape(NamedTuple):
@@ -291,7 +292,7 @@ class _Module:
         b.position_at_end(done)
         b.ret_void()
 
-    def _linear(self, b: "_Builder", matrix: np.ndarray, x: Sequence[ir.Value]) -> list[ir.Value]:
+    def _linear(self, b: "_Builder", matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
         """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
         twins = _twins(matrix.T)
         if twins:  # of columns: combine the two inputs first
@@ -302,7 +303,7 @@ class _Module:
                 matrix[:, i], matrix[:, j] = np.where(even, matrix[:, i], 0), np.where(even, 0, matrix[:, i])
             return [self._sum(b, row, x) for row in matrix]
         twins = _twins(matrix)
-        found: dict[int, ir.Value] = {}
+        found: dict[int, Value] = {}
         for i, j in twins:  # of rows: even ± odd part
             same = np.isclose(matrix[i], matrix[j])
             even = self._sum(b, np.where(same, matrix[i], 0), x)
@@ -312,7 +313,7 @@ class _Module:
             found[i], found[j] = (b.call(self.fmuladd, [b.number(f), part, even]) for f in (factor, -factor))
         return [found[i] if i in found else self._sum(b, row, x) for i, row in enumerate(matrix)]
 
-    def _sum(self, b: "_Builder", row: np.ndarray, x: Sequence[ir.Value]) -> ir.Value:
+    def _sum(self, b: "_Builder", row: np.ndarray, x: Sequence[Value]) -> Value:
         """row · x; terms of factor 1 first, which need no multiplication."""
         terms = sorted(np.flatnonzero(row), key=lambda i: row[i] != 1)
         first, *others = terms
@@ -351,55 +352,55 @@ class _Builder(ir.IRBuilder):
         """A vector of one value, rounded to fp32."""
         return ir.Constant(self.vector, [float(np.float32(value))] * self.vector.count)
 
-    def at(self, pointer: ir.Value, distance: ir.Value | int) -> ir.Value:
+    def at(self, pointer: Value, distance: Value | int) -> Value:
         """The address `distance` floats on."""
         distance = self.i(distance) if isinstance(distance, int) else distance
         return self.gep(pointer, [distance], inbounds=True, source_etype=F32)
 
-    def get(self, pointer: ir.Value) -> ir.Value:
+    def get(self, pointer: Value) -> Value:
         return self.load(pointer, typ=self.vector, align=FLOAT_BYTES)
 
-    def put(self, value: ir.Value, pointer: ir.Value) -> None:
+    def put(self, value: Value, pointer: Value) -> None:
         self.store(value, pointer, align=FLOAT_BYTES)
 
-    def splat(self, value: ir.Value) -> ir.Value:
+    def splat(self, value: Value) -> Value:
         empty = ir.Constant(self.vector, ir.Undefined)
         order = ir.Constant(ir.VectorType(ir.IntType(32), self.vector.count), [0] * self.vector.count)
         return self.shuffle_vector(self.insert_element(empty, value, ir.Constant(ir.IntType(32), 0)), empty, order)
 
-    def broadcast(self, pointer: ir.Value) -> ir.Value:
+    def broadcast(self, pointer: Value) -> Value:
         """The float there, in all lanes."""
         return self.splat(self.load(pointer, typ=F32, align=FLOAT_BYTES))
 
-    def field(self, task: ir.Value, name: str, kind: ir.Type = I64) -> ir.Value:
+    def field(self, task: Value, name: str, kind: ir.Type = I64) -> Value:
         return self.load(self.gep(task, [self.i(TASK.index(name))], source_etype=I64), name=name, typ=kind)
 
-    def cdiv(self, a: ir.Value, b: ir.Value) -> ir.Value:
+    def cdiv(self, a: Value, b: Value) -> Value:
         return self.udiv(self.add(a, self.sub(b, self.i(1))), b)
 
-    def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+    def minimum(self, a: Value, b: Value) -> Value:
         return self.select(self.icmp_signed("<", a, b), a, b)
 
-    def within(self, start: ir.Value, length: int, end: ir.Value) -> ir.Value:
+    def within(self, start: Value, length: int, end: Value) -> Value:
         """Whether start .. start + length lies in 0 .. end."""
         above = self.icmp_signed(">=", start, self.i(0))
         return self.and_(above, self.icmp_signed("<=", self.add(start, self.i(length)), end))
 
     @contextlib.contextmanager
-    def loop(self, count: ir.Value, name: str) -> Iterator[ir.Value]:
+    def loop(self, count: Value, name: str) -> Iterator[Value]:
         """Its body runs for 0 .. count; count is 1 or more."""
         with self.summing(count, name, 0) as (index, _):
             yield index
 
     @contextlib.contextmanager
-    def summing(self, count: ir.Value, name: str, sums: int) -> Iterator[tuple[ir.Value, list[ir.Value]]]:
+    def summing(self, count: Value, name: str, sums: int) -> Iterator[tuple[Value, list[Value]]]:
         """The same with vectors that start as zeros; the body replaces them in the list, which has the totals after."""
         before, body = self.block, self.append_basic_block(f"{name}s")
         self.branch(body)
         self.position_at_end(body)
         index = self.phi(I64, name)
         places = [self.phi(self.vector) for _ in range(sums)]
-        values: list[ir.Value] = list(places)
+        values: list[Value] = list(places)
         yield index, values
         following = self.add(index, self.i(1))
         index.add_incoming(self.i(0), before)
