@@ -29,7 +29,7 @@ __all__ = ["collapsed_tail", "conv3x3", "head", "ready", "resblock", "tail", "tr
 
 log = logging.getLogger(__name__)
 CHANNELS = 16  # their numbers are multiples of it
-GROUPS = 2  # of tiles in a block, at least: weights come from beyond the L1 cache once for each block
+TILES = 12  # in a block, at least: all weights are read once for each block
 
 
 def trouble() -> str:
@@ -252,10 +252,10 @@ def _convolve(
 
 @cache
 def _block(inputs: int, outputs: int) -> tuple[int, int]:
-    """(groups of tiles in a block, floats of a thread's scratch): a quarter of the L2 cache, weights need the rest."""
+    """(groups of tiles in a block, floats of a thread's scratch): a quarter of the L2 cache, weights have the rest."""
     native = importlib.import_module("kernels.winograd_cpu.native")
     codegen = importlib.import_module("kernels.winograd_cpu.codegen")
     shape = _kernels().shape
-    one = codegen.scratch_floats(shape, inputs, outputs, 1)
-    groups = max(GROUPS, native.l2_bytes() // 4 // (4 * one))
+    one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)
+    groups = max(TILES // shape.tiles, native.l2_bytes() // 4 // one)
     return groups, codegen.scratch_floats(shape, inputs, outputs, groups)

@@ -27,12 +27,13 @@ KERNELS = {"conv3x3": (4, 3), "conv5x5": (2, 5)}  # name -> (m outputs, r taps)
 
 F32, I64, PTR, VOID = ir.FloatType(), ir.IntType(64), ir.PointerType(), ir.VoidType()
 FLOAT_BYTES = 4
+BLOCK = 16  # channels that are summed by themselves; numbers of channels are multiples of it
 Value = Any  # one of LLVM's; llvmlite's builder does not say what its methods give
 
 
 class Shape(NamedTuple):
     """What a kernel is compiled for. lanes: floats in a vector register, 4, 8 or 16. tiles, vectors: the register
-    block, tiles x vectors sums; the CPU has registers for these, for a row of weights and for one more."""
+    block of the matrix products, tiles x vectors sums of 16 channels and as many of those sums' sums."""
 
     lanes: int
     tiles: int
@@ -119,7 +120,11 @@ class _Module:
         return function
 
     def _multiply(self, vectors: int) -> ir.Function:
-        """M = V U for a block and a strip of so many vectors: 36 matrix products, in register blocks."""
+        """M = V U for a block and a strip of so many vectors: 36 matrix products, in register blocks.
+
+        Sums over channels are sums of sums of 16, whose rounding does not grow with the number of channels (pairwise
+        summation of a kind: Higham 1993). That is what makes the convolution as accurate as a direct one.
+        """
         s = self.shape
         function, b = self._function(f"multiply_{vectors}", "v_ptr u_ptr m_ptr inputs outputs groups")
         v, u, m, inputs, outputs, groups = function.args
@@ -127,16 +132,19 @@ class _Module:
         with b.loop(b.i(AREA), "point") as p, b.loop(groups, "group") as group:
             weights = b.at(u, b.mul(b.mul(p, inputs), b.i(s.lanes * vectors * s.lanes)))
             left = b.at(v, b.mul(b.add(b.mul(b.mul(group, inputs), b.i(AREA)), p), b.i(plane)))
-            with b.summing(inputs, "vector", s.tiles * vectors) as (c, sums):
-                a = b.at(left, b.mul(c, b.i(AREA * plane)))
-                w = b.at(weights, b.mul(c, b.i(s.lanes * vectors * s.lanes)))
-                for k in range(s.lanes):
+            with b.summing(b.udiv(inputs, b.i(BLOCK // s.lanes)), "block", s.tiles * vectors) as (block, sums):
+                a = b.at(left, b.mul(block, b.i(BLOCK * AREA * s.tiles)))
+                w = b.at(weights, b.mul(block, b.i(BLOCK * vectors * s.lanes)))
+                part = [b.number(0.0)] * len(sums)
+                for k in range(BLOCK):
                     row = [b.get(b.at(w, (k * vectors + j) * s.lanes)) for j in range(vectors)]
                     for tile in range(s.tiles):
-                        value = b.broadcast(b.at(a, tile * s.lanes + k))
+                        c, lane = divmod(k, s.lanes)
+                        value = b.broadcast(b.at(a, c * AREA * plane + tile * s.lanes + lane))
                         for j in range(vectors):
                             i = j * s.tiles + tile
-                            sums[i] = b.call(self.fmuladd, [value, row[j], sums[i]])
+                            part[i] = b.call(self.fmuladd, [value, row[j], part[i]]) if k else b.fmul(value, row[j])
+                sums[:] = [b.fadd(total, new) for total, new in zip(sums, part, strict=True)]
             target = b.at(m, b.mul(b.add(b.mul(b.mul(group, outputs), b.i(AREA)), p), b.i(plane)))
             for i, total in enumerate(sums):
                 j, tile = divmod(i, s.tiles)

@@ -54,13 +54,13 @@ def this_machine() -> Machine:
 
 
 def shape_for(architecture: str, features: dict[str, bool]) -> Shape:
-    """Vectors as wide as the CPU's, and the register block its 32 or 16 registers hold."""
+    """Vectors as wide as the CPU's, and the register block that is fastest with its 32 or 16 registers."""
     if features.get("avx512f"):
-        return Shape(16, 6, 4)
+        return Shape(16, 3, 4)
     if features.get("avx2") and features.get("fma"):
         return Shape(8, 6, 2)
     if architecture.lower() in ("arm64", "aarch64"):
-        return Shape(4, 6, 4)
+        return Shape(4, 3, 4)
     raise NativeError(f"the kernels need AVX2, AVX-512 or NEON, which this CPU ({architecture}) has not")
 
 

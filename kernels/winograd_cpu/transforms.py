@@ -10,8 +10,8 @@ N_j = prod over l ≠ j of (a_j - a_l):
 and for infinity the last unit vectors of Aᵀ and G, and the coefficients of the product over all l.
 
 The points decide how much rounding grows. Points 0, ±1/c, ±c make rows that share their even and odd parts, and keep
-the entries of all three matrices near one (Barabasz et al., TOMS 2020; Alam et al., TECS 2022). c = √2 is the most
-accurate we measured (docs/log.md); the integers 0, ±1, ±2 of Lavin and Gray err six times as much.
+the entries of all three matrices near one (Barabasz et al., TOMS 2020; Alam et al., TECS 2022). With c = √2 their
+squares are exact, and no other c errs less by more than a twentieth; 0, ±1, ±2 err twice as much (docs/log.md).
 """
 
 import math
