@@ -65,13 +65,12 @@ class TestMatrices:
             matrices(4, 5)
 
     def test_points_are_those_that_err_least(self):
-        """In fp32 on normal values, against the integers of Lavin and Gray, and against other c with little to spare."""
-
+        """In fp32 on normal values: half the integers' error, and no other c is much better."""
         d, w = torch.randn(2000, 6, 6), torch.randn(2000, 3, 3)
+        true = torch.einsum("nijkl,nkl->nij", d.double().unfold(1, 3, 1).unfold(2, 3, 1), w.double())
 
         def error(points):
             at, g, bt = (torch.from_numpy(m) for m in matrices(4, 3, points))
-            true = F.conv2d(d.double()[None], w.double()[:, None], groups=len(d))[0]
             u = (g @ w.double() @ g.T).float()
             found = at.float() @ (u * (bt.float() @ d @ bt.float().T)) @ at.float().T
             return (found - true).square().mean().sqrt().item()

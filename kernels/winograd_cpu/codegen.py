@@ -1,4 +1,4 @@
-"""LLVM IR of the convolution kernels: `python -m kernels.winograd_cpu.codegen` prints it.
+"""LLVM IR of the convolution kernels; `python -m kernels.winograd_cpu.native` prints what is compiled here.
 
 Maps are NHWC: pixel (row, column) of a map of C channels begins at row · row stride + column · C. A tile is TILE x TILE
 pixels of input and m x m of output. Tiles are taken in groups of `Shape.tiles`, the rows of one register block of the

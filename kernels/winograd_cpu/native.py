@@ -3,6 +3,8 @@
 llvmlite translates what `codegen` writes, for the CPU found. The object code lies in the user's cache folder, under a
 name made from all that it depends on, after a checksum of itself; it is written under another name and renamed when
 whole, so processes that start at once do not disturb each other, and what is damaged is made again.
+
+`python -m kernels.winograd_cpu.native` prints the code before it is translated.
 """
 
 import ctypes
@@ -55,6 +57,8 @@ def this_machine() -> Machine:
 
 def shape_for(architecture: str, features: dict[str, bool]) -> Shape:
     """Vectors as wide as the CPU's, and the register block that is fastest with its 32 or 16 registers."""
+    if sys.platform == "win32":
+        raise NativeError("the kernels have not been tried on Windows")
     if features.get("avx512f"):
         return Shape(16, 3, 4)
     if features.get("avx2") and features.get("fma"):
@@ -127,14 +131,9 @@ def _key(machine: Machine) -> str:
 
 
 def _folder() -> Path:
-    """The user's cache folder, as each system has it."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "edsr-triton"
+    """Ours in the user's cache folder."""
+    usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual).expanduser() / "edsr-triton"
 
 
 def _read(path: Path) -> bytes | None:
@@ -171,3 +170,7 @@ def l2_bytes() -> int:
         return int(text.removesuffix("K")) << 10
     except (OSError, ValueError):
         return 1 << 20
+
+
+if __name__ == "__main__":
+    sys.stdout.write(source(this_machine().shape))
