@@ -23,16 +23,16 @@ def prepared(width: int, height: int, device: str) -> tuple[Workload, torch.Tens
     work = Workload.baseline(2, height, width, device)
     model = work.upscaler.model
     with torch.inference_mode():
-        return work, model(work.picture)
+        return work, model(work.picture, work.upscaler.ops)
 
 
 @pytest.mark.parametrize("tile", [64, 128, 256])
 @pytest.mark.parametrize(("width", "height"), [(512, 256), (1024, 128)])
 def test_bands(benchmark, device, width, height, tile):
     work, expected = prepared(width, height, device)
-    model, x = work.upscaler.model, work.picture
+    model, ops, x = work.upscaler.model, work.upscaler.ops, work.picture
     rows, columns = plan(width, tile, model.config.radius)
-    difference = (in_bands(model, x, rows, columns) - expected).abs().max().item()
+    difference = (in_bands(model, x, rows, columns, ops) - expected).abs().max().item()
     # A few roundings apart at most: kernels may sum in another order for another height.
     assert difference <= 16 * torch.finfo(work.dtype).eps * expected.abs().max().item()
 
@@ -40,10 +40,10 @@ def test_bands(benchmark, device, width, height, tile):
 
     @torch.inference_mode()
     def time_whole() -> None:
-        whole.append(stopwatch(lambda: model(x), device))
+        whole.append(stopwatch(lambda: model(x, ops), device))
 
     def time_bands() -> None:
-        bands.append(stopwatch(lambda: in_bands(model, x, rows, columns), device))
+        bands.append(stopwatch(lambda: in_bands(model, x, rows, columns, ops), device))
 
     benchmark.group = f"bands {width}x{height} {device}"
     benchmark.pedantic(time_bands, setup=time_whole, rounds=ROUNDS)
