@@ -76,6 +76,18 @@ def use_threads(options) -> None:
         torch.set_num_threads(options.threads)
 
 
+def make_upscaler(options, quiet: bool):
+    """The network that the options ask for, ready on one device."""
+    from edsr import Upscaler, load_model
+
+    use_threads(options)
+    model = load_model(options.model, options.scale)
+    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    upscaler.say = lambda line: None if quiet else print(line, file=sys.stderr)
+    upscaler.warm_up(upscaler.say)
+    return upscaler
+
+
 # --- upscale
 
 
@@ -209,18 +221,14 @@ def summary(records: list[dict]) -> str:
 
 
 def run_compare(options) -> int:
-    from edsr import Upscaler, load_model, progress
+    from edsr import progress
     from edsr.compare import compare, outcome, save
     from edsr.figure import draw
     from edsr.page import page
 
     suffix = ".html" if options.html else ".png"
     target = outcome(options.image, options.hr, options.output, suffix, options.overwrite)
-    use_threads(options)
-    model = load_model(options.model, options.scale)
-    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
-    upscaler.say = lambda line: None if options.quiet else print(line, file=sys.stderr)
-    upscaler.warm_up(upscaler.say)
+    upscaler = make_upscaler(options, options.quiet)
     with progress.bars(options.quiet, 1) as bars:
         found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
     if options.html:
@@ -241,13 +249,9 @@ def run_compare(options) -> int:
 
 
 def run_evaluate(options) -> int:
-    from edsr import Upscaler, load_model
     from edsr.evaluate import FIELDS, evaluate, mean
 
-    use_threads(options)
-    model = load_model(options.model, options.scale)
-    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
-    upscaler.warm_up(lambda line: print(line, file=sys.stderr))
+    upscaler = make_upscaler(options, quiet=False)
     images = []
     if not options.json:
         print(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")

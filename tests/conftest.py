@@ -1,14 +1,18 @@
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported
 
+import cli
+from edsr import save_model
 from edsr.model import EDSR, EDSRConfig
 from tests import interpreter
 
@@ -35,6 +39,36 @@ def chip(request) -> torch.device:
     if request.param == "interpreter" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("the interpreter is for machines without a CUDA device, or TRITON_INTERPRET=1")
     return torch.device("cpu" if request.param == "interpreter" else "cuda")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder with a picture and a small network; the current folder."""
+    Image.fromarray(picture(30, 40)).save(tmp_path / "photo.png")
+    save_model(network(2), tmp_path / "m.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """Runs a command with the small network (model: another, or None for the default).
+
+    Gives exit code, standard output, standard error.
+    """
+
+    def run(*arguments, model="m.safetensors"):
+        code = cli.main([*map(str, arguments), *(["--model", model] if model else [])])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def upscale(run_cli):
+    """`run_cli` for upscale."""
+    return partial(run_cli, "upscale")
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,27 +17,6 @@ import cli
 from edsr import Upscaler, load_model, save_model
 from edsr.resize import downscale
 from tests.conftest import ROOT, network, picture
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A folder with a picture and a small network; the current folder."""
-    Image.fromarray(picture(30, 40)).save(tmp_path / "photo.png")
-    save_model(network(2), tmp_path / "m.safetensors")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def upscale(capsys):
-    """Runs `upscale` with the small network; gives exit code, standard output, standard error."""
-
-    def run(*arguments, model="m.safetensors"):
-        code = cli.main(["upscale", *map(str, arguments), *(["--model", model] if model else [])])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def listing(folder):
@@ -364,13 +344,8 @@ def test_sigterm_leaves_no_half_file(home, files, devices):
 
 
 @pytest.fixture
-def compare(capsys):
-    def run(*arguments):
-        code = cli.main(["compare", *map(str, arguments), "--model", "m.safetensors"])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def compare(run_cli):
+    return partial(run_cli, "compare")
 
 
 def test_compare_draws_a_figure_or_a_page(home, compare):

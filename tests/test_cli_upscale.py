@@ -12,32 +12,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-import cli
 from edsr import Upscaler, load_model, save_model
 from edsr.imageio import read
-from tests.conftest import ROOT, network, picture
+from tests.conftest import ROOT, picture
 from tests.picture_files import ICC, encoded, names, pillow
 from tests.picture_files import picture as smooth
 from tests.picture_files import write as save
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A folder with a picture and a small network; the current folder."""
-    Image.fromarray(picture(30, 40)).save(tmp_path / "photo.png")
-    save_model(network(2), tmp_path / "m.safetensors")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def upscale(capsys):
-    def run(*arguments):
-        code = cli.main(["upscale", *map(str, arguments), "--model", "m.safetensors"])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def process(*arguments, stdin=b"", **options):
