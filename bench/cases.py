@@ -8,21 +8,25 @@ network, as their users would give it to them.
 import copy
 import importlib
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench import ncnn_model
 from edsr import EDSR, PRESETS, EDSRConfig, Upscaler
 from edsr.graphs import Recorded
 from edsr.stream import Stream, plan
 from kernels import reference
 
 Run = Callable[[], Any]  # gives a tensor or, with more than one result, a tuple
+SPARE = 4 << 30  # bytes of memory that are left to others
 SLACK = 2  # a case may err this many times as much against fp64 as eager PyTorch in the same precision
 
 
@@ -145,6 +149,12 @@ class Workload(Work):
         return gflop_per_pixel(self.config, collapsed) * self.height * self.width
 
     @property
+    def largest_map(self) -> int:
+        """Bytes of the plain network's largest feature map."""
+        kind = self.config
+        return kind.scale**2 * self.height * self.width * kind.features * self.dtype.itemsize
+
+    @property
     def model(self) -> EDSR:
         return network(self.config)
 
@@ -189,6 +199,16 @@ class Workload(Work):
         program = torch.onnx.export(self.plain(), (picture,), dynamo=True, verbose=False)
         assert program is not None
         return program.model_proto.SerializeToString()
+
+
+def available_memory() -> float:
+    """Bytes that can be had without swapping; no bound where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        return float("inf")
+    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+    return 2**10 * int(line.split()[1])
 
 
 def largest_difference(y: Tensor, truth: Tensor) -> float:
@@ -297,11 +317,34 @@ def openvino(work: Workload) -> Run:
     return lambda: torch.from_numpy(network([x], share_inputs=True, share_outputs=True)[0])
 
 
+def ncnn(work: Workload) -> Run:
+    package = optional("ncnn")
+    net = package.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "weights")
+        with open(weights, "wb") as file:
+            text = ncnn_model.write(work.plain(), file)
+        net.load_param_mem(text)
+        net.load_model(str(weights))
+    mean = torch.tensor(work.config.mean).view(1, 3, 1, 1)
+
+    def run() -> Tensor:
+        extractor = net.create_extractor()
+        x = (work.picture - mean)[0].numpy()  # a Mat does not keep it
+        extractor.input("x", package.Mat(x))
+        _, y = extractor.extract("y")
+        return torch.from_numpy(y.numpy())[None] + mean
+
+    return run
+
+
 @dataclass(frozen=True)
 class Case:
     """build: makes everything ready for a piece of work and gives what is timed; raises Unavailable.
 
-    slow: it takes minutes to make ready.
+    slow: it takes minutes to make ready. maps: how many of the network's largest map it holds at once on a CPU.
     """
 
     title: str
@@ -309,13 +352,18 @@ class Case:
     package: str = "torch"
     collapsed: bool = False
     slow: bool = False
+    maps: float = 3
 
     @property
     def ours(self) -> bool:
         return self.title.startswith("ours")
 
     def run(self, work: Work) -> Run:
-        """What is timed; on a GPU the result may still be on its way when it returns."""
+        """What is timed; on a GPU the result may still be on its way when it returns. Raises Unavailable."""
+        if isinstance(work, Workload) and work.device == "cpu" and not self.collapsed:
+            need = (self.maps * work.largest_map + SPARE) / 2**30
+            if need > available_memory() / 2**30:
+                raise Unavailable(f"needs about {need:.0f} GiB of free memory")
         if work.device == "cuda":
             torch.backends.cudnn.benchmark = True  # for peers and us alike
         run = torch.inference_mode()(self.build(work))
@@ -328,9 +376,10 @@ CASES = {
     "folded": Case("ours, on PyTorch", folded, collapsed=True),
     "eager": Case("PyTorch, NCHW", eager),
     "channels_last": Case("PyTorch, channels_last", channels_last),
-    "compile": Case("PyTorch, compiled", compiled_frozen),
-    "onnxruntime": Case("ONNX Runtime", onnx_runtime, "onnxruntime"),
+    "compile": Case("PyTorch, compiled", compiled_frozen, maps=5),
+    "onnxruntime": Case("ONNX Runtime", onnx_runtime, "onnxruntime", maps=7),
     "openvino": Case("OpenVINO", openvino, "openvino"),
+    "ncnn": Case("ncnn", ncnn, "ncnn", maps=12),
 }
 
 
