@@ -16,6 +16,7 @@ from PIL import Image
 import cli
 from edsr import Upscaler, load_model, save_model
 from edsr.resize import downscale
+from kernels import winograd_cpu
 from tests.conftest import ROOT, network, picture
 
 
@@ -116,6 +117,29 @@ def test_json_is_one_line_per_file(home, upscale):
     }
     assert failed["output"] is None and "missing.png" in failed["error"]
     assert set(failed) == set(done)
+
+
+@pytest.mark.skipif(bool(winograd_cpu.trouble()), reason="needs llvmlite and AVX2, AVX-512 or NEON")
+def test_cpu_kernels_are_compiled_once_and_say_so(home, upscale, monkeypatch):
+    save_model(network(2, features=16), "m.safetensors")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    for first in (True, False):
+        monkeypatch.setattr("kernels.winograd_cpu.native._loaded", None)
+        code, out, err = upscale("photo.png", "--json", "--overwrite", "--device", "cpu")
+        assert code == 0 and json.loads(out)["backend"] == "winograd"
+        assert ("compiling the CPU kernels" in err) == first and bool(err) == first
+    code, out, err = upscale("photo.png", "--json", "--overwrite", "--device", "cpu", "--backend", "torch")
+    assert code == 0 and json.loads(out)["backend"] == "torch" and err == ""
+
+
+def test_threads(home, upscale):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            assert upscale("photo.png", "--overwrite", "--threads", threads)[0] == 0
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_quiet_and_pipes_get_no_progress(home, upscale):
@@ -226,6 +250,10 @@ def test_nothing_is_overwritten(home, upscale):
         (("--device", "abacus"), "unknown device"),
         (("--precision", "fp16", "--device", "cpu"), "no fast fp16"),
         (("--backend", "triton"), "--backend triton: the kernels need"),
+        (
+            ("--backend", "winograd", "--device", "cpu"),
+            "--backend winograd: the kernels need a multiple of 16 features",
+        ),
         (("--scale", "3"), "scale"),
         (("m.safetensors", "-o", "one.png"), "2 pictures need a folder after -o"),
     ],
@@ -267,7 +295,14 @@ def test_sides_a_format_cannot_hold(home, upscale, name, width):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["upscale"], ["upscale", "a.png", "--scale", "5"], ["upscale", "a.png", "--tile", "7"], ["sharpen"], []],
+    [
+        ["upscale"],
+        ["upscale", "a.png", "--scale", "5"],
+        ["upscale", "a.png", "--tile", "7"],
+        ["upscale", "a.png", "--threads", "0"],
+        ["sharpen"],
+        [],
+    ],
 )
 def test_misuse_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
