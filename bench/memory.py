@@ -35,11 +35,13 @@ def main() -> int:
         help="one-block (64 features, random weights; default), or as for cli.py",
     )
     parser.add_argument("--tile", default="512", help="default: %(default)s")
+    parser.add_argument("--format", choices=("png", "tiff"), default="png", help="of the results; default: %(default)s")
+    parser.add_argument("--folder", help="where the pictures go, gigabytes of them; default: the system's")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--save", action="store_true", help="write the document into bench/results, too")
     options = parser.parse_args()
     name = Path(options.model).stem
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         model = options.model
         if model == ONE_BLOCK:
             model = str(Path(folder, "one-block.safetensors"))
@@ -50,7 +52,7 @@ def main() -> int:
     from bench.machine import describe
 
     record = {"kind": f"memory-{name}", "machine": describe(options.device), "model": name}
-    record |= {"tile": options.tile, "runs": runs}
+    record |= {"tile": options.tile, "format": options.format, "runs": runs}
     print(json.dumps(record))
     if options.save:
         print(f"saved as {save(record)}", file=sys.stderr)
@@ -60,7 +62,7 @@ def main() -> int:
 def measure(folder: Path, size: str, model: str, options) -> dict:
     """One picture; prints a line for a person to standard error."""
     width, height = map(int, size.split("x"))
-    source, target = folder / f"{size}.png", folder / f"{size}_large.png"
+    source, target = folder / f"{size}.png", folder / f"{size}_large.{options.format}"
     draw(width, height, source)
     command = [sys.executable, str(ROOT / "cli.py"), "upscale", str(source), "-o", str(target), "--quiet"]
     command += ["--model", model, "--tile", options.tile, "--device", options.device]
@@ -72,6 +74,7 @@ def measure(folder: Path, size: str, model: str, options) -> dict:
     if child.returncode:
         raise SystemExit(f"{size}: cli.py upscale failed with exit code {child.returncode}")
     apart(check, model, source, target)
+    source.unlink()
     target.unlink()
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
     print(f"{width} x {height}: {peak:.0f} MiB, {seconds:.1f} s", file=sys.stderr, flush=True)
