@@ -19,6 +19,7 @@ from torch import Tensor
 from edsr.graphs import Bands
 from edsr.model import EDSR
 from kernels import reference
+from kernels.memory import empty_map
 from kernels.reference import AS_COMPUTED, Result
 
 HEADROOM, FOOTROOM = (
@@ -41,7 +42,7 @@ class Band(NamedTuple):
     @classmethod
     def empty(cls, like: Tensor, channels: int, rows: int, columns: int, dtype: torch.dtype) -> "Band":
         size = (like.shape[0], channels, HEADROOM + rows + FOOTROOM, columns)
-        return cls(torch.empty(size, dtype=dtype, device=like.device, memory_format=torch.channels_last), rows)
+        return cls(empty_map(size, dtype, like.device), rows)
 
     @property
     def content(self) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels import reference
+from kernels.memory import empty_map
 from kernels.reference import AS_COMPUTED, INNER, Result, head, tail
 from kernels.winograd_cpu.threads import run_everywhere
 from kernels.winograd_cpu.transforms import TILE, matrices
@@ -91,7 +92,7 @@ def conv3x3(
         return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
     n, _, height, width = x.shape
     size = (n, weight.shape[0], height - 2 + 2 * padding, width)
-    y = _map(size) if out is None or shuffle > 1 else out
+    y = empty_map(size, x.dtype) if out is None or shuffle > 1 else out
     _convolve("conv3x3", x, _transformed(weight, bias, 3), y, padding, skip, relu, scale)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)
@@ -128,7 +129,7 @@ def collapsed_tail(
         return reference.collapsed_tail(x, weight, bias, mean, shuffle, result, padding, ends)
     n, _, height, width = x.shape
     kept = _transformed(weight, bias, 5)
-    y = _map((n, kept.outputs, height - 4 + 2 * padding, width))
+    y = empty_map((n, kept.outputs, height - 4 + 2 * padding, width), x.dtype)
     _convolve("conv5x5", x, kept, y, padding)
     y = y[:, : weight.shape[2]]
     reference.ring_conv5x5(y, x, weight, bias, padding, *ends)
@@ -154,10 +155,6 @@ def _channels_last(x: Tensor) -> bool:
     """Whether rows are dense runs of NHWC pixels; rows and pictures may lie apart."""
     _, c, _, w = x.shape
     return (c == 1 or x.stride(1) == 1) and (w == 1 or x.stride(3) == c)
-
-
-def _map(size: tuple[int, int, int, int]) -> Tensor:
-    return torch.empty(size, memory_format=torch.channels_last)
 
 
 class _Weights(NamedTuple):

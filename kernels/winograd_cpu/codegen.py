@@ -240,14 +240,13 @@ class _Module:
             group, place = b.udiv(i, b.i(s.tiles)), b.urem(i, b.i(s.tiles))
             target = b.at(b.at(v, b.mul(group, v_group)), b.mul(place, b.i(s.lanes)))
             fits = b.and_(b.within(top, TILE, field["height"]), b.within(left, TILE, field["width"]))
-            with b.if_else(fits) as (then, otherwise):
-                with then:
-                    source = b.at(x, b.add(b.mul(top, field["x_row"]), b.mul(left, pixel)))
-                    b.call(self.transform_input, [source, field["x_row"], pixel, inputs, target])
-                with otherwise:
-                    size = [field["height"], field["width"], inputs, b.i(TILE)]
-                    b.call(self.copy_in, [x, field["x_row"], top, left, *size, edge_in])
-                    b.call(self.transform_input, [edge_in, b.mul(pixel, b.i(TILE)), pixel, inputs, target])
+            with b.if_then(b.not_(fits)):
+                size = [field["height"], field["width"], inputs, b.i(TILE)]
+                b.call(self.copy_in, [x, field["x_row"], top, left, *size, edge_in])
+            source = b.at(x, b.add(b.mul(top, field["x_row"]), b.mul(left, pixel)))
+            source = b.select(fits, source, edge_in)
+            row = b.select(fits, field["x_row"], b.mul(pixel, b.i(TILE)))
+            b.call(self.transform_input, [source, row, pixel, inputs, target])
 
         groups = b.cdiv(count, b.i(s.tiles))
         full, rest = b.udiv(outputs, b.i(s.vectors)), b.urem(outputs, b.i(s.vectors))
@@ -269,33 +268,27 @@ class _Module:
             source = b.at(products, b.mul(group, m_group))
             source = b.at(source, b.mul(place, b.i(s.lanes)))
             target = b.at(y, b.add(b.mul(top, field["y_row"]), b.mul(left, y_pixel)))
-            before = b.at(skip, b.add(b.mul(top, field["skip_row"]), b.mul(left, y_pixel)))
             fits = b.and_(b.within(top, m, field["y_height"]), b.within(left, m, field["width"]))
-            without = b.icmp_signed("==", field["skip"], b.i(0))
-            size = [field["y_height"], field["width"], outputs, b.i(m)]
             edge_row = b.mul(y_pixel, b.i(m))
-            with b.if_else(fits) as (then, otherwise):
-                with then:
-                    operands = [source, bias, task, target, field["y_row"], y_pixel]
-                    with b.if_else(without) as (plain, added):
-                        with plain:
-                            b.call(transform_output[False], operands)
-                        with added:
-                            b.call(transform_output[True], [*operands, before, field["skip_row"]])
-                with otherwise:
-                    operands = [source, bias, task, edge_out, edge_row, y_pixel]
-                    with b.if_else(without) as (plain, added):
-                        with plain:
-                            b.call(transform_output[False], operands)
-                        with added:
-                            b.call(self.copy_in, [skip, field["skip_row"], top, left, *size, edge_skip])
-                            b.call(transform_output[True], [*operands, edge_skip, edge_row])
-                    rows = b.minimum(b.i(m), b.sub(field["y_height"], top))
-                    columns = b.minimum(b.i(m), b.sub(field["width"], left))
-                    with b.loop(rows, "row") as row, b.loop(b.mul(columns, outputs), "vector") as c:
-                        c = b.mul(c, b.i(s.lanes))
-                        value = b.get(b.at(edge_out, b.add(b.mul(row, edge_row), c)))
-                        b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))
+            row = b.select(fits, field["y_row"], edge_row)
+            operands = [source, bias, task, b.select(fits, target, edge_out), row, y_pixel]
+            with b.if_else(b.icmp_signed("==", field["skip"], b.i(0))) as (plain, added):
+                with plain:
+                    b.call(transform_output[False], operands)
+                with added:
+                    with b.if_then(b.not_(fits)):
+                        size = [field["y_height"], field["width"], outputs, b.i(m)]
+                        b.call(self.copy_in, [skip, field["skip_row"], top, left, *size, edge_skip])
+                    before = b.at(skip, b.add(b.mul(top, field["skip_row"]), b.mul(left, y_pixel)))
+                    before, row = b.select(fits, before, edge_skip), b.select(fits, field["skip_row"], edge_row)
+                    b.call(transform_output[True], [*operands, before, row])
+            with b.if_then(b.not_(fits)):
+                rows = b.minimum(b.i(m), b.sub(field["y_height"], top))
+                columns = b.minimum(b.i(m), b.sub(field["width"], left))
+                with b.loop(rows, "row") as row, b.loop(b.mul(columns, outputs), "vector") as c:
+                    c = b.mul(c, b.i(s.lanes))
+                    value = b.get(b.at(edge_out, b.add(b.mul(row, edge_row), c)))
+                    b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))
         b.branch(take)
         b.position_at_end(done)
         b.ret_void()
@@ -363,7 +356,7 @@ class _Builder(ir.IRBuilder):
     def at(self, pointer: Value, distance: Value | int) -> Value:
         """The address `distance` floats on."""
         distance = self.i(distance) if isinstance(distance, int) else distance
-        return self.gep(pointer, [distance], inbounds=True, source_etype=F32)
+        return self.gep(pointer, [distance], source_etype=F32)  # of a tile at an edge it may lie outside its map
 
     def get(self, pointer: Value) -> Value:
         return self.load(pointer, typ=self.vector, align=FLOAT_BYTES)
