@@ -51,7 +51,8 @@ def main() -> int:
     from bench.compare import save
     from bench.machine import describe
 
-    record = {"kind": f"memory-{name}", "machine": describe(options.device), "model": name}
+    kind = f"memory-{name}" if options.format == "png" else f"memory-{name}-{options.format}"
+    record = {"kind": kind, "machine": describe(options.device), "model": name}
     record |= {"tile": options.tile, "format": options.format, "runs": runs}
     print(json.dumps(record))
     if options.save:
