@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 SMALL = 1 << 20  # bytes; smaller maps are left to the C library
-KEPT = 6  # blocks; a residual block has four maps alive, and bands a few sizes
+KEPT = 4  # blocks; a residual block has four maps alive, and bands a few sizes
 WASTE = 1.25  # a block serves for a map if it is at most so many times as large
 
 _returned: deque[np.ndarray] = deque()  # filled by whoever frees a map, at any moment, so without the lock
