@@ -29,6 +29,7 @@ def run_everywhere(function: Callable[[int, int], None], task: int, floats: int,
                 other.result()
 
 
+@cache  # Python reads it from a file
 def _most() -> int:
     return 4 * (os.cpu_count() or 1)
 
