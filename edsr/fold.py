@@ -13,6 +13,7 @@ import copy
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edsr.model import EDSR, ResBlock
@@ -105,28 +106,43 @@ def _channels_innermost(weight: Tensor) -> Tensor:
 
 
 @torch.inference_mode(False)
+@torch.no_grad()
 def collapse(model: EDSR) -> tuple[Tensor, Tensor]:
     """Upsampler and tail as one 5x5 convolution: ([4, 4, 3·s², C, 5, 5], [4, 4, 3·s²]) in fp64.
 
     The first two axes are the border classes of row and column (`kernels.reference.INNER` and on).
-    A linear map's gradient is its matrix: each output of one pixel is differentiated by the pixels around.
     """
     s, c = model.config.scale, model.config.features
     device = model.tail.weight.device
     kind = {"dtype": torch.float64, "device": "cpu" if device.type == "mps" else device}  # MPS has no fp64
-    plain = copy.deepcopy(model).to(**kind).requires_grad_(False)
+    plain = EDSR.__new__(EDSR)  # what `reconstruct` needs, without the body
+    nn.Module.__init__(plain)
+    plain.config = model.config
+    plain.upsampler, plain.tail = copy.deepcopy(model.upsampler), copy.deepcopy(model.tail)
+    plain.to(**kind)
     outputs = 3 * s * s
     mean = torch.tensor(model.config.mean, **kind).repeat_interleave(s * s)
-    each_output = torch.eye(outputs, **kind)
+    each_output = torch.eye(outputs, **kind).view(outputs, 3, s, s)
     weight = torch.zeros(4, 4, outputs, c, 5, 5, **kind)
     bias = torch.zeros(4, 4, outputs, **kind)
     for row_class, (height, i, top) in _CLASSES.items():
         for column_class, (width, j, left) in _CLASSES.items():
-            x = torch.zeros(1, c, height, width, **kind, requires_grad=True)
-            with torch.enable_grad():
-                y = plain.reconstruct(x, reference)
-                pixel = y[0, :, i * s : (i + 1) * s, j * s : (j + 1) * s].reshape(outputs)
-                (matrix,) = torch.autograd.grad(pixel, x, each_output, is_grads_batched=True)
-            weight[row_class, column_class, :, :, top : top + height, left : left + width] = matrix[:, 0]
-            bias[row_class, column_class] = pixel.detach() - mean
+            rows, columns = slice(i * s, (i + 1) * s), slice(j * s, (j + 1) * s)  # of one pixel
+            chosen = torch.zeros(outputs, 3, height * s, width * s, **kind)
+            chosen[:, :, rows, columns] = each_output
+            matrix = _transposed(plain, chosen)
+            weight[row_class, column_class, :, :, top : top + height, left : left + width] = matrix
+            nothing = plain.reconstruct(torch.zeros(1, c, height, width, **kind), reference)
+            bias[row_class, column_class] = nothing[0, :, rows, columns].reshape(outputs) - mean
     return weight, bias
+
+
+def _transposed(model: EDSR, y: Tensor) -> Tensor:
+    """The transpose of `EDSR.reconstruct`'s matrix times y, [N, 3, s·H, s·W] -> [N, C, H, W]: for an output, its row.
+
+    As differentiating would give it, by which PyTorch imports sympy: half a second and 60 MB.
+    """
+    x = F.conv_transpose2d(y, model.tail.weight, padding=1)
+    for layer, r in reversed(list(zip(model.upsampler, model.config.shuffles, strict=True))):
+        x = F.conv_transpose2d(F.pixel_unshuffle(x, r), layer.weight, padding=1)
+    return x

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -189,12 +190,16 @@ def _version(x: Tensor) -> tuple[int, int]:
 def _arranged(weight: Tensor, bias: Tensor, taps: int) -> tuple[Tensor, Tensor, int]:
     """G g Gᵀ, composed in fp64 and rounded once, in the order of `codegen`'s U; bias; channels out."""
     shape = _kernels().shape
-    outputs = weight.shape[0]
-    g = torch.from_numpy(matrices(TILE - taps + 1, taps)[1])
-    u = torch.einsum("ai,bj,ocij->abco", g, g, weight.detach().double()).float()  # [6, 6, Ci, Co]
-    u = F.pad(u, (0, -outputs % shape.lanes))  # whole vectors
-    strips = [strip.reshape(-1) for strip in u.split(shape.lanes * shape.vectors, dim=3)]
-    return torch.cat(strips), F.pad(bias.detach(), (0, -outputs % shape.lanes)), u.shape[3]
+    g = matrices(TILE - taps + 1, taps)[1]
+    outputs, inputs = weight.shape[:2]
+    taps_first = weight.detach().numpy().transpose(2, 3, 1, 0).reshape(taps * taps, -1)
+    # In NumPy, because what PyTorch allocates leaves holes that glibc does not fill (before its 2.38): 30 MB in the end.
+    u = (np.kron(g, g) @ taps_first.astype(np.float64)).reshape(TILE * TILE, inputs, outputs)
+    fill = -outputs % shape.lanes  # to whole vectors
+    u = np.pad(u, ((0, 0), (0, 0), (0, fill)))
+    width = shape.lanes * shape.vectors
+    strips = [u[..., i : i + width].astype(np.float32).ravel() for i in range(0, outputs, width)]
+    return torch.from_numpy(np.concatenate(strips)), F.pad(bias.detach(), (0, fill)), outputs + fill
 
 
 # --- execution
