@@ -27,7 +27,6 @@ from kernels import reference
 
 Run = Callable[[], Any]  # gives a tensor or, with more than one result, a tuple
 SPARE = 4 << 30  # bytes of memory that are left to others
-BESIDE = 3  # maps that another case may hold while what this one keeps is not used
 SLACK = 2  # a case may err this many times as much against fp64 as eager PyTorch in the same precision
 
 
@@ -345,7 +344,8 @@ def ncnn(work: Workload) -> Run:
 class Case:
     """build: makes everything ready for a piece of work and gives what is timed; raises Unavailable.
 
-    slow: it takes minutes to make ready. maps: how many of the network's largest map it holds at once on a CPU.
+    slow: it takes minutes to make ready. maps: how many of the network's largest map it holds at once on a CPU;
+    one that holds more than others keeps them while others run.
     """
 
     title: str
@@ -362,7 +362,8 @@ class Case:
     def run(self, work: Work) -> Run:
         """What is timed; on a GPU the result may still be on its way when it returns. Raises Unavailable."""
         if isinstance(work, Workload) and work.device == "cpu" and not self.collapsed:
-            need = ((self.maps + BESIDE) * work.largest_map + SPARE) / 2**30
+            maps = self.maps if self.maps == Case.maps else self.maps + Case.maps
+            need = (maps * work.largest_map + SPARE) / 2**30
             if need > available_memory() / 2**30:
                 raise Unavailable(f"needs about {need:.0f} GiB of free memory")
         if work.device == "cuda":
