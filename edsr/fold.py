@@ -144,5 +144,6 @@ def _transposed(model: EDSR, y: Tensor) -> Tensor:
     """
     x = F.conv_transpose2d(y, model.tail.weight, padding=1)
     for layer, r in reversed(list(zip(model.upsampler, model.config.shuffles, strict=True))):
+        assert isinstance(layer, nn.Conv2d)
         x = F.conv_transpose2d(F.pixel_unshuffle(x, r), layer.weight, padding=1)
     return x

@@ -193,7 +193,7 @@ def _arranged(weight: Tensor, bias: Tensor, taps: int) -> tuple[Tensor, Tensor, 
     g = matrices(TILE - taps + 1, taps)[1]
     outputs, inputs = weight.shape[:2]
     taps_first = weight.detach().numpy().transpose(2, 3, 1, 0).reshape(taps * taps, -1)
-    # In NumPy, because what PyTorch allocates leaves holes that glibc does not fill (before its 2.38): 30 MB in the end.
+    # In NumPy: what PyTorch allocates leaves holes that glibc before 2.38 does not fill, 30 MB in the end.
     u = (np.kron(g, g) @ taps_first.astype(np.float64)).reshape(TILE * TILE, inputs, outputs)
     fill = -outputs % shape.lanes  # to whole vectors
     u = np.pad(u, ((0, 0), (0, 0), (0, fill)))
