@@ -345,7 +345,7 @@ class Case:
     """build: makes everything ready for a piece of work and gives what is timed; raises Unavailable.
 
     slow: it takes minutes to make ready. maps: how many of the network's largest map it holds at once on a CPU;
-    one that holds more than others keeps them while others run.
+    one that holds more than most keeps them, so the others' must fit beside them.
     """
 
     title: str
@@ -362,7 +362,7 @@ class Case:
     def run(self, work: Work) -> Run:
         """What is timed; on a GPU the result may still be on its way when it returns. Raises Unavailable."""
         if isinstance(work, Workload) and work.device == "cpu" and not self.collapsed:
-            maps = self.maps if self.maps == Case.maps else self.maps + Case.maps
+            maps = self.maps + (Case.maps if self.maps > Case.maps else 0)
             need = (maps * work.largest_map + SPARE) / 2**30
             if need > available_memory() / 2**30:
                 raise Unavailable(f"needs about {need:.0f} GiB of free memory")
