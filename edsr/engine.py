@@ -42,8 +42,8 @@ class Upscaler:
     backend: "triton" (this project's kernels; CUDA from compute capability 8.0 on, or for tests any CPU with
     TRITON_INTERPRET=1), "winograd" (this project's kernels for CPUs, fp32), "torch", or "auto": the kernels where
     they can be had, else torch. tile: "auto" (on CUDA by the memory that is free), or N: no feature map is larger
-    than one of N x N pixels (at least 32; on a CPU no more than 256 are used, because larger maps are slower).
-    Raises EngineError where one of these cannot be had.
+    than one of N x N pixels (at least 32; on a CPU no more than 256 are used, because larger
+    maps take memory and little less time). Raises EngineError where one of these cannot be had.
 
     The result does not depend on `tile`: it is the whole picture's, to rounding. An Upscaler may be called
     from several threads at once.
