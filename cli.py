@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return HANDLERS[options.command](options)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return 130
     except Misuse as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
@@ -33,8 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug or not is_expected(error):
             raise
-        print(f"error: {describe(error)}", file=sys.stderr)
+        tell(f"error: {describe(error)}")
         return 1
+
+
+def tell(line: str, stream=None) -> None:
+    """Prints a line, to standard error unless told otherwise, in one write: several processes may share the stream.
+
+    print() writes a line and its end one after the other where Python does not buffer, and lines of others get between.
+    """
+    stream = sys.stderr if stream is None else stream
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 class Misuse(Exception):
@@ -83,7 +93,7 @@ def make_upscaler(options, quiet: bool):
     use_threads(options)
     model = load_model(options.model, options.scale)
     upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
-    upscaler.say = lambda line: None if quiet else print(line, file=sys.stderr)
+    upscaler.say = lambda line: None if quiet else tell(line)
     upscaler.warm_up(upscaler.say)
     return upscaler
 
@@ -109,7 +119,7 @@ def run_upscale(options) -> int:
 
     def say(line: str) -> None:
         if not options.quiet:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     names = options.model, options.scale, devices, options.precision, options.backend, options.tile
     networks = Networks(*names, say, options.outscale or 0)
@@ -147,7 +157,7 @@ def run_upscale(options) -> int:
     gathered = shares.gather(outcomes)
     everything = [record for records in gathered or [] for record in records]
     if gathered is not None and len(everything) > 1 and not options.quiet:
-        print(summary(everything), file=sys.stderr)
+        tell(summary(everything))
     return 1 if any(record["error"] for record in outcomes + everything) else 0
 
 
@@ -195,16 +205,16 @@ def shown(path: Path, name: str) -> str:
 def report(record: dict, options, stream) -> None:
     """What is printed of a file when it has ended."""
     if record["error"]:
-        print(f"error: {record['error']}", file=sys.stderr)
+        tell(f"error: {record['error']}")
     if not options.quiet:
         for line in record["losses"]:
-            print(f"note: {record['input']}: {line}", file=sys.stderr)
+            tell(f"note: {record['input']}: {line}")
     if options.json:
-        print(json.dumps(record), flush=True)
+        tell(json.dumps(record), sys.stdout)
     elif not options.quiet and record["output_size"]:
         width, height = record["output_size"]
         seconds, speed = record["seconds"], record["megapixels_per_second"]
-        print(f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s", file=stream)
+        tell(f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s", stream)
 
 
 def summary(records: list[dict]) -> str:
@@ -288,7 +298,7 @@ def run_train(options) -> int:
 
     def say(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     progress, stopping = None, False
 

@@ -218,13 +218,38 @@ def test_torchrun_shares_a_batch(home):
         "out/",
     ]
     command += ["--model", "m.safetensors", "--json", "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode != 0  # torchrun's own, because one file failed
     assert sorted(record["input"] for record in records) == [f"in/{i}.png" for i in range(7)]
     assert names("out") == [f"{i}_x2.png" for i in range(7) if i != 3]
     assert done.stderr.count("6 of 7 pictures done, 1 failed:") == 1
+
+
+class Writes(io.StringIO):
+    """A stream that keeps what each call wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def write(self, text):
+        self.calls.append(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("json_flag", [["--json"], []])
+def test_each_line_is_one_write(home, upscale, monkeypatch, json_flag):
+    """Processes that share a stream cannot tear each other's lines apart."""
+    (home / "broken.png").write_bytes(b"broken")
+    save("alpha.png", smooth(9, 9, 4))
+    out, err = Writes(), Writes()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    upscale("photo.png", "broken.png", "alpha.png", "--format", "jpg", *json_flag)
+    assert len(out.calls) == (3 if json_flag else 2) and len(err.calls) == 3  # an error, a note, the summary
+    assert all(text.endswith("\n") for text in out.calls + err.calls)
 
 
 # --- nothing lost
