@@ -22,7 +22,7 @@ from torch import Tensor
 from bench import ncnn_model
 from edsr import EDSR, PRESETS, EDSRConfig, Upscaler
 from edsr.graphs import Recorded
-from edsr.stream import Stream, plan
+from edsr.stream import Stream
 from kernels import reference
 
 Run = Callable[[], Any]  # gives a tensor or, with more than one result, a tuple
@@ -255,7 +255,7 @@ def recorded(run: Run) -> Run:
 
 def bands(work: Workload) -> Run:
     model, ops = work.upscaler.model, work.upscaler.ops
-    rows, columns = plan(work.width, work.upscaler.tile, model.config.radius)
+    rows, columns = work.upscaler.plan(work.width)
     return lambda: in_bands(model, work.picture, rows, columns, ops)
 
 

@@ -92,7 +92,7 @@ def compare(
     else:
         rows = np.concatenate(list(_rows(source)))
 
-    step, bands = upscaler.band_rows(width), []
+    step, bands = upscaler.band_rows(width, height), []
     with (bars or Bars(None, 1)).file(source.path.name, width, height) as bar:
         for band in upscaler.bands((rows[y : y + step] for y in range(0, height, step)), width, self_ensemble):
             bands.append(_rounded(_over_white(band)))

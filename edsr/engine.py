@@ -28,6 +28,7 @@ AUTO_TILE = {
     "mps": 512,
     "cuda": 2048,
 }  # pixels a side; only "cpu" has been measured (docs/log.md)
+WHOLE = 512, 2**24  # pixels a side and values of a map up to which "winograd" takes a picture whole: a fifth faster there
 
 
 class EngineError(Exception):
@@ -42,8 +43,9 @@ class Upscaler:
     backend: "triton" (this project's kernels; CUDA from compute capability 8.0 on, or for tests any CPU with
     TRITON_INTERPRET=1), "winograd" (this project's kernels for CPUs, fp32), "torch", or "auto": the kernels where
     they can be had, else torch. tile: "auto" (on CUDA by the memory that is free), or N: no feature map is larger
-    than one of N x N pixels (at least 32; on a CPU no more than 256 are used, because larger
-    maps take memory and little less time). Raises EngineError where one of these cannot be had.
+    than one of N x N pixels (at least 32). On a CPU bands use no more than 256, because larger maps take memory and
+    little less time; a picture within N x N is computed whole, with "winograd" up to 512 x 512 (64 features).
+    Raises EngineError where one of these cannot be had.
 
     The result does not depend on `tile`: it is the whole picture's, to rounding. An Upscaler may be called
     from several threads at once.
@@ -62,7 +64,7 @@ class Upscaler:
         self.backend = _backend(backend, self.device, model, self.precision)
         self._forced = backend != "auto"
         self.scale = model.config.scale
-        self.tile = _tile(tile, self.device, model, self.precision)
+        self.tile = _tile(tile, self.device, model, self.precision, self.backend)
         self.say: Callable[[str], None] = lambda line: None
         self._folded = FoldedEDSR(copy.deepcopy(model).float().cpu())
         self._networks: dict[tuple[str, bool], list[FoldedEDSR]] = {}
@@ -89,7 +91,7 @@ class Upscaler:
             raise ValueError(f"pictures are [H, W] or [H, W, 1 to 4] and not empty, not {list(image.shape)}")
         source = image[:, :, None] if image.ndim == 2 else image
         height, width, channels = source.shape
-        step = self.band_rows(width)
+        step = self.band_rows(width, height)
         out, filled = np.empty((self.scale * height, self.scale * width, channels), image.dtype), 0
         for part in self.bands((source[i : i + step] for i in range(0, height, step)), width, self_ensemble):
             out[filled : filled + len(part)] = part
@@ -128,16 +130,23 @@ class Upscaler:
             self.backend, self.ops = "torch", importlib.import_module(OPS["torch"])
             self._whole = partial(_forward, self.model, self.ops)
 
-    def band_rows(self, width: int) -> int:
-        """How many rows of a picture `width` pixels wide are computed at once within the budget."""
-        return plan(width, self.tile, self.model.config.radius)[0]
+    def plan(self, width: int, height: int | None = None) -> tuple[int, int]:
+        """(rows, columns) of a picture that are computed at once within the budget. height: None if it is large."""
+        if height is not None and width * height <= self.tile**2:
+            return height, width
+        tile = min(self.tile, AUTO_TILE["cpu"]) if self.device.type == "cpu" else self.tile
+        return plan(width, tile, self.model.config.radius)
+
+    def band_rows(self, width: int, height: int) -> int:
+        """How many rows of a picture are best handed over at once: all, where it is small enough."""
+        return self.plan(width, height)[0]
 
     def bands(
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
     ) -> Generator[np.ndarray, None, None]:
         """Upscales a picture as it arrives: memory does not depend on its height.
 
-        rows: successive [n, width, C] arrays of one picture, best of `band_rows(width)` rows each; C is 1 to 4 (gray,
+        rows: successive [n, width, C] arrays of one picture, best of `band_rows` rows each; C is 1 to 4 (gray,
         gray and alpha, RGB, RGB and alpha); uint8, uint16, or float32 in 0..1. Yields successive [m, s·width, C]
         arrays of the same dtype; the first is late by the network's receptive radius, and on CUDA by one band more,
         because the next is being computed meanwhile. Alpha goes through the network like a gray picture, colours
@@ -261,8 +270,11 @@ def _no_triton(device: torch.device, model: EDSR) -> str:
     return "" if device.type == "cpu" and launch.interpreted() else f"the kernels need a CUDA device, not {device}"
 
 
-def _tile(tile: int | str, device: torch.device, model: EDSR, precision: str) -> int:
+def _tile(tile: int | str, device: torch.device, model: EDSR, precision: str, backend: str) -> int:
     best = AUTO_TILE[device.type]
+    if backend == "winograd":
+        side, values = WHOLE
+        best = max(best, min(side, math.isqrt(values // model.config.features)))
     if tile == "auto":
         if device.type == "cuda":
             # Half of what is free, for the five maps alive at once: one late for the long skip, four of a block.

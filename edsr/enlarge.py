@@ -225,7 +225,7 @@ def _enlarge(
                 reduced=Reduced(*wanted, reader.dtype, request.linear) if reduced else None,
             ) as writer,
             bars.file(source.name, width, height) as bar,
-            Ahead(reader.rows(upscaler.band_rows(width))) as arriving,
+            Ahead(reader.rows(upscaler.band_rows(width, height))) as arriving,
             contextlib.closing(
                 upscaler.bands(map(_to_float, arriving) if reduced else arriving, width, request.self_ensemble)
             ) as departing,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edsr.stream import MIN_TILE, Stream, plan
+from edsr.stream import MIN_TILE, Stream
 from edsr.transfer import Transfers
 from kernels.reference import LEVELS, Result, quantise
 
@@ -47,6 +47,7 @@ class Computing(Protocol):
     say: Callable[[str], None]
     turn: Any  # a lock
 
+    def plan(self, width: int, height: int | None = None) -> tuple[int, int]: ...
     def networks(self, precision: str, self_ensemble: bool = False) -> list[Any]: ...
     def whole(self, precision: str) -> Callable[[Tensor, Result], Tensor]: ...
     def current(self) -> AbstractContextManager: ...
@@ -114,10 +115,12 @@ class Passage:
         precise = self._precision == "fp32"
         overflow = None if precise else torch.zeros(1, dtype=torch.int32, device=upscaler.device)
         models = upscaler.networks(self._precision, self._ensemble)
-        step, columns = plan(self._width, upscaler.tile, self._radius)
+        step, columns = upscaler.plan(self._width)
         at = None  # row of input that the next row of output belongs to
         for first, ending, rows in self._input():
             at = first if at is None else at
+            if ending and first == 0:
+                step, columns = upscaler.plan(self._width, len(rows))
             for i in range(0, len(rows), step):
                 piece, last = rows[i : i + step], ending and i + step >= len(rows)
                 x, rounded = _to_network(transfers.to_device(piece))

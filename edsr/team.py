@@ -25,10 +25,10 @@ class Team:
         self.precision, self.backend = members[0].precision, members[0].backend
         self.device = ",".join(str(member.device) for member in members)
 
-    def band_rows(self, width: int) -> int:
-        """How many rows of a picture `width` pixels wide are best handed over at once."""
+    def band_rows(self, width: int, height: int) -> int:
+        """How many rows of a picture are best handed over at once."""
         slabs = self._slabs(width)
-        return max(m.band_rows(right - left) for m, (left, right, *_) in zip(self.members, slabs, strict=False))
+        return max(m.band_rows(right - left, height) for m, (left, right, *_) in zip(self.members, slabs, strict=False))
 
     def bands(
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False

@@ -56,7 +56,7 @@ def test_non_contiguous_pictures():
 def test_bands_arrive_in_order_and_late():
     up = Upscaler(network(blocks=4), device="cpu", tile=32)
     image = picture(60, 50)
-    step = up.band_rows(50)
+    step = up.band_rows(50, 60)
     pieces = list(up.bands((image[i : i + step] for i in range(0, 60, step)), 50))
     assert len(pieces) > 2
     np.testing.assert_array_equal(np.concatenate(pieces), up(image))
@@ -168,10 +168,32 @@ def test_the_tile_fits_a_small_gpu(monkeypatch):
     sizes = []
     for free in (140 << 30, 10 << 30, 1 << 20):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 0))
-        sizes.append(_tile("auto", cuda, m, "fp16"))
-        assert _tile(640, cuda, m, "fp16") == 640
+        sizes.append(_tile("auto", cuda, m, "fp16", "triton"))
+        assert _tile(640, cuda, m, "fp16", "triton") == 640
     assert sizes[0] == 2048 and sizes[2] == 32
     assert sizes[1] ** 2 * 256 * 2 * 5 < 5 << 30 < (sizes[1] + 2) ** 2 * 256 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("backend", "features", "tile", "side"),
+    [
+        ("winograd", 64, "auto", 512),
+        ("winograd", 64, 300, 300),
+        ("winograd", 128, "auto", 362),
+        ("winograd", 256, 512, 256),
+        ("winograd", 16, 4096, 512),
+        ("torch", 64, "auto", 256),
+        ("torch", 64, 512, 256),
+        ("torch", 64, 40, 40),
+    ],
+)
+def test_small_pictures_are_computed_whole(monkeypatch, backend, features, tile, side):
+    """On a CPU up to `side` pixels squared, larger ones in bands within 256 x 256."""
+    monkeypatch.setattr("edsr.engine._no_winograd", lambda *_: "")
+    up = Upscaler(network(blocks=1, features=features), "cpu", backend=backend, tile=tile)
+    assert up.plan(2 * side, side // 2) == (side // 2, 2 * side)
+    rows, columns = up.plan(2 * side, side // 2 + 1)
+    assert rows < side // 2 and rows * columns <= min(side, 256) ** 2
 
 
 def test_dtypes_that_are_no_pictures():

@@ -51,6 +51,21 @@ def test_running_out_of_memory_halves_the_bands_and_goes_on(when, step, extra):
     assert all("ran out of memory: going on with --tile" in line for line in lines)
 
 
+def test_a_whole_picture_without_memory_goes_on_in_bands(monkeypatch):
+    up, image, lines = Upscaler(network(), device="cpu", tile=128), picture(90, 70), []
+    want, honest, up.say = up(image), up.whole, lines.append
+
+    def whole(precision):
+        def fail(x, result):
+            raise torch.OutOfMemoryError("no memory")
+
+        return honest(precision) if lines else fail
+
+    monkeypatch.setattr(up, "whole", whole)
+    assert close(up(image), want)
+    assert lines == ["cpu ran out of memory: going on with --tile 55"]
+
+
 def test_memory_that_never_suffices_is_told():
     up = Upscaler(network(), device="cpu", tile=64)
     lines: list[str] = []
