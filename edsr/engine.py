@@ -28,7 +28,7 @@ AUTO_TILE = {
     "mps": 512,
     "cuda": 2048,
 }  # pixels a side; only "cpu" has been measured (docs/log.md)
-WHOLE = 512, 2**24  # pixels a side and values of a map up to which "winograd" takes a picture whole: a fifth faster there
+WHOLE = 512, 2**24  # "winograd" takes a picture whole up to so many pixels a side and values of a map: a fifth faster
 
 
 class EngineError(Exception):
