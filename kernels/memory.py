@@ -15,6 +15,7 @@ from torch import Tensor
 
 SMALL = 1 << 20  # bytes; smaller maps are left to the C library
 KEPT = 4  # blocks; a residual block has four maps alive, and bands a few sizes
+LINE = 64  # bytes that a map's address is a multiple of, a cache line
 WASTE = 1.25  # a block serves for a map if it is at most so many times as large
 
 _returned: deque[np.ndarray] = deque()  # filled by whoever frees a map, at any moment, so without the lock
@@ -43,4 +44,6 @@ def _block(need: int) -> np.ndarray:
         for i in reversed(range(len(_kept))):
             if need <= _kept[i].size <= WASTE * need:
                 return _kept.pop(i)
-    return np.empty(need, np.uint8)
+    block = np.empty(need + LINE, np.uint8)
+    start = -block.ctypes.data % LINE
+    return block[start : start + need]

@@ -31,7 +31,7 @@ __all__ = ["collapsed_tail", "conv3x3", "head", "ready", "resblock", "tail", "tr
 
 log = logging.getLogger(__name__)
 CHANNELS = 16  # their numbers are multiples of it
-TILES = 12  # in a block, at least: all weights are read once for each block
+TILES = 6  # in a block, at least: all weights are read once for each block
 
 
 def trouble() -> str:
@@ -204,7 +204,8 @@ def _arranged(weight: Tensor, bias: Tensor, taps: int) -> tuple[Tensor, Tensor, 
 
 # --- execution
 
-_layout = struct.Struct("=16q f4x f4x")  # `codegen.TASK`
+_LINE = 64  # bytes of a cache line
+_layout = struct.Struct("=17q f4x f4x")  # `codegen.TASK`
 
 
 def _convolve(
@@ -226,6 +227,8 @@ def _convolve(
     groups, floats = _block(inputs, outputs)
     task = (ctypes.c_int64 * (_layout.size // 8))()
     threads = torch.get_num_threads()
+    # What is smaller will still be in the caches when the next layer reads it.
+    past_caches = kernels.past_caches and y[0].numel() * y.itemsize > threads * _l2_bytes()
     for i in range(n):
         _layout.pack_into(
             task,
@@ -243,6 +246,7 @@ def _convolve(
             y.stride(2),
             0 if skip is None else skip.stride(2),
             padding,
+            past_caches and not (y[i].data_ptr() % _LINE or y.stride(2) * y.itemsize % _LINE),
             inputs // kernels.shape.lanes,
             outputs // kernels.shape.lanes,
             groups,
@@ -253,11 +257,15 @@ def _convolve(
 
 
 @cache
+def _l2_bytes() -> int:
+    return importlib.import_module("kernels.winograd_cpu.native").l2_bytes()
+
+
+@cache
 def _block(inputs: int, outputs: int) -> tuple[int, int]:
-    """(groups of tiles in a block, floats of a thread's scratch): a quarter of the L2 cache, weights have the rest."""
-    native = importlib.import_module("kernels.winograd_cpu.native")
+    """(groups of tiles in a block, floats of a thread's scratch): an eighth of the L2 cache, weights and what comes next have the rest."""
     codegen = importlib.import_module("kernels.winograd_cpu.codegen")
     shape = _kernels().shape
     one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)
-    groups = max(TILES // shape.tiles, native.l2_bytes() // 4 // one)
+    groups = max(TILES // shape.tiles, _l2_bytes() // 8 // one)
     return groups, codegen.scratch_floats(shape, inputs, outputs, groups)

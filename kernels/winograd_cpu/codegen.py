@@ -11,24 +11,26 @@ matrix product, and in each group channels are cut into vectors of `Shape.lanes`
 
 so that every distance inside a group is known to the compiler, whatever the numbers of channels. A thread takes one
 block of groups after the other, as many as keep V and M in its L2 cache, and takes a block from input to output.
+
+Maps are larger than the caches, and a core that waits for them computes nothing. So it asks for what it will read next
+while it multiplies, and what it writes goes past the caches, which would have to read it first.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
+from kernels.winograd_cpu.builder import F32, FLOAT_BYTES, I64, PTR, VOID, Builder, Value
 from kernels.winograd_cpu.transforms import TILE, matrices
 
 AREA = TILE * TILE
 KERNELS = {"conv3x3": (4, 3), "conv5x5": (2, 5)}  # name -> (m outputs, r taps)
 
-F32, I64, PTR, VOID = ir.FloatType(), ir.IntType(64), ir.PointerType(), ir.VoidType()
-FLOAT_BYTES = 4
+LINE = 64 // FLOAT_BYTES  # floats of a cache line
 BLOCK = 16  # channels that are summed by themselves; numbers of channels are multiples of it
-Value = Any  # one of LLVM's; llvmlite's builder does not say what its methods give
 
 
 class Shape(NamedTuple):
@@ -54,6 +56,7 @@ TASK = (  # fields of what a kernel is called with, 64 bits each
     "y_row",
     "skip_row",
     "padding",  # rows of zeros above the input
+    "past_caches",  # whether the output goes past the caches; if so, y and y_row are multiples of a cache line
     "inputs",  # vectors of Ci
     "outputs",  # vectors of Co
     "groups",  # of tiles in a block
@@ -72,6 +75,11 @@ def scratch_floats(shape: Shape, inputs: int, outputs: int, groups: int) -> int:
     return AREA * (groups * shape.tiles * (inputs + outputs) + inputs + 2 * outputs)
 
 
+def goes_past_caches(shape: Shape) -> bool:
+    """Whether output may: if a vector is a whole cache line, for parts of one would be written one by one."""
+    return shape.lanes == LINE
+
+
 class _Module:
     def __init__(self, shape: Shape):
         self.shape = shape
@@ -80,14 +88,17 @@ class _Module:
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         # Fused where the CPU can, a multiplication and an addition where it cannot.
         self.fmuladd = ir.Function(self.module, kind, f"llvm.fmuladd.v{shape.lanes}f32")
+        self.ask_for = self._ask_for()
         self.copy_in = self._copy_in()
         self.multiply = {vectors: self._multiply(vectors) for vectors in range(1, shape.vectors + 1)}
         self.transform_input = self._transform_input()
         for name, (m, r) in KERNELS.items():
-            outputs = {skip: self._transform_output(name, m, r, skip) for skip in (False, True)}
+            past = (False, True) if goes_past_caches(shape) else (False,)
+            kinds = itertools.product((False, True), past)
+            outputs = {kind: self._transform_output(name, m, r, *kind) for kind in kinds}
             self._kernel(name, m, r, outputs)
 
-    def _function(self, name: str, arguments: str, internal: bool = True) -> tuple[ir.Function, "_Builder"]:
+    def _function(self, name: str, arguments: str, internal: bool = True) -> tuple[ir.Function, Builder]:
         """A function of 64-bit whole numbers and, where a name ends in `_ptr`, addresses; and what writes its body."""
         names = arguments.split()
         kinds = [PTR if n.endswith("_ptr") else I64 for n in names]
@@ -97,7 +108,19 @@ class _Module:
             function.attributes.add("noinline")
         for argument, n in zip(function.args, names, strict=True):
             argument.name = n
-        return function, _Builder(function.append_basic_block("entry"), self.vector)
+        return function, Builder(function.append_basic_block("entry"), self.vector)
+
+    def _ask_for(self) -> ir.Function:
+        """Brings so many vectors from an address on into the L2 cache; nothing waits for them, wherever it points."""
+        function, b = self._function("ask_for", "x_ptr vectors")
+        x, vectors = function.args
+        i32 = ir.IntType(32)
+        prefetch = ir.Function(self.module, ir.FunctionType(VOID, [PTR, i32, i32, i32]), "llvm.prefetch.p0")
+        read, into_l2, data = (ir.Constant(i32, value) for value in (0, 2, 1))
+        with b.loop(b.cdiv(b.mul(vectors, b.i(self.shape.lanes)), b.i(LINE)), "line") as line:
+            b.call(prefetch, [b.at(x, b.mul(line, b.i(LINE))), read, into_l2, data])
+        b.ret_void()
+        return function
 
     def _transform_input(self) -> ir.Function:
         """V of one tile: Bᵀ d B for every vector of channels."""
@@ -120,16 +143,16 @@ class _Module:
         return function
 
     def _multiply(self, vectors: int) -> ir.Function:
-        """M = V U for a block and a strip of so many vectors: 36 matrix products, in register blocks.
+        """M = V U at one of 36 points, for a block and a strip of so many vectors: a matrix product in register blocks.
 
         Sums over channels are sums of sums of 16, whose rounding does not grow with the number of channels (pairwise
         summation of a kind: Higham 1993). That is what makes the convolution as accurate as a direct one.
         """
         s = self.shape
-        function, b = self._function(f"multiply_{vectors}", "v_ptr u_ptr m_ptr inputs outputs groups")
-        v, u, m, inputs, outputs, groups = function.args
+        function, b = self._function(f"multiply_{vectors}", "v_ptr u_ptr m_ptr p inputs outputs groups")
+        v, u, m, p, inputs, outputs, groups = function.args
         plane = s.tiles * s.lanes
-        with b.loop(b.i(AREA), "point") as p, b.loop(groups, "group") as group:
+        with b.loop(groups, "group") as group:
             weights = b.at(u, b.mul(b.mul(p, inputs), b.i(s.lanes * vectors * s.lanes)))
             left = b.at(v, b.mul(b.add(b.mul(b.mul(group, inputs), b.i(AREA)), p), b.i(plane)))
             with b.summing(b.udiv(inputs, b.i(BLOCK // s.lanes)), "block", s.tiles * vectors) as (block, sums):
@@ -152,15 +175,15 @@ class _Module:
         b.ret_void()
         return function
 
-    def _transform_output(self, name: str, m: int, r: int, skip: bool) -> ir.Function:
+    def _transform_output(self, name: str, m: int, r: int, skip: bool, past_caches: bool) -> ir.Function:
         """One tile of output: Aᵀ M A, then bias, ReLU, scale and skip."""
         s = self.shape
         arguments = "m_ptr bias_ptr task_ptr y_ptr row column" + " skip_ptr skip_row" * skip
-        function, b = self._function(f"{name}_output{'_skip' * skip}", arguments)
+        function, b = self._function(f"{name}_output{'_skip' * skip}{'_past' * past_caches}", arguments)
         products, bias, task, y, row, column, *rest = function.args
         at = matrices(m, r)[0]
-        floor, scale = (b.splat(b.field(task, field, F32)) for field in ("floor", "scale"))
-        with b.loop(b.field(task, "outputs"), "vector") as c:
+        floor, scale = (b.splat(_field(b, task, field, F32)) for field in ("floor", "scale"))
+        with b.loop(_field(b, task, "outputs"), "vector") as c:
             source = b.at(products, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
             half = []
             for k in range(TILE):
@@ -177,7 +200,7 @@ class _Module:
                     value = b.fmul(value, scale)
                     if before is not None:
                         value = b.fadd(value, b.get(b.at(before, b.mul(column, b.i(k)))))
-                    b.put(value, b.at(target, b.mul(column, b.i(k))))
+                    b.put(value, b.at(target, b.mul(column, b.i(k))), past_caches)
         b.ret_void()
         return function
 
@@ -202,98 +225,112 @@ class _Module:
         b.ret_void()
         return function
 
-    def _kernel(self, name: str, m: int, r: int, transform_output: dict[bool, ir.Function]) -> None:
+    def _kernel(self, name: str, m: int, r: int, transform_output: dict[tuple[bool, bool], ir.Function]) -> None:
+        """The convolution, block by block. transform_output: by whether there is a skip, and it goes past caches."""
         s = self.shape
         function, b = self._function(name, "task_ptr scratch_ptr", internal=False)
         task, scratch = function.args
-        field = {n: b.field(task, n) for n in TASK if n not in ("floor", "scale", "next_block")}
+        field = {n: _field(b, task, n) for n in TASK if n not in ("floor", "scale", "next_block")}
         x, u, bias, y, skip = (b.inttoptr(field[n], PTR) for n in ("x", "weight", "bias", "y", "skip"))
-        inputs, outputs, groups = field["inputs"], field["outputs"], field["groups"]
+        inputs, outputs = field["inputs"], field["outputs"]
         pixel, y_pixel = b.mul(inputs, b.i(s.lanes)), b.mul(outputs, b.i(s.lanes))
         across = b.cdiv(field["width"], b.i(m))
         tiles = b.mul(across, b.cdiv(field["y_height"], b.i(m)))
-        blocks = b.cdiv(tiles, b.mul(groups, b.i(s.tiles)))
+        length = b.mul(field["groups"], b.i(s.tiles))  # tiles of a block
+        blocks = b.cdiv(tiles, length)
         v_group = b.mul(inputs, b.i(AREA * s.tiles * s.lanes))
         m_group = b.mul(outputs, b.i(AREA * s.tiles * s.lanes))
         v = scratch
-        products = b.at(v, b.mul(groups, v_group))
-        edge_in = b.at(products, b.mul(groups, m_group))
+        products = b.at(v, b.mul(field["groups"], v_group))
+        edge_in = b.at(products, b.mul(field["groups"], m_group))
         edge_out = b.at(edge_in, b.mul(pixel, b.i(AREA)))
         edge_skip = b.at(edge_out, b.mul(y_pixel, b.i(AREA)))
+        has_skip = b.icmp_signed("!=", field["skip"], b.i(0))
+        past_caches = b.icmp_signed("!=", field["past_caches"], b.i(0))
 
-        take = b.append_basic_block("take")
-        work = b.append_basic_block("work")
-        done = b.append_basic_block("done")
-        b.branch(take)
-        b.position_at_end(take)
+        def corner(tile: Value) -> tuple[Value, Value]:
+            """Row and column of the output that it begins with."""
+            return b.mul(b.udiv(tile, across), b.i(m)), b.mul(b.urem(tile, across), b.i(m))
+
+        def group_at(start: Value, group: Value, place: Value) -> Value:
+            """Of a tile, counted in its block: the address of its first vector in V or M."""
+            return b.at(
+                b.at(start, b.mul(b.udiv(place, b.i(s.tiles)), group)), b.mul(b.urem(place, b.i(s.tiles)), b.i(s.lanes))
+            )
+
         counter = b.gep(task, [b.i(TASK.index("next_block"))], source_etype=I64)
-        block = b.atomic_rmw("add", counter, b.i(1), "monotonic")
-        b.cbranch(b.icmp_signed("<", block, blocks), work, done)
-        b.position_at_end(work)
-        first = b.mul(block, b.mul(groups, b.i(s.tiles)))
-        count = b.minimum(b.sub(tiles, first), b.mul(groups, b.i(s.tiles)))
+        with b.taken(counter, blocks) as (block, following):
+            first = b.mul(block, length)
+            count = b.minimum(b.sub(tiles, first), length)
 
-        with b.loop(count, "tile") as i:
-            tile = b.add(first, i)
-            top = b.sub(b.mul(b.udiv(tile, across), b.i(m)), field["padding"])
-            left = b.sub(b.mul(b.urem(tile, across), b.i(m)), b.i(r // 2))
-            group, place = b.udiv(i, b.i(s.tiles)), b.urem(i, b.i(s.tiles))
-            target = b.at(b.at(v, b.mul(group, v_group)), b.mul(place, b.i(s.lanes)))
-            fits = b.and_(b.within(top, TILE, field["height"]), b.within(left, TILE, field["width"]))
-            with b.if_then(b.not_(fits)):
-                size = [field["height"], field["width"], inputs, b.i(TILE)]
-                b.call(self.copy_in, [x, field["x_row"], top, left, *size, edge_in])
-            source = b.at(x, b.add(b.mul(top, field["x_row"]), b.mul(left, pixel)))
-            source = b.select(fits, source, edge_in)
-            row = b.select(fits, field["x_row"], b.mul(pixel, b.i(TILE)))
-            b.call(self.transform_input, [source, row, pixel, inputs, target])
+            with b.loop(count, "tile") as i:
+                top, left = corner(b.add(first, i))
+                top, left = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
+                fits = b.and_(b.within(top, TILE, field["height"]), b.within(left, TILE, field["width"]))
+                with b.if_then(b.not_(fits)):
+                    size = [field["height"], field["width"], inputs, b.i(TILE)]
+                    b.call(self.copy_in, [x, field["x_row"], top, left, *size, edge_in])
+                source = b.at(x, b.add(b.mul(top, field["x_row"]), b.mul(left, pixel)))
+                source = b.select(fits, source, edge_in)
+                row = b.select(fits, field["x_row"], b.mul(pixel, b.i(TILE)))
+                b.call(self.transform_input, [source, row, pixel, inputs, group_at(v, v_group, i)])
 
-        groups = b.cdiv(count, b.i(s.tiles))
-        full, rest = b.udiv(outputs, b.i(s.vectors)), b.urem(outputs, b.i(s.vectors))
-        for vectors, multiply in self.multiply.items():
-            # The last strip has the rest of the vectors, those before it all that a strip can have.
-            strips = full if vectors == s.vectors else b.zext(b.icmp_signed("==", rest, b.i(vectors)), I64)
-            before = b.i(0) if vectors == s.vectors else full
-            with b.if_then(b.icmp_signed(">", strips, b.i(0))), b.loop(strips, "strip") as strip:
-                start = b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
-                weights = b.at(u, b.mul(b.mul(start, b.i(AREA)), pixel))
-                target = b.at(products, b.mul(start, b.i(AREA * s.tiles)))
-                b.call(multiply, [v, weights, target, inputs, outputs, groups])
+            groups = b.cdiv(count, b.i(s.tiles))
+            full, rest = b.udiv(outputs, b.i(s.vectors)), b.urem(outputs, b.i(s.vectors))
+            with b.loop(b.i(AREA), "point") as point:
+                # A sixth of the tiles at a time, and of those one row at each point.
+                part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
+                begin = b.udiv(b.mul(part, count), b.i(TILE))
+                number = b.sub(b.udiv(b.mul(b.add(part, b.i(1)), count), b.i(TILE)), begin)
+                with b.if_then(b.icmp_signed(">", number, b.i(0))), b.loop(number, "tile") as i:
+                    i = b.add(begin, i)
+                    top, left = corner(b.add(b.mul(following, length), i))
+                    row = b.sub(b.add(top, line), field["padding"])
+                    source = b.at(x, b.add(b.mul(row, field["x_row"]), b.mul(left, pixel)))
+                    b.call(self.ask_for, [source, b.mul(inputs, b.i(m))])
+                    with b.if_then(b.and_(has_skip, b.icmp_signed("<", line, b.i(m)))):
+                        top, left = corner(b.add(first, i))
+                        row = b.mul(b.add(top, line), field["skip_row"])
+                        b.call(self.ask_for, [b.at(skip, b.add(row, b.mul(left, y_pixel))), b.mul(outputs, b.i(m))])
+                for vectors, multiply in self.multiply.items():
+                    # The last strip has the rest of the vectors, those before it all that a strip can have.
+                    strips = full if vectors == s.vectors else b.zext(b.icmp_signed("==", rest, b.i(vectors)), I64)
+                    before = b.i(0) if vectors == s.vectors else full
+                    with b.if_then(b.icmp_signed(">", strips, b.i(0))), b.loop(strips, "strip") as strip:
+                        start = b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
+                        weights = b.at(u, b.mul(b.mul(start, b.i(AREA)), pixel))
+                        target = b.at(products, b.mul(start, b.i(AREA * s.tiles)))
+                        b.call(multiply, [v, weights, target, point, inputs, outputs, groups])
 
-        with b.loop(count, "tile") as i:
-            tile = b.add(first, i)
-            top = b.mul(b.udiv(tile, across), b.i(m))
-            left = b.mul(b.urem(tile, across), b.i(m))
-            group, place = b.udiv(i, b.i(s.tiles)), b.urem(i, b.i(s.tiles))
-            source = b.at(products, b.mul(group, m_group))
-            source = b.at(source, b.mul(place, b.i(s.lanes)))
-            target = b.at(y, b.add(b.mul(top, field["y_row"]), b.mul(left, y_pixel)))
-            fits = b.and_(b.within(top, m, field["y_height"]), b.within(left, m, field["width"]))
-            edge_row = b.mul(y_pixel, b.i(m))
-            row = b.select(fits, field["y_row"], edge_row)
-            operands = [source, bias, task, b.select(fits, target, edge_out), row, y_pixel]
-            with b.if_else(b.icmp_signed("==", field["skip"], b.i(0))) as (plain, added):
-                with plain:
-                    b.call(transform_output[False], operands)
-                with added:
-                    with b.if_then(b.not_(fits)):
-                        size = [field["y_height"], field["width"], outputs, b.i(m)]
-                        b.call(self.copy_in, [skip, field["skip_row"], top, left, *size, edge_skip])
-                    before = b.at(skip, b.add(b.mul(top, field["skip_row"]), b.mul(left, y_pixel)))
-                    before, row = b.select(fits, before, edge_skip), b.select(fits, field["skip_row"], edge_row)
-                    b.call(transform_output[True], [*operands, before, row])
-            with b.if_then(b.not_(fits)):
-                rows = b.minimum(b.i(m), b.sub(field["y_height"], top))
-                columns = b.minimum(b.i(m), b.sub(field["width"], left))
-                with b.loop(rows, "row") as row, b.loop(b.mul(columns, outputs), "vector") as c:
-                    c = b.mul(c, b.i(s.lanes))
-                    value = b.get(b.at(edge_out, b.add(b.mul(row, edge_row), c)))
-                    b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))
-        b.branch(take)
-        b.position_at_end(done)
+            with b.loop(count, "tile") as i:
+                top, left = corner(b.add(first, i))
+                fits = b.and_(b.within(top, m, field["y_height"]), b.within(left, m, field["width"]))
+                target = b.at(y, b.add(b.mul(top, field["y_row"]), b.mul(left, y_pixel)))
+                edge_row = b.mul(y_pixel, b.i(m))
+                row = b.select(fits, field["y_row"], edge_row)
+                operands = [group_at(products, m_group, i), bias, task, b.select(fits, target, edge_out), row, y_pixel]
+                before = b.at(skip, b.add(b.mul(top, field["skip_row"]), b.mul(left, y_pixel)))
+                before, row = b.select(fits, before, edge_skip), b.select(fits, field["skip_row"], edge_row)
+                with b.if_then(b.and_(has_skip, b.not_(fits))):
+                    size = [field["y_height"], field["width"], outputs, b.i(m)]
+                    b.call(self.copy_in, [skip, field["skip_row"], top, left, *size, edge_skip])
+                past = b.and_(past_caches, fits)
+                for (with_skip, goes_past), transform in transform_output.items():
+                    chosen = b.and_(b.equal(has_skip, with_skip), b.equal(past, goes_past))
+                    with b.if_then(chosen):
+                        b.call(transform, [*operands, before, row] if with_skip else operands)
+                with b.if_then(b.not_(fits)):
+                    rows = b.minimum(b.i(m), b.sub(field["y_height"], top))
+                    columns = b.minimum(b.i(m), b.sub(field["width"], left))
+                    with b.loop(rows, "row") as row, b.loop(b.mul(columns, outputs), "vector") as c:
+                        c = b.mul(c, b.i(s.lanes))
+                        value = b.get(b.at(edge_out, b.add(b.mul(row, edge_row), c)))
+                        b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))
+        if goes_past_caches(s):
+            b.fence("seq_cst")  # what went past the caches is in no order with what other threads are told
         b.ret_void()
 
-    def _linear(self, b: "_Builder", matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
+    def _linear(self, b: Builder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
         """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
         twins = _twins(matrix.T)
         if twins:  # of columns: combine the two inputs first
@@ -314,7 +351,7 @@ class _Module:
             found[i], found[j] = (b.call(self.fmuladd, [b.number(f), part, even]) for f in (factor, -factor))
         return [found[i] if i in found else self._sum(b, row, x) for i, row in enumerate(matrix)]
 
-    def _sum(self, b: "_Builder", row: np.ndarray, x: Sequence[Value]) -> Value:
+    def _sum(self, b: Builder, row: np.ndarray, x: Sequence[Value]) -> Value:
         """row · x; terms of factor 1 first, which need no multiplication."""
         terms = sorted(np.flatnonzero(row), key=lambda i: row[i] != 1)
         first, *others = terms
@@ -327,6 +364,10 @@ class _Module:
         return total
 
 
+def _field(b: Builder, task: Value, name: str, kind: ir.Type = I64) -> Value:
+    return b.load(b.gep(task, [b.i(TASK.index(name))], source_etype=I64), name=name, typ=kind)
+
+
 def _twins(matrix: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of rows that differ in signs alone, in some but not in all of at least two entries."""
     pairs = []
@@ -337,78 +378,3 @@ def _twins(matrix: np.ndarray) -> list[tuple[int, int]]:
             if np.allclose(abs(a), abs(b)) and 1 in signs and -1 in signs:
                 pairs.append((i, j))
     return pairs
-
-
-class _Builder(ir.IRBuilder):
-    """llvmlite's builder with loops, and floats at distances counted in floats."""
-
-    def __init__(self, block: ir.Block, vector: ir.VectorType):
-        super().__init__(block)
-        self.vector = vector
-
-    def i(self, value: int) -> ir.Constant:
-        return ir.Constant(I64, value)
-
-    def number(self, value: float) -> ir.Constant:
-        """A vector of one value, rounded to fp32."""
-        return ir.Constant(self.vector, [float(np.float32(value))] * self.vector.count)
-
-    def at(self, pointer: Value, distance: Value | int) -> Value:
-        """The address `distance` floats on."""
-        distance = self.i(distance) if isinstance(distance, int) else distance
-        return self.gep(pointer, [distance], source_etype=F32)  # of a tile at an edge it may lie outside its map
-
-    def get(self, pointer: Value) -> Value:
-        return self.load(pointer, typ=self.vector, align=FLOAT_BYTES)
-
-    def put(self, value: Value, pointer: Value) -> None:
-        self.store(value, pointer, align=FLOAT_BYTES)
-
-    def splat(self, value: Value) -> Value:
-        empty = ir.Constant(self.vector, ir.Undefined)
-        order = ir.Constant(ir.VectorType(ir.IntType(32), self.vector.count), [0] * self.vector.count)
-        return self.shuffle_vector(self.insert_element(empty, value, ir.Constant(ir.IntType(32), 0)), empty, order)
-
-    def broadcast(self, pointer: Value) -> Value:
-        """The float there, in all lanes."""
-        return self.splat(self.load(pointer, typ=F32, align=FLOAT_BYTES))
-
-    def field(self, task: Value, name: str, kind: ir.Type = I64) -> Value:
-        return self.load(self.gep(task, [self.i(TASK.index(name))], source_etype=I64), name=name, typ=kind)
-
-    def cdiv(self, a: Value, b: Value) -> Value:
-        return self.udiv(self.add(a, self.sub(b, self.i(1))), b)
-
-    def minimum(self, a: Value, b: Value) -> Value:
-        return self.select(self.icmp_signed("<", a, b), a, b)
-
-    def within(self, start: Value, length: int, end: Value) -> Value:
-        """Whether start .. start + length lies in 0 .. end."""
-        above = self.icmp_signed(">=", start, self.i(0))
-        return self.and_(above, self.icmp_signed("<=", self.add(start, self.i(length)), end))
-
-    @contextlib.contextmanager
-    def loop(self, count: Value, name: str) -> Iterator[Value]:
-        """Its body runs for 0 .. count; count is 1 or more."""
-        with self.summing(count, name, 0) as (index, _):
-            yield index
-
-    @contextlib.contextmanager
-    def summing(self, count: Value, name: str, sums: int) -> Iterator[tuple[Value, list[Value]]]:
-        """The same with vectors that start as zeros; the body replaces them in the list, which has the totals after."""
-        before, body = self.block, self.append_basic_block(f"{name}s")
-        self.branch(body)
-        self.position_at_end(body)
-        index = self.phi(I64, name)
-        places = [self.phi(self.vector) for _ in range(sums)]
-        values: list[Value] = list(places)
-        yield index, values
-        following = self.add(index, self.i(1))
-        index.add_incoming(self.i(0), before)
-        index.add_incoming(following, self.block)
-        for place, value in zip(places, values, strict=True):
-            place.add_incoming(self.number(0.0), before)
-            place.add_incoming(value, self.block)
-        after = self.append_basic_block(f"after_{name}s")
-        self.cbranch(self.icmp_signed("<", following, count), body, after)
-        self.position_at_end(after)
