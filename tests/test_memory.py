@@ -23,6 +23,7 @@ def test_a_map():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x = empty_map(SIZE, dtype)
         assert x.shape == SIZE and x.dtype == dtype and x.is_contiguous(memory_format=torch.channels_last)
+        assert x.data_ptr() % memory.LINE == 0
         x.fill_(3)
         assert (x == 3).all()
 

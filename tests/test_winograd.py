@@ -1,5 +1,6 @@
 """Winograd convolutions on the CPU: their algebra, their accuracy, their edges, whole networks on them."""
 
+import ctypes
 import functools
 import gc
 import threading
@@ -82,6 +83,19 @@ class TestMatrices:
 
 @needs_kernels
 class TestConvolution:
+    @pytest.fixture
+    def past_caches(self, monkeypatch):
+        """A list of what convolutions were told about it."""
+        told, honest = [], winograd_cpu.run_everywhere
+        field = 8 * pytest.importorskip("kernels.winograd_cpu.codegen").TASK.index("past_caches")
+
+        def run_everywhere(function, task, *rest):
+            told.append(ctypes.c_int64.from_address(task + field).value)
+            honest(function, task, *rest)
+
+        monkeypatch.setattr(winograd_cpu, "run_everywhere", run_everywhere)
+        return told
+
     @settings(max_examples=60, deadline=None)
     @given(
         height=st.integers(1, 21),
@@ -144,6 +158,29 @@ class TestConvolution:
         out = torch.empty_like(y)
         assert winograd_cpu.conv3x3(x, weight, bias, shuffle=2, out=out) is out and torch.equal(out, y)
         torch.testing.assert_close(y, reference.conv3x3(x, weight, bias, shuffle=2), rtol=0, atol=3e-5)
+
+    @pytest.mark.parametrize("skipped", [False, True])
+    @pytest.mark.parametrize(("height", "width", "batch"), [(1, 1, 1), (4, 4, 1), (17, 30, 2), (8, 36, 1)])
+    def test_past_the_caches(self, past_caches, skipped, height, width, batch):
+        """Large maps are written so; the same bits, also over the skip, and by a detour where memory lies badly."""
+        x, (weight, bias) = features(batch, 48, height, width), layer(48, 80)
+        skip = features(batch, 80, height, width) if skipped else None
+        want = winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip)
+        assert not any(past_caches)
+        past_caches.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winograd_cpu, "_l2_bytes", lambda: 0)
+            assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip), want)
+            inside, buffer = window(torch.zeros_like(want))
+            winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=inside)
+            assert all(past_caches) == winograd_cpu._kernels().past_caches and len(past_caches) == 2 * batch
+            assert torch.equal(inside, want) and buffer[:, :, :3].isnan().all() and buffer[:, :, -2:].isnan().all()
+            if skip is not None:
+                assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=skip), want)
+            past_caches.clear()
+            odd = torch.empty(want.numel() + 4)[4:].view(batch, height, width, 80).permute(0, 3, 1, 2)
+            winograd_cpu.conv3x3(x, weight, bias, True, 0.1, None if skip is None else features(*want.shape), out=odd)
+            assert not any(past_caches)
 
     def test_no_rows(self):
         assert winograd_cpu.conv3x3(features(1, 16, 2, 5), *layer(16, 32), padding=0).shape == (1, 32, 0, 5)

@@ -263,7 +263,10 @@ def _l2_bytes() -> int:
 
 @cache
 def _block(inputs: int, outputs: int) -> tuple[int, int]:
-    """(groups of tiles in a block, floats of a thread's scratch): an eighth of the L2 cache, weights and what comes next have the rest."""
+    """(groups of tiles in a block, floats of a thread's scratch): an eighth of the L2 cache.
+
+    The rest is for weights, and for what comes next.
+    """
     codegen = importlib.import_module("kernels.winograd_cpu.codegen")
     shape = _kernels().shape
     one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)

@@ -76,7 +76,7 @@ def scratch_floats(shape: Shape, inputs: int, outputs: int, groups: int) -> int:
 
 
 def goes_past_caches(shape: Shape) -> bool:
-    """Whether output may: if a vector is a whole cache line, for parts of one would be written one by one."""
+    """Whether output may: if a vector is a whole cache line, else parts would be written one by one. AVX-512."""
     return shape.lanes == LINE
 
 
@@ -88,6 +88,7 @@ class _Module:
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         # Fused where the CPU can, a multiplication and an addition where it cannot.
         self.fmuladd = ir.Function(self.module, kind, f"llvm.fmuladd.v{shape.lanes}f32")
+        self.store_fence = ir.Function(self.module, ir.FunctionType(VOID, []), "llvm.x86.sse.sfence")
         self.ask_for = self._ask_for()
         self.copy_in = self._copy_in()
         self.multiply = {vectors: self._multiply(vectors) for vectors in range(1, shape.vectors + 1)}
@@ -327,7 +328,7 @@ class _Module:
                         value = b.get(b.at(edge_out, b.add(b.mul(row, edge_row), c)))
                         b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))
         if goes_past_caches(s):
-            b.fence("seq_cst")  # what went past the caches is in no order with what other threads are told
+            b.call(self.store_fence, [])  # without it, other threads may be told of the end before all is in memory
         b.ret_void()
 
     def _linear(self, b: Builder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
