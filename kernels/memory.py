@@ -16,7 +16,7 @@ from torch import Tensor
 SMALL = 1 << 20  # bytes; smaller maps are left to the C library
 KEPT = 4  # blocks; a residual block has four maps alive, and bands a few sizes
 LINE = 64  # bytes that a map's address is a multiple of, a cache line
-WASTE = 1.25  # a block serves for a map if it is at most so many times as large
+WASTE = 4  # a block serves for a map if it is at most so many times as large: a picture's first bands have many sizes
 
 _returned: deque[np.ndarray] = deque()  # filled by whoever frees a map, at any moment, so without the lock
 _kept: list[np.ndarray] = []  # the latest last
@@ -41,9 +41,9 @@ def _block(need: int) -> np.ndarray:
         while _returned:
             _kept.append(_returned.popleft())
         del _kept[:-KEPT]
-        for i in reversed(range(len(_kept))):
-            if need <= _kept[i].size <= WASTE * need:
-                return _kept.pop(i)
+        fitting = [i for i in range(len(_kept)) if need <= _kept[i].size <= WASTE * need]
+        if fitting:
+            return _kept.pop(min(reversed(fitting), key=lambda i: _kept[i].size))  # of equal ones the latest
     block = np.empty(need + LINE, np.uint8)
     start = -block.ctypes.data % LINE
     return block[start : start + need]

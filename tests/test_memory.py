@@ -35,11 +35,18 @@ def test_memory_is_used_again_when_nothing_shares_it():
     second = empty_map(SIZE, torch.float32)
     assert second.data_ptr() != place  # the window is still there
     del window
-    third = empty_map((2, 16, 125, 128), torch.float32)  # a little smaller
+    third = empty_map((2, 16, 70, 128), torch.float32)  # smaller
     assert third.data_ptr() == place
-    fourth = empty_map((2, 16, 65, 128), torch.float32)  # much smaller
-    del third
-    assert empty_map((2, 16, 65, 128), torch.float32).data_ptr() not in (place, fourth.data_ptr())
+
+
+def test_the_smallest_that_fits_serves_but_not_for_a_much_smaller_map():
+    maps = [empty_map((1, 64, rows, 128), torch.float32) for rows in (330, 200, 250)]
+    places = [x.data_ptr() for x in maps]
+    del maps[:]
+    small = empty_map((1, 64, 40, 128), torch.float32)
+    assert small.data_ptr() not in places
+    fitting = [empty_map((1, 64, rows, 128), torch.float32) for rows in (190, 190, 190)]
+    assert [x.data_ptr() for x in fitting] == [places[1], places[2], places[0]]
 
 
 def test_little_is_kept():
