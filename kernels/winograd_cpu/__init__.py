@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels import reference
-from kernels.memory import empty_map
+from kernels.memory import LINE, empty_map
 from kernels.reference import AS_COMPUTED, INNER, Result, head, tail
 from kernels.winograd_cpu.threads import run_everywhere
 from kernels.winograd_cpu.transforms import TILE, matrices
@@ -204,7 +204,6 @@ def _arranged(weight: Tensor, bias: Tensor, taps: int) -> tuple[Tensor, Tensor, 
 
 # --- execution
 
-_LINE = 64  # bytes of a cache line
 _layout = struct.Struct("=17q f4x f4x")  # `codegen.TASK`
 
 
@@ -246,7 +245,7 @@ def _convolve(
             y.stride(2),
             0 if skip is None else skip.stride(2),
             padding,
-            past_caches and not (y[i].data_ptr() % _LINE or y.stride(2) * y.itemsize % _LINE),
+            past_caches and not (y[i].data_ptr() % LINE or y.stride(2) * y.itemsize % LINE),
             inputs // kernels.shape.lanes,
             outputs // kernels.shape.lanes,
             groups,

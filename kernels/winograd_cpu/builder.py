@@ -35,6 +35,7 @@ class Builder(ir.IRBuilder):
         return self.load(pointer, typ=self.vector, align=FLOAT_BYTES)
 
     def put(self, value: Value, pointer: Value, past_caches: bool = False) -> None:
+        """past_caches: the pointer must be a multiple of the vector's size then."""
         if past_caches:
             stored = self.store(value, pointer, align=self.vector.count * FLOAT_BYTES)
             stored.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
@@ -51,6 +52,7 @@ class Builder(ir.IRBuilder):
         return self.splat(self.load(pointer, typ=F32, align=FLOAT_BYTES))
 
     def equal(self, a: Value, b: bool) -> Value:
+        """Whether a truth value is b."""
         return a if b else self.not_(a)
 
     def cdiv(self, a: Value, b: Value) -> Value:

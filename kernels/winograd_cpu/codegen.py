@@ -264,6 +264,7 @@ class _Module:
             first = b.mul(block, length)
             count = b.minimum(b.sub(tiles, first), length)
 
+            # Tiles in: V.
             with b.loop(count, "tile") as i:
                 top, left = corner(b.add(first, i))
                 top, left = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
@@ -276,10 +277,10 @@ class _Module:
                 row = b.select(fits, field["x_row"], b.mul(pixel, b.i(TILE)))
                 b.call(self.transform_input, [source, row, pixel, inputs, group_at(v, v_group, i)])
 
+            # Products: M. Meanwhile memory is asked for: of a sixth of the tiles at a time, one row at each point.
             groups = b.cdiv(count, b.i(s.tiles))
             full, rest = b.udiv(outputs, b.i(s.vectors)), b.urem(outputs, b.i(s.vectors))
             with b.loop(b.i(AREA), "point") as point:
-                # A sixth of the tiles at a time, and of those one row at each point.
                 part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
                 begin = b.udiv(b.mul(part, count), b.i(TILE))
                 number = b.sub(b.udiv(b.mul(b.add(part, b.i(1)), count), b.i(TILE)), begin)
@@ -288,7 +289,7 @@ class _Module:
                     top, left = corner(b.add(b.mul(following, length), i))
                     row = b.sub(b.add(top, line), field["padding"])
                     source = b.at(x, b.add(b.mul(row, field["x_row"]), b.mul(left, pixel)))
-                    b.call(self.ask_for, [source, b.mul(inputs, b.i(m))])
+                    b.call(self.ask_for, [source, b.mul(inputs, b.i(m))])  # harmless where none follows
                     with b.if_then(b.and_(has_skip, b.icmp_signed("<", line, b.i(m)))):
                         top, left = corner(b.add(first, i))
                         row = b.mul(b.add(top, line), field["skip_row"])
@@ -303,6 +304,7 @@ class _Module:
                         target = b.at(products, b.mul(start, b.i(AREA * s.tiles)))
                         b.call(multiply, [v, weights, target, point, inputs, outputs, groups])
 
+            # Tiles out.
             with b.loop(count, "tile") as i:
                 top, left = corner(b.add(first, i))
                 fits = b.and_(b.within(top, m, field["y_height"]), b.within(left, m, field["width"]))
