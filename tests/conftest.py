@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
 import cli
 from edsr import save_model
 from edsr.model import EDSR, EDSRConfig
+from kernels import winograd_cpu
 from tests import interpreter
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
@@ -21,6 +22,15 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels(tmp_path_factory):
+    """The CPU kernels in a cache of the tests' own, so that no process has to compile them, which it would say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        winograd_cpu.ready(lambda line: None)
+        yield
 
 
 @pytest.fixture(scope="session")
