@@ -35,11 +35,11 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from bench.cases import SLACK, Unavailable, compiled, gflop_per_pixel, network
 from edsr import EDSR, EDSRConfig
 from edsr.data import Pictures, load
+from edsr.journal import NOTED
 from edsr.patches import Feed
 from edsr.ranks import Ranks
 from edsr.recipe import ema_decay
-from edsr.step import Step
-from edsr.train import BLOCK_FLOPS, NOTED
+from edsr.step import BLOCK_FLOPS, Step
 
 LEARNING_RATE = 1e-4
 SEED = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+NOTED = 50  # steps between lines of metrics.jsonl
 MISSING = "pip install 'edsr-triton[train]'"
 
 

@@ -20,6 +20,7 @@ from edsr.patches import Feed
 from edsr.ranks import Ranks
 from edsr.recipe import CLIP
 
+BLOCK_FLOPS = 1e14  # work handed to a GPU at once, half a second or less; then losses are read and signals heard
 EAGER_STEPS = 3  # before a graph is recorded: they compile kernels, choose algorithms, and make gradients' buckets
 EAGER_STEPS_OF_MANY = 11  # DistributedDataParallel's own number, from PyTorch's notes on CUDA graphs
 

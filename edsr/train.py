@@ -21,19 +21,17 @@ import torch
 from edsr import checkpoint, data, metrics, recipe, weights
 from edsr.checkpoint import Checkpoint
 from edsr.engine import EngineError
-from edsr.journal import Journal
+from edsr.journal import NOTED, Journal
 from edsr.model import EDSR, PRESETS
 from edsr.options import TrainError, TrainOptions, check, compare, identity
 from edsr.patches import Feed
 from edsr.pictures import Pictures
 from edsr.ranks import Ranks
 from edsr.resize import bicubic
-from edsr.step import Step
+from edsr.step import BLOCK_FLOPS, Step
 from kernels import reference
 
 SETBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
-NOTED = 50  # steps between lines of metrics.jsonl
-BLOCK_FLOPS = 1e14  # work handed to a GPU at once, half a second or less; then losses are read and signals heard
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,27 @@ def architecture(device: torch.device) -> int:
     return _gpu(device).arch if device.type == "cuda" else 0
 
 
+_narrowed: int | None = None
+
+
+@contextlib.contextmanager
+def narrowed(to: int) -> Iterator[None]:
+    """Inside, launchers share work out as if the GPU had `to` multiprocessors.
+
+    With one, a block of threads computes the whole of a small problem: only so do the rings in its shared memory turn.
+    """
+    global _narrowed
+    before, _narrowed = _narrowed, to
+    try:
+        yield
+    finally:
+        _narrowed = before
+
+
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device; a Hopper's where there is none."""
+    """Streaming multiprocessors of the device; a Hopper's where there is none. See `narrowed`, too."""
+    if _narrowed is not None:
+        return _narrowed
     return _gpu(device).multiprocessors if device.type == "cuda" else 132
 
 
