@@ -117,11 +117,13 @@ class Upscaler:
         """Compiles the kernels that pictures need, which takes a minute on a GPU and a second on a CPU the first time
         on a machine and is kept.
 
-        say: gets a line for each kernel that is compiled, now or later. Where those for CPUs cannot be compiled, torch
+        say: gets a line for each kernel that is compiled, now or later, and one where the fastest of a Hopper GPU have
+        not been tried on it, which is then begun (see `kernels.probe`). Where those for CPUs cannot be compiled, torch
         becomes the backend, or EngineError is raised if they were asked for. Does nothing for other backends.
         """
         if self.backend == "triton" and self.device.type == "cuda":
             importlib.import_module("kernels.launch").announce_compilation(say)
+            importlib.import_module("kernels.probe").begin(self.device, say)
             self(np.zeros((8, 160, 3), np.uint8))
         elif self.backend == "winograd" and (reason := self.ops.ready(say)):
             if self._forced:

@@ -94,7 +94,7 @@ def _conv3x3(
         out = _map(co // shuffle**2, kind, height * shuffle, width * shuffle)
         operands = (x, *_weight(co, ci, kind), relu, scale, y)
         if way == "copies":
-            hopper._conv64_of_copies(*operands, padding, out)
+            hopper.KERNELS["copies"](*operands, padding, out)
         else:
             (fused.conv3x3 if way == "conv3x3" else conv3x3.portable)(*operands, shuffle, padding, out)
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import launch
+from kernels import hopper, launch
 from kernels.launch import Config, KernelError
 
 # Columns below which there is a configuration of its own. Patches for training, 48 wide as a rule, would leave a
@@ -163,8 +163,6 @@ def conv3x3(
         raise KernelError("conv3x3: the weight is not channels_last")
     x, out = launch.channels_last("conv3x3", x), launch.channels_last("conv3x3", out)
     skip = None if skip is None else launch.channels_last("conv3x3", skip)
-
-    from kernels import hopper  # it checks itself against `portable`
 
     if hopper.serves(x, weight, shuffle):
         hopper.conv3x3(x, weight, bias, relu, scale, skip, padding, out)

@@ -1,8 +1,8 @@
-"""The convolutions that Hopper GPUs (sm_90) compute by kernels of their own, and whether they are trusted.
+"""The convolutions that Hopper GPUs (sm_90) compute by kernels of their own, where those have been found right.
 
 `kernels.conv3x3` asks `serves` and falls back on its portable kernel. The Hopper kernels are written in Gluon, part of
-Triton but experimental: it is imported when first needed, and where that fails `serves` is False. Before their first
-use, once per process, they are compared with the portable kernel on a small problem (see `_works`).
+Triton but experimental, and imported when first needed. None is launched before `kernels.probe` has found it right on
+this kind of GPU (`kernels.verdicts`): a kernel that hangs takes its process with it.
 
 Letters: N pictures, H rows, W columns, Ci and Co channels in and out.
 """
@@ -15,16 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import launch
-from kernels.conv3x3 import portable
+from kernels import launch, verdicts
 
 log = logging.getLogger(__name__)
 
 # The kernels compute 128 pixels of a row at once. In narrower pictures more than half of the work would be lost, which
 # is more than the portable kernel is expected to lose otherwise. A bound from a model, not measured.
 MIN_WIDTH = 64
-
-_verdicts: dict[tuple[str, torch.dtype, torch.device], bool] = {}
 
 
 def serves(x: Tensor, weight: Tensor, shuffle: int) -> bool:
@@ -42,12 +39,12 @@ def able(x: Tensor, weight: Tensor, shuffle: int) -> bool:
     known = ci == co == 64 or (ci % 64 == 0 and co % 128 == 0)
     if not known or shuffle != 1 or not _describable(x):
         return False
-    return any(_works(kernel, x.dtype, x.device) for kernel in _kernels(co))
+    return any(trusted(kernel, x.dtype, x.device) for kernel in _fitting(co))
 
 
-def _kernels(co: int) -> tuple[Callable[..., None], ...]:
-    """Those for this many channels out, the first that works to be used."""
-    return (_conv64, _conv64_of_copies) if co == 64 else (_conv_wide,)
+def _fitting(co: int) -> tuple[str, ...]:
+    """Kernels for this many channels out, the first that is trusted to be used."""
+    return ("c64", "copies") if co == 64 else ("wide",)
 
 
 def serves_block(x: Tensor, weight: Tensor) -> bool:
@@ -62,7 +59,7 @@ def serves_block(x: Tensor, weight: Tensor) -> bool:
 
 def able_block(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel of a whole ResBlock runs here and was found right. Operands as in `serves`."""
-    return tuple(weight.shape[:2]) == (64, 64) and _describable(x) and _works(_block, x.dtype, x.device)
+    return tuple(weight.shape[:2]) == (64, 64) and _describable(x) and trusted("block", x.dtype, x.device)
 
 
 def _describable(x: Tensor) -> bool:
@@ -87,8 +84,9 @@ def conv3x3(
     dtype, fp16 or bf16. Maps and weight are channels_last; rows and pictures of maps may lie apart. padding: rows of
     zeros above and below x, 1 or 0. out must not overlap x, but may be skip. For operands that `able` has accepted.
     """
-    kernel = next(k for k in _kernels(weight.shape[0]) if _verdicts.get((k.__name__, x.dtype, x.device), True))
-    kernel(x, weight, bias, relu, scale, skip, padding, out)
+    fitting = _fitting(weight.shape[0])
+    name = next((name for name in fitting if trusted(name, x.dtype, x.device)), fitting[0])
+    KERNELS[name](x, weight, bias, relu, scale, skip, padding, out)
 
 
 def _conv64(x, weight, bias, relu, scale, skip, padding, out) -> None:
@@ -180,59 +178,29 @@ def _swizzled(rank: int) -> Any:
     return NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
 
 
-def _works(kernel: Callable[..., None], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a kernel has been found right on this device: checked once, and remembered.
-
-    A CUDA graph must not record the check: until it has been made elsewhere the answer is then False.
-    """
-    if launch.compiling():
-        return True  # nothing runs
-    key = (kernel.__name__, dtype, device)
-    if key not in _verdicts:
-        with torch.cuda.device(device):
-            if torch.cuda.is_current_stream_capturing():
-                return False
-            _verdicts[key] = _check(kernel, dtype, device)
-    return _verdicts[key]
+KERNELS: dict[str, Callable[..., None]] = {
+    "c64": _conv64,
+    "copies": _conv64_of_copies,
+    "wide": _conv_wide,
+    "block": _block,
+}
 
 
-def _check(kernel: Callable[..., None], dtype: torch.dtype, device: torch.device) -> bool:
-    """Compares a kernel with the portable one, in the forms that a ResBlock needs, on more than a strip of columns."""
-    channels = 256 if kernel is _conv_wide else 64
-    random = torch.Generator().manual_seed(0)  # the process's own random numbers stay as they are
-
-    def draw(*size: int) -> Tensor:
-        values = torch.randn(size, generator=random).to(device, dtype)
-        return values.contiguous(memory_format=torch.channels_last) if len(size) == 4 else values
-
-    x, tall = draw(1, channels, 5, 150), draw(1, channels, 7, 150)
-    weight, bias = draw(channels, channels, 3, 3) / (3 * channels**0.5), draw(channels)
-    # x, relu, scale, skip, padding
-    problems = [(x, True, 1.0, None, 1), (tall, False, 0.5, x, 0)]
-    if kernel is _block:
-        problems = [(x, True, 0.5, x, 1)]
-    try:
-        for x, *options in problems:
-            found = torch.full((1, channels, 5, 150), torch.nan, dtype=dtype, device=device)
-            found = found.contiguous(memory_format=torch.channels_last)
-            expected = torch.empty_like(found)
-            kernel(x, weight, bias, *options, found)
-            _compute_portably(kernel, x, weight, bias, *options, expected)
-            error = ((found.float() - expected.float()).norm() / expected.float().norm()).item()
-            if not error < 1e-2:  # nor is NaN
-                log.debug("%s in %s: differs by %.1e; the portable kernel serves", kernel.__name__, dtype, error)
-                return False
-    except Exception as error:
-        log.debug("%s in %s: %s; the portable kernel serves", kernel.__name__, dtype, error)
-        return False
-    return True
+def trusted(kernel: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether one of KERNELS was found right on this device, as far as was known when this process first asked."""
+    if launch.compiling() or device.type != "cuda":
+        return True  # nothing runs, or not on a GPU
+    verdict = verdicts.settled(device).get(verdicts.key(kernel, dtype))
+    if verdict is None:
+        _say_untried(device)
+    return verdict == verdicts.RIGHT
 
 
-def _compute_portably(kernel, x, weight, bias, relu, scale, skip, padding, out) -> None:
-    """What `kernel` computes, by the portable one."""
-    if kernel is _block:
-        hidden = torch.empty_like(x)
-        portable(x, weight, bias, True, 1.0, None, 1, 1, hidden)
-        portable(hidden, weight, bias, False, scale, x, 1, 1, out)
-    else:
-        portable(x, weight, bias, relu, scale, skip, 1, padding, out)
+@cache
+def _say_untried(device: torch.device) -> None:
+    log.warning(
+        "the fastest kernels have not been tried on this %s; until `python -m %s.probe` has found them right (half a "
+        "minute, once), portable kernels serve",
+        torch.cuda.get_device_properties(device).name,
+        __package__,
+    )

@@ -155,8 +155,12 @@ def choice(op: str, key: str, device: torch.device) -> str | None:
     it; None without a measurement."""
     if device.type != "cuda":
         return None
-    measured = _record(_gpu(device).name).get("choices", {}).get(op, {})
-    return measured.get(key, {}).get("fastest")
+    return choices(_gpu(device).name).get(op, {}).get(key, {}).get("fastest")
+
+
+def choices(gpu: str) -> dict[str, Any]:
+    """What was measured on a kind of GPU of ways to do the same: by op, then key. See `kernels.verdicts`, too."""
+    return _record(gpu).get("choices", {})
 
 
 @cache

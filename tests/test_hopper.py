@@ -1,8 +1,9 @@
 """The Gluon kernels for Hopper, on the CPU through an emulator that runs their source, and on the chip where one is."""
 
+import contextlib
 import functools
-import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -21,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (  # noqa: E402
     warpgroup_mma_wait,
 )
 
-from kernels import hopper, launch, reference, resblock  # noqa: E402
+from kernels import hopper, hopper_check, hopper_conv64, launch, reference, resblock, verdicts  # noqa: E402
 from tests import gluon_emulator  # noqa: E402
 
 NHWC = torch.channels_last
@@ -84,7 +85,7 @@ def kind(case: Case) -> str:
 def emulate(monkeypatch: pytest.MonkeyPatch, seed: int = 0, ring: dict | None = None, multiprocessors: int = 3) -> None:
     """Has the Gluon kernels launched in the emulator, on a GPU of few multiprocessors."""
     monkeypatch.setattr(launch, "run", functools.partial(gluon_emulator.run, seed=seed, lazy=seed % 2 == 1))
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: multiprocessors)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: launch._narrowed or multiprocessors)
     monkeypatch.setattr(launch, "config", lambda op, key, default, device: default | (ring or {}))
 
 
@@ -93,7 +94,10 @@ def feature_map(case: Case, channels: int, rows: int, value: float | None, devic
     edge = 3 if case.window else 0
     buffer = torch.full((case.n, rows + edge, case.w + edge, channels), torch.nan, dtype=case.dtype, device=device)
     window = buffer[:, edge:, edge // 2 : edge // 2 + case.w]
-    window.copy_(torch.randn(window.shape) if value is None else torch.full(window.shape, value))
+    if value is None:
+        window.copy_(torch.randn(window.shape, device=device))
+    else:
+        window.fill_(value)
     return window.permute(0, 3, 1, 2)
 
 
@@ -142,10 +146,9 @@ def test_emulated(case, seed, monkeypatch):
     compute(case)
 
 
-def copies(monkeypatch: pytest.MonkeyPatch, device: torch.device = CPU) -> None:
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the kernel of shifted views had been found wrong."""
-    verdicts = {("_conv64", dtype, device): False for dtype in (torch.float16, torch.bfloat16)}
-    monkeypatch.setattr(hopper, "_verdicts", verdicts)
+    monkeypatch.setattr(hopper, "trusted", lambda kernel, dtype, device: kernel != "c64")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -261,59 +264,137 @@ def test_the_block_is_served_only_when_measured_to_be_faster(monkeypatch):
         assert not hopper.serves_block(meta(1, 256, 9, 100), meta(256, 256, 3, 3))
 
 
-# The kernels' check of themselves.
+# What is trusted.
 
-KERNELS = [hopper._conv64, hopper._conv64_of_copies, hopper._conv_wide, hopper._block]
+
+def on_a_hopper(monkeypatch, known: dict[str, str]) -> torch.device:
+    """As if there were a GPU of which so much is known."""
+    monkeypatch.setattr(verdicts, "settled", lambda device: known)
+    monkeypatch.setattr(launch, "architecture", lambda device: 90)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="NVIDIA Made-up"))
+    hopper._say_untried.cache_clear()
+    return torch.device("cuda", 0)
+
+
+def test_what_was_not_tried_is_not_launched_and_said_once(monkeypatch, caplog):
+    device = on_a_hopper(monkeypatch, {"c64 bf16": "right"})
+    assert not any(hopper.trusted(kernel, torch.float16, device) for kernel in hopper.KERNELS)
+    assert hopper.trusted("c64", torch.bfloat16, device)
+    (record,) = caplog.records
+    assert "kernels.probe" in record.getMessage() and "portable" in record.getMessage()
+
+
+def test_a_kernel_that_hangs_is_not_launched_and_nothing_more_is_said(monkeypatch, caplog):
+    device = on_a_hopper(monkeypatch, {"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "right"})
+    assert not hopper.trusted("c64", torch.float16, device) and hopper.trusted("copies", torch.float16, device)
+    assert not caplog.records
+
+
+class OnHopper(torch.Tensor):
+    """An operand that says it lies on a GPU."""
+
+    @property
+    def device(self):
+        return torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("known", "able", "launched"),
+    [
+        ({"c64 fp16": "right", "copies fp16": "right"}, True, "c64"),
+        ({"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "right"}, True, "copies"),
+        ({"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "fails: RuntimeError"}, False, None),
+        ({"c64 bf16": "right"}, False, None),
+    ],
+)
+def test_able_goes_by_the_verdicts(known, able, launched, monkeypatch):
+    on_a_hopper(monkeypatch, known)
+    x, weight = (t.as_subclass(OnHopper) for t in (torch.zeros(1, 64, 3, 70), torch.zeros(64, 64, 3, 3)))
+    x, weight = (t.half().contiguous(memory_format=NHWC) for t in (x, weight))
+    assert hopper.able(x, weight, 1) == able
+    assert not hopper.able_block(x, weight)
+    seen = []
+    monkeypatch.setattr(hopper, "KERNELS", {name: lambda *a, name=name: seen.append(name) for name in hopper.KERNELS})
+    if able:
+        hopper.conv3x3(x, weight, weight[:, 0, 0, 0], True, 1.0, None, 1, x)
+        assert seen == [launched]
+
+
+# The check of the kernels.
 
 
 @pytest.fixture
-def check(monkeypatch) -> Callable[[Callable], bool]:
-    """`hopper._check` on the CPU, the portable kernel's part played by torch."""
+def check(monkeypatch) -> Callable[[str], str | None]:
+    """`hopper_check.check` in the emulator, on as many multiprocessors as a Hopper has, which give a block one row."""
 
     def portable(x, weight, bias, relu, scale, skip, shuffle, padding, out):
         out.copy_(reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding))
 
-    emulate(monkeypatch, multiprocessors=4)
-    monkeypatch.setattr(hopper, "portable", portable)
-    return lambda kernel: hopper._check(kernel, torch.float16, CPU)
+    emulate(monkeypatch, multiprocessors=132)
+    monkeypatch.setattr(hopper_check, "portable", portable)
+    return lambda kernel: hopper_check.check(kernel, torch.float16, CPU)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", hopper.KERNELS)
 def test_the_check_passes(kernel, check):
-    assert check(kernel)
+    assert check(kernel) is None
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("what", ["nothing written", "a wrong row", "an exception"])
-def test_the_check_fails(what, kernel, check, monkeypatch, caplog):
+@pytest.mark.parametrize("kernel", hopper.KERNELS)
+@pytest.mark.parametrize("what", ["nothing written", "a wrong row"])
+def test_the_check_fails(what, kernel, check, monkeypatch):
     def run(fn, grid, *args, **options):
-        if what == "an exception":
-            raise RuntimeError("out of resources")
         if what == "a wrong row":
-            gluon_emulator.run(fn, grid, *args, **options)
             # The maps are the operands of this size; the last is the result.
             maps = [getattr(arg, "base", arg) for arg in args if not isinstance(arg, (int, float))]
-            [m for m in maps if m.ndim == 4 and m.shape[2:] == (5, 150)][-1][:, :, 3].zero_()
+            size = hopper_check.ROWS[kernel], hopper_check.WIDTH
+            out = [m for m in maps if m.ndim == 4 and tuple(m.shape[2:]) == size][-1]
+            out.copy_(torch.randn(out.shape))
 
     monkeypatch.setattr(launch, "run", run)
-    with caplog.at_level(logging.DEBUG, hopper.__name__):
-        assert not check(kernel)
-    assert len(caplog.records) == 1 and "portable" in caplog.text
+    assert "differs from the portable kernel" in str(check(kernel))
 
 
-def test_a_verdict_is_kept_but_not_made_in_a_capture(monkeypatch):
-    verdicts, capturing, checks = {}, True, []
-    monkeypatch.setattr(hopper, "_verdicts", verdicts)
-    monkeypatch.setattr(hopper, "_check", lambda *what: checks.append(what) or True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: pytest.MonkeyPatch.context())
-    works = functools.partial(hopper._works, hopper._conv64, torch.float16, torch.device("cuda", 0))
-    assert not works() and not verdicts
-    capturing = False
-    assert works() and works()
-    assert len(checks) == 1
-    capturing = True
-    assert works()
+def sabotage(monkeypatch, what: str) -> None:
+    """Faults that do not show where a block of threads computes a single row."""
+    if what == "the second consumer never stores":
+        store = gluon_emulator._TMA.async_copy_shared_to_global
+
+        def store_of_others(*args):
+            if gluon_emulator._block.current.number != 3:  # parts are numbered from 2 on, in the order of their list
+                store(*args)
+
+        monkeypatch.setattr(gluon_emulator._TMA, "async_copy_shared_to_global", store_of_others)
+        return
+    arrive, turns = gluon_emulator._MBARRIER.arrive, int(what.removeprefix("a slot is let go of ").split()[0])
+
+    def let_go(empty, count, slots, pred=True):
+        # Of a stage, which is a ring of two, nothing is wanted here.
+        if slots == 2 or count % slots or count // slots < turns:
+            arrive(empty.index(count % slots), count=1, pred=pred)
+
+    monkeypatch.setitem(gluon_emulator._EMULATED, id(hopper_conv64.let_go), let_go)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "what"),
+    [("c64", "the second consumer never stores"), ("copies", "the second consumer never stores")]
+    + [(kernel, f"a slot is let go of {turns} times") for kernel in hopper.KERNELS for turns in (0, 1, 2)],
+)
+def test_the_check_turns_the_rings(kernel, what, check, monkeypatch):
+    sabotage(monkeypatch, what)
+    found = "a deadlock"
+    with contextlib.suppress(gluon_emulator.Deadlock):
+        found = check(kernel)
+    assert found is not None
+
+
+@pytest.mark.parametrize("kernel", ["c64", "copies"])
+@pytest.mark.parametrize("what", ["the second consumer never stores", "a slot is let go of 0 times"])
+def test_a_block_of_one_row_hides_what_the_check_finds(kernel, what, check, monkeypatch):
+    sabotage(monkeypatch, what)
+    monkeypatch.setattr(launch, "narrowed", lambda to: contextlib.nullcontext())
+    assert check(kernel) is None
 
 
 # That the emulator can fail.
@@ -435,16 +516,23 @@ def test_sabotage_shows(what, case, monkeypatch):
 @pytest.mark.gpu
 @on_the_chip
 @pytest.mark.parametrize("case", CONV64 + WIDE + BLOCK)
-def test_on_the_chip(case):
-    compute(case, torch.device("cuda"))
+@pytest.mark.parametrize("together", [False, True], ids=["spread", "together"])
+def test_on_the_chip(case, together):
+    """Spread over the GPU, where a block computes a row or two; and all in one block, where its rings turn."""
+    kernel = "block" if case.co is None else "c64" if case.co == 64 else "wide"
+    said = verdicts.known(torch.device("cuda", 0)).get(verdicts.key(kernel, case.dtype), verdicts.RIGHT)
+    if said != verdicts.RIGHT:
+        pytest.fail(f"the probe says: {said}")  # and a kernel that hangs is not begun once more
+    with launch.narrowed(1) if together else contextlib.nullcontext():
+        compute(case, torch.device("cuda"))
 
 
 @pytest.mark.gpu
 @on_the_chip
-def test_the_check_passes_on_the_chip():
-    for kernel in KERNELS:
-        for dtype in (torch.float16, torch.bfloat16):
-            assert hopper._check(kernel, dtype, torch.device("cuda"))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", hopper.KERNELS)
+def test_the_check_passes_on_the_chip(kernel, dtype):
+    assert hopper_check.check(kernel, dtype, torch.device("cuda")) is None
 
 
 @pytest.mark.gpu

@@ -9,10 +9,8 @@ whole, so processes that start at once do not disturb each other, and what is da
 
 import ctypes
 import hashlib
-import os
 import platform
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 from llvmlite import __version__ as llvmlite_version
 from llvmlite import binding as llvm
 
+from kernels import cache
 from kernels.winograd_cpu.codegen import KERNELS, Shape, goes_past_caches, source
 
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
@@ -86,7 +85,7 @@ def load(say: Callable[[str], None] = lambda line: None) -> Kernels:
 
 
 def _object(machine: Machine, say: Callable[[str], None]) -> bytes:
-    path = _folder() / f"winograd-{_key(machine)}.o"
+    path = cache.folder() / f"winograd-{_key(machine)}.o"
     found = _read(path)
     if found is None:
         say(f"compiling the CPU kernels for {machine.cpu}, once on this machine")
@@ -131,14 +130,8 @@ def _key(machine: Machine) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _folder() -> Path:
-    """Ours in the user's cache folder."""
-    usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or usual).expanduser() / "edsr-triton"
-
-
 def _read(path: Path) -> bytes | None:
-    """What `_write` wrote, if all of it is there."""
+    """Object code that was kept after its checksum, if all of it is there."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -149,19 +142,7 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, code: bytes) -> bool:
     """Whole or not at all; whether it could."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        part = Path(name)
-        try:
-            with open(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
+    return cache.write_whole(path, hashlib.sha256(code).digest() + code)
 
 
 def l2_bytes() -> int:

@@ -1,0 +1,93 @@
+"""Which of the kernels for Hopper GPUs have been found right, on this kind of GPU or on this very machine.
+
+A kernel that is new to a chip may wait for ever, and a process that launched it is lost with its work. So none is
+launched on trust: `kernels.probe` tries each in a process of its own, and what it found is read here. Verdicts come
+with `configs/<gpu>.json`, as `choices["hopper"]`, if they were found with the Triton and the kernels of now; else from
+the user's cache folder, where they belong to one GPU, driver, Triton and version of the kernels.
+
+A verdict is a word or a line: RIGHT, or what went wrong. Its key is the kernel's name and a dtype: "c64 fp16".
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from kernels import cache as kept
+from kernels import launch
+
+KERNELS = ("c64", "copies", "wide", "block")  # as `kernels.hopper` names them
+RIGHT = "right"
+SOURCES = ("hopper.py", "hopper_conv64.py", "hopper_conv256.py", "resblock.py")
+
+
+def key(kernel: str, dtype: torch.dtype) -> str:
+    return f"{kernel} {launch.NAMES[dtype]}"
+
+
+ALL = [key(kernel, dtype) for dtype in (torch.float16, torch.bfloat16) for kernel in KERNELS]
+
+
+@cache  # what a process computes with must not change while it runs
+def settled(device: torch.device) -> dict[str, str]:
+    """The verdicts that this process goes by, as they were when it first asked."""
+    return known(device)
+
+
+def known(device: torch.device) -> dict[str, str]:
+    """All verdicts of now that are known of a CUDA device, by key."""
+    gpu = torch.cuda.get_device_properties(device).name
+    return _read(path(gpu)) | shipped(launch.choices(gpu).get("hopper", {}))
+
+
+def shipped(record: dict[str, Any]) -> dict[str, str]:
+    """The verdicts of `choices["hopper"]`; none if another Triton made them, or they are about other kernels."""
+    of_now = record.get("triton") == triton.__version__ and record.get("kernels") == fingerprint()
+    return record["verdicts"] if of_now else {}
+
+
+def to_ship(verdicts: dict[str, str]) -> dict[str, Any]:
+    """What `shipped` reads."""
+    return {"triton": triton.__version__, "kernels": fingerprint(), "verdicts": verdicts}
+
+
+def keep(device: torch.device, verdict_key: str, words: str) -> bool:
+    """Adds a verdict to those kept for this machine; whether the disk took it."""
+    file = path(torch.cuda.get_device_properties(device).name)
+    verdicts = _read(file) | {verdict_key: words}
+    return kept.write_whole(file, json.dumps(verdicts, indent=1).encode())
+
+
+def path(gpu: str) -> Path:
+    """The file of a GPU's verdicts in the cache folder."""
+    found_with = "\0".join((gpu, driver(), triton.__version__, fingerprint()))
+    return kept.folder() / f"hopper-{hashlib.sha256(found_with.encode()).hexdigest()[:32]}.json"
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in content.items()} if isinstance(content, dict) else {}
+
+
+@cache
+def fingerprint() -> str:
+    """Of the sources of the kernels."""
+    sources = (Path(__file__).with_name(name).read_bytes() for name in SOURCES)
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
+
+
+@cache
+def driver() -> str:
+    """The version of NVIDIA's driver, as exactly as the system tells it."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(encoding="ascii").splitlines()[0]
+    except (OSError, ValueError, IndexError):
+        # No public function of torch tells the driver's own version of CUDA.
+        return str(torch._C._cuda_getDriverVersion()) if hasattr(torch._C, "_cuda_getDriverVersion") else "unknown"

@@ -1,0 +1,254 @@
+"""The probe of the kernels for Hopper GPUs: real processes, with kernels that are right, wrong, crash or hang."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton.experimental.gluon")
+
+from kernels import launch, probe, verdicts
+from tests.conftest import ROOT
+
+# What `python -m kernels.probe --one KERNEL DTYPE` does, with the GPU and the check of a kernel played.
+STAND_IN = """
+import os, sys, time, torch
+from kernels import hopper_check, launch, probe
+
+fate = dict(pair.split("=") for pair in sys.argv[1].split(","))
+kernel, dtype = sys.argv[2:]
+does = fate.get(f"{kernel}-{dtype}", "right")
+
+def check(name, of, device):
+    if does == "hangs":
+        time.sleep(600)
+    if does == "crashes":
+        os._exit(11)
+    if does == "raises":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\\nmore")
+    if does == "no memory":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return None if does == "right" else "differs"
+
+def compile_check(name, of, arch):
+    assert arch == 90
+    if does == "does not compile":
+        raise ValueError("ptxas")
+    if does == "compiles for ever":
+        time.sleep(600)
+
+def zeros(size, device):
+    if does == "taken":
+        raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable")
+
+torch.zeros = zeros
+torch.cuda.device = lambda device: __import__("contextlib").nullcontext()
+launch.architecture = lambda device: 90
+hopper_check.check, hopper_check.compile_check = check, compile_check
+say = lambda line: print(line, flush=True)
+probe.try_one(kernel, probe.DTYPES[dtype], 0, sys.stdin.readline, say)
+"""
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Runs a probe of kernels of a given fate; all others are right."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+
+    def run(seconds: float = 2.0, compiling: float = 60.0, **fate: str) -> dict[str, str]:
+        words = ",".join(f"{key.replace('_', '-')}={value}" for key, value in fate.items()) or "none=right"
+        environment = {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return dict(probe.probe([sys.executable, str(script), words], seconds, compiling))
+
+    return run
+
+
+def test_each_kernel_gets_the_verdict_that_it_earns(play):
+    found = play(
+        c64_fp16="hangs", copies_fp16="crashes", wide_fp16="raises", block_fp16="wrong",
+        copies_bf16="no memory", wide_bf16="does not compile", block_bf16="taken",
+    )  # fmt: skip
+    assert list(found) == verdicts.ALL
+    assert found == {
+        "c64 fp16": "hangs: nothing after 2 s",
+        "copies fp16": "crashes: its process ended with exit code 11",
+        "wide fp16": "fails: RuntimeError: CUDA error: an illegal memory access was encountered",
+        "block fp16": "differs",
+        "c64 bf16": "not tried, since it hangs in fp16",
+        "copies bf16": "untried: OutOfMemoryError: CUDA out of memory",
+        "wide bf16": "does not compile: ValueError: ptxas",
+        "block bf16": "untried: RuntimeError: CUDA-capable device(s) is/are busy or unavailable",
+    }
+
+
+def test_what_never_compiles_says_nothing_of_the_kernel(play):
+    found = play(compiling=0.1, c64_fp16="compiles for ever")
+    assert found["c64 fp16"].startswith("untried: not compiled")
+
+
+def test_a_kernel_that_is_right_is_said_to_be(play):
+    assert set(play().values()) == {"right"}
+
+
+def test_what_a_compiler_prints_is_no_verdict():
+    """A process as the command starts it, whose standard output somebody else writes to as well."""
+    code = (
+        "import os, sys\nfrom types import SimpleNamespace\nfrom kernels import probe\n"
+        "def try_one(kernel, dtype, index, wait, say):\n"
+        "    os.write(1, b'ptxas says\\n')\n    print('so does Triton')\n    say(f'{kernel} {dtype}')\n"
+        "probe.try_one, probe.__spec__ = try_one, SimpleNamespace(name='probe')\n"
+        "sys.argv = ['probe', '--one', 'c64', 'fp16']\nsys.exit(probe.main())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "c64 torch.float16\n", result.stderr
+
+
+# --- what is kept
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """As if there were a Hopper GPU, with a cache and configurations of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="NVIDIA Made-up"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launch, "FOLDER", tmp_path / "configs")
+    monkeypatch.setattr(launch, "architecture", lambda device: 90)
+    launch._record.cache_clear()
+    verdicts.settled.cache_clear()
+    yield torch.device("cuda", 0)
+    launch._record.cache_clear()
+    verdicts.settled.cache_clear()
+
+
+def test_verdicts_are_kept_for_this_gpu_driver_triton_and_kernels(gpu, monkeypatch):
+    assert verdicts.known(gpu) == {}
+    assert verdicts.keep(gpu, "c64 fp16", "right") and verdicts.keep(gpu, "block fp16", "differs")
+    assert verdicts.known(gpu) == {"c64 fp16": "right", "block fp16": "differs"}
+    paths = {verdicts.path("NVIDIA Made-up"), verdicts.path("another GPU")}
+    for module, name, value in (
+        (verdicts, "driver", lambda: "0"),
+        (verdicts.triton, "__version__", "0"),
+        (verdicts, "fingerprint", lambda: "0"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            paths.add(verdicts.path("NVIDIA Made-up"))
+            assert verdicts.known(gpu) == {}
+    assert len(paths) == 5
+
+
+def test_the_fingerprint_is_of_the_kernels(monkeypatch):
+    before = verdicts.fingerprint()
+    monkeypatch.setattr(verdicts, "SOURCES", verdicts.SOURCES[:-1])
+    verdicts.fingerprint.cache_clear()
+    assert verdicts.fingerprint() != before
+    verdicts.fingerprint.cache_clear()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_a_damaged_file_of_verdicts_is_none(gpu, content):
+    file = verdicts.path("NVIDIA Made-up")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert verdicts.known(gpu) == {}
+    assert verdicts.keep(gpu, "c64 fp16", "right") and verdicts.known(gpu) == {"c64 fp16": "right"}
+
+
+def test_a_process_goes_by_what_was_known_when_it_first_asked(gpu):
+    assert verdicts.settled(gpu) == {}
+    verdicts.keep(gpu, "c64 fp16", "right")
+    assert verdicts.settled(gpu) == {}
+
+
+def ship(record) -> None:
+    launch.FOLDER.mkdir(exist_ok=True)
+    (launch.FOLDER / "nvidia-made-up.json").write_text(json.dumps({"configs": {}, "choices": {"hopper": record}}))
+    launch._record.cache_clear()
+
+
+def test_shipped_verdicts_go_before_kept_ones_if_they_are_of_these_kernels(gpu):
+    verdicts.keep(gpu, "c64 fp16", "right")
+    verdicts.keep(gpu, "block fp16", "right")
+    ship(verdicts.to_ship({"c64 fp16": "hangs: nothing after 10 s"}))
+    assert verdicts.known(gpu) == {"c64 fp16": "hangs: nothing after 10 s", "block fp16": "right"}
+    for stale in ("triton", "kernels"):
+        ship(verdicts.to_ship({"c64 fp16": "hangs: nothing after 10 s"}) | {stale: "of yore"})
+        assert verdicts.known(gpu)["c64 fp16"] == "right"
+
+
+# --- the command
+
+
+def command(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["probe", *arguments])
+    monkeypatch.setattr(probe, "__spec__", SimpleNamespace(name="kernels.probe"))
+    return probe.main()
+
+
+def test_the_command_keeps_verdicts_but_not_what_was_not_tried(gpu, monkeypatch, capsys):
+    found = [(key, "right") for key in verdicts.ALL[:6]] + [("wide bf16", "untried: busy"), ("block bf16", "hangs")]
+    monkeypatch.setattr(probe, "probe", lambda command: iter(found))
+    assert command(monkeypatch) == 1
+    assert verdicts.known(gpu) == dict(found[:6]) | {"block bf16": "hangs"}
+    assert "block bf16: hangs" in capsys.readouterr().out
+    monkeypatch.setattr(probe, "probe", lambda command: iter([("wide bf16", "right")]))
+    command(monkeypatch)
+    monkeypatch.setattr(probe, "probe", lambda command: pytest.fail("all have been tried"))
+    assert command(monkeypatch) == 0
+    assert "wide bf16: right" in capsys.readouterr().out
+
+
+def test_one_probe_at_a_time(gpu, monkeypatch, capsys):
+    with probe.alone(verdicts.path("NVIDIA Made-up").with_suffix(".lock")) as only:
+        assert only
+        assert command(monkeypatch) == 1
+    assert "another process" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
+def test_without_a_hopper_gpu_it_refuses_in_one_line():
+    result = subprocess.run([sys.executable, "-m", "kernels.probe"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout.count("\n") == 1 and not result.stderr
+
+
+# --- beside a program
+
+
+def test_begin_starts_a_probe_where_something_was_not_tried(gpu, monkeypatch, tmp_path):
+    started, lines = [], []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append((command, options)))
+    probe.begin(gpu, lines.append)
+    ((command_line, options),) = started
+    assert command_line[:3] == [sys.executable, "-m", "kernels.probe"] and command_line[3:5] == ["--device", "0"]
+    assert options["env"]["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT) and options["start_new_session"]
+    assert len(lines) == 1 and "portable kernels serve in this run" in lines[0]
+    for key in verdicts.ALL:
+        verdicts.keep(gpu, key, "right")
+    probe.begin(gpu, lines.append)
+    assert len(started) == 1 and len(lines) == 1
+
+
+def test_begin_leaves_other_devices_alone(gpu, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **o: pytest.fail("nothing to try"))
+    probe.begin(torch.device("cpu"), pytest.fail)
+    monkeypatch.setattr(launch, "architecture", lambda device: 80)
+    probe.begin(gpu, pytest.fail)
+
+
+def test_a_probe_started_from_anywhere_finds_the_kernels(tmp_path):
+    """As `begin` starts it, from a folder that has no kernels in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(probe._roots())}
+    result = subprocess.run(probe.command(0), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "kernels" in result.stdout and "No module" not in result.stderr
