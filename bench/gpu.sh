@@ -1,51 +1,44 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in less than ten minutes: tests, tuning, benchmarks.
+# The first minutes on a GPU, in the order of worth: which kernels are right, how fast they are, tests, tuning, peers that
+# take long to compile, and training with what time is left. Ten minutes in all.
 #
-#   bench/gpu.sh            PYTHON=... for another interpreter, OUT=folder for copies of all that is written
+#   bench/gpu.sh             results.tar in $OUT or a new folder
 #
-# Each part has its own time and log, and a failing one does not stop the next. Records are written after every step:
-# bench/results/<gpu>-<date>.json, the same with -training, and kernels/configs/<gpu>.json. Exit code 1 if any part
-# failed, 2 without a GPU.
+#   PYTHON=python3           another interpreter
+#   OUT=folder               where results.tar goes; it is whole at any moment, whatever is cut off
+#   TIME=570                 seconds in all
+#   DATA="folder ..."        pictures to train on; without them nothing is trained
+#   WHEELS=folder            packages for a machine without a network
+#   KERNELS=kernels.tar      kernels compiled beforehand, see bench/README.md
+#
+# Records: bench/results/<gpu>-<date>{,-check,-training}.json, kernels/configs/<gpu>.json. Exit code 1 if any part failed, 2
+# without a GPU.
 set -euo pipefail
+data=()
+for folder in ${DATA:-}; do data+=("$(realpath "$folder")"); done
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python}
-logs=${OUT:-$(mktemp -d)}
-mkdir -p "$logs"
-export PYTHONUNBUFFERED=1 COLUMNS=140
-began=$SECONDS
-summary=()
-failures=0
+source bench/machine.sh
+run=$(mktemp -d)/run
+train=
+if ((${#data[@]})); then
+    printf -v train 'train rest %s cli.py train --data%s --out %s --init edsr-baseline --steps auto --minutes {minutes}' \
+        "$python" "$(printf ' %q' "${data[@]}")" "$run"
+fi
+x2=edsr-baseline-x2-1920x1080
 
-"$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "there is no CUDA device here")' || exit 2
-
-keep() {
-    if [[ -n ${OUT:-} ]]; then
-        cp kernels/configs/*.json bench/results/*-????-??-??{,-training}.json bench/results/*.svg "$OUT"/ \
-            2>/dev/null || true
-    fi
-}
-trap keep EXIT
-
-part() { # name, seconds, command...
-    local name=$1 limit=$2 code=0 start=$SECONDS
-    shift 2
-    echo "=== $name, at most $limit s: $*"
-    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$logs/$name.log" || code=$?
-    [[ $code -eq 0 ]] || failures=$((failures + 1))
-    summary+=("$(printf '%-10s exit code %3d, %3d s' "$name" "$code" $((SECONDS - start)))")
-    keep
-}
-
-part check 45 "$python" -m bench.check
-part tests 130 "$python" -m pytest -q -m gpu -p no:cacheprovider --maxfail=20 \
-    tests/test_kernels.py tests/test_hopper.py tests/test_engine_kernels.py tests/test_gradients.py
-part ceiling 20 "$python" -m bench.machine --device cuda
-part tune 105 "$python" -m bench.tune --minutes 1.55
-part compare 140 "$python" -m bench.compare --device cuda --minutes 2.2 --save
-part training 140 "$python" -m bench.training --device cuda --model edsr-baseline edsr --rounds 5 --minutes 2.2 \
-    --save --choose
-part report 15 "$python" -m bench.report --chart bench/results/frames.svg
-
-echo "=== $((SECONDS - began)) s in all, logs in $logs"
-printf '%s\n' "${summary[@]}"
-[[ $failures -eq 0 ]]
+exec "$python" -m bench.parts --seconds "${TIME:-570}" --out "$out" --slow "${SLOW:-1}" \
+    --keep 'kernels/configs/*.json' 'bench/results/*-????-??-??*.json' 'bench/results/*.svg' \
+    "$run/metrics.jsonl" "$run/best.safetensors" \
+    --end "$python -m bench.findings --logs {logs} --run $run" <<PLAN
+probe    45 $python -m bench.probe --seconds 5 --compiling 25
+check    45 $python -m bench.check --seconds {seconds}
+frames   60 $python -m bench.compare --device cuda --only $x2 edsr-baseline-x2-64x64 edsr-x2-1920x1080 edsr-baseline-x4-1920x1080 --cases ours channels_last --rounds 5 --minutes {minutes} --save
+steps    65 $python -m bench.training --device cuda --only triton torch plain eager --rounds 3 --minutes {minutes} --save --choose
+tests    60 $python -m pytest -q -m gpu -p no:cacheprovider -n 8 --timeout 20 --timeout-method thread tests/test_hopper.py tests/test_kernels.py tests/test_engine_kernels.py tests/test_gradients.py
+tune     55 $python -m bench.tune --op 64 --minutes {minutes}
+again    30 $python -m bench.compare --device cuda --only $x2 relu-64 skip-64 resblock-64 --cases ours portable hopper one_kernel folded channels_last cudnn --rounds 5 --minutes {minutes} --save
+peers    65 $python -m bench.compare --device cuda --only $x2 --cases ours channels_last compile tensorrt onnxruntime --rounds 5 --minutes {minutes} --save
+compiled 45 $python -m bench.training --device cuda --only triton plain compile --rounds 3 --minutes {minutes} --save
+chart    10 $python -m bench.report --chart bench/results/frames.svg
+$train
+PLAN

@@ -30,10 +30,15 @@ def few_blocks(monkeypatch):
         monkeypatch.setattr(conv3x3_grad, "ADDED", 2048)
 
 
-def judge(found, truth, yardstick):
-    """`found` may err against fp64 twice as much as torch in its precision, or as much as rounding the truth does."""
+def judge(found, truth, yardstick, terms=None):
+    """`found` may err against fp64 twice as much as torch in its precision, or as much as rounding the truth does.
+
+    terms: of sums, the sums of their terms' magnitudes. Rounding those is what any order of adding costs, and torch's
+    may cost less by luck where terms cancel.
+    """
     assert found.shape == truth.shape and found.dtype == yardstick.dtype
-    limit = max(2 * (yardstick.double() - truth).norm(), torch.finfo(yardstick.dtype).eps * truth.norm())
+    rounded = torch.finfo(yardstick.dtype).eps * (truth if terms is None else terms).norm()
+    limit = max(2 * (yardstick.double() - truth).norm(), rounded)
     assert (found.double() - truth).norm() <= limit  # never true of NaN
 
 
@@ -76,8 +81,25 @@ def test_dgrad(case, dtype, chip):
 def judge_sums(found, x, dy, scale=1.0):
     """What `wgrad` gives in fp32, of operands in less: as exact as torch's sums of the same operands in fp32."""
     truths, yardsticks = by_weight(wide(x), wide(dy), scale), by_weight(x.float(), dy.float(), scale)
-    for ours, truth, yardstick in zip(found, truths, yardsticks, strict=True):
-        judge(ours, truth, yardstick)
+    terms = by_weight(wide(x).abs(), wide(dy).abs(), abs(scale))
+    for judged in zip(found, truths, yardsticks, terms, strict=True):
+        judge(*judged)
+
+
+def test_sums_in_any_order_are_right_and_a_lost_digit_is_not():
+    """Sixteen terms that cancel, as a bias's gradient may: torch's order is sometimes exact by luck."""
+    lucky = 0
+    for _ in range(300):
+        terms = torch.randn(16, 16)
+        truth, yardstick = terms.double().sum(0), terms.sum(0)
+        backwards = torch.zeros(16)
+        for term in terms.flip(0):
+            backwards += term
+        judge(backwards, truth, yardstick, terms.double().abs().sum(0))
+        lucky += bool((backwards - truth).norm() > 2 * (yardstick - truth).norm())
+        with pytest.raises(AssertionError):
+            judge(terms.bfloat16().float().sum(0), truth, yardstick, terms.double().abs().sum(0))
+    assert lucky  # such a sum was called wrong before
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

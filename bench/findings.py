@@ -1,0 +1,122 @@
+"""What was found on a GPU, in ten lines: `python -m bench.findings [--logs DIR] [--run RUN]`.
+
+From the newest records in bench/results and the verdicts in kernels/configs. Needs neither torch nor a GPU.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, CONFIGS = ROOT / "bench" / "results", ROOT / "kernels" / "configs"
+NAMES = {  # of cases, short
+    "ours": "ours",
+    "channels_last": "eager",
+    "folded": "ours on cuDNN",
+    "compile": "torch.compile",
+    "tensorrt": "TensorRT",
+    "onnxruntime": "ONNX Runtime",
+    "hopper": "Hopper",
+    "one_kernel": "one kernel",
+    "cudnn": "cuDNN",
+    "triton": "ours",
+    "torch": "ours on cuDNN",
+    "eager": "without graph",
+    "plain": "plain loop",
+}
+WORKS = (
+    "edsr-baseline-x2-1920x1080",
+    "edsr-baseline-x2-64x64",
+    "edsr-x2-1920x1080",
+    "edsr-baseline-x4-1920x1080",
+    "relu-64",
+    "skip-64",
+    "resblock-64",
+)
+
+
+def newest(kind: str) -> dict[str, Any] | None:
+    """The newest record of a GPU of this kind ("gpu", "training" or "check")."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    ours = [record for record in records if record["kind"] == kind and record["machine"]["device"] == "cuda"]
+    return max(ours, key=lambda record: record["machine"]["date"], default=None)
+
+
+def lines(logs: Path | None = None, run: Path | None = None) -> Iterator[str]:
+    """Each a finding; what was not measured is left out."""
+    records = {kind: newest(kind) for kind in ("gpu", "training", "check")}
+    machine = next((record["machine"] for record in records.values() if record), None)
+    if machine is None:
+        yield "no record of a GPU"
+    else:
+        versions = f"torch {machine['torch']}, Triton {machine['triton']}"
+        yield f"{machine['name']}, {versions}, {machine['date']}"
+    for path in sorted(CONFIGS.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8")).get("choices", {}).get("hopper", {}).get("verdicts", {})
+        if found:
+            right = [key for key, words in found.items() if words == "right"]
+            wrong = [f"{key}: {words}" for key, words in found.items() if words != "right"]
+            yield f"kernels on {path.stem}: right {', '.join(right) or 'none'}" + "".join(f"; {w}" for w in wrong)
+    if check := records["check"]:
+        missing = f", {len(check['not_reached'])} works not reached" if check.get("not_reached") else ""
+        yield f"checked against fp64: {len(check['cases'])} cases, {check['wrong']} wrong{missing}"
+    entries = {entry["work"]: entry for entry in (records["gpu"] or {}).get("workloads", [])}
+    for work in WORKS:
+        if work in entries:
+            yield f"{work}: {_cases(entries[work])}"
+    for entry in (records["training"] or {}).get("workloads", []):
+        yield f"{entry['work']}: {_cases(entry, steps=True)}"
+    if tests := _tests(logs):
+        yield f"tests on the chip: {tests}"
+    if trained := _trained(run):
+        yield trained
+
+
+def _cases(entry: dict[str, Any], steps: bool = False) -> str:
+    """Milliseconds and share of the ceiling of each case, the fastest first."""
+    words = []
+    for name, case in sorted(entry["cases"].items(), key=lambda item: item[1]["median"]):
+        rate = f", {1 / case['median']:.0f} steps/s" if steps else ""
+        words.append(f"{NAMES.get(name, name)} {1e3 * case['median']:.3g} ms ({case['ceiling_percent']:.0f} %{rate})")
+    words += [f"{NAMES.get(name, name)} WRONG" for name in entry.get("wrong", {})]
+    return ", ".join(words) or "nothing measured"
+
+
+def _tests(logs: Path | None) -> str | None:
+    """What pytest said last."""
+    if logs is None or not (logs / "tests.log").exists():
+        return None
+    said = re.findall(
+        r"^.*\b(?:passed|failed|errors?)\b.* in [\d.]+s.*$", (logs / "tests.log").read_text(), re.MULTILINE
+    )
+    return said[-1].strip("= ") if said else "ended before their last line"
+
+
+def _trained(run: Path | None) -> str | None:
+    if run is None or not (run / "metrics.jsonl").exists():
+        return None
+    noted = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    scored = [line for line in noted if "psnr" in line]
+    if not noted:
+        return None
+    best = f", validation {max(line['psnr'] for line in scored):.3f} dB at best" if scored else ""
+    return f"trained {noted[-1]['step']} steps{best}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.findings", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="logs of the parts of bench/gpu.sh")
+    parser.add_argument("--run", type=Path, help="a training run")
+    options = parser.parse_args()
+    print("\n".join(lines(options.logs, options.run)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

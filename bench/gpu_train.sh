@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Trains edsr-baseline on a GPU for a while, and goes on with it another time:
+#
+#   bench/gpu_train.sh DATA... [--resume CHECKPOINT]      DATA: folders of pictures, CHECKPOINT: of an earlier $OUT
+#
+# The run never ends by itself: its learning rate is constant after the warm-up (--schedule wsd). Of what is reached, a
+# copy goes through a decay of the rate each time, and gives the weights to use: best.safetensors in results.tar.
+# In $OUT at any moment: the newest checkpoint, best weights before the decay, metrics, results.tar with logs.
+#
+#   PYTHON=python3  OUT=folder  TIME=570  WHEELS=folder  KERNELS=kernels.tar      as of bench/gpu.sh
+#   SCALE=2  INIT=edsr-baseline  LR=4e-4                                          of the run
+#   TEST="Set5/HR Set14/HR"                                                       folders to score the weights on
+set -euo pipefail
+usage() { echo "usage: bench/gpu_train.sh DATA... [--resume CHECKPOINT]" >&2; exit 2; }
+data=() checkpoint=
+while (($#)); do
+    case $1 in
+        --resume)
+            (($# > 1)) || usage
+            checkpoint=$(realpath "$2")
+            shift
+            ;;
+        -*) usage ;;
+        *) data+=("$(realpath "$1")") ;;
+    esac
+    shift
+done
+((${#data[@]})) || usage
+tests=()
+for folder in ${TEST:-}; do tests+=("$(realpath "$folder")"); done
+cd "$(dirname "$0")/.."
+source bench/machine.sh
+scale=${SCALE:-2}
+run=$(mktemp -d)/run
+released=$run-released
+if [[ -n $checkpoint ]]; then
+    step=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$checkpoint/state.json")
+    mkdir -p "$run"
+    cp -r "$checkpoint" "$run/checkpoint-$(printf %08d "$step")"
+    begin="--resume $run"
+else
+    begin="--out $run --init ${INIT:-edsr-baseline} --scale $scale --schedule wsd --lr ${LR:-4e-4}"
+fi
+pictures=$(printf ' %q' "${data[@]}")
+decay=75 score=20 left=$((${TIME:-570} - 25 - 4 * 5))
+scores=
+for folder in "${tests[@]}"; do
+    printf -v line 'score-%s %s %s cli.py evaluate --hr %q --scale %s --model %s\n' \
+        "$(basename "$(dirname "$folder")")" "$score" "$python" "$folder" "$scale" "$released/last.safetensors"
+    scores+=$line left=$((left - score - 5))
+done
+
+exec "$python" -m bench.parts --seconds "${TIME:-570}" --out "$out" --slow "${SLOW:-1}" --run "$run" \
+    --keep "$released/metrics.jsonl" "$released/last.safetensors" "$run/plot.png" \
+    --end "$python -m bench.findings --run $released" <<PLAN
+train    $((left - decay)) $python cli.py train $begin --data $pictures --minutes {minutes}
+decay    $decay $python cli.py train --resume $run --decay auto --minutes {minutes} --out $released --data $pictures
+$scores
+PLAN

@@ -1,0 +1,271 @@
+"""With this folder on PYTHONPATH, Python believes in a Hopper GPU, and computes what is meant for it on the CPU.
+
+For dry runs of bench/gpu.sh and bench/gpu_train.sh. torch.cuda answers, "cuda" in place of a device means the CPU,
+graphs run what they have recorded, plain Triton kernels are interpreted and Gluon kernels emulated. What the benchmarks
+work on is made tiny under its own name, and networks have one block: every path is walked, but figures mean nothing.
+
+$FAKE_HANGS: "KERNEL DTYPE" of a kernel that hangs. $FAKE_DIES: a module whose import ends the process.
+"""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+os.environ["TRITON_INTERPRET"] = "1"
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+NAME = "NVIDIA H100 80GB HBM3"
+
+
+# --- torch
+
+
+class Event:
+    def __init__(self, **options):
+        self.at = 0.0
+
+    def record(self, stream=None):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end):
+        return max(1e-3, 1e3 * (end.at - self.at))
+
+    def synchronize(self): ...
+    def wait(self, stream=None): ...
+
+
+class Stream:
+    def __init__(self, device=None, priority=0, **options):
+        self.device, self.priority = device, priority
+
+    def wait_stream(self, stream): ...
+    def wait_event(self, event): ...
+    def record_event(self, event=None): ...
+    def synchronize(self): ...
+
+
+def patch_torch(torch):
+    from torch.overrides import TorchFunctionMode
+
+    def to_cpu(value):
+        if isinstance(value, torch.device):
+            return torch.device("cpu") if value.type == "cuda" else value
+        return "cpu" if isinstance(value, str) and value.split(":")[0] == "cuda" else value
+
+    class OnTheCpu(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            kwargs = dict(kwargs or {})
+            kwargs.pop("pin_memory", None)
+            if "device" in kwargs:
+                kwargs["device"] = to_cpu(kwargs["device"])
+            if function is torch.Tensor.to:
+                args = (args[0], *map(to_cpu, args[1:]))
+            return function(*args, **kwargs)
+
+    OnTheCpu().__enter__()
+    generator = torch.Generator
+    torch.Generator = lambda device="cpu": generator(to_cpu(device))
+    torch.compile = lambda function, **options: function
+    torch.Tensor.pin_memory = lambda x: x
+    torch.Tensor.record_stream = lambda x, stream: None
+    to = torch.nn.Module.to
+    torch.nn.Module.to = lambda self, *a, **o: to(self, *map(to_cpu, a), **{k: to_cpu(v) for k, v in o.items()})
+
+    properties = SimpleNamespace(name=NAME, major=9, minor=0, multi_processor_count=132, total_memory=80 << 30)
+    properties.shared_memory_per_block_optin = 227 << 10
+    streams = [Stream()]
+
+    @contextlib.contextmanager
+    def nothing(*args, **options):
+        yield
+
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "device": nothing,
+        "get_device_name": lambda device=None: NAME,
+        "get_device_capability": lambda device=None: (9, 0),
+        "get_device_properties": lambda device=None: properties,
+        "is_bf16_supported": lambda **options: True,
+        "is_current_stream_capturing": lambda: False,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "memory_reserved": lambda device=None: 0,
+        "max_memory_reserved": lambda device=None: 1 << 30,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "mem_get_info": lambda device=None: (70 << 30, 80 << 30),
+        "Event": Event,
+        "Stream": Stream,
+        "stream": nothing,
+        "current_stream": lambda device=None: streams[0],
+        "graph_pool_handle": lambda: (0, 1),
+    }.items():
+        setattr(torch.cuda, name, value)
+
+
+# --- what is computed
+
+
+def patch_graphs(module):
+    class Recorded:
+        """A graph that runs what it was made of."""
+
+        def __init__(self, compute, *args, **options):
+            self.replay = compute
+
+    module.Recorded = Recorded
+
+
+def patch_model(module):
+    module.PRESETS["edsr-baseline"] = module.EDSRConfig(blocks=1, features=16)
+    module.PRESETS["edsr"] = module.EDSRConfig(blocks=1, features=32, residual_scale=0.1)
+
+
+def patch_weights(module):
+    if "FAKE_WEIGHTS" in os.environ:  # the packaged ones are of larger networks
+        module.FOLDER = module.Path(os.environ["FAKE_WEIGHTS"])
+
+
+def patch_launch(module):
+    interpret = module.run
+
+    def run(fn, grid, *args, **options):
+        if fn.fn.__module__.startswith(("kernels.hopper_", "kernels.resblock")):
+            from tests import gluon_emulator
+
+            gluon_emulator.run(fn, grid, *args, **options)
+        else:
+            interpret(fn, grid, *args, **options)
+
+    module.run = run
+    from tests import interpreter
+
+    interpreter.mend()
+
+
+def patch_hopper_check(module):
+    check = module.check
+
+    def perhaps(kernel, dtype, device):
+        if os.environ.get("FAKE_HANGS") == f"{kernel} {module.launch.NAMES[dtype]}":
+            time.sleep(3600)
+        return check(kernel, dtype, device)
+
+    # Interpreted kernels cannot be compiled.
+    module.check, module.compile_check = perhaps, lambda kernel, dtype, arch: None
+
+
+# --- what is measured
+
+
+def patch_machine(module):
+    module.MATRIX, module.COPIED, module.SAMPLE = ({"cpu": 32, "cuda": 32}, {"cpu": 1 << 12, "cuda": 1 << 12}, 1e-4)
+
+
+SIDES = {"720p": (4, 6), "1080p": (5, 9), "4K": (6, 7), "64x64": (3, 8)}
+
+
+def patch_frames(module):
+    real = dict(module.SIZES)
+    names = {SIDES[name]: f"{columns}x{rows}" for name, (rows, columns) in real.items()}
+    module.SIZES = SIDES
+    module.Frame.__str__ = lambda work: (
+        f"{work.model_name}-x{work.config.scale}-{names.get((work.height, work.width), 'small')}"
+    )
+
+
+def patch_ops(module):
+    operations = module.operations
+
+    def few(height=3, width=7, patches=(2, 3, 5), **where):
+        return [op for op in operations(3, 7, (2, 3, 5), **where) if op.features == 64]
+
+    module.operations = few
+
+
+def patch_check(module):
+    module.SIZE = (3, 7)
+
+
+def patch_steps(module):
+    made = module.Training
+
+    def tiny(name, config, batch=16, patch=48, device="cuda", dtype=None, workers=0):
+        work = made(name, config, 1, 4, device, dtype, 0, (24, 32))
+        return work
+
+    made.__str__ = lambda work: f"training-{work.name}-x{work.config.scale}-16x48"
+    module.Training = tiny
+
+
+def patch_training(module):
+    from bench import steps
+
+    module.Training, module.TRAINED, module.PROFILED = steps.Training, 2, 1
+
+
+def patch_tune(module):
+    module.compile_candidate = lambda *args, **options: None
+    module.PICTURE = module.Sizes((1, 3, 16), (1, 3, 7), (1, 3, 7))
+    module.NARROW = module.Sizes((2, 3, 16), (2, 3, 7), (2, 3, 7))
+    narrow = [replace(target, sizes=module.PICTURE) for target in module.TARGETS if target.sizes != module.NARROW]
+    module.TARGETS = [target for target in narrow if target.features == 64][:4]
+    module.Target.candidates = lambda target, shared=0: [
+        {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 16, "BLOCK_CI": 16, "BLOCK_J": 64, "num_warps": 4, "num_stages": 1}
+    ]
+
+
+PATCHES = {
+    "torch": patch_torch,
+    "edsr.model": patch_model,
+    "edsr.graphs": patch_graphs,
+    "edsr.weights": patch_weights,
+    "kernels.launch": patch_launch,
+    "kernels.hopper_check": patch_hopper_check,
+    "bench.machine": patch_machine,
+    "bench.frames": patch_frames,
+    "bench.ops": patch_ops,
+    "bench.check": patch_check,
+    "bench.steps": patch_steps,
+    "bench.training": patch_training,
+    "bench.tune": patch_tune,
+}
+
+
+MAIN = 'if __name__ == "__main__"'
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Lets modules be imported as usual, and patches them before anybody sees them."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ.get("FAKE_DIES"):
+            os._exit(9)
+        if name not in PATCHES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return None
+        execute, patch = spec.loader.exec_module, PATCHES[name]
+
+        def patched(module):
+            execute(module)
+            patch(module)
+
+        def code_of_main(name):
+            """A module that `python -m` runs is not executed by its loader."""
+            source = spec.loader.get_source(name)
+            before, main = f"{MAIN}:", f"__import__('sitecustomize').PATCHES[{name!r}](sys.modules[__name__])\n{MAIN}:"
+            return compile(source.replace(before, main), spec.origin, "exec")
+
+        spec.loader.exec_module, spec.loader.get_code = patched, code_of_main
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
