@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,21 @@ def _toy_cases() -> list[aot.Case]:
 if __name__ == "__main__":
     launch.FOLDER, aot.cases = Path(sys.argv[1]), _toy_cases
     sys.exit(aot.main(["--arch", "90", "--json", str(launch.FOLDER / "report")]))
+
+
+def test_kernels_are_compiled_for_a_machine_that_is_not_here(tmp_path):
+    """Into one file, of binaries alone, which Triton finds again under the same path."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "kernels")}
+    command = [
+        sys.executable,
+        "-m",
+        "bench.precompile",
+        str(tmp_path / "kernels.tar"),
+        "--only",
+        "head fp16 uint8-64, band",
+    ]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(tmp_path / "kernels.tar") as tar:
+        endings = {Path(member.name).suffix for member in tar.getmembers() if member.isfile()}
+    assert ".cubin" in endings and not endings & {".ptx", ".ttir", ".ttgir", ".llir"}
