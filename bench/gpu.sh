@@ -7,6 +7,7 @@
 #   PYTHON=python3           another interpreter
 #   OUT=folder               where results.tar goes; it is whole at any moment, whatever is cut off
 #   TIME=570                 seconds in all
+#   SLOW=1                   times as long for everything, where a dry run plays the GPU
 #   DATA="folder ..."        pictures to train on; without them nothing is trained
 #   WHEELS=folder            packages for a machine without a network
 #   KERNELS=kernels.tar      kernels compiled beforehand, see bench/README.md
@@ -30,7 +31,7 @@ exec "$python" -m bench.parts --seconds "${TIME:-570}" --out "$out" --slow "${SL
     --keep 'kernels/configs/*.json' 'bench/results/*-????-??-??*.json' 'bench/results/*.svg' \
     "$run/metrics.jsonl" "$run/best.safetensors" \
     --end "$python -m bench.findings --logs {logs} --run $run" <<PLAN
-probe    45 $python -m bench.probe --seconds 5 --compiling 25
+probe    45 $python -m bench.probe --seconds $((5 * ${SLOW:-1})) --compiling $((25 * ${SLOW:-1}))
 check    45 $python -m bench.check --seconds {seconds}
 frames   60 $python -m bench.compare --device cuda --only $x2 edsr-baseline-x2-64x64 edsr-x2-1920x1080 edsr-baseline-x4-1920x1080 --cases ours channels_last --rounds 5 --minutes {minutes} --save
 steps    65 $python -m bench.training --device cuda --only triton torch plain eager --rounds 3 --minutes {minutes} --save --choose

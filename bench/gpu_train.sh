@@ -8,7 +8,7 @@
 # In $OUT at any moment: the newest checkpoint, best weights before the decay, metrics, results.tar with logs.
 #
 #   PYTHON=python3  OUT=folder  TIME=570  WHEELS=folder  KERNELS=kernels.tar      as of bench/gpu.sh
-#   SCALE=2  INIT=edsr-baseline  LR=4e-4                                          of the run
+#   SCALE=2  INIT=edsr-baseline  LR=4e-4  DECAY=75                                of the run; seconds of the decay
 #   TEST="Set5/HR Set14/HR"                                                       folders to score the weights on
 set -euo pipefail
 usage() { echo "usage: bench/gpu_train.sh DATA... [--resume CHECKPOINT]" >&2; exit 2; }
@@ -41,8 +41,8 @@ if [[ -n $checkpoint ]]; then
 else
     begin="--out $run --init ${INIT:-edsr-baseline} --scale $scale --schedule wsd --lr ${LR:-4e-4}"
 fi
-pictures=$(printf ' %q' "${data[@]}")
-decay=75 score=20 left=$((${TIME:-570} - 25 - 4 * 5))
+pictures="$(printf '%q ' "${data[@]}")--cache $(dirname "$run")/pictures"
+decay=${DECAY:-75} score=20 left=$((${TIME:-570} - 25 - 4 * 5))
 scores=
 for folder in "${tests[@]}"; do
     printf -v line 'score-%s %s %s cli.py evaluate --hr %q --scale %s --model %s\n' \
