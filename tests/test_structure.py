@@ -70,7 +70,7 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "edsr.recipe": set(),
     "edsr.ranks": {"edsr.engine"},
     "edsr.options": {"edsr.checkpoint", "edsr.model", "edsr.recipe", "edsr.weights"},
-    "edsr.step": {"edsr.model", "edsr.patches", "edsr.ranks", "edsr.recipe"},
+    "edsr.step": {"edsr.graphs", "edsr.model", "edsr.patches", "edsr.ranks", "edsr.recipe"},
     "edsr.train": {
         "edsr.checkpoint",
         "edsr.data",
