@@ -45,8 +45,8 @@ class Recorded(Generic[Kept]):
 
     def __init__(self, compute: Callable[[], Kept], pool: Any = None):
         self._graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may go on allocating.
-        with recording_stream() as stream, torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
+        mode = "thread_local"  # other threads may go on allocating
+        with recording_stream() as stream, torch.cuda.graph(self._graph, pool, stream, capture_error_mode=mode):
             self._result = compute()
 
     def replay(self) -> Kept:
