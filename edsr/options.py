@@ -83,7 +83,7 @@ def check(options: TrainOptions, world: int, first: bool) -> None:
         value = getattr(options, name)
         if value is not None and value != AUTO and value < 1:
             raise TrainError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
-    for name in ("steps", "decay"):
+    for name in ("decay", "steps"):
         if getattr(options, name) == AUTO and options.minutes is None:
             raise TrainError(f"--{name} auto needs to know for how long; add --minutes")
     for name, choices in (("loss", recipe.LOSSES), ("schedule", recipe.SCHEDULES)):

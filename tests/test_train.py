@@ -272,6 +272,41 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+def test_unless_told_a_run_looks_at_and_saves_itself_by_the_clock(folder, tmp_path, monkeypatch):
+    from edsr import checkpoint
+    from tests.test_pace import Clock
+
+    saved, write = [], checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda run, c: (saved.append(c.step), write(run, c)))
+    by_clock = {"val_every": None, "save_every": None, "steps": 130}
+    done = list(train(options(folder, tmp_path / "run", **by_clock), clock=Clock(monkeypatch, 1.0)))
+    assert [p.step for p in done if p.psnr is not None] == [50, 100, 130]
+    assert saved == [0, 20, 50, 80, 110, 130]  # the first step takes ten seconds more
+    saved.clear()
+    fixed = options(folder, tmp_path / "fixed", deterministic=True, **by_clock)
+    done = list(train(fixed, clock=Clock(monkeypatch, 1000.0)))
+    assert [p.step for p in done if p.psnr is not None] == [130] and saved == [0, 130]
+    assert fixed.every(None) == 1000 and fixed.every(7) == 7
+
+
+def test_the_best_of_a_killed_run_is_not_replaced_by_worse(folder, tmp_path, monkeypatch):
+    """Looked at by the clock, it may never be at that step again."""
+    scores = iter([35.0, 34.0, 36.0, 33.0])
+    monkeypatch.setattr("edsr.train.validate", lambda *_: (next(scores), {}))
+    by_clock = {"val_every": None, "save_every": None, "steps": 120}
+    run = train(options(folder, tmp_path / "run", **by_clock), clock=lambda: 0.0)
+    with pytest.raises(ZeroDivisionError):
+        for progress in run:
+            if progress.step == 60:
+                run.throw(ZeroDivisionError())  # nothing is saved on the way out
+    best = tmp_path / "run" / "best.safetensors"
+    assert read_info(best)["training"]["steps"] == 50
+    seen = {}
+    for progress in train(options(folder, tmp_path / "run", resume=True, **by_clock), clock=lambda: 0.0):
+        seen[progress.step] = read_info(best)["training"]["validation_psnr"]
+    assert min(seen) == 1 and (seen[50], seen[99], seen[100]) == (35.0, 35.0, 36.0)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_found_by_asking_once(folder, value, monkeypatch):
     from edsr.model import EDSR
