@@ -286,13 +286,11 @@ def score_line(name: str, scores: dict) -> str:
 
 
 def run_train(options) -> int:
-    from dataclasses import fields
+    chosen = training_options(options)
 
     from edsr.progress import training_bar
     from edsr.train import TrainOptions, train
 
-    chosen = {field.name: getattr(options, field.name) for field in fields(TrainOptions)}
-    chosen |= {"data": tuple(options.data)}
     # Of several processes under torchrun one speaks.
     quiet = options.quiet or os.environ.get("RANK", "0") != "0"
 
@@ -311,17 +309,43 @@ def run_train(options) -> int:
     for name in signal.SIGINT, signal.SIGTERM:
         signal.signal(name, stop)
     steps = train(TrainOptions(**chosen), say, lambda: stopping)
-    with contextlib.closing(steps), training_bar(quiet, options.steps) as bar:
+    with contextlib.closing(steps), training_bar(quiet) as bar:
         for progress in steps:
-            bar.show(progress.step, progress.loss, progress.speed, progress.psnr)
+            bar.show(progress.step, progress.steps, progress.loss, progress.speed, progress.psnr)
             if progress.psnr is not None:
                 say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.psnr:.3f} dB")
-    if progress is not None and not progress.finished:
-        why = "interrupted" if stopping else f"stopped after {options.minutes:g} minutes"
-        say(f"{why} and saved at step {progress.step} of {options.steps}; continue with --resume")
-        return 130 if stopping else 0
-    say(f"{Path(options.out) / 'best.safetensors'} is ready for upscale --model")
+    if progress is None:  # the run had come to its end before, which it has said
+        return 0
+    if not progress.finished:
+        interrupted = stopping or options.minutes is None  # if not this process, another of the run
+        why = "interrupted" if interrupted else f"stopped after {options.minutes:g} minutes"
+        where = f"step {progress.step} of {progress.steps}"
+        say(f"{why} and saved at {where}; continue with --resume {progress.folder}")
+        return 130 if interrupted else 0
+    say(f"{progress.folder / 'best.safetensors'} is ready for upscale --model")
     return 0
+
+
+def training_options(options) -> dict:
+    """What TrainOptions is made of. Raises Misuse."""
+    resumed = options.resume  # None, True, or the folder of a run
+    named = resumed if isinstance(resumed, str) else None
+    if options.decay is not None and named is None:
+        raise Misuse("--decay needs to know of which run; name it with --resume RUN")
+    if options.decay is not None and "steps" in options.given:
+        raise Misuse("--decay N says how many steps more; leave --steps out")
+    if named and options.decay is None and options.out and Path(options.out).resolve() != Path(named).resolve():
+        raise Misuse(f"--resume {named} goes on in {named}; leave --out out, or add --decay N")
+    if not named and not options.out:
+        raise Misuse("name the folder of the run with --out")
+    if not resumed and not options.data:
+        raise Misuse("name the pictures to train on with --data")
+    ours = {"command", "debug", "quiet", "resume", "given", "data", "out"}
+    chosen = {name: value for name, value in vars(options).items() if name not in ours}
+    chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}
+    if options.decay is not None:
+        return chosen | {"out": options.out or "", "source": named}
+    return chosen | {"out": named or options.out}
 
 
 # --- info, convert

@@ -18,7 +18,8 @@ from edsr import checkpoint, step
 from edsr.data import Pictures, hold_back, load
 from edsr.model import EDSR, PRESETS, EDSRConfig
 from edsr.options import TrainOptions
-from edsr.train import train, validate
+from edsr.train import train
+from edsr.validation import validate
 
 PRESET = "edsr-baseline"
 VARIANTS: dict[str, dict] = {

@@ -38,8 +38,27 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError("give a number above 0")
 
 
-class Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults that are worth telling."""
+def auto_or_whole(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("give auto or a whole number of 1 or more")
+    return int(text)
+
+
+class Given(argparse.Action):
+    """Stores an option, and its name among those `given`: a default and the same value given may mean different things.
+
+    nargs=0: stores `const`.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+        namespace.given = {*namespace.given, self.dest}
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Tells defaults that are worth telling, and leaves lines of examples as they are."""
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, False, True) else super()._get_help_string(action)
@@ -201,45 +220,104 @@ def add_train(commands, parents) -> None:
         parents=parents,
         formatter_class=Defaults,
         help="train a network on folders of pictures",
-        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C "
-        "saves; --resume continues. Several GPUs: torchrun --nproc-per-node N cli.py train ...",
-        epilog="Example: python cli.py train --data DIV2K_train_HR --out runs/x2",
+        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C\n"
+        "saves; --resume RUN continues, with the pictures and options that the run remembers.\n"
+        "Several GPUs: torchrun --nproc-per-node N cli.py train ...",
+        epilog="examples:\n"
+        "  python cli.py train --data DIV2K_train_HR --out runs/x2\n"
+        "  python cli.py train --resume runs/x2\n"
+        "  python cli.py train --data photos/ --out runs/short --steps auto --minutes 15\n"
+        "  python cli.py train --data photos/ --out runs/long --schedule wsd\n"
+        "  python cli.py train --resume runs/long --decay 20000",
     )
-    command.add_argument(
+    command.set_defaults(given=set())
+
+    def add(group, *names, **more) -> None:
+        group.add_argument(*names, action=Given, **more)
+
+    add(
+        command,
         "--data",
         nargs="+",
-        required=True,
         metavar="PATH",
         help="folders of high-resolution pictures, DIV2K's folder, or HDF5 files of lr and hr",
     )
-    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    command.add_argument("--resume", action="store_true", help="continue the run in --out")
-    command.add_argument("--minutes", type=positive, metavar="N", help="save and stop after so long")
+    command.add_argument("--out", metavar="RUN", help="folder of the run; of a decay: RUN-decay-STEP, unless given")
+    command.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="continue the run in RUN, or in --out; what is not given is as it was",
+    )
+    command.add_argument(
+        "--minutes", type=positive, metavar="M", help="save and stop after so long; see --steps auto, --decay auto"
+    )
     network = command.add_argument_group("network")
-    network.add_argument("--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
-    network.add_argument("--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
+    add(network, "--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
+    add(network, "--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
     network.add_argument(
         "--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)"
     )
     recipe = command.add_argument_group("recipe")
-    recipe.add_argument("--steps", type=int, default=300_000, help="steps in all")
-    recipe.add_argument("--batch", type=int, default=16, help="patches a step, over all processes")
-    recipe.add_argument("--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
-    recipe.add_argument("--lr", type=positive, default=2e-4, help="learning rate at its peak")
-    recipe.add_argument("--loss", default="l1", choices=("l1", "l2", "charbonnier"), help="what is made small")
-    recipe.add_argument("--schedule", default="cosine", choices=("cosine", "step"), help="how the learning rate falls")
-    recipe.add_argument("--seed", type=int, default=0, help="of weights and patches")
+    add(
+        recipe,
+        "--steps",
+        type=auto_or_whole,
+        default=300_000,
+        metavar="N|auto",
+        help="steps in all; auto: as many as fit into --minutes, measured at the start",
+    )
+    add(recipe, "--batch", type=int, default=16, help="patches a step, over all processes")
+    add(recipe, "--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
+    add(recipe, "--lr", type=positive, default=2e-4, help="learning rate at its peak")
+    add(recipe, "--loss", default="l1", choices=("l1", "l2", "charbonnier"), help="what is made small")
+    add(
+        recipe,
+        "--schedule",
+        default="cosine",
+        choices=("cosine", "step", "wsd"),
+        help="how the learning rate falls; wsd: not before --decay, for runs that may be of any length",
+    )
+    recipe.add_argument(
+        "--decay",
+        type=auto_or_whole,
+        metavar="N|auto",
+        help="with --resume RUN: N steps, or as many as fit into --minutes, in which the learning rate falls to 0, "
+        "from a copy of the run's state; they are a run of their own, and RUN stays as it is",
+    )
+    add(recipe, "--seed", type=int, default=0, help="of weights and patches")
     pictures = command.add_argument_group("pictures")
-    pictures.add_argument("--val", metavar="PATH", help="validation pictures (none: some of --data are held back)")
-    pictures.add_argument("--crop", type=int, metavar="N", help="cut pictures into squares of N pixels beforehand")
-    pictures.add_argument("--cache", metavar="DIR", help="keep decoded pictures there, not in memory")
+    add(pictures, "--val", metavar="PATH", help="validation pictures (none: some of --data are held back)")
+    add(pictures, "--crop", type=int, metavar="N", help="cut pictures into squares of N pixels beforehand")
+    add(pictures, "--cache", metavar="DIR", help="keep decoded pictures there, not in memory")
     machine = command.add_argument_group("execution")
-    machine.add_argument("--val-every", type=int, default=1000, metavar="N", help="steps between validations")
-    machine.add_argument("--save-every", type=int, default=1000, metavar="N", help="steps between checkpoints")
-    machine.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
+    often = "default: so often that it takes less than 2 %% of the time"
+    add(
+        machine,
+        "--val-every",
+        type=int,
+        metavar="N",
+        help=f"steps between validations; {often}; 1000 if --deterministic",
+    )
+    add(
+        machine,
+        "--save-every",
+        type=int,
+        metavar="N",
+        help=f"steps between checkpoints; {often}, 30 s apart at least; 1000 if --deterministic",
+    )
+    add(machine, "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
     machine.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
     machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
-    machine.add_argument("--deterministic", action="store_true", help="the same bits in every run, on CUDA too")
+    add(
+        machine,
+        "--deterministic",
+        nargs=0,
+        const=True,
+        default=False,
+        help="the same bits in every run, on CUDA too; nothing goes by the clock then",
+    )
 
 
 def add_info(commands, parents) -> None:

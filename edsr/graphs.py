@@ -1,9 +1,10 @@
 """CUDA graphs: a network's kernels, launched as one. What small pictures and small bands are short of is launches."""
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,23 +12,44 @@ from torch import Tensor
 from kernels.reference import Result
 
 KEPT = 4  # graphs; each holds the feature maps of its picture's size, all in one pool
+PRIORITY = -1  # of the streams recorded on
 Forward = Callable[[Tensor, Result], Tensor]
+Kept = TypeVar("Kept")
+
+_streams: dict[int, torch.cuda.Stream] = {}  # by the device's number
+_turn = threading.RLock()
 
 
-class Recorded:
+@contextlib.contextmanager
+def recording_stream(device: torch.device | None = None) -> Iterator[torch.cuda.Stream]:
+    """The one stream of `device` (default: the current one) that graphs are recorded on, current for as long as this is
+    open, and no other thread's meanwhile: what that launched there would become part of a recording.
+
+    One stream, because torch gives a block of memory again only to the stream that had it: graphs recorded on several
+    would share their pool in name. Of a priority that nobody else asks for, because torch has 32 streams of each
+    priority and hands them out in a circle: in time somebody else would hold this one.
+    """
+    with _turn:
+        number = torch.cuda.current_device() if device is None or device.index is None else device.index
+        if number not in _streams:
+            _streams[number] = torch.cuda.Stream(number, priority=PRIORITY)
+        with torch.cuda.stream(_streams[number]):
+            yield _streams[number]
+
+
+class Recorded(Generic[Kept]):
     """What `compute` launches, to be launched again as one graph. It runs when replayed, not when recorded.
 
-    Everything it reads and writes keeps its place in memory, its result included.
+    Everything it reads and writes keeps its place in memory, its result included. Recordings take turns.
     """
 
-    def __init__(self, compute: Callable[[], Tensor], pool: Any = None):
+    def __init__(self, compute: Callable[[], Kept], pool: Any = None):
         self._graph = torch.cuda.CUDAGraph()
-        # A stream of the current device, which is not what torch takes by itself; other threads may go on allocating.
-        stream = torch.cuda.Stream()
-        with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
+        mode = "thread_local"  # other threads may go on allocating
+        with recording_stream() as stream, torch.cuda.graph(self._graph, pool, stream, capture_error_mode=mode):
             self._result = compute()
 
-    def replay(self) -> Tensor:
+    def replay(self) -> Kept:
         self._graph.replay()
         return self._result
 

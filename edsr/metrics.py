@@ -66,6 +66,12 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tu
     border. div2k: all channels, a border of 6 + scale pixels (NTIRE 2017). SSIM is nan for pictures with
     fewer than 11 pixels a side inside the border. Raises ValueError where no pixel is left.
     """
+    a, b = scored(sr, hr, scale, protocol)
+    return psnr(a, b), ssim(a, b) if min(a.shape[:2]) >= 11 else float("nan")
+
+
+def scored(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tuple[np.ndarray, np.ndarray]:
+    """What of the two a protocol of `score` compares. Raises ValueError as that does."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose y, rgb or div2k")
     border = scale + 6 if protocol == "div2k" else scale
@@ -73,7 +79,7 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tu
     a, b = (image[border : image.shape[0] - border, border : image.shape[1] - border] for image in (a, b))
     if a.size == 0:
         raise ValueError(f"{sr.shape[1]} x {sr.shape[0]} pixels leave none inside a border of {border}")
-    return psnr(a, b), ssim(a, b) if min(a.shape[:2]) >= 11 else float("nan")
+    return a, b
 
 
 def _same_shape(a: np.ndarray, b: np.ndarray) -> None:

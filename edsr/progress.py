@@ -60,17 +60,18 @@ class TrainingBar:
     loss: its mean over about 20 of what was shown; one batch differs from the next by more than a run gains in hours.
     """
 
-    def __init__(self, progress: Progress | None, steps: int):
-        self._progress, self._steps, self._psnr = progress, steps, ""
+    def __init__(self, progress: Progress | None):
+        self._progress, self._psnr = progress, ""
         self.loss, self._shown = 0.0, 0
 
-    def show(self, step: int, loss: float, speed: float, psnr: float | None) -> None:
+    def show(self, step: int, steps: int, loss: float, speed: float, psnr: float | None) -> None:
+        """steps: in all, which a run may not know before its first."""
         self._shown = min(self._shown + 1, 20)
         self.loss += (loss - self.loss) / self._shown
         if self._progress is None:
             return
         if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on
-            self._progress.add_task("", total=self._steps, completed=step - 1, text="")
+            self._progress.add_task("", total=steps, completed=step - 1, text="")
         self._psnr = self._psnr if psnr is None else f"  {psnr:.2f} dB"
         text = f"loss {self.loss:.5f}{self._psnr}  {speed:.1f} images/s"
         self._progress.update(self._progress.task_ids[0], completed=step, text=text)
@@ -91,8 +92,8 @@ def bars(quiet: bool, files: int) -> Iterator[Bars]:
 
 
 @contextlib.contextmanager
-def training_bar(quiet: bool, steps: int) -> Iterator[TrainingBar]:
-    """A TrainingBar over `steps`; a silent one if `quiet` or where standard error is no terminal."""
+def training_bar(quiet: bool) -> Iterator[TrainingBar]:
+    """A TrainingBar; a silent one if `quiet` or where standard error is no terminal."""
     columns = (
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(),
@@ -100,7 +101,7 @@ def training_bar(quiet: bool, steps: int) -> Iterator[TrainingBar]:
         TimeRemainingColumn(compact=True),
     )
     with _drawn(quiet, columns, transient=False) as progress:
-        yield TrainingBar(progress, steps)
+        yield TrainingBar(progress)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOSSES = ("l1", "l2", "charbonnier")
-SCHEDULES = ("cosine", "step")
+SCHEDULES = ("cosine", "step", "wsd")
 MILESTONES = (0.5, 0.7, 0.8, 0.9, 0.95)  # fractions of the run after which "step" halves the learning rate
-WARM_UP = 500  # steps at most; no more than 2 % of a run
+WARM_UP = 500  # steps; no more than 2 % of a run whose length is known
+MEMORY = 1000  # steps that averaged weights remember; no more than a twentieth of a run whose length is known
 CLIP = 0.5  # largest norm of a gradient: some ten times a trained network's usual one, so that only outliers are cut
 CHARBONNIER = 1e-3  # where its square turns into a line, in 0..1 units (Lai et al. 2017, section 3.3)
 
@@ -27,18 +28,29 @@ def loss(kind: str, y: Tensor, truth: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: str = "cosine") -> float:
-    """Rises in a line to `peak`, then falls to 0 along half a cosine, or is halved at every one of MILESTONES."""
-    warm = max(1, min(WARM_UP, steps // 50))
+    """Rises in a line to `peak`, then falls to 0 along half a cosine, is halved at every one of MILESTONES, or stays.
+
+    The last is "wsd" (warm-up, stable, decay: Hu et al. 2024, section 4), for which `steps` means nothing: a run of
+    unknown length, from any step of which `decayed` makes the end of a run.
+    """
+    warm = WARM_UP if schedule == "wsd" else max(1, min(WARM_UP, steps // 50))
     if step < warm:
         return peak * (step + 1) / warm
+    if schedule == "wsd":
+        return peak
     if schedule == "step":
         return peak * 0.5 ** sum(step >= fraction * steps for fraction in MILESTONES)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def ema_decay(steps: int) -> float:
-    """Of the averaged weights, which remember about a thousand steps, or a twentieth of a run of fewer than 20,000."""
-    return 1 - 1 / max(1, min(1000, steps // 20))
+def decayed(step: int, first: int, steps: int, rate: float) -> float:
+    """Falls in a line from `rate` at step `first` to what would be 0 at step `steps`."""
+    return rate * (steps - step) / (steps - first)
+
+
+def ema_decay(steps: int, schedule: str = "cosine") -> float:
+    """Of the averaged weights, which remember MEMORY steps, or a twentieth of a run of fewer than 20,000."""
+    return 1 - 1 / (MEMORY if schedule == "wsd" else max(1, min(MEMORY, steps // 20)))
 
 
 class Watch:

@@ -4,7 +4,9 @@ What a small network is short of on a GPU is not arithmetic but launches, some 6
 and works from buffers of fixed addresses; so does everything here. Nothing in it waits for the device.
 """
 
+import contextlib
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from edsr import recipe
+from edsr.graphs import Recorded, recording_stream
 from edsr.model import EDSR
 from edsr.patches import Feed
 from edsr.ranks import Ranks
@@ -54,8 +57,8 @@ class Step:
         worker = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         self._worker_parameters: list[Tensor] = [*worker.parameters()]
         self._mixed = worker is not model
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        with torch.cuda.stream(self._stream):  # without one, no context at all
+        self._device = device
+        with self._on_its_stream():
             net: nn.Module = _WithOps(worker, ops)
             if ranks.world > 1:
                 ids = [device.index] if device.type == "cuda" else None
@@ -77,19 +80,24 @@ class Step:
         self._rates = torch.zeros(feed.steps, device=device)
         self._losses = torch.zeros(feed.steps, device=device)
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
-        self._wanted = graph and self._stream is not None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._eager_left = EAGER_STEPS_OF_MANY if ranks.world > 1 else EAGER_STEPS
+        self._wanted = graph and device.type == "cuda"
+        self._graph: Recorded[None] | None = None
+        self._eager_left = (EAGER_STEPS_OF_MANY if ranks.world > 1 else EAGER_STEPS) if self._wanted else 1
 
     @property
     def most(self) -> int:
         """Steps that one `run` can take."""
         return self._feed.steps
 
+    @property
+    def slow(self) -> int:
+        """How many of the next steps are to make ready for the others, which are faster."""
+        return self._eager_left + self._wanted
+
     def finite(self) -> bool:
-        """Whether all weights and what Adam remembers of them are finite numbers."""
-        with torch.no_grad():
-            return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+        """Whether all weights and what Adam remembers of them are finite numbers. Waits for the device once."""
+        largest = torch._foreach_norm([*self.tensors().values()], math.inf)  # pyright: ignore[reportPrivateImportUsage]
+        return bool(torch.stack(largest).isfinite().all())
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that steps change, by name: read it to save a run, copy into it to restore one."""
@@ -105,9 +113,10 @@ class Step:
         self._feed.load(first, count)
         self._rates[:count].copy_(torch.tensor(rates))
         self._at.zero_()
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
+        before = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        with self._on_its_stream() as stream:
+            if stream is not None and before is not None:
+                stream.wait_stream(before)
             for _ in range(count):
                 self._advance()
             # While the device works through these.
@@ -125,16 +134,16 @@ class Step:
         self._eager_left -= self._eager_left > 0
         self._step()
 
+    def _on_its_stream(self) -> contextlib.AbstractContextManager[torch.cuda.Stream | None]:
+        """On CUDA steps and their recording share a stream: gradients that a graph writes were made on it."""
+        return recording_stream(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+
     def _record(self) -> None:
         self._wanted = False
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._step()
+            self._graph = Recorded(self._step)
         except RuntimeError as error:
             self._say(f"no CUDA graph of the step ({str(error).splitlines()[0]}); steps are launched one by one")
-        else:
-            self._graph = graph
 
     def _step(self) -> None:
         self._rate.copy_(self._rates[self._at].view(()))

@@ -7,7 +7,7 @@ the start on the seed, and nothing else is random, so that a checkpoint needs no
 """
 
 import contextlib
-import importlib.util
+import gc
 import math
 import time
 import zlib
@@ -18,50 +18,58 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edsr import checkpoint, data, metrics, recipe, weights
+from edsr import checkpoint, origin, pace, recipe, start, weights
+from edsr.cadence import APART, Cadence
 from edsr.checkpoint import Checkpoint
-from edsr.engine import EngineError
 from edsr.journal import NOTED, Journal
 from edsr.model import EDSR, PRESETS
-from edsr.options import TrainError, TrainOptions, check, compare, identity
+from edsr.options import AUTO, TrainError, TrainOptions, identity, remembered
+from edsr.origin import Origin
 from edsr.patches import Feed
-from edsr.pictures import Pictures
 from edsr.ranks import Ranks
-from edsr.resize import bicubic
-from edsr.step import BLOCK_FLOPS, Step
-from kernels import reference
+from edsr.step import Step
+from edsr.validation import validate
 
 SETBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps done. loss: its mean over those just done. psnr: dB on luma over the validation pictures, where just
-    measured. speed: patches a second, over all processes. finished: whether the run is at its end."""
+    """Steps done, of `steps` in all, of the run in `folder`. loss: its mean over those just done. psnr: dB on luma over
+    the validation pictures, where just measured. speed: patches a second, over all processes."""
 
     step: int
+    steps: int
+    folder: Path
     loss: float
     lr: float
     speed: float
     psnr: float | None = None
-    finished: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is at its end."""
+        return self.step == self.steps
 
 
 def train(
     options: TrainOptions,
     say: Callable[[str], None] = lambda line: None,
     stopping: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Progress, None, None]:
     """Runs `options`, yielding after each step, on a GPU after each portion of them.
 
     say: told in one line what a person should know. stopping: asked between portions; once it is true (in any
-    process), the run is saved and ends. Closing the iterator saves and ends it, too. Raises DataError, WeightsError,
-    EngineError or TrainError before the first step, TrainError or CheckpointError later.
+    process), the run is saved and ends. Closing the iterator saves and ends it, too. clock: tells seconds. Raises
+    DataError, WeightsError, EngineError or TrainError before the first step, TrainError or CheckpointError later.
     """
+    begun = clock()
     ranks = Ranks(options.device)
+    say = say if ranks.first else lambda line: None
     run = None
     try:
-        run = _Run(options, ranks, say if ranks.first else lambda line: None)
+        run = _Run(origin.find(options, ranks, say), ranks, say, clock, begun)
         with contextlib.closing(run):
             yield from run.steps(stopping)
     finally:
@@ -72,58 +80,114 @@ def train(
 class _Run:
     """One run between its start and its end. `step` steps are done, `saved` of them safe on disk."""
 
-    def __init__(self, options: TrainOptions, ranks: Ranks, say: Callable[[str], None]):
-        self.begun = time.monotonic()
-        self.options, self.ranks, self.say = options, ranks, say
-        self.folder = Path(options.out)
-        check(options, ranks.world, ranks.first)
-        pictures, self.validation = _pictures(options, ranks, say)
+    def __init__(
+        self,
+        origin: Origin,
+        ranks: Ranks,
+        say: Callable[[str], None],
+        clock: Callable[[], float],
+        begun: float,
+    ):
+        options, found, self.begins, self.decay = origin
+        self.ranks, self.say, self.clock, self.begun = ranks, say, clock, begun
+        self.options, self.folder = options, Path(options.out)
+        pictures, self.validation = start.pictures(options, ranks, say)
 
         torch.manual_seed(options.seed)
         model = EDSR(replace(PRESETS[options.model], scale=options.scale))
-        found = checkpoint.newest(self.folder, say) if options.resume and ranks.first else None
-        if found is not None:
-            compare(options, found.record["options"], self.folder)
-        elif not options.resume:
-            _initialise(model, options, say if ranks.first else lambda line: None)
+        if not options.resume:
+            start.initialise(model, options, say)
         model.to(ranks.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
         if ranks.device.type == "cuda":
             torch.backends.cudnn.benchmark = not options.deterministic
             torch.use_deterministic_algorithms(options.deterministic)
             # Every element is written before it is read. (torch's stub leaves this one out.)
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-        block = _block(options, model, ranks)
+        block = start.block(options, model, ranks)
         share = (ranks.rank, ranks.world)
         feed = Feed(pictures, options.patch, options.batch, options.seed, ranks.device, block, share)
-        decay, dtype = recipe.ema_decay(options.steps), _dtype(options, ranks)
-        ops = _ops(options, ranks, dtype, model.config.features)
-        self.stepper = Step(model, feed, ranks, options.loss, decay, dtype, ops, options.graph, say)
+        dtype = start.dtype(options, ranks)
+        ops = start.ops(options, ranks, dtype, model.config.features)
+        self._build = lambda averaging: Step(
+            model, feed, ranks, options.loss, averaging, dtype, ops, options.graph, say
+        )
+        self.stepper = self._build(self._averaging(options.steps))
 
         self.watch = recipe.Watch()
         self.step, self.best, self.factor, self.setbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
         self.pictures = [len(pictures), zlib.crc32(pictures.table.tobytes())]
         if options.resume:
             self._restore(found)
-            say(f"resuming {self.folder} at step {self.step}")
-        self.saved = self.step if options.resume else -1  # what is on disk already
-        self.journal = None
-        if ranks.first:
-            _make(self.folder)
-            self.journal = Journal(self.folder, self.step, say)
+        if options.steps == AUTO:
+            self._fix_steps()
+        self.validating = Cadence(options.every(options.val_every), NOTED, clock=clock)
+        self.saving = Cadence(options.every(options.save_every), apart=APART, clock=clock)
         self.noted: list[float] = []
+        self._set_out()
+
+    def _averaging(self, steps: int | str) -> float:
+        """How much of the averaged weights stays from step to step, in a run of so many."""
+        if steps == AUTO:  # as most runs that are not short; who fixes the steps asks again
+            return recipe.ema_decay(0, "wsd")
+        if self.decay is not None:  # what comes out is to be of the small rates, not of what was before
+            return recipe.ema_decay(int(steps) - self.decay.first)
+        return recipe.ema_decay(int(steps), self.options.schedule)
+
+    def _fix_steps(self) -> None:
+        """As many as fit into the minutes, with what the run began with as it was."""
+        minutes = self.options.minutes or 0
+        rate = pace.rate(self.stepper, self.ranks, self.step, 60 * minutes, self.clock)
+        count = pace.fitting(rate, self.begun + 60 * minutes - self.clock())
+        fixed = self.ranks.spread([], {"steps": self.step + count})
+        assert fixed is not None
+        averaging = self._averaging(fixed["steps"])
+        if averaging != self._averaging(AUTO):
+            before = self.stepper.tensors()
+            del self.stepper  # with its graph, and what listens to gradients for other processes, which lies in cycles
+            gc.collect()
+            self.stepper = self._build(averaging)
+            for name, tensor in self.stepper.tensors().items():
+                tensor.copy_(before[name])
+        self.options = replace(self.options, steps=fixed["steps"])
+        self.say(pace.told(rate, count, minutes))
+
+    def _set_out(self) -> None:
+        """Says what will be done, and saves the beginning, so that there is something to go back to."""
+        if self.decay is not None and self.begins:
+            falling = f"{self.factor * self.options.lr * self.decay.share:.3g}"
+            where = f"step {self.step} of {self.decay.source}"
+            self.say(f"{self.folder}: from {where} on the learning rate falls from {falling} to 0")
+        elif not self.begins:
+            self.say(f"resuming {self.folder} at step {self.step}")
+        self.saved = -1 if self.begins else self.step  # what is on disk already
+        self.journal = None
+        if self.ranks.first:
+            _make(self.folder)
+        self._save(None)
+        if self.ranks.first:
+            self.journal = Journal(self.folder, self.step, self.say)
 
     def close(self) -> None:
         if self.journal is not None:
             self.journal.close()
 
-    def steps(self, stopping: Callable[[], bool]) -> Generator[Progress, None, None]:
+    @property
+    def last(self) -> int:
+        """Steps in all."""
+        return int(self.options.steps)
+
+    def rate(self, step: int) -> float:
+        """Of learning."""
         options = self.options
-        if self.step == options.steps:
-            self.say(f"{self.folder}: has had its {options.steps} steps already")
-        if self.saved < 0:
-            self._save(None)  # so that there is something to go back to
+        if self.decay is not None:
+            return self.factor * self.decay.rate(step, self.last, options.lr)
+        return self.factor * recipe.learning_rate(step, self.last, options.lr, options.schedule)
+
+    def steps(self, stopping: Callable[[], bool]) -> Generator[Progress, None, None]:
+        if self.step >= self.last:
+            self.say(f"{self.folder}: has had its {self.last} steps already")
         try:
-            while self.step < options.steps:
+            while self.step < self.last:
                 yield self._portion()
                 if self.ranks.any(stopping() or self._late()):
                     break
@@ -133,47 +197,49 @@ class _Run:
         self._save(None)
 
     def _portion(self) -> Progress:
-        """As many steps as come before something is due."""
-        options, first, start = self.options, self.step, time.perf_counter()
-        ends = [_next(first, every) for every in (options.val_every, options.save_every, NOTED)]
-        count = min(*ends, options.steps, first + self.stepper.most) - first
-        rates = [
-            self.factor * recipe.learning_rate(step, options.steps, options.lr, options.schedule)
-            for step in range(first, first + count)
-        ]
-        losses = self.ranks.mean(self.stepper.run(first, rates))
+        """As many steps as come before something may be due."""
+        first, begun = self.step, time.perf_counter()
+        ends = [_next(first, every) for every in (self.validating.every, self.saving.every, NOTED) if every]
+        count = min(*ends, self.last, first + self.stepper.most) - first
+        rates = [self.rate(step) for step in range(first, first + count)]
+        losses = self.stepper.run(first, rates)
+        # Clocks differ: what is due by the first process's is due. It says so along with the losses.
+        due = [self.ranks.first and cadence.due(first + count) for cadence in (self.validating, self.saving)]
+        *losses, look, save = self.ranks.mean([*losses, *map(float, due)])
         wrong = self.watch(losses)
         self.step += count
-        ended = self.step == options.steps
-        due = ended or self.step % options.val_every == 0 or self.step % options.save_every == 0
-        if wrong is None and due and not self.stepper.finite():
+        ended = self.step == self.last
+        look, save = look > 0 or ended, save > 0 or ended
+        if wrong is None and (look or save) and not self.stepper.finite():
             wrong = count - 1, "a weight is not finite"
         if wrong is not None:
             self._go_back(first + wrong[0] + 1, wrong[1])
-            return Progress(self.step, losses[wrong[0]], rates[wrong[0]], 0.0)
-        elapsed = time.perf_counter() - start
-        speed = count * options.batch / elapsed
+            return Progress(self.step, self.last, self.folder, losses[wrong[0]], rates[wrong[0]], 0.0)
+        elapsed = time.perf_counter() - begun
+        speed = count * self.options.batch / elapsed
         self.seconds += elapsed
         self.noted += losses
-        psnr = None
-        if self.validation and (ended or self.step % options.val_every == 0):
-            psnr = self._validate()
+        psnr = self._validate() if look else None
         if self.journal is not None and (self.step % NOTED == 0 or psnr is not None or ended):
             values = {"loss": float(np.mean(self.noted)), "lr": rates[-1], "images_per_second": round(speed, 2)}
             values |= {"seconds": round(self.seconds, 2)} | ({} if psnr is None else {"psnr": psnr})
             self.journal.note(self.step, **values)
             self.noted = []
-        if due:
+        if save:
             self._save(psnr)
-        return Progress(self.step, float(np.mean(losses)), rates[-1], speed, psnr, ended)
+        return Progress(self.step, self.last, self.folder, float(np.mean(losses)), rates[-1], speed, psnr)
 
     def _validate(self) -> float | None:
         """In the first process alone; the others wait at their next step."""
         if not self.ranks.first or self.validation is None:
             return None
-        psnr, samples = validate(self.stepper.average, self.validation, self.options.scale)
-        if self.journal is not None:
-            self.journal.show(self.step, samples)
+        with self.validating.measured():
+            psnr, samples = validate(self.stepper.average, self.validation, self.options.scale)
+            if self.journal is not None:
+                self.journal.show(self.step, samples)
+            if psnr > self.best:
+                self.best = psnr
+                self._publish("best", psnr)
         return psnr
 
     def _go_back(self, step: int, why: str) -> None:
@@ -191,28 +257,34 @@ class _Run:
         self.say(f"at step {step} {why}: back to step {self.step}, with {factor:g} of the learning rate")
 
     def _save(self, psnr: float | None) -> None:
-        """A checkpoint, and the weights for upscale --model, by the first process."""
+        """A checkpoint, and the latest weights for upscale --model, by the first process."""
         if self.step == self.saved:
             return
-        self.saved = self.step
+        beginning, self.saved = self.saved < 0, self.step
         if not self.ranks.first:
             return
+        with self.saving.measured():
+            if not beginning:
+                self._publish("last", psnr)
+                # Where there is nothing to validate on, the last is all that can be called best.
+                if not self.validation or not self._published("best").exists():
+                    self._publish("best", psnr)
+            record = {"options": identity(self.options), "remembered": remembered(self.options)}
+            record |= {"decay": self.decay and [*self.decay], "pictures": self.pictures, "seconds": self.seconds}
+            record |= {"best": self.best if math.isfinite(self.best) else None, "watch": self.watch.state()}
+            record |= {"factor": self.factor, "setbacks": self.setbacks}
+            checkpoint.write(self.folder, Checkpoint(self.step, self.stepper.tensors(), record))
+
+    def _published(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _publish(self, name: str, psnr: float | None) -> None:
         options = self.options
-        better = psnr is not None and psnr > self.best
-        if psnr is not None and better:
-            self.best = psnr
         training = {"data": [Path(d).name for d in options.data], "pictures": self.pictures[0], "steps": self.step}
         training |= {k: getattr(options, k) for k in ("batch", "patch", "lr", "loss", "schedule", "seed")}
+        training |= {} if self.decay is None else {"decay_from": self.decay.first}
         training |= {} if psnr is None else {"validation_psnr": round(psnr, 4)}
-        if self.step > 0:
-            weights.save_model(self.stepper.average, self.folder / "last.safetensors", training=training)
-            # Where there is nothing to validate on, the last is all that can be called best.
-            if better or not self.validation or not (self.folder / "best.safetensors").exists():
-                weights.save_model(self.stepper.average, self.folder / "best.safetensors", training=training)
-        record = {"options": identity(self.options), "pictures": self.pictures, "seconds": self.seconds}
-        record |= {"best": self.best if math.isfinite(self.best) else None, "watch": self.watch.state()}
-        record |= {"factor": self.factor, "setbacks": self.setbacks}
-        checkpoint.write(self.folder, Checkpoint(self.step, self.stepper.tensors(), record))
+        weights.save_model(self.stepper.average, self._published(name), training=training)
 
     def _restore(self, found: Checkpoint | None) -> None:
         """found: None in all processes but the first, which tells them."""
@@ -227,51 +299,22 @@ class _Run:
         self.step, self.seconds = record["step"], record["seconds"]
         self.best = -math.inf if record["best"] is None else record["best"]
         self.factor, self.setbacks = record["factor"], record["setbacks"]
+        if self.ranks.first and self.options.every(self.options.val_every) is None:
+            self.best = max(self.best, _score(self._published("best")))  # nobody would find that step again
         self.watch.restore(record["watch"])
         if record["pictures"] != self.pictures:
             self.say("the pictures are not those this run began with; it goes on, but not as it would have")
 
     def _late(self) -> bool:
         minutes = self.options.minutes
-        return minutes is not None and time.monotonic() - self.begun > 60 * minutes
+        return minutes is not None and self.clock() - self.begun > 60 * minutes
 
 
-def validate(model: EDSR, pictures: Pictures, scale: int) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean PSNR in dB on luma, a border of `scale` pixels left out; and of the first three pictures details at most
-    192 pixels a side, uint8: bicubic, network and original side by side."""
-    device = next(model.parameters()).device
-    scores, samples = [], {}
-    for i in range(len(pictures)):
-        low, high = map(_eight_bits, pictures.pair(i))
-        with torch.no_grad():
-            x = torch.from_numpy(np.ascontiguousarray(low)).to(device).permute(2, 0, 1)[None].float().div_(255)
-            y = model(x).clamp_(0, 1).mul_(255).round_().byte()[0].permute(1, 2, 0).cpu().numpy()
-        scores.append(metrics.score(y, high, scale)[0])
-        if i < 3:
-            h, w = (min(192 // scale, side) * scale for side in low.shape[:2])
-            views = bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
-            samples[f"sample/{i}"] = np.concatenate(views, axis=1)
-    return float(np.mean(scores)), samples
-
-
-def _eight_bits(image: np.ndarray) -> np.ndarray:
-    return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _pictures(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) -> tuple[Pictures, Pictures | None]:
-    """To train on, and to validate on if there are any."""
-    more = {"crop": options.crop, "cache": options.cache, "device": ranks.device}
-    if ranks.local > 0 and options.cache:
-        ranks.wait()  # for the first process of this machine to make the cache
-    pictures, held = data.load(options.data, options.scale, options.patch, say, **more)
-    if ranks.local == 0 and options.cache:
-        ranks.wait()
-    if options.val:
-        held, _ = data.load([options.val], options.scale, 1, say)
-    elif held is None:
-        pictures, held = data.hold_back(pictures)
-    say(f"{len(pictures)} pictures to train on, {len(held) if held else 0} to validate on")
-    return pictures, held
+def _score(path: Path) -> float:
+    """The validation PSNR of weights that a run has published, -inf if there is none."""
+    with contextlib.suppress(weights.WeightsError):
+        return (weights.read_info(path)["training"] or {}).get("validation_psnr", -math.inf)
+    return -math.inf
 
 
 def _make(run: Path) -> None:
@@ -279,51 +322,6 @@ def _make(run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainError(f"{run}: cannot be made ({error.strerror}); choose another --out") from None
-
-
-def _initialise(model: EDSR, options: TrainOptions, say: Callable[[str], None]) -> None:
-    """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body."""
-    source = options.init
-    if source is None and options.scale > 2 and 2 in weights.packaged().get(options.model, ()):
-        source = options.model
-    if source is None or source == "none":
-        say("starting from random weights")
-        return
-    start = weights.load_model(source, scale=2 if source in PRESETS else None).state_dict()
-    own = model.state_dict()
-    taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
-    if "head.weight" not in taken:
-        raise weights.WeightsError(f"{source}: not a network of the shape of {options.model}; give another --init")
-    own.update(taken)
-    model.load_state_dict(own)
-    say(f"starting from {source}: {len(taken)} of {len(own)} tensors")
-
-
-def _dtype(options: TrainOptions, ranks: Ranks) -> torch.dtype:
-    auto = "bf16" if ranks.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[auto if options.precision == "auto" else options.precision]
-
-
-def _ops(options: TrainOptions, ranks: Ranks, dtype: torch.dtype, features: int):
-    """The ops to train with: on Triton kernels if asked for, or where they were measured to be faster."""
-    triton = ranks.device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    if options.backend == "triton" and not triton:
-        raise EngineError(f"--backend triton needs an NVIDIA GPU and triton, not {ranks.device}; use --backend torch")
-    if options.backend == "torch" or not triton:
-        return reference
-    from kernels import training
-
-    return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
-
-
-def _block(options: TrainOptions, model: EDSR, ranks: Ranks) -> int:
-    """Steps handed to the device at once; by arithmetic, so that all processes agree."""
-    if ranks.device.type != "cuda":
-        return 1
-    # Each weight works on a pixel three times: forward, and for either gradient; the upsampler's on more, a little.
-    pixels = options.batch // ranks.world * options.patch**2
-    flops = 6 * pixels * sum(p.numel() for p in model.parameters())
-    return max(1, min(250, int(BLOCK_FLOPS / flops)))
 
 
 def _next(step: int, every: int) -> int:

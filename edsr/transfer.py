@@ -24,7 +24,8 @@ class Transfers:
 
     On CUDA each direction has a stream of its own and page-locked memory on the host, whose blocks torch keeps
     for the next copy of that size; what is computed on the current stream waits for its rows, and nothing else
-    waits for anything. On other devices copies are plain.
+    waits for anything. The streams are of the usual priority, 0, which no stream that graphs are recorded on has
+    (`edsr.graphs.recording_stream`). On other devices copies are plain.
     """
 
     def __init__(self, device: torch.device):

@@ -13,7 +13,8 @@ if not torch.cuda.is_available():
 
 import cli
 from edsr import save_model
-from edsr.model import EDSR, EDSRConfig
+from edsr.model import EDSR, PRESETS, EDSRConfig
+from edsr.options import TrainOptions
 from kernels import winograd_cpu
 from tests import interpreter
 
@@ -81,6 +82,24 @@ def upscale(run_cli):
     return partial(run_cli, "upscale")
 
 
+@pytest.fixture
+def tiny(monkeypatch) -> EDSRConfig:
+    """What is trained as edsr-baseline."""
+    config = EDSRConfig(blocks=1, features=8)
+    monkeypatch.setitem(PRESETS, "edsr-baseline", config)
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Pictures to train on, one of which will be held back."""
+    where = tmp_path / "pictures"
+    where.mkdir()
+    for i in range(4):
+        Image.fromarray(picture(60 + i, 70, seed=i)).save(where / f"{i}.png")
+    return where
+
+
 @pytest.fixture(autouse=True)
 def seeded(request):
     torch.manual_seed(sum(map(ord, request.node.nodeid)))
@@ -89,6 +108,12 @@ def seeded(request):
 def network(scale=2, blocks=2, features=8, **options) -> EDSR:
     """A small network with random weights, in fp64, for inference."""
     return EDSR(EDSRConfig(scale=scale, blocks=blocks, features=features, **options)).double().eval()
+
+
+def training(folder, out, **more) -> TrainOptions:
+    """Options of a run of 12 steps."""
+    usual = {"steps": 12, "batch": 2, "patch": 8, "val_every": 5, "save_every": 5, "device": "cpu", "lr": 1e-3}
+    return TrainOptions(**{"data": (str(folder),), "out": str(out)} | usual | more)
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -437,11 +437,57 @@ def test_train_then_upscale(home, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
+def test_a_training_is_resumed_by_its_name_and_decayed(home, capsys):
+    (home / "data").mkdir()
+    for i in range(3):
+        Image.fromarray(picture(64, 64, seed=i)).save(home / "data" / f"{i}.png")
+    small = ["--batch", "1", "--patch", "8", "--device", "cpu", "--schedule", "wsd", "--lr", "1e-3"]
+    assert cli.main(["train", "--data", "data", "--out", "run", "--steps", "2", *small]) == 0
+    assert cli.main(["train", "--resume", "run", "--steps", "3", "--device", "cpu"]) == 0
+    assert "resuming run at step 2" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--out", "run", "--device", "cpu"]) == 0
+    assert "has had its 3 steps already" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "run", "--decay", "2", "--device", "cpu"]) == 0
+    assert "run-decay-3/best.safetensors is ready" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "run", "--batch", "16", "--device", "cpu"]) == 1
+    assert "was started with --batch 1, not 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "data"], "--out"),
+        (["--out", "run"], "--data"),
+        (["--resume"], "--out"),
+        (["--resume", "run", "--out", "other"], "--decay"),
+        (["--out", "run", "--data", "data", "--decay", "5"], "--resume RUN"),
+        (["--resume", "--out", "run", "--decay", "5"], "--resume RUN"),
+        (["--resume", "run", "--decay", "5", "--steps", "9"], "--steps"),
+    ],
+)
+def test_a_training_that_makes_no_sense_is_misuse(home, capsys, arguments, says):
+    assert cli.main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_training_stopped_in_another_process_says_so(home, capsys, monkeypatch):
+    """A signal to one process of several ends the run in all; no --minutes were given."""
+    from edsr.train import Progress
+
+    def train(*_):
+        yield Progress(3, 9, home / "run", 0.1, 1e-4, 5.0)
+
+    monkeypatch.setattr("edsr.train.train", train)
+    assert cli.main(["train", "--data", "data", "--out", "run"]) == 130
+    assert f"interrupted and saved at step 3 of 9; continue with --resume {home / 'run'}" in capsys.readouterr().err
+
+
 def test_a_stopped_training_is_saved_and_continues(home):
     (home / "data").mkdir()
     Image.fromarray(picture(64, 64)).save(home / "data" / "a.png")
     command = [sys.executable, ROOT / "cli.py", "train", "--data", "data", "--out", "run", "--device", "cpu"]
-    command += ["--batch", "1", "--patch", "8", "--val-every", "1"]
+    command += ["--batch", "1", "--patch", "8", "--save-every", "1"]
     process = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any(p.name > "checkpoint-00000001" for p in (home / "run").glob("checkpoint-*")), process)
     process.terminate()
@@ -470,4 +516,7 @@ def test_info_and_convert(home, capsys):
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
-    assert caught.value.code == 0 and "--debug" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert caught.value.code == 0 and "--debug" in out
+    if command == "train":  # though a resumed run takes them from what it was
+        assert all(f"(default: {value})" in out for value in ("300000", "16", "48", "0.0002", "l1", "cosine"))

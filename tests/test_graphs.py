@@ -1,12 +1,24 @@
 """Which pictures become CUDA graphs, and that nothing leaks from one to the next; on a CPU, with a stand-in."""
 
+import contextlib
+import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from edsr.graphs import KEPT, Graphs
+from edsr import graphs as graphs_module
+from edsr.graphs import KEPT, Graphs, Recorded, recording_stream
+from edsr.model import EDSR, EDSRConfig
+from edsr.patches import Feed
+from edsr.pictures import pack
+from edsr.step import Step
+from edsr.transfer import Transfers
+from kernels import reference
 from kernels.reference import Result
+from tests.conftest import picture
 from tests.test_stream import Repeated
 
 
@@ -67,3 +79,112 @@ def test_without_memory_for_a_graph_there_is_none(graphs, monkeypatch):
     for i in range(3):
         x = torch.full((1, 3, 2, 2), float(i))
         assert torch.equal(graphs(x, Result()), 2 * x)
+
+
+class Stream:
+    """A stream's stand-in, which knows what it was asked to be."""
+
+    made: list["Stream"]
+
+    def __init__(self, device=None, priority=0):
+        self.device, self.priority = device, priority
+        self.waited: list = []
+        Stream.made.append(self)
+
+    def wait_stream(self, other):
+        self.waited.append(other)
+
+
+class Face:
+    """What of torch.cuda is used for recording, on a CPU: streams are made, made current, and recorded on."""
+
+    def __init__(self, monkeypatch):
+        Stream.made = []
+        self.default, self.recorded, self.replays = Stream(), [], 0
+        self.current = [self.default]
+        monkeypatch.setattr(graphs_module, "_streams", {})
+        for name, value in {
+            "Stream": Stream,
+            "stream": self.stream,
+            "current_stream": lambda device=None: self.current[-1],
+            "current_device": lambda: self.current[-1].device or 0,
+            "CUDAGraph": lambda: SimpleNamespace(replay=self.replay),
+            "graph": self.graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.current.append(stream)
+        yield
+        self.current.pop()
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
+        self.recorded.append((stream, pool, capture_error_mode))
+        with self.stream(stream):
+            yield
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.fixture
+def face(monkeypatch):
+    return Face(monkeypatch)
+
+
+def test_all_that_is_recorded_on_a_device_is_recorded_on_one_stream(face):
+    """Of a priority that copies never ask for: torch hands out streams of a priority in a circle."""
+    first, second = (Recorded(lambda i=i: i, pool) for i, pool in enumerate(["pool", None]))
+    (one, _, _), (other, _, _) = face.recorded
+    assert one is other and one.priority == -1 and one.device == 0
+    assert [(pool, mode) for _, pool, mode in face.recorded] == [("pool", "thread_local"), (None, "thread_local")]
+    assert (first.replay(), second.replay(), face.replays) == (0, 1, 2)
+    transfers = Transfers(torch.device("cuda", 0))
+    assert [transfers._up.priority, transfers._down.priority] == [0, 0]
+    with recording_stream(torch.device("cuda", 1)) as elsewhere:
+        Recorded(lambda: None)
+    assert elsewhere is not one and elsewhere.device == 1 and face.recorded[-1][0] is elsewhere
+
+
+def test_threads_record_in_turns(face):
+    both = threading.Barrier(2)  # passed, were the second let in while the first is at it
+
+    def compute():
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)
+
+    threads = [threading.Thread(target=Recorded, args=(compute,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert both.broken and len(face.recorded) == 2
+
+
+class OnCpu(TorchFunctionMode):
+    """Tensors asked for on CUDA are made on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if getattr(kwargs.get("device"), "type", None) == "cuda":
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypatch):
+    high = picture(32, 32)
+    pictures = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
+    feed = Feed(pictures, 8, 2, 0, "cpu", 5)
+    ranks = SimpleNamespace(device=torch.device("cuda", 0), world=1)
+    launched = []
+    honest = Step._step
+    monkeypatch.setattr(Step, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
+    with OnCpu():
+        step = Step(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True, print)
+        assert step.slow == 4
+        step.run(0, [1e-3] * 5)
+    with recording_stream(ranks.device) as stream:
+        assert launched == [stream] * 4 and [at for at, *_ in face.recorded] == [stream]
+    assert stream.waited == [face.default] and face.replays == 2 and step.slow == 0

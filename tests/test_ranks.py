@@ -35,9 +35,9 @@ def command(processes: int, data, out, *more: str) -> subprocess.Popen:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     arguments = ["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--batch", "2", "--patch", "8"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*start, str(ROOT / "cli.py"), *arguments, *more], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    arguments = [*arguments, *more] if data else ["train", "--device", "cpu", *more]
+    command = [*start, str(ROOT / "cli.py"), *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def test_alone_there_is_nothing_to_agree_on():
@@ -89,6 +89,23 @@ def test_two_processes_stop_together_and_go_on(data, tmp_path):
     assert process.returncode == 0, text
     assert f"resuming {out} at step {stopped}" in text and "stopped after 0.0001 minutes" in text
     assert checkpoint.newest(out, print).step == stopped + 1
+
+
+def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
+    """By the first one's clock. What the others do not know, pictures and options, it tells them."""
+    out = tmp_path / "run"
+    process = command(2, data, out, "--steps", "auto", "--minutes", "0.1", "--schedule", "wsd")
+    text = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, text
+    last = checkpoint.newest(out, print)
+    steps = last.record["options"]["steps"]
+    assert text.count("steps a second") == 1 and f"{steps:,} steps until the 0.1 minutes are over" in text
+    process = command(2, None, None, "--resume", str(out), "--decay", "auto", "--minutes", "0.1")
+    text = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, text
+    decay = checkpoint.newest(tmp_path / f"run-decay-{last.step}", print)
+    more = decay.record["options"]["steps"] - last.step
+    assert f"{more:,} steps until" in text and last.step < decay.step <= last.step + more
 
 
 def test_a_batch_that_cannot_be_shared_is_told(data, tmp_path):

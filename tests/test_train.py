@@ -11,45 +11,18 @@ from edsr import data, load_model
 from edsr.checkpoint import CheckpointError
 from edsr.data import DataError
 from edsr.engine import EngineError
-from edsr.model import PRESETS, EDSRConfig
-from edsr.options import TrainError, TrainOptions
+from edsr.model import EDSRConfig
+from edsr.options import TrainError
 from edsr.resize import downscale
-from edsr.train import train, validate
+from edsr.train import train
+from edsr.validation import validate
 from edsr.weights import WeightsError, read_info, save_model
 from tests.conftest import network, picture
+from tests.conftest import training as options
 
 TINY = EDSRConfig(blocks=1, features=8)
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(PRESETS, "edsr-baseline", TINY)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    where = tmp_path / "pictures"
-    where.mkdir()
-    for i in range(4):
-        Image.fromarray(picture(60 + i, 70, seed=i)).save(where / f"{i}.png")
-    return where
-
-
-def options(folder, out, **more):
-    return TrainOptions(
-        **{
-            "data": (str(folder),),
-            "out": str(out),
-            "steps": 12,
-            "batch": 2,
-            "patch": 8,
-            "val_every": 5,
-            "save_every": 5,
-            "device": "cpu",
-            "lr": 1e-3,
-        }
-        | more
-    )
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_training_learns_and_leaves_weights(folder, tmp_path):
@@ -116,7 +89,7 @@ def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
     assert "starting from edsr-baseline" in " ".join(lines)
 
 
-def test_validation_is_psnr_of_rounded_luma(tmp_path):
+def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
     m = network(2).float()
     image = picture(40, 40)
     Image.fromarray(image).save(tmp_path / "a.png")
@@ -124,6 +97,9 @@ def test_validation_is_psnr_of_rounded_luma(tmp_path):
     from edsr.metrics import score
 
     want = score(Upscaler(m, device="cpu")(downscale(image, 2)), image, 2)[0]
+    monkeypatch.setattr(
+        "edsr.metrics.ssim", lambda a, b: pytest.fail("SSIM takes ten times as long, and is not asked for")
+    )
     psnr, samples = validate(m, data.load([tmp_path / "a.png"], 2, 1, print)[0], 2)
     assert psnr == pytest.approx(want, abs=1e-3)
     (sample,) = samples.values()
@@ -294,3 +270,60 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
         for p, q in zip(got.parameters(), want.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_unless_told_a_run_looks_at_and_saves_itself_by_the_clock(folder, tmp_path, monkeypatch):
+    from edsr import checkpoint
+    from tests.test_pace import Clock
+
+    saved, write = [], checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda run, c: (saved.append(c.step), write(run, c)))
+    by_clock = {"val_every": None, "save_every": None, "steps": 130}
+    done = list(train(options(folder, tmp_path / "run", **by_clock), clock=Clock(monkeypatch, 1.0)))
+    assert [p.step for p in done if p.psnr is not None] == [50, 100, 130]
+    assert saved == [0, 20, 50, 80, 110, 130]  # the first step takes ten seconds more
+    saved.clear()
+    fixed = options(folder, tmp_path / "fixed", deterministic=True, **by_clock)
+    done = list(train(fixed, clock=Clock(monkeypatch, 1000.0)))
+    assert [p.step for p in done if p.psnr is not None] == [130] and saved == [0, 130]
+    assert fixed.every(None) == 1000 and fixed.every(7) == 7
+
+
+def test_the_best_of_a_killed_run_is_not_replaced_by_worse(folder, tmp_path, monkeypatch):
+    """Looked at by the clock, it may never be at that step again."""
+    scores = iter([35.0, 34.0, 36.0, 33.0])
+    monkeypatch.setattr("edsr.train.validate", lambda *_: (next(scores), {}))
+    by_clock = {"val_every": None, "save_every": None, "steps": 120}
+    run = train(options(folder, tmp_path / "run", **by_clock), clock=lambda: 0.0)
+    with pytest.raises(ZeroDivisionError):
+        for progress in run:
+            if progress.step == 60:
+                run.throw(ZeroDivisionError())  # nothing is saved on the way out
+    best = tmp_path / "run" / "best.safetensors"
+    assert read_info(best)["training"]["steps"] == 50
+    seen = {}
+    for progress in train(options(folder, tmp_path / "run", resume=True, **by_clock), clock=lambda: 0.0):
+        seen[progress.step] = read_info(best)["training"]["validation_psnr"]
+    assert min(seen) == 1 and (seen[50], seen[99], seen[100]) == (35.0, 35.0, 36.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_found_by_asking_once(folder, value, monkeypatch):
+    from edsr.model import EDSR
+    from edsr.patches import Feed
+    from edsr.ranks import Ranks
+    from edsr.step import Step
+    from kernels import reference
+
+    feed = Feed(data.load([folder], 2, 8, print)[0], 8, 4, 0, "cpu", 3)
+    step = Step(EDSR(TINY), feed, Ranks("cpu"), "l1", 0.75, torch.float32, reference, True, print)
+    asked = []
+    honest = torch.Tensor.__bool__
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: (asked.append(1), honest(self))[1])
+    assert step.finite() and len(asked) == 1
+    for name, tensor in step.tensors().items():
+        before = tensor.clone()
+        tensor.view(-1)[-1] = value
+        assert not step.finite(), name
+        tensor.copy_(before)
+    assert step.finite()

@@ -1,0 +1,76 @@
+"""What a run starts with: pictures, weights, what computes, and how many steps at once."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+from edsr import data, weights
+from edsr.engine import EngineError
+from edsr.model import EDSR, PRESETS
+from edsr.options import TrainOptions
+from edsr.pictures import Pictures
+from edsr.ranks import Ranks
+from edsr.step import BLOCK_FLOPS
+from kernels import reference
+
+
+def pictures(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) -> tuple[Pictures, Pictures | None]:
+    """To train on, and to validate on if there are any."""
+    more = {"crop": options.crop, "cache": options.cache, "device": ranks.device}
+    if ranks.local > 0 and options.cache:
+        ranks.wait()  # for the first process of this machine to make the cache
+    training, held = data.load(options.data, options.scale, options.patch, say, **more)
+    if ranks.local == 0 and options.cache:
+        ranks.wait()
+    if options.val:
+        held, _ = data.load([options.val], options.scale, 1, say)
+    elif held is None:
+        training, held = data.hold_back(training)
+    say(f"{len(training)} pictures to train on, {len(held) if held else 0} to validate on")
+    return training, held
+
+
+def initialise(model: EDSR, options: TrainOptions, say: Callable[[str], None]) -> None:
+    """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body."""
+    source = options.init
+    if source is None and options.scale > 2 and 2 in weights.packaged().get(options.model, ()):
+        source = options.model
+    if source is None or source == "none":
+        say("starting from random weights")
+        return
+    start = weights.load_model(source, scale=2 if source in PRESETS else None).state_dict()
+    own = model.state_dict()
+    taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
+    if "head.weight" not in taken:
+        raise weights.WeightsError(f"{source}: not a network of the shape of {options.model}; give another --init")
+    own.update(taken)
+    model.load_state_dict(own)
+    say(f"starting from {source}: {len(taken)} of {len(own)} tensors")
+
+
+def dtype(options: TrainOptions, ranks: Ranks) -> torch.dtype:
+    auto = "bf16" if ranks.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[auto if options.precision == "auto" else options.precision]
+
+
+def ops(options: TrainOptions, ranks: Ranks, dtype: torch.dtype, features: int):
+    """The ops to train with: on Triton kernels if asked for, or where they were measured to be faster."""
+    triton = ranks.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if options.backend == "triton" and not triton:
+        raise EngineError(f"--backend triton needs an NVIDIA GPU and triton, not {ranks.device}; use --backend torch")
+    if options.backend == "torch" or not triton:
+        return reference
+    from kernels import training
+
+    return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
+
+
+def block(options: TrainOptions, model: EDSR, ranks: Ranks) -> int:
+    """Steps handed to the device at once; by arithmetic, so that all processes agree."""
+    if ranks.device.type != "cuda":
+        return 1
+    # Each weight works on a pixel three times: forward, and for either gradient; the upsampler's on more, a little.
+    pixels = options.batch // ranks.world * options.patch**2
+    flops = 6 * pixels * sum(p.numel() for p in model.parameters())
+    return max(1, min(250, int(BLOCK_FLOPS / flops)))
