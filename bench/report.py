@@ -69,9 +69,12 @@ def heading(entry: dict) -> str:
 
 def rounds_of(entry: dict) -> str:
     """How many rounds the figures of an entry are medians of, in words."""
-    counts = sorted({len(case["seconds"]) for case in entry["cases"].values()}) or [0]
+    in_turns = [case for case in entry["cases"].values() if case.get("turns", "") is not None]
+    counts = sorted({len(case["seconds"]) for case in in_turns})
+    if not counts:
+        return "no rounds yet"
     numbers = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{numbers} interleaved rounds"
+    return f"{numbers} interleaved round{'s' * (counts[-1] > 1)}"
 
 
 def apart(entry: dict) -> list[str]:

@@ -302,6 +302,15 @@ def test_a_way_that_dies_is_begun_again_and_loses_no_figures(tiny_command, monke
     assert all(len(case["seconds"]) == 2 and case["turns"] for case in entries[0]["cases"].values())
 
 
+def test_a_profiler_that_hangs_costs_no_figures():
+    """It is the last part: what the try before it told is the result."""
+    before = made_up_entry("edsr-baseline", {"triton": 0.002})
+    item = training.Item(tiny(), ("torch", "plain"), 2, 0.0)
+    found = training.compare(item, {"the profiler": "not done after 20.0 s"}, At(before=before))
+    assert found["cases"] == before["cases"] and found["wrong"] == {}
+    assert found["skipped"] == {"eager": "why", "the profiler": "not done after 20.0 s"}
+
+
 def test_a_way_that_died_is_not_chosen(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "configs")
