@@ -6,6 +6,7 @@ Nothing is timed here. What needs a GPU in `bench` is exercised on tiny work, un
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -58,13 +59,20 @@ def test_work_is_chosen_by_name_in_the_order_asked_for():
         *("tail-64-x2", "tail-64-x4"),
         *("head-64", "head-256"),
     ]
-    # A text that is a whole name means that work alone, and nothing comes twice.
+    # Nothing comes twice.
     assert [work for work, _ in chosen("resblock-64 resblock --cases ours")] == ["resblock-64", "resblock-256"]
     quick_first = chosen("relu-64 skip-64")
     assert [work for work, _ in quick_first] == ["relu-64", "skip-64"] * 2
     assert ["compile" in names for _, names in quick_first] == [False, False, True, True]
     ((work, names, rounds),) = compare.cpu_items(7, ["x2-1024"], ["eager", "bands"])
     assert (str(work), names, rounds) == ("x2-1024x1024", ("eager", "bands"), 3)
+
+
+def test_a_whole_name_means_that_work_alone():
+    works = [replace(operations()[0], name=name) for name in ("relu", "relu-64-relu", "prelu")]
+    assert [str(work) for work in works] == ["relu-64", "relu-64-relu-64", "prelu-64"]
+    assert compare.chosen(works, ["relu-64"]) == works[:1]
+    assert compare.chosen(works, ["relu-6"]) == works
 
 
 @pytest.mark.parametrize(
