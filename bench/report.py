@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.machine import machine_line
-from bench.records import interleaved
+from bench.records import RESULTS, interleaved
 
-RESULTS = Path(__file__).with_name("results")
 NOT_MEASURED = "Not yet measured on a GPU."
 Column = tuple[str, Callable[[dict], str]]
 
