@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bench import ncnn_model
+from bench.windows import largest, largest_difference
 from edsr import EDSR, PRESETS, EDSRConfig, Upscaler
 from edsr.graphs import Recorded
 from edsr.stream import Stream
@@ -184,7 +185,7 @@ class Workload(Work):
         """Of both memory formats: oneDNN sums in another order in each, and which errs less depends on the CPU."""
         with torch.inference_mode():
             layouts = torch.contiguous_format, torch.channels_last
-            return max(self.distance(self.plain(layout)(self.picture)) for layout in layouts)
+            return largest(self.distance(self.plain(layout)(self.picture)) for layout in layouts)
 
     def distance(self, y: Tensor) -> float:
         return largest_difference(y, self.truth)
@@ -209,12 +210,6 @@ def available_memory() -> float:
         return float("inf")
     (line,) = (line for line in lines if line.startswith("MemAvailable:"))
     return 2**10 * int(line.split()[1])
-
-
-def largest_difference(y: Tensor, truth: Tensor) -> float:
-    if y.shape != truth.shape:
-        raise AssertionError(f"the result is {list(y.shape)}, not {list(truth.shape)}")
-    return (y.to(truth) - truth).abs().max().item()
 
 
 def optional(name: str) -> ModuleType:

@@ -6,22 +6,24 @@ ceiling, so that what else the machine does meets all of them. Given are medians
 over rounds. Tables go to standard error, one JSON document to standard output.
 
 On a GPU there is more: the whole network at several sizes, then its single operations, what there is an aim for
-first, and what takes long to compile last. `--minutes` ends it in time; a record that is saved is whole at any moment.
+first, and what takes long to compile last. Each case is timed once as soon as it is found right. `--minutes` counts
+from the start of the process and ends it in time.
+
+`--save` merges what is found into the record of the day, after every round, so that it is whole at any moment.
 """
 
 import argparse
 import gc
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich import box
@@ -30,70 +32,118 @@ from rich.table import Table
 
 from bench.cases import Run, Unavailable, Work, workloads
 from bench.frames import frames
-from bench.machine import Ceiling, clock, describe, machine_line, refused, repeats_for, slug, synchronize
+from bench.machine import Ceiling, clock, describe, machine_line, refused, repeats_for, synchronize
 from bench.ops import operations
-from bench.report import columns, heading, targets_table
-from bench.worker import At, each, one_line
+from bench.records import Record, now
+from bench.records import write_whole as write_whole
+from bench.report import columns, heading, rounds_of, targets_table
+from bench.windows import largest
+from bench.worker import At, command, each, ending_on_sigterm, here, one_line, time_limit
 
-RESULTS = Path(__file__).with_name("results")
 SECONDS = 8.0  # on a GPU, for all rounds of one piece of work together
-SLOW_LIMIT = 150.0  # seconds to make a slow case ready
+# Seconds that a part of the work may take on a GPU.
+QUICK_LIMIT = 25.0  # to make a case ready; more where the work is large
+SLOW_LIMIT = 150.0  # the same for a slow one
+LIMIT = 20.0  # for anything else
 Item = tuple[Work, tuple[str, ...], int]  # work, cases, rounds
 
 
-def main() -> int:
+def main(began: float | None = None) -> int:
+    """began: when the process did, by time.monotonic(); None for now."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7, help="at most; default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="on a GPU, stop after; default: never")
-    parser.add_argument("--only", metavar="TEXT", default="", help="work whose name has it")
-    parser.add_argument("--save", action="store_true", help="write the document into bench/results, too")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", default=[], help="work of that name, or whose name has it; in this order"
+    )
+    parser.add_argument("--cases", nargs="+", metavar="NAME", default=[], help="these ways alone; default: all")
+    parser.add_argument("--save", action="store_true", help="merge the document into the day's in bench/results, too")
     options = parser.parse_args()
-    if options.only and options.save:
-        parser.error("--save wants the whole: it takes the place of an earlier record")
-    deadline = time.monotonic() + 60 * options.minutes
+    deadline = time_limit(60 * options.minutes, began)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        items = (gpu_items if device == "cuda" else cpu_items)(options.rounds, options.only, options.cases)
+    except ValueError as error:
+        parser.error(str(error))
     if refused(device):
         return 2
     console = Console(stderr=True)
-    record: dict[str, Any] = {"kind": "gpu" if device == "cuda" else "compare", "machine": describe(device)}
-    record["workloads"] = []
-    console.print(machine_line(record["machine"]), highlight=False)
-    items = gpu_items(options.rounds, options.only) if device == "cuda" else cpu_items(options.rounds, options.only)
-    done = each(gpu_step, items, deadline) if device == "cuda" else map(cpu_step, items)
-    reached = 0
-    for (work, _, _), entry in done:
-        reached += 1
-        if isinstance(entry, str):
-            console.print(f"{work}: {entry}", style="red", markup=False)
-            record.setdefault("failed", {})[str(work)] = entry
-        else:
+
+    def so_far(item: Item, entry: dict) -> None:
+        record.put(entry)
+
+    done = each(step, items, deadline, so_far) if device == "cuda" else here(step, items, so_far)
+    record = Record("gpu" if device == "cuda" else "compare", describe(device), options.save)
+    console.print(machine_line(record.content["machine"]), highlight=False)
+    left = list(items)
+    try:
+        with ending_on_sigterm():
+            for (work, _, _), entry in done:
+                del left[0]
+                if isinstance(entry, str):
+                    console.print(f"{work}: {entry}", style="red", markup=False)
+                    record.fail(str(work), entry)
+                else:
+                    console.print(table(entry))
+                    record.put(entry)
+    finally:
+        for work, names, _ in left:
+            record.missed(str(work), names)
+        path = record.keep()
+    begun = {str(work) for work, _, _ in left[:1]}
+    for entry in record.content["workloads"]:
+        if entry["work"] in begun:
             console.print(table(entry))
-            put(record["workloads"], entry)
-        if options.save:
-            save(record)
-    if reached < len(items):
-        # No time left: what has no entry at all is missing, the rest may lack slow cases.
-        record["not_reached"] = sorted({f"{work}: {', '.join(names)}" for work, names, _ in items[reached:]})
-        console.print(f"no time left for {len(items) - reached} of {len(items)} steps")
-    print(json.dumps(record))
-    if options.save:
-        console.print(f"saved as {save(record)}")
+    for line in record.content.get("not_reached", []):
+        console.print(f"no time left for {line}", markup=False)
+    print(json.dumps(record.content))
+    if path is not None:
+        console.print(f"saved as {path}")
     if device == "cuda":
-        console.print(targets_table(record), markup=False, highlight=False, soft_wrap=True)
-    return 1 if record.get("failed") or any(entry["wrong"] for entry in record["workloads"]) else 0
+        console.print(targets_table(record.content), markup=False, highlight=False, soft_wrap=True)
+    return 1 if record.bad else 0
 
 
-def cpu_items(rounds: int, only: str = "") -> list[Item]:
+# --- what is done
+
+
+def chosen(works: Iterable[Work], texts: list[str]) -> list[Work]:
+    """Work of which a text is the name or, where there is none, part of the name, in the order of the texts; without
+    texts all. Raises ValueError for a text that chooses nothing."""
+    named = {str(work): work for work in works}
+    found: dict[str, Work] = {} if texts else named
+    for text in texts:
+        hits = {text: named[text]} if text in named else {name: work for name, work in named.items() if text in name}
+        if not hits:
+            raise ValueError(f"--only {text}: there is no such work; there is {', '.join(named)}")
+        found |= {name: work for name, work in hits.items() if name not in found}
+    return list(found.values())
+
+
+def with_cases(items: list[Item], cases: list[str], works: Iterable[Work]) -> list[Item]:
+    """The same with no other cases than these, in their order. Raises ValueError for one that no work has."""
+    if not cases:
+        return items
+    known = {name for work in works for name in work.cases}
+    for name in cases:
+        if name not in known:
+            raise ValueError(f"--cases {name}: there is no such case; there is {', '.join(sorted(known))}")
+    return [(work, names, rounds) for work, has, rounds in items if (names := tuple(n for n in cases if n in has))]
+
+
+def cpu_items(rounds: int, only: list[str] | None = None, cases: list[str] | None = None) -> list[Item]:
     """Large pictures take minutes in some cases: three rounds of them."""
-    works = [work for work in workloads() if only in str(work)]
-    return [(work, tuple(work.cases), rounds if work.width < 1024 else min(rounds, 3)) for work in works]
+    works = chosen(workloads(), only or [])
+    items = [(work, tuple(work.cases), rounds if work.height < 1024 else min(rounds, 3)) for work in works]
+    return with_cases(items, cases or [], workloads())
 
 
-def gpu_items(rounds: int, only: str = "") -> list[Item]:
-    """Everything there is to do on a GPU, the most telling first. Slow cases come as a second turn of their work."""
+def gpu_items(rounds: int, only: list[str] | None = None, cases: list[str] | None = None) -> list[Item]:
+    """Everything there is to do on a GPU, the most telling first, or what is asked for in the order of `only`. Slow
+    cases come as a second turn of their work, unless cases are asked for by name."""
     networks, ops = frames(), operations()
 
     def quick(works: list) -> list[Item]:
@@ -102,35 +152,31 @@ def gpu_items(rounds: int, only: str = "") -> list[Item]:
     def whole(works: list) -> list[Item]:
         return [(work, tuple(work.cases), rounds) for work in works]
 
+    if cases:
+        return with_cases(whole(chosen(networks + ops, only or [])), cases, networks + ops)
+    if only:
+        works = chosen(networks + ops, only)
+        return quick(works) + whole(works)
     aims, compared = networks[:4], [networks[0], networks[3]]
     small_ops = [op for op in ops if op.features == 64]
     items = quick(aims) + whole(compared) + quick(ops) + whole(small_ops[:3])
-    items += quick(networks[4:]) + whole([work for work in networks + ops if work not in [*compared, *small_ops[:3]]])
-    return [item for item in items if only in str(item[0])]
+    return (
+        items
+        + quick(networks[4:])
+        + whole([work for work in networks + ops if work not in [*compared, *small_ops[:3]]])
+    )
 
 
-def cpu_step(item: Item) -> tuple[Item, dict]:
-    work, names, rounds = item
-    return item, compare(work, names, rounds, Console(stderr=True))
-
-
-def gpu_step(item: Item, failed: dict[str, str], at: At) -> dict:
+def step(item: Item, failed: dict[str, str], at: At) -> dict:
     work, names, rounds = item
     try:
         return compare(work, names, rounds, Console(stderr=True), failed, at)
     finally:
-        gc.collect()  # this process goes on with other work
-        torch.compiler.reset()
-        torch.cuda.empty_cache()
-
-
-def put(entries: list[dict], entry: dict) -> None:
-    """Adds an entry, in the place of an earlier one about the same work."""
-    for i, earlier in enumerate(entries):
-        if earlier["work"] == entry["work"]:
-            entries[i] = entry
-            return
-    entries.append(entry)
+        if work.device == "cuda":  # this process goes on with other work
+            gc.collect()
+            if "torch._dynamo" in sys.modules:  # seconds to import, only to be reset
+                torch.compiler.reset()
+            torch.cuda.empty_cache()
 
 
 def compare(
@@ -139,85 +185,131 @@ def compare(
     rounds: int,
     console: Console,
     failed: dict[str, str] | None = None,
-    at: At = lambda part, seconds=0.0: None,
+    at: At | None = None,
 ) -> dict:
-    """The part of the record about one piece of work. failed, at: see `bench.worker.each`."""
-    entry = {"work": str(work), **work.described()}
-    at("the ceiling")
-    ceiling = Ceiling(work.device, work.dtype)
-    runs, wrong, skipped = ready(work, names, console, failed or {}, at)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    """The part of the record about one piece of work, told so far whenever there is more. failed, at: see
+    `bench.worker.each`."""
+    on_gpu, at = work.device == "cuda", at or At()
+    found = Found(work, failed or {})
+    try:
+        at("the ceiling", LIMIT)
+        ceiling = found.ceiling = Ceiling(work.device, work.dtype)
+        if on_gpu:
+            ceiling.measure()
+        at("the result in fp64", 2 * LIMIT)
+        _ = work.yardstick
+    except torch.cuda.OutOfMemoryError as reason:
+        found.skipped |= dict.fromkeys(names, one_line(reason))
+        return found.entry()
+    make_ready(found, names, console, at)
     started = time.monotonic()
-    for i in range(rounds):
-        if work.device == "cuda" and i >= 3 and (time.monotonic() - started) * (i + 1) / i > SECONDS:
+    for i in range(rounds if found.runs else 0):
+        if on_gpu and i >= 3 and (time.monotonic() - started) * (i + 1) / i > SECONDS:
             break
-        console.print(f"{work}: round {i + 1} of {rounds}", end="\r" if work.device == "cuda" else "\n")
+        console.print(f"{work}: round {i + 1} of {rounds}", end="\r" if on_gpu else "\n")
+        at("the ceiling", LIMIT)
         ceiling.measure()
-        for name in turned(list(runs), i):
-            at(name)
-            seconds[name].append(clock(runs[name].run, work.device, runs[name].repeats))
-    entry["rounds"] = max(map(len, seconds.values()), default=0)
-    for checked in runs.values():
+        times = {}
+        for name in turned(list(found.runs), i):
+            at(name, LIMIT)
+            times[name] = clock(found.runs[name].run, work.device, found.runs[name].repeats)
+        for name, seconds in times.items():
+            found.rounds.setdefault(name, []).append(seconds)
+        at.so_far(found.entry())
+    for checked in found.runs.values():
         checked.run = None
     gc.collect()
-    cases = {}
-    for name, times in seconds.items():
-        case, median = work.cases[name], statistics.median(times)
-        gflop = work.gflop(case.collapsed)
-        base = seconds.get(work.base)
-        cases[name] = {
+    if not on_gpu:
+        for name, checked in found.runs.items():
+            checked.peak_mib = resident_peak_apart(work, name)
+    return found.entry()
+
+
+@dataclass
+class Checked:
+    """A case found right. repeats: see `bench.machine.clock`. peak_mib: of GPU memory. sample: seconds, on a GPU."""
+
+    run: Run | None
+    error: float
+    repeats: int
+    peak_mib: float | None = None
+    sample: float | None = None
+
+
+@dataclass
+class Found:
+    """What is known about a piece of work. failed: parts that died. rounds: seconds in each round."""
+
+    work: Work
+    failed: dict[str, str]
+    ceiling: Ceiling | None = None
+    runs: dict[str, Checked] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    turns: str = field(default_factory=now)
+
+    def entry(self) -> dict:
+        gflops, gbs = (self.ceiling.gflops, self.ceiling.gbs) if self.ceiling else (0.0, 0.0)  # 0: not known
+        entry = {"work": str(self.work), **self.work.described()}
+        entry["ceiling"] = {"gflops": round(gflops, 1), "gbs": round(gbs, 1)}
+        cases = {name: self._case(name, times, gflops) for name, times in self._seconds().items()}
+        entry |= {"cases": cases, "skipped": dict(self.skipped), "wrong": self.failed | self.wrong}
+        return entry | ({"failed": sorted(self.failed)} if self.failed else {})
+
+    def _seconds(self) -> dict[str, list[float]]:
+        """Of the rounds or, before there are any, the samples."""
+        samples = {name: [checked.sample] for name, checked in self.runs.items() if checked.sample is not None}
+        return self.rounds or samples
+
+    def _case(self, name: str, times: list[float], ceiling: float) -> dict:
+        case, checked, median = self.work.cases[name], self.runs[name], statistics.median(times)
+        gflop, base = self.work.gflop(case.collapsed), self.rounds.get(self.work.base)
+        return {
             "title": case.title,
             "version": package_version(case.package),
+            "turns": self.turns if self.rounds else None,
             "seconds": [float(f"{t:.4g}") for t in times],
             "median": float(f"{median:.4g}"),
             "ratio": round(statistics.median(b / t for b, t in zip(base, times, strict=True)), 3) if base else None,
             "gflop": round(gflop, 2),
             "gflops": round(gflop / median, 1),
-            "ceiling_percent": round(100 * gflop / median / ceiling.gflops, 1),
-            "error": float(f"{runs[name].error:.2e}"),
-            "peak_mib": runs[name].peak_mib if work.device == "cuda" else resident_peak_apart(work, name),
+            "ceiling_percent": round(100 * gflop / median / ceiling, 1),
+            "error": float(f"{checked.error:.2e}"),
+            "peak_mib": checked.peak_mib,
         }
-    entry["ceiling"] = {"gflops": round(ceiling.gflops, 1), "gbs": round(ceiling.gbs, 1)}
-    return entry | {"cases": cases, "skipped": skipped, "wrong": wrong}
 
 
-@dataclass
-class Checked:
-    """A case found right. repeats: see `bench.machine.clock`. peak_mib: of GPU memory."""
-
-    run: Run | None
-    error: float
-    repeats: int
-    peak_mib: float | None
-
-
-def ready(
-    work: Work, names: tuple[str, ...], console: Console, failed: dict[str, str], at: At
-) -> tuple[dict[str, Checked], dict[str, str], dict[str, str]]:
-    """Every case that can run and is right; why others are wrong; why others cannot run."""
-    runs, wrong, skipped = {}, dict(failed), {}
-    at("the result in fp64", SLOW_LIMIT)
-    _ = work.yardstick
+def make_ready(found: Found, names: tuple[str, ...], console: Console, at: At) -> None:
+    """Finds every case that can run and is right; why others are wrong; why others cannot run."""
+    work, on_gpu = found.work, found.work.device == "cuda"
     for name in names:
-        if name in failed:
+        if name in found.failed:
             continue
         case = work.cases[name]
-        at(name, SLOW_LIMIT if case.slow else 60.0)
+        # Some six runs of it, at 100 TFLOP/s.
+        at(name, SLOW_LIMIT if case.slow else QUICK_LIMIT + 6e-5 * work.gflop(case.collapsed))
         console.print(f"{work}: checking {case.title}")
         try:
-            before = settled() if work.device == "cuda" else 0
+            before = settled() if on_gpu else 0
             run = case.run(work)
             error = work.check(run, poison=case.ours)
-            repeats = repeats_for(run, work.device)  # the first runs may record a graph, too
-            peak = (gpu_peak(run) - before) / 2**20 if work.device == "cuda" else None
-            runs[name] = Checked(run, error, repeats, peak and round(peak, 1))
+            if on_gpu:
+                # What is timed may be a graph, which the second run records: without the filling of poisoned memory.
+                error = largest([error, work.check(run)])
+            checked = Checked(run, error, repeats_for(run, work.device))
+            if on_gpu:
+                checked.peak_mib = round((gpu_peak(run) - before) / 2**20, 1)
+                checked.sample = clock(run, work.device, checked.repeats)
+            found.runs[name] = checked
         except Unavailable as reason:
-            skipped[name] = str(reason)
+            found.skipped[name] = str(reason)
         except AssertionError as reason:
-            wrong[name] = str(reason)
+            found.wrong[name] = str(reason)
         except torch.cuda.OutOfMemoryError as reason:
-            skipped[name] = one_line(reason)
-    return runs, wrong, skipped
+            found.skipped[name] = one_line(reason)
+        if on_gpu:
+            at.so_far(found.entry())
 
 
 def turned(names: list[str], by: int) -> list[str]:
@@ -280,7 +372,7 @@ def table(entry: dict) -> Table:
     best = entry["ceiling"]
     grid = Table(
         box=box.SIMPLE,
-        title=f"{heading(entry)}, median of {entry['rounds']} rounds",
+        title=f"{heading(entry)}, median of {rounds_of(entry)}",
         caption=f"ceiling: {best['gflops']:.0f} GFLOP/s matrix product, {best['gbs']:.0f} GB/s copy",
     )
     grid.add_column("case", no_wrap=True)
@@ -293,22 +385,5 @@ def table(entry: dict) -> Table:
     return grid
 
 
-def save(record: dict) -> Path:
-    """Writes a record under its machine, date and, unless of a GPU, kind; a later one of a day takes its place."""
-    machine = record["machine"]
-    kind = "" if record["kind"] == "gpu" else f"-{record['kind']}"
-    path = RESULTS / f"{slug(machine['name'])}-{machine['date']}{kind}.json"
-    RESULTS.mkdir(exist_ok=True)
-    write_whole(path, json.dumps(record, indent=1) + "\n")
-    return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that at any moment is the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

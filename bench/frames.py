@@ -7,61 +7,24 @@ operations of PyTorch; torch.compile gets all of it to fuse.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bench.cases import Case, Run, Unavailable, Workload, compiled, optional
+from bench import peers
+from bench.cases import Case, Run, Unavailable, Workload, compiled
+from bench.windows import Pair, cut, in_windows, largest, pairs, side_for
 from edsr import EDSR, PRESETS, EngineError, Upscaler
 from edsr.engine import PRECISIONS
 from kernels import reference
 from kernels.reference import Result
 
-SIDE = 192  # of the windows in which a large picture is checked, LR pixels
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "4K": (2160, 3840), "64x64": (64, 64)}  # rows, columns
-
-
-class Window(NamedTuple):
-    """Rows or columns from `start` to `stop`, of which those from `first` to `end` know all that bears on them."""
-
-    start: int
-    stop: int
-    first: int
-    end: int
-
-    @property
-    def pixels(self) -> slice:
-        return slice(self.start, self.stop)
-
-    def inside(self, scale: int) -> slice:
-        """The part that counts, in the result of the window alone."""
-        return slice(scale * (self.first - self.start), scale * (self.end - self.start))
-
-    def outside(self, scale: int) -> slice:
-        """The same part, in the result of the whole picture."""
-        return slice(scale * self.first, scale * self.end)
-
-
-def windows(length: int, radius: int) -> list[Window]:
-    """The first, middle and last SIDE rows or columns with `radius` more around; all of a small picture."""
-    if length <= SIDE + 2 * radius:
-        return [Window(0, length, 0, length)]
-    middle, last = (length - SIDE) // 2, length - SIDE
-    return [
-        Window(0, SIDE + radius, 0, SIDE),
-        Window(middle - radius, middle + SIDE + radius, middle, middle + SIDE),
-        Window(last - radius, length, last, length),
-    ]
 
 
 @dataclass(frozen=True)
 class Frame(Workload):
-    """A network with random weights on a random picture, checked at two corners and in the middle.
-
-    A result depends on nothing farther away than the network's radius, so the check is exact, and fp64 affordable.
-    """
+    """A network with random weights on a random picture, checked in windows (`bench.windows`)."""
 
     base = "channels_last"
     rounding = 0.5001 / 255  # a result is rounded to whole levels
@@ -90,19 +53,15 @@ class Frame(Workload):
         return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator).to(self.device)
 
     @property
-    def windows(self) -> list[tuple[Window, Window]]:
-        rows, columns = (windows(length, self.config.radius) for length in (self.height, self.width))
-        return [(rows[i % len(rows)], columns[i % len(columns)]) for i in range(max(len(rows), len(columns)))]
+    def windows(self) -> list[Pair]:
+        return pairs(self.height, self.width, self.config.radius, side_for(self.config.features))
 
     def in_windows(self, model: EDSR) -> list[Tensor]:
         """What `model` makes of each window, not rounded; the part that counts, [1, 3, n, m]."""
-        s, parts = self.config.scale, []
+        x = self.picture.permute(2, 0, 1)[None]
         # No autotuning for shapes that are met but once.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
-            for rows, columns in self.windows:
-                x = self.picture[rows.pixels, columns.pixels].permute(2, 0, 1)[None]
-                parts.append(model(x)[:, :, rows.inside(s), columns.inside(s)])
-        return parts
+            return in_windows(model, x, self.windows, self.config.scale)
 
     @cached_property
     def truth(self) -> list[Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -111,18 +70,15 @@ class Frame(Workload):
 
     @cached_property
     def yardstick(self) -> float:
-        pairs = zip(self.in_windows(self.plain(torch.channels_last)), self.truth, strict=True)
-        return max((y.double() - truth).abs().max().item() for y, truth in pairs)
+        parts = zip(self.in_windows(self.plain(torch.channels_last)), self.truth, strict=True)
+        return largest((part.double() - truth).abs().max().item() for part, truth in parts)
 
     def distance(self, y: Tensor) -> float:
         s, size = self.config.scale, [self.config.scale * self.height, self.config.scale * self.width, 3]
         if y.dtype != torch.uint8 or list(y.shape) != size:
             raise AssertionError(f"the result is {y.dtype} {list(y.shape)}, not torch.uint8 {size}")
-        worst = 0.0
-        for (rows, columns), truth in zip(self.windows, self.truth, strict=True):
-            part = y[rows.outside(s), columns.outside(s)].permute(2, 0, 1)[None]
-            worst = max(worst, (part.double() / 255 - truth.clamp(0, 1)).abs().max().item())
-        return worst
+        parts = zip(cut(y.permute(2, 0, 1)[None], self.windows, s), self.truth, strict=True)
+        return largest((part.double() / 255 - truth.clamp(0, 1)).abs().max().item() for part, truth in parts)
 
 
 def frame(model: str, scale: int, size: str) -> Frame:
@@ -202,53 +158,6 @@ def autocast(work: Frame) -> Run:
     return run
 
 
-def tensorrt(work: Frame) -> Run:
-    """By Torch-TensorRT or, where that is missing, ONNX Runtime's provider. Converting and rounding stay PyTorch's."""
-    if work.device != "cuda":
-        raise Unavailable("TensorRT needs a CUDA device")
-    try:
-        network = torch_tensorrt(work)
-    except Unavailable as error:
-        try:
-            network = onnx_tensorrt(work)
-        except Unavailable as other:
-            raise Unavailable(f"{error}, and {other}") from None
-
-    def run() -> Tensor:
-        y = network(work.picture.permute(2, 0, 1)[None].float().div_(255))
-        return reference.quantise(y.float(), torch.uint8)[0].permute(1, 2, 0).contiguous()
-
-    return run
-
-
-def torch_tensorrt(work: Frame) -> Callable[[Tensor], Tensor]:
-    trt = optional("torch_tensorrt")
-    size = (1, 3, work.height, work.width)
-    inputs = [trt.Input(size, dtype=torch.float32)]
-    return trt.compile(work.plain(), ir="dynamo", inputs=inputs, enabled_precisions={torch.float32, work.dtype})
-
-
-def onnx_tensorrt(work: Frame) -> Callable[[Tensor], Tensor]:
-    ort = optional("onnxruntime")
-    if "TensorrtExecutionProvider" not in ort.get_available_providers():
-        raise Unavailable("onnxruntime has no TensorRT provider")
-    session = ort.InferenceSession(work.onnx, providers=[("TensorrtExecutionProvider", {"trt_fp16_enable": True})])
-    s, name = work.config.scale, session.get_outputs()[0].name
-    # The network ends in fp32 in whatever precision it computes.
-    out = torch.empty((1, 3, s * work.height, s * work.width), device=work.device)
-
-    def run(x: Tensor) -> Tensor:
-        x = x.contiguous()
-        torch.cuda.synchronize()  # it computes on a stream of its own
-        binding = session.io_binding()
-        binding.bind_input(session.get_inputs()[0].name, "cuda", 0, np.float32, x.shape, x.data_ptr())
-        binding.bind_output(name, "cuda", 0, np.float32, out.shape, out.data_ptr())
-        session.run_with_iobinding(binding)
-        return out
-
-    return run
-
-
 CASES: dict[str, Case] = {
     "ours": Case("ours", ours, collapsed=True),
     "folded": Case("ours, folded, on cuDNN", folded, collapsed=True),
@@ -256,5 +165,6 @@ CASES: dict[str, Case] = {
     "compile": Case("torch.compile, max-autotune", max_autotune, slow=True),
     "nchw": Case("PyTorch, NCHW fp32", nchw),
     "autocast": Case("PyTorch, NCHW fp32, autocast", autocast),
-    "tensorrt": Case("TensorRT", tensorrt, slow=True),
+    "tensorrt": Case("TensorRT", peers.tensorrt, "tensorrt", slow=True),
+    "onnxruntime": Case("ONNX Runtime, CUDA", peers.onnxruntime, "onnxruntime-gpu", slow=True),
 }

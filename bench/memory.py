@@ -48,8 +48,8 @@ def main() -> int:
             apart(save_one_block, model)
         runs = [measure(Path(folder), size, model, options) for size in options.sizes]
 
-    from bench.compare import save
     from bench.machine import describe
+    from bench.records import save
 
     kind = f"memory-{name}" if options.format == "png" else f"memory-{name}-{options.format}"
     record = {"kind": kind, "machine": describe(options.device), "model": name}

@@ -7,6 +7,7 @@ computed on patches, as in training.
 
 import copy
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import Case, Run, Unavailable, Work, compiled, gflop_of_end, largest_difference, network
+from bench.cases import Case, Run, Unavailable, Work, compiled, gflop_of_end, network
+from bench.windows import Pair, cut, in_windows, largest, largest_difference, pairs, side_for
 from edsr import EDSR, EDSRConfig
 from edsr.fold import FoldedEDSR
 from edsr.model import DIV2K_MEAN
@@ -118,27 +120,54 @@ class Op(Work):
         weight, bias = model.get_buffer("tail_weight"), model.get_buffer("tail_bias")
         return weight.to(self.device, self.dtype), bias.to(self.device, self.dtype)
 
-    @cached_property
-    def truth(self) -> Tensor | tuple[Tensor, ...]:
-        """The result in fp64."""
-        exact = replace(self, wide=True, result=None)
+    @property
+    def windows(self) -> list[Pair] | None:
+        """Where the result is judged; None for all of it. The maps of a tail in fp64 would not fit into memory."""
+        if self.name != "tail":
+            return None
+        return pairs(self.height, self.width, _end(self.features, self.scale).config.radius, side_for(self.features))
+
+    def computed(self, wide: bool) -> tuple[Tensor, ...]:
+        """What plain PyTorch makes of it, not rounded, in fp64 or in the operation's precision; in its windows."""
+        op = replace(self, wide=wide, result=None)
         # No autotuning for what is computed but once.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
-            return exact.kind.plain(exact)(reference)
+            if self.windows is None:
+                return _as_tuple(op.kind.plain(op)(reference))
+            model, x = op.end(), replace(op, wide=False).map()
+            kind = model.tail.weight.dtype
+            parts = in_windows(lambda part: model.reconstruct(part.to(kind), reference), x, self.windows, self.scale)
+            return tuple(parts)
+
+    @cached_property
+    def truth(self) -> tuple[Tensor, ...]:
+        """The result in fp64: its parts, or its windows."""
+        return self.computed(wide=True)
 
     @cached_property
     def yardstick(self) -> float:
-        unrounded = replace(self, result=None)
-        with torch.inference_mode():
-            return self.distance(unrounded.kind.plain(unrounded)(reference))
+        found = self.computed(wide=False)
+        return largest(largest_difference(y, truth) for y, truth in zip(found, self.truth, strict=True))
 
     def distance(self, y: Tensor | tuple[Tensor, ...]) -> float:
-        if isinstance(y, tuple):
-            return max(map(largest_difference, y, self.truth))
-        assert isinstance(self.truth, Tensor)
-        if y.dtype == torch.uint8:
-            return largest_difference(y.double() / 255, self.truth.clamp(0, 1))
-        return largest_difference(y, self.truth)
+        found, truths = _as_tuple(y), self.truth
+        if not all(bool(part.isfinite().all()) for part in found if part.is_floating_point()):
+            return math.nan  # wherever it is, also where there is no window
+        if self.windows is not None:
+            (whole,) = found
+            size = [1, 3, self.scale * self.height, self.scale * self.width]
+            if list(whole.shape) != size:
+                raise AssertionError(f"the result is {list(whole.shape)}, not {size}")
+            found = cut(whole, self.windows, self.scale)
+        if len(found) != len(truths):
+            raise AssertionError(f"the result is {len(found)} tensors, not {len(truths)}")
+        if found[0].dtype == torch.uint8:
+            found, truths = [part.double() / 255 for part in found], [truth.clamp(0, 1) for truth in truths]
+        return largest(largest_difference(part, truth) for part, truth in zip(found, truths, strict=True))
+
+
+def _as_tuple(y: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return y if isinstance(y, tuple) else (y,)
 
 
 @cache

@@ -30,7 +30,7 @@ START = 25.0  # seconds kept for what surrounds the parts: packages unpacked, th
 GRACE = 4.0  # seconds from SIGTERM to SIGKILL, in which a part saves what it has
 ENDING = 1.0  # seconds to wait for what was killed: it may be stuck in the driver
 LEAST = 5.0  # seconds under which a part is not begun
-EARLY = 4.0  # seconds before its limit that a part should end by itself
+EARLY = 1.0  # seconds before its limit that a part should have ended by itself
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ FRAMES = {f"{work} {work.device}": work for work in frames()} if "cuda" in DEVIC
 @pytest.mark.parametrize("title", [str(work) for work in workloads()])
 def test_ways_in_turns(benchmark, title):
     """The table is the result; pytest-benchmark's own figure is how long it took to make."""
-    ((work, names, rounds),) = cpu_items(ROUNDS, title)
+    ((work, names, rounds),) = cpu_items(ROUNDS, [title])
     console = Console()
     entry = benchmark.pedantic(compare, (work, names, rounds, console))
     benchmark.extra_info.update(entry)

@@ -13,25 +13,28 @@ first step, done once more, by now as a graph where there is one, is right again
 import argparse
 import json
 import statistics
-import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
 from bench.cases import Unavailable
-from bench.compare import put, save, settled, turned
+from bench.compare import settled, turned
 from bench.machine import Ceiling, describe, machine_line, refused, stopwatch
+from bench.records import Record, now
 from bench.report import targets_table, training_table
 from bench.steps import BASE, WAYS, Loop, Ours, Training, budget
-from bench.worker import At, each, one_line
+from bench.worker import At, command, each, ending_on_sigterm, here, one_line, time_limit
 from edsr import PRESETS
 from edsr.model import SCALES
 
 TRAINED = 20  # steps after which the loss must have fallen
 PROFILED = 20  # steps at least that the GPU's share is taken from
+PROFILER = "the profiler"
+LIMIT = 20.0  # seconds on a GPU for anything but making a way ready
 
 
 def check(work: Training, way: Loop | Ours) -> tuple[float, float]:
@@ -56,15 +59,25 @@ def _first_errors(work: Training, way: Loop | Ours) -> tuple[float, float]:
 
 @dataclass
 class Checked:
-    """A way found right. errors: of loss and gradient. steps: timed in each round. peak_mib: of GPU memory."""
+    """A way found right. errors: of loss and gradient. steps: timed in each round. peak_mib: of GPU memory.
+
+    sample: seconds of a step, before there are rounds.
+    """
 
     way: Loop | Ours
     errors: tuple[float, float]
     steps: int
     peak_mib: float | None
+    sample: float = float("nan")
+    busy_percent: float | None = None
 
     def run(self) -> None:
         self.way.run(self.steps)
+
+    def step_seconds(self, device: str) -> float:
+        """What a step takes, in one go of `steps`."""
+        self.way.run(self.way.lead)
+        return stopwatch(self.run, device) / self.steps
 
 
 def ready(work: Training, name: str, seconds: float) -> Checked:
@@ -91,65 +104,103 @@ class Item(NamedTuple):
 
 
 def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
-    """The part of the record about one piece of work. failed, at: see `bench.worker.each`."""
+    """The part of the record about one piece of work, told so far whenever there is more. failed, at: see
+    `bench.worker.each`."""
     work, device = item.work, item.work.device
     console = Console(stderr=True)
-    wrong, skipped, runs = dict(failed), {}, {}
+    if PROFILER in failed and at.before is not None:  # it comes last, so all else is known
+        return at.before | {"skipped": at.before["skipped"] | {PROFILER: failed[PROFILER]}}
+    found = Found(work, failed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    at("the step in fp64", 120.0)
-    ceiling = Ceiling(device, work.dtype)
-    _ = work.truth
+    try:
+        at("the ceiling", LIMIT)
+        ceiling = found.ceiling = Ceiling(device, work.dtype)
+        ceiling.measure()
+        at("the step in fp64", LIMIT)
+        _ = work.truth
+    except torch.cuda.OutOfMemoryError as reason:
+        found.skipped |= dict.fromkeys(item.names, one_line(reason))
+        return found.entry()
     for name in [name for name in item.names if name not in failed]:
-        at(name, 120.0 if WAYS[name].slow else 90.0)
+        at(name, WAYS[name].limit)
         console.print(f"{work}: checking {WAYS[name].title}")
         try:
-            runs[name] = ready(work, name, item.seconds)
+            checked = ready(work, name, item.seconds)
+            checked.sample = checked.step_seconds(device)
+            found.runs[name] = checked
         except Unavailable as reason:
-            skipped[name] = str(reason)
+            found.skipped[name] = str(reason)
         except AssertionError as reason:
-            wrong[name] = str(reason)
+            found.wrong[name] = str(reason)
         except torch.cuda.OutOfMemoryError as reason:
-            skipped[name] = one_line(reason)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(item.rounds):
+            found.skipped[name] = one_line(reason)
+        at.so_far(found.entry())
+    for i in range(item.rounds if found.runs else 0):
         console.print(f"{work}: round {i + 1} of {item.rounds}")
+        at("the ceiling", LIMIT)
         ceiling.measure()
-        for name in turned(list(runs), i):
-            at(name)
-            checked = runs[name]
-            checked.way.run(checked.way.lead)
-            times[name].append(stopwatch(checked.run, device) / checked.steps)
-    cases = {}
-    for name, values in times.items():
-        checked, median, base = runs[name], statistics.median(values), times.get(BASE)
+        times = {}
+        for name in turned(list(found.runs), i):
+            at(name, LIMIT)
+            times[name] = found.runs[name].step_seconds(device)
+        for name, seconds in times.items():
+            found.rounds.setdefault(name, []).append(seconds)
+        at.so_far(found.entry())
+    if device == "cuda":
+        at(PROFILER, LIMIT)
+        try:
+            for name, times in found.rounds.items():
+                checked = found.runs[name]
+                if isinstance(checked.way, Ours):
+                    checked.busy_percent = busy_percent(checked.way, statistics.median(times))
+                    at.so_far(found.entry())
+        except RuntimeError as reason:
+            found.skipped[PROFILER] = one_line(reason)
+    return found.entry()
+
+
+@dataclass
+class Found:
+    """What is known about a piece of work. failed: parts that died. rounds: seconds of a step in each round."""
+
+    work: Training
+    failed: dict[str, str]
+    ceiling: Ceiling | None = None
+    runs: dict[str, Checked] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    turns: str = field(default_factory=now)
+
+    def entry(self) -> dict[str, Any]:
+        work, kind = self.work, self.work.config
+        gflops, gbs = (self.ceiling.gflops, self.ceiling.gbs) if self.ceiling else (0.0, 0.0)  # 0: not known
+        times = self.rounds or {name: [checked.sample] for name, checked in self.runs.items()}
+        entry = {"work": str(work), "model": work.name, "scale": kind.scale, "blocks": kind.blocks}
+        entry |= {"features": kind.features, "batch": work.batch, "patch": work.patch, "workers": work.workers}
+        entry |= {"gflop": round(work.gflop, 2), "ceiling": {"gflops": round(gflops, 1), "gbs": round(gbs, 1)}}
+        entry["cases"] = {name: self._case(name, values, gflops) for name, values in times.items()}
+        entry |= {"skipped": dict(self.skipped), "wrong": self.failed | self.wrong}
+        return entry | ({"failed": sorted(self.failed)} if self.failed else {})
+
+    def _case(self, name: str, times: list[float], ceiling: float) -> dict[str, Any]:
+        work, checked, median, base = self.work, self.runs[name], statistics.median(times), self.rounds.get(BASE)
         loss, gradient = checked.errors
-        cases[name] = {
+        return {
             "title": WAYS[name].title,
             "precision": str(checked.way.dtype).removeprefix("torch."),
-            "seconds": [float(f"{t:.4g}") for t in values],
+            "turns": self.turns if self.rounds else None,
+            "seconds": [float(f"{t:.4g}") for t in times],
             "median": float(f"{median:.4g}"),
-            "ratio": round(statistics.median(b / t for b, t in zip(base, values, strict=True)), 3) if base else None,
+            "ratio": round(statistics.median(b / t for b, t in zip(base, times, strict=True)), 3) if base else None,
             "patches_per_second": round(work.batch / median, 1),
             "gflops": round(work.gflop / median, 1),
-            "ceiling_percent": round(100 * work.gflop / median / ceiling.gflops, 1),
+            "ceiling_percent": round(100 * work.gflop / median / ceiling, 1),
             "loss_error": float(f"{loss:.2e}"),
             "gradient_error": float(f"{gradient:.2e}"),
             "peak_mib": checked.peak_mib,
-            "busy_percent": None,
+            "busy_percent": checked.busy_percent,
         }
-    if device == "cuda" and "the profiler" not in failed:
-        at("the profiler")
-        try:
-            for name in [name for name in cases if isinstance(runs[name].way, Ours)]:
-                cases[name]["busy_percent"] = busy_percent(runs[name].way, statistics.median(times[name]))
-        except RuntimeError as reason:
-            skipped["the profiler"] = one_line(reason)
-    kind = work.config
-    entry = {"work": str(work), "model": work.name, "scale": kind.scale, "blocks": kind.blocks}
-    entry |= {"features": kind.features, "batch": work.batch, "patch": work.patch, "workers": work.workers}
-    entry |= {"gflop": round(work.gflop, 2), "rounds": item.rounds}
-    entry["ceiling"] = {"gflops": round(ceiling.gflops, 1), "gbs": round(ceiling.gbs, 1)}
-    return entry | {"cases": cases, "skipped": skipped, "wrong": wrong}
 
 
 def busy_percent(way: Loop | Ours, seconds: float) -> float | None:
@@ -176,11 +227,15 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 def choose(gpu: str, entry: dict[str, Any]) -> None:
-    """Notes which operations made the faster step of ours, for `launch.choice("training_step", "bf16 64", device)`."""
+    """Notes which operations made the faster step of ours, for `launch.choice("training_step", "bf16 64", device)`.
+
+    Ways that were wrong or died are not chosen, whatever they took before.
+    """
     from bench import tune  # needs Triton, which there is not for every CPU
 
     record, names = tune.read(gpu), ("torch", "triton")
-    seconds = {name: entry["cases"][name]["median"] for name in names if name in entry["cases"]}
+    right = [name for name in names if name in entry["cases"] and name not in entry["wrong"]]
+    seconds = {name: entry["cases"][name]["median"] for name in right}
     tune.choose(record, tune.Step(rival=("training_step", entry["features"], names)), seconds)
     tune.write(gpu, record)
 
@@ -188,7 +243,8 @@ def choose(gpu: str, entry: dict[str, Any]) -> None:
 # --- the command
 
 
-def main() -> int:
+def main(began: float | None = None) -> int:
+    """began: when the process did, by time.monotonic(); None for now."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -201,49 +257,66 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.3, help="of each way in a round; default: %(default)s")
     parser.add_argument("--workers", type=int, help="of a DataLoader; default: 4, on a CPU none")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="on a GPU, stop after; default: never")
-    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
-    parser.add_argument("--save", action="store_true", help="write the record into bench/results, for one of its day")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="in this order; default: all")
+    parser.add_argument("--save", action="store_true", help="merge the record into the day's in bench/results")
     parser.add_argument("--choose", action="store_true", help="on a GPU, note the faster of ours in kernels/configs")
     parser.add_argument("--json", action="store_true", help="print the record")
     options = parser.parse_args()
-    if options.save and len(options.only) < len(WAYS):
-        parser.error("--save wants all ways: it takes the place of an earlier record")
-    deadline = time.monotonic() + 60 * options.minutes
+    deadline = time_limit(60 * options.minutes, began)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if refused(device):
         return 2
     workers = options.workers if options.workers is not None else {"cuda": 4, "cpu": 0}[device]
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    record: dict[str, Any] = {"kind": "training", "machine": describe(device), "workloads": []}
-    console.print(machine_line(record["machine"]))
     shape = (options.batch, options.patch, device, torch.bfloat16 if device == "cuda" else torch.float32, workers)
     works = [Training(name, replace(PRESETS[name], scale=options.scale), *shape) for name in options.model]
-    left = items(works, tuple(options.only), options.rounds, options.seconds)
-    while left and time.monotonic() < deadline:
+    left = items(works, tuple(dict.fromkeys(options.only)), options.rounds, options.seconds)
+
+    def so_far(item: Item, entry: dict) -> None:
+        record.put(entry)
+
+    def begin() -> Iterator[tuple[Item, Any]]:
         # A process of its own for each, with a GPU that no profiler and no other network has touched.
-        done = each(compare, left[:1], deadline) if device == "cuda" else [(left[0], compare(left[0], {}, nowhere))]
-        for (work, *_), entry in done:
-            if isinstance(entry, str):
-                record.setdefault("failed", {})[str(work)] = entry
-            else:
-                put(record["workloads"], entry)
-                console.print(training_table(entry))
-                if options.choose and device == "cuda":
-                    choose(record["machine"]["name"], entry)
-            del left[0]
-        if options.save:
-            save(record)
-    if left:
-        record["not_reached"] = [f"{work}: {', '.join(names)}" for work, names, _, _ in left]
-    for line in [*record.get("failed", {}).values(), *record.get("not_reached", [])]:
+        return each(compare, left[:1], deadline, so_far) if device == "cuda" else here(compare, left[:1], so_far)
+
+    done = begin()
+    record = Record("training", describe(device), options.save)
+    console.print(machine_line(record.content["machine"]))
+    begun = str(left[0].work)
+    try:
+        with ending_on_sigterm():
+            while left:
+                for (work, *_), entry in done:
+                    del left[0]
+                    if isinstance(entry, str):
+                        record.fail(str(work), entry)
+                    else:
+                        record.put(entry)
+                        console.print(training_table(entry))
+                        begun = ""
+                if left and time.monotonic() < deadline:
+                    done, begun = begin(), str(left[0].work)
+                else:
+                    break
+    finally:
+        for work, names, *_ in left:
+            record.missed(str(work), names)
+        path = record.keep()
+        if options.choose and device == "cuda":
+            for entry in record.content["workloads"]:
+                choose(record.content["machine"]["name"], entry)
+    for entry in record.content["workloads"]:
+        if entry["work"] == begun and left:
+            console.print(training_table(entry))
+    for line in [*record.content.get("failed", {}).values(), *record.content.get("not_reached", [])]:
         console.print(line)
     if device == "cuda":
-        console.print(targets_table(record))
-    if options.save:
-        console.print(f"saved as {save(record)}")
+        console.print(targets_table(record.content))
+    if path is not None:
+        console.print(f"saved as {path}")
     if options.json:
-        print(json.dumps(record))
-    return 1 if record.get("failed") or any(entry["wrong"] for entry in record["workloads"]) else 0
+        print(json.dumps(record.content))
+    return 1 if record.bad else 0
 
 
 def items(works: list[Training], names: tuple[str, ...], rounds: int, seconds: float) -> list[Item]:
@@ -254,9 +327,5 @@ def items(works: list[Training], names: tuple[str, ...], rounds: int, seconds: f
     return [first, *early, *rest]
 
 
-def nowhere(part: str, seconds: float = 0.0) -> None:
-    """`at` of `bench.worker`, where there is no other process to tell."""
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -31,7 +30,7 @@ from bench.compare import turned, write_whole
 from bench.machine import Ceiling, clock, refused, repeats_for
 from bench.ops import PATCHES, Op
 from bench.report import markdown
-from bench.worker import At, each, one_line
+from bench.worker import At, command, each, one_line, time_limit
 from kernels import aot, launch
 from kernels.launch import Config
 
@@ -341,14 +340,15 @@ def duel(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
 # --- the command
 
 
-def main() -> int:
+def main(began: float | None = None) -> int:
+    """began: see `bench.worker.time_limit`."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="stop after; default: %(default)s")
     parser.add_argument("--op", nargs="+", default=[""], metavar="TEXT", help="only kernels whose name has it")
     options = parser.parse_args()
-    deadline = time.monotonic() + 60 * options.minutes
+    deadline = time_limit(60 * options.minutes, began)
     before_rivals = deadline - min(RIVALS_SECONDS, 12 * options.minutes)
     if refused("cuda"):
         return 2
@@ -481,4 +481,4 @@ def write(gpu: str, record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

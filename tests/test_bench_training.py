@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import report, steps, training
+from bench import records, report, steps, training
 from bench.cases import Unavailable
 from bench.steps import WAYS, Loop, Ours, Patches, Training
+from bench.worker import At
 from edsr import PRESETS, EDSRConfig
-from edsr.data import Pictures
+from edsr.pictures import Pictures
+from edsr.resize import downscale
 from kernels import launch
 
 TINY = EDSRConfig(blocks=1, features=16)
@@ -137,6 +139,20 @@ def test_covered_counts_every_moment_once(spans):
     assert training.covered([(start, start + length) for start, length in spans]) == len(moments)
 
 
+def test_ways_are_in_order_and_have_limits_that_leave_time_for_others():
+    assert list(WAYS) == ["triton", "torch", "plain", "eager", "compile"]
+    assert max(way.limit for way in WAYS.values() if not way.slow) + training.LIMIT < 65
+    assert [name for name, way in WAYS.items() if way.slow] == ["compile"]
+
+
+def test_pictures_are_reduced_as_for_training():
+    pictures = steps.drawn((49, 64), 3)
+    assert len(pictures) == steps.PICTURES and pictures.scale == 3
+    low, high = pictures.pair(1)
+    assert low.shape == (16, 21, 3) and high.shape == (48, 63, 3) and high.dtype == np.uint8
+    assert np.array_equal(low, downscale(high, 3))
+
+
 def test_what_takes_long_comes_last():
     works = [Training(name, PRESETS[name]) for name in PRESETS]
     found = training.items(works, tuple(WAYS), 7, 0.3)
@@ -157,7 +173,7 @@ def made_up_entry(name: str, seconds: dict[str, float]) -> dict:
     cases = {
         name: figures | {"title": WAYS[name].title, "seconds": [t, t, t], "median": t} for name, t in seconds.items()
     }
-    entry = {"work": str(work), "model": name, "scale": 2, "batch": 16, "patch": 48, "workers": 4, "rounds": 3}
+    entry = {"work": str(work), "model": name, "scale": 2, "batch": 16, "patch": 48, "workers": 4}
     entry |= {"blocks": work.config.blocks, "features": work.config.features, "gflop": work.gflop}
     return entry | {"ceiling": {"gflops": 8e5, "gbs": 4e3}, "cases": cases, "wrong": {}, "skipped": {"eager": "why"}}
 
@@ -178,8 +194,21 @@ def test_report_of_a_training_record():
     for line in said.splitlines():
         assert "|" not in line or (line.startswith("| ") and line.endswith(" |"))
     rows = report.targets_table(made_up_record(small, large)).splitlines()[2:]
-    assert [row.split("|")[-2].strip() for row in rows] == ["yes", "yes", "yes", "no", ""]
-    assert "6 x" in rows[0] and "1.5 x" in rows[1] and "96 %" in rows[2] and "4 x" in rows[3]
+    assert [row.split("|")[-2].strip() for row in rows] == ["yes", "yes", "yes", "yes", "no", ""]
+    assert "2 ms" in rows[0] and "6 x" in rows[1] and "1.5 x" in rows[2] and "96 %" in rows[3] and "4 x" in rows[4]
+
+
+def test_steps_are_compared_with_peers_of_their_own_run():
+    """As the script does it: the compiled peer comes in a second command, with Triton and the plain loop."""
+    first = made_up_entry("edsr-baseline", {"triton": 0.002, "torch": 0.0015, "plain": 0.012, "eager": 0.004})
+    second = made_up_entry("edsr-baseline", {"triton": 0.0025, "plain": 0.01, "compile": 0.005})
+    for entry, run in (first, "1970-01-01T10"), (second, "1970-01-01T11"):
+        for case in entry["cases"].values():
+            case |= {"run": run, "turns": run}
+    record = records.merged(made_up_record(first), made_up_record(second))
+    rows = report.targets_table(record).splitlines()[2:]
+    assert "2.5 ms" in rows[0] and "4 x" in rows[1] and "2 x" in rows[2]
+    assert len(record["workloads"][0]["cases"]) == 5
 
 
 def test_aims_are_about_what_is_measured():
@@ -212,12 +241,17 @@ def command(monkeypatch, line: str) -> int:
     return training.main()
 
 
-def test_the_command_writes_a_record(uncompiled, monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def tiny_command(monkeypatch, tmp_path):
+    """A tiny network to train, a ceiling found at once, results in tmp_path."""
     monkeypatch.setattr(training, "PRESETS", {"tiny": TINY})
     monkeypatch.setattr(training, "Training", functools.partial(Training, size=(48, 64)))
-    monkeypatch.setattr("bench.compare.RESULTS", tmp_path)
+    monkeypatch.setattr("bench.records.RESULTS", tmp_path)
     monkeypatch.setattr("bench.machine.COPIED", {"cpu": 1 << 20})
     monkeypatch.setattr("bench.machine.MATRIX", {"cpu": 64})
+
+
+def test_the_command_writes_a_record(uncompiled, tiny_command, monkeypatch, tmp_path, capsys):
     line = "--device cpu --model tiny --scale 3 --batch 2 --patch 8 --rounds 2 --seconds 0 --save --json"
     assert command(monkeypatch, line) == 0
     (path,) = tmp_path.iterdir()
@@ -226,15 +260,64 @@ def test_the_command_writes_a_record(uncompiled, monkeypatch, tmp_path, capsys):
     assert path.name.endswith("-training.json") and record == json.loads(said.out)
     (entry,) = record["workloads"]
     assert entry["work"] == "training-tiny-x3-2x8" and set(entry["skipped"]) == {"eager", "triton"}
-    assert list(entry["cases"]) == ["plain", "compile", "torch"] and entry["wrong"] == {}
+    assert list(entry["cases"]) == ["torch", "plain", "compile"] and entry["wrong"] == {}
     assert all(len(case["seconds"]) == 2 and case["ratio"] > 0 for case in entry["cases"].values())
     assert "| ours, on PyTorch |" in report.render(record) and "aim" not in report.render(record)
 
 
-def test_a_part_does_not_replace_the_whole(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        command(monkeypatch, "--only plain --save")
-    assert "--save wants all ways" in capsys.readouterr().err
+def test_a_part_is_added_to_the_whole(uncompiled, tiny_command, monkeypatch, tmp_path):
+    line = "--device cpu --model tiny --batch 2 --patch 8 --rounds 1 --seconds 0 --save --only "
+    assert command(monkeypatch, line + "plain") == 0
+    assert command(monkeypatch, line + "torch compile") == 0
+    (path,) = tmp_path.iterdir()
+    (entry,) = json.loads(path.read_text())["workloads"]
+    assert list(entry["cases"]) == ["plain", "torch", "compile"]
+    assert len({case["run"] for case in entry["cases"].values()}) == 2
+    assert entry["cases"]["torch"]["ratio"] is None  # the plain loop was timed in another run
+
+
+def test_a_way_that_dies_is_begun_again_and_loses_no_figures(tiny_command, monkeypatch):
+    """Told is each way as soon as it is right, then every round; the second try starts with nothing."""
+    entries: list[dict] = []
+
+    def tell(message: tuple) -> None:
+        if message[0] == "so far":
+            records.put(entries, message[1])
+            counts.append(len(entries[0]["cases"]))
+
+    counts: list[int] = []
+    item = training.Item(tiny(), ("torch", "plain", "eager"), 2, 0.0)
+
+    def die(work):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(WAYS, "eager", steps.Way("dies", die))
+    with pytest.raises(KeyboardInterrupt):
+        training.compare(item, {}, At(tell))
+    first = {name: case["median"] for name, case in entries[0]["cases"].items()}
+    assert counts == [1, 2] and first.keys() == {"torch", "plain"}
+    entry = training.compare(item, {"eager": "not done after 25.0 s"}, At(tell))
+    assert counts == [1, 2] + [2] * 4
+    assert entry["wrong"] == {"eager": "not done after 25.0 s"} and entry["failed"] == ["eager"]
+    assert all(len(case["seconds"]) == 2 and case["turns"] for case in entries[0]["cases"].values())
+
+
+def test_a_profiler_that_hangs_costs_no_figures():
+    """It is the last part: what the try before it told is the result."""
+    before = made_up_entry("edsr-baseline", {"triton": 0.002})
+    item = training.Item(tiny(), ("torch", "plain"), 2, 0.0)
+    found = training.compare(item, {"the profiler": "not done after 20.0 s"}, At(before=before))
+    assert found["cases"] == before["cases"] and found["wrong"] == {}
+    assert found["skipped"] == {"eager": "why", "the profiler": "not done after 20.0 s"}
+
+
+def test_a_way_that_died_is_not_chosen(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(launch, "FOLDER", tmp_path / "configs")
+    entry = made_up_entry("edsr-baseline", {"torch": 0.003, "triton": 0.002}) | {"wrong": {"triton": "not done"}}
+    training.choose("NVIDIA Made-up 1", entry)
+    (path,) = (tmp_path / "configs").iterdir()
+    assert json.loads(path.read_text())["choices"] == {"training_step": {}}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")

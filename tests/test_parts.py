@@ -322,7 +322,10 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
         "ours": {"median": 0.0091, "ceiling_percent": 71.2},
         "channels_last": {"median": 0.033, "ceiling_percent": 19},
     }
-    works = [{"work": work, "cases": cases, "wrong": {"compile": "off"}} for work in findings.WORKS[:4]]
+    works = [
+        {"work": work, "cases": cases, "wrong": {"compile": "x", "cudnn": "off"}, "failed": {"compile": "x"}}
+        for work in findings.WORKS[:4]
+    ]
     steps = {"triton": {"median": 0.0024, "ceiling_percent": 16}}
     training = [{"work": "training-edsr-baseline-x2-16x48", "cases": steps, "wrong": {}}]
     check = {"cases": {"relu-64 ours": "off by 1e-3"}, "wrong": 0, "not_reached": ["y"]}
@@ -338,7 +341,7 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
     assert len(said) == 10
     assert "right c64 fp16; block fp16: hangs: nothing after 5 s" in said[1]
     assert "1 cases, 0 wrong, 1 works not reached" in said[2]
-    assert "ours 9.1 ms (71 %), eager 33 ms (19 %), torch.compile WRONG" in said[3]
+    assert "ours 9.1 ms (71 %), eager 33 ms (19 %), torch.compile died, cuDNN WRONG" in said[3]
     assert "ours 2.4 ms (16 %, 417 steps/s)" in said[7]
     assert said[8].endswith("3 failed, 183 passed in 58.11s") and said[9].endswith(
         "60 steps, validation 37.500 dB at best"

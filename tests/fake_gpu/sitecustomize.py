@@ -275,7 +275,10 @@ class Finder(importlib.abc.MetaPathFinder):
         def code_of_main(name):
             """A module that `python -m` runs is not executed by its loader."""
             source = spec.loader.get_source(name)
-            before, main = f"{MAIN}:", f"__import__('sitecustomize').PATCHES[{name!r}](__import__('sys').modules[__name__])\n{MAIN}:"
+            before, main = (
+                f"{MAIN}:",
+                f"__import__('sitecustomize').PATCHES[{name!r}](__import__('sys').modules[__name__])\n{MAIN}:",
+            )
             return compile(source.replace(before, main), spec.origin, "exec")
 
         spec.loader.exec_module, spec.loader.get_code = patched, code_of_main
