@@ -36,7 +36,7 @@ def house(tmp_path_factory) -> Path:
             shutil.copy(source, folder / name)
     (folder / "photos").mkdir()
     for i in range(4):
-        Image.fromarray(picture(40 + i, 50, seed=i)).save(folder / "photos" / f"{i}.png")
+        Image.fromarray(picture(110 + i, 120, seed=i)).save(folder / "photos" / f"{i}.png")
     (folder / "weights").mkdir()
     save_model(EDSR(EDSRConfig(blocks=1, features=16)), folder / "weights" / "edsr-baseline-x2.safetensors")
     return folder
@@ -68,12 +68,11 @@ def kept(house: Path) -> dict[str, str]:
 def results(house) -> dict[str, str]:
     """What a dry run of the whole plan leaves; one kernel hangs, and torch.compile takes its process with it."""
     result = script(
-        house, "gpu.sh", DATA="photos", SLOW="6", FAKE_HANGS="block fp16", FAKE_COMPILE_DIES="1",
+        house, "gpu.sh", DATA="photos", SLOW="3", FAKE_HANGS="block fp16", FAKE_COMPILE_DIES="1",
         PYTEST_ADDOPTS="--collect-only",
     )  # fmt: skip
     assert result.returncode in (0, 1), result.stdout + result.stderr
     found = kept(house)
-    assert found["logs/all.log"] in result.stdout + "\n"
     return found
 
 
@@ -122,6 +121,11 @@ def test_the_step_of_training_is_measured(results):
 def test_everything_is_checked(results):
     checked = record(results, "-check.json")
     assert checked["wrong"] == 0 and not checked["not_reached"] and len(checked["cases"]) > 20
+
+
+def test_configurations_are_found(results):
+    configs = json.loads(results["kernels/configs/nvidia-h100-80gb-hbm3.json"])["configs"]
+    assert configs["conv3x3"]["fp16 64-64 narrow"]["BLOCK_W"] == 16 and "bf16 64" in configs["head"]
 
 
 def test_training_goes_on_for_the_time_that_is_left(results):
