@@ -82,7 +82,7 @@ def _cases(entry: dict[str, Any], steps: bool = False) -> str:
     for name, case in sorted(entry["cases"].items(), key=lambda item: item[1]["median"]):
         rate = f", {1 / case['median']:.0f} steps/s" if steps else ""
         words.append(f"{NAMES.get(name, name)} {1e3 * case['median']:.3g} ms ({case['ceiling_percent']:.0f} %{rate})")
-    died = entry.get("failed", {})
+    died = entry.get("failed", [])
     words += [f"{NAMES.get(name, name)} {'died' if name in died else 'WRONG'}" for name in entry.get("wrong", {})]
     return ", ".join(words) or "nothing measured"
 

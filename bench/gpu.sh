@@ -22,7 +22,7 @@ source bench/machine.sh
 run=$(mktemp -d)/run
 train=
 if ((${#data[@]})); then
-    printf -v train 'train rest %s cli.py train --data%s --out %s --init edsr-baseline --steps auto --minutes {minutes}' \
+    printf -v train 'train rest %s cli.py train --data%s --out %s --init edsr-baseline --steps auto --minutes {minutes-15}' \
         "$python" "$(printf ' %q' "${data[@]}")" "$run"
 fi
 x2=edsr-baseline-x2-1920x1080

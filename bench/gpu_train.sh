@@ -53,7 +53,7 @@ done
 exec "$python" -m bench.parts --seconds "${TIME:-570}" --out "$out" --slow "${SLOW:-1}" --run "$run" \
     --keep "$released/metrics.jsonl" "$released/last.safetensors" "$run/plot.png" \
     --end "$python -m bench.findings --run $released" <<PLAN
-train    $((left - decay)) $python cli.py train $begin --data $pictures --minutes {minutes}
-decay    $decay $python cli.py train --resume $run --decay auto --minutes {minutes} --out $released --data $pictures
+train    $((left - decay)) $python cli.py train $begin --data $pictures --minutes {minutes-15}
+decay    $decay $python cli.py train --resume $run --decay auto --minutes {minutes-15} --out $released --data $pictures
 $scores
 PLAN

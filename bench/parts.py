@@ -1,7 +1,8 @@
 """Runs the parts of a plan one after another, each in its own time: `python -m bench.parts --out DIR < PLAN`.
 
 A line of a plan is a name, seconds, and a command; "rest" in place of seconds stands for what is left. In a command
-{minutes} and {seconds} stand for the time in which it had better end by itself, {logs} for the folder of all logs.
+{minutes} and {seconds} stand for the time in which it had better end by itself, {minutes-15} for 15 s less than it has,
+{logs} for the folder of all logs.
 A part that takes longer than it may is told to end (SIGTERM), and soon killed with all that it started; one that fails,
 hangs or dies costs itself alone. What must be kept lies in DIR at any moment: `results.tar` has the logs so far and the
 files that --keep names, and is renamed into place after every part and every few seconds between.
@@ -12,6 +13,7 @@ A plan that could take longer than --seconds is refused.
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -30,7 +32,7 @@ START = 25.0  # seconds kept for what surrounds the parts: packages unpacked, th
 GRACE = 4.0  # seconds from SIGTERM to SIGKILL, in which a part saves what it has
 ENDING = 1.0  # seconds to wait for what was killed: it may be stuck in the driver
 LEAST = 5.0  # seconds under which a part is not begun
-EARLY = 1.0  # seconds before its limit that a part should have ended by itself
+EARLY = 1  # seconds before its limit that a part should have ended by itself
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Runner:
         if limit < LEAST:
             done = Done(part, None, 0.0, limit)
         else:
-            command = self._filled_in(part.command, max(1.0, limit - EARLY))
+            command = self._filled_in(part.command, limit)
             self.say(f"=== {part.name}, at most {limit:.0f} s: {shlex.join(command)}")
             begun = time.monotonic()
             code = self._watch(part.name, command, begun + limit)
@@ -125,10 +127,12 @@ class Runner:
         return done
 
     def _filled_in(self, command: list[str], seconds: float) -> list[str]:
-        values = {"{seconds}": f"{seconds:.0f}", "{minutes}": f"{seconds / 60:.3f}", "{logs}": str(self._logs)}
-        for name, value in values.items():
-            command = [word.replace(name, value) for word in command]
-        return command
+        def time_of(match: re.Match[str]) -> str:
+            left = max(1.0, seconds - float(match[2] or EARLY))
+            return f"{left:.0f}" if match[1] == "seconds" else f"{left / 60:.3f}"
+
+        words = (word.replace("{logs}", str(self._logs)) for word in command)
+        return [re.sub(r"\{(minutes|seconds)(?:-(\d+))?\}", time_of, word) for word in words]
 
     def _watch(self, name: str, command: list[str], deadline: float) -> int:
         # Into a file, not a pipe: whoever is stuck in the driver would keep a pipe open for good.

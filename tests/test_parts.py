@@ -21,7 +21,7 @@ PYTHON = sys.executable
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No part needs the time to save that one on a GPU needs."""
-    for name, seconds in (("LEAST", 0.0), ("GRACE", 0.5), ("ENDING", 0.5), ("EARLY", 0.0)):
+    for name, seconds in (("LEAST", 0.0), ("GRACE", 0.5), ("ENDING", 0.5), ("EARLY", 0)):
         monkeypatch.setattr(parts, name, seconds)
 
 
@@ -104,10 +104,10 @@ def test_a_part_without_time_is_not_begun(runner, monkeypatch):
 
 
 def test_commands_are_told_their_time(runner, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "EARLY", 6.0)
-    runner.run(Part("told", None, ["echo", "{seconds}", "{minutes}", "{logs}"]), 66.0)
-    seconds, minutes, logs = kept(tmp_path / "out")["logs/told.log"].split()
-    assert (seconds, minutes) == ("60", "1.000") and Path(logs).is_dir()
+    monkeypatch.setattr(parts, "EARLY", 6)
+    runner.run(Part("told", None, ["echo", "{seconds}", "{minutes}", "--for={minutes-36}", "{logs}"]), 66.0)
+    seconds, minutes, less, logs = kept(tmp_path / "out")["logs/told.log"].split()
+    assert (seconds, minutes, less) == ("60", "1.000", "--for=0.500") and Path(logs).is_dir()
 
 
 def test_results_are_replaced_whole(runner, tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
         "channels_last": {"median": 0.033, "ceiling_percent": 19},
     }
     works = [
-        {"work": work, "cases": cases, "wrong": {"compile": "x", "cudnn": "off"}, "failed": {"compile": "x"}}
+        {"work": work, "cases": cases, "wrong": {"compile": "x", "cudnn": "off"}, "failed": ["compile"]}
         for work in findings.WORKS[:4]
     ]
     steps = {"triton": {"median": 0.0024, "ceiling_percent": 16}}

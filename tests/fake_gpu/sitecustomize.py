@@ -12,6 +12,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import sys
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -67,6 +68,13 @@ def patch_torch(torch):
             return function(*args, **kwargs)
 
     OnTheCpu().__enter__()
+    run = threading.Thread.run
+
+    def run_on_the_cpu(thread):
+        with OnTheCpu():  # a mode is of one thread
+            run(thread)
+
+    threading.Thread.run = run_on_the_cpu
     generator = torch.Generator
 
     class Kind(type):
@@ -179,6 +187,10 @@ def patch_hopper_check(module):
     module.check, module.compile_check = perhaps, lambda kernel, dtype, arch: None
 
 
+def patch_probe(module):
+    module.begin = lambda device, say: None  # it would outlive the test
+
+
 # --- what is measured
 
 
@@ -254,6 +266,7 @@ PATCHES = {
     "edsr.weights": patch_weights,
     "kernels.launch": patch_launch,
     "kernels.hopper_check": patch_hopper_check,
+    "kernels.probe": patch_probe,
     "bench.machine": patch_machine,
     "bench.frames": patch_frames,
     "bench.ops": patch_ops,
