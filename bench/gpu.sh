@@ -9,6 +9,7 @@
 #   TIME=570                 seconds in all
 #   SLOW=1                   times as long for everything, where a dry run plays the GPU
 #   DATA="folder ..."        pictures to train on; without them nothing is trained
+#   TRAIN=rest               seconds of that
 #   WHEELS=folder            packages for a machine without a network
 #   KERNELS=kernels.tar      kernels compiled beforehand, see bench/README.md
 #
@@ -22,8 +23,8 @@ source bench/machine.sh
 run=$(mktemp -d)/run
 train=
 if ((${#data[@]})); then
-    printf -v train 'train rest %s cli.py train --data%s --out %s --init edsr-baseline --steps auto --minutes {minutes-15}' \
-        "$python" "$(printf ' %q' "${data[@]}")" "$run"
+    printf -v train 'train %s %s cli.py train --data%s --out %s --init edsr-baseline --steps auto --minutes {minutes-15}' \
+        "${TRAIN:-rest}" "$python" "$(printf ' %q' "${data[@]}")" "$run"
 fi
 x2=edsr-baseline-x2-1920x1080
 
