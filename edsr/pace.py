@@ -7,9 +7,7 @@ from edsr.journal import NOTED
 from edsr.ranks import Ranks
 from edsr.step import Step
 
-MEASURED = (
-    0.01  # of the time is spent on measuring, and 10 s at most; more where that is not PORTIONS portions of steps
-)
+MEASURED = 0.01  # of the time is spent on measuring, 10 s at most; more where that is not PORTIONS portions of steps
 MOST = 0.03, 15.0  # of the time, and in seconds: what measuring takes at most, but for one portion
 PORTIONS = 3
 LOOKED_AT = 0.04  # of the time for validating and saving, see edsr.cadence
