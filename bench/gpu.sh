@@ -2,37 +2,41 @@
 # The first minutes on a GPU, in the order of worth: which kernels are right, how fast they are, tests, tuning, peers that
 # take long to compile, and training with what time is left. Ten minutes in all.
 #
-#   bench/gpu.sh             results.tar in $OUT or a new folder
+#   bench/gpu.sh [DATA...]   DATA: folders of pictures to train on; without them nothing is trained
 #
+#   OUT=folder               where results.tar goes, which is whole at any moment, whatever is cut off; default: a new one
+#   TIME=570                 seconds in all; of a plan that takes longer the last parts are cut short or left out
 #   PYTHON=python3           another interpreter
-#   OUT=folder               where results.tar goes; it is whole at any moment, whatever is cut off
-#   TIME=570                 seconds in all
-#   SLOW=1                   times as long for everything, where a dry run plays the GPU
-#   DATA="folder ..."        pictures to train on; without them nothing is trained
-#   TRAIN=rest               seconds of that
 #   WHEELS=folder            packages for a machine without a network
 #   KERNELS=kernels.tar      kernels compiled beforehand, see bench/README.md
+#   TRAIN=rest               seconds of training
+#   SLOW=1                   times as long for everything, where a dry run plays the GPU
 #
 # Records: bench/results/<gpu>-<date>{,-check,-training}.json, kernels/configs/<gpu>.json. Exit code 1 if any part failed, 2
 # without a GPU.
 set -euo pipefail
-data=()
-for folder in ${DATA:-}; do data+=("$(realpath "$folder")"); done
+here=$PWD
 cd "$(dirname "$0")/.."
 source bench/machine.sh
+data=()
+for folder in "$@"; do
+    folder=$(from_here "$folder")
+    if [[ -d $folder ]]; then data+=("$folder"); else echo "$folder: no such folder; going on without" >&2; fi
+done
 run=$(mktemp -d)/run
 train=
 if ((${#data[@]})); then
-    printf -v train 'train %s %s cli.py train --data%s --out %s --init edsr-baseline --steps auto --minutes {minutes-15}' \
-        "${TRAIN:-rest}" "$python" "$(printf ' %q' "${data[@]}")" "$run"
+    train="train ${TRAIN:-rest} $python cli.py train --data $(quoted "${data[@]}") --out $run --init edsr-baseline"
+    train+=" --steps auto --minutes {minutes-15}"
 fi
 x2=edsr-baseline-x2-1920x1080
+slow=${SLOW:-1}
 
-exec "$python" -m bench.parts --seconds "${TIME:-570}" --out "$out" --slow "${SLOW:-1}" \
+exec "$python" -m bench.parts --seconds "${TIME:-570}" --elapsed "$SECONDS" --out "$out" --slow "$slow" \
     --keep 'kernels/configs/*.json' 'bench/results/*-????-??-??*.json' 'bench/results/*.svg' \
     "$run/metrics.jsonl" "$run/best.safetensors" \
     --end "$python -m bench.findings --logs {logs} --run $run" <<PLAN
-probe    45 $python -m bench.probe --seconds $((5 * ${SLOW:-1})) --compiling $((25 * ${SLOW:-1}))
+probe    45 $python -m bench.probe --seconds $((5 * slow)) --compiling $((25 * slow))
 check    45 $python -m bench.check --seconds {seconds}
 frames   60 $python -m bench.compare --device cuda --only $x2 edsr-baseline-x2-64x64 edsr-x2-1920x1080 edsr-baseline-x4-1920x1080 --cases ours channels_last --rounds 5 --minutes {minutes} --save
 steps    65 $python -m bench.training --device cuda --only triton torch plain eager --rounds 3 --minutes {minutes} --save --choose

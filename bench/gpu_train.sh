@@ -4,30 +4,33 @@
 #   bench/gpu_train.sh DATA... [--resume CHECKPOINT]      DATA: folders of pictures, CHECKPOINT: of an earlier $OUT
 #
 # The run never ends by itself: its learning rate is constant after the warm-up (--schedule wsd). Of what is reached, a
-# copy goes through a decay of the rate each time, and gives the weights to use: best.safetensors in results.tar.
+# copy goes through a decay of the rate each time, and gives the weights to use: last.safetensors in results.tar.
 # In $OUT at any moment: the newest checkpoint, best weights before the decay, metrics, results.tar with logs.
 #
-#   PYTHON=python3  OUT=folder  TIME=570  WHEELS=folder  KERNELS=kernels.tar      as of bench/gpu.sh
+#   OUT=folder  TIME=570  PYTHON=python3  WHEELS=folder  KERNELS=kernels.tar      as of bench/gpu.sh
 #   SCALE=2  INIT=edsr-baseline  LR=4e-4  DECAY=75                                of the run; seconds of the decay
-#   TEST="Set5/HR Set14/HR"                                                       folders to score the weights on
+#   TEST=Set5/HR:Set14/HR                                                         folders to score the weights on
 set -euo pipefail
-usage() { echo "usage: bench/gpu_train.sh DATA... [--resume CHECKPOINT]" >&2; exit 2; }
+usage() { echo "usage: bench/gpu_train.sh DATA... [--resume CHECKPOINT]${1:+: $1}" >&2; exit 2; }
+here=$PWD
 data=() checkpoint=
 while (($#)); do
     case $1 in
         --resume)
             (($# > 1)) || usage
-            checkpoint=$(realpath "$2")
+            checkpoint=$(realpath -m -- "$2")
+            [[ -f $checkpoint/state.json ]] || usage "$2 is no checkpoint"
             shift
             ;;
         -*) usage ;;
-        *) data+=("$(realpath "$1")") ;;
+        *)
+            [[ -d $1 ]] || usage "$1 is no folder"
+            data+=("$(realpath -- "$1")")
+            ;;
     esac
     shift
 done
 ((${#data[@]})) || usage
-tests=()
-for folder in ${TEST:-}; do tests+=("$(realpath "$folder")"); done
 cd "$(dirname "$0")/.."
 source bench/machine.sh
 scale=${SCALE:-2}
@@ -39,18 +42,24 @@ if [[ -n $checkpoint ]]; then
     cp -r "$checkpoint" "$run/checkpoint-$(printf %08d "$step")"
     begin="--resume $run"
 else
-    begin="--out $run --init ${INIT:-edsr-baseline} --scale $scale --schedule wsd --lr ${LR:-4e-4}"
+    begin="--out $run --init $(quoted "${INIT:-edsr-baseline}") --scale $scale --schedule wsd --steps 1000000000"
+    begin+=" --lr ${LR:-4e-4}"
 fi
-pictures="$(printf '%q ' "${data[@]}")--cache $(dirname "$run")/pictures"
-decay=${DECAY:-75} score=20 left=$((${TIME:-570} - 25 - 4 * 5))
+pictures="$(quoted "${data[@]}") --cache $(dirname "$run")/pictures"
+decay=${DECAY:-75} score=20 left=$((${TIME:-570} - 25 - 2 * 5))
 scores=
+IFS=: read -ra tests <<<"${TEST:-}"
 for folder in "${tests[@]}"; do
-    printf -v line 'score-%s %s %s cli.py evaluate --hr %q --scale %s --model %s\n' \
-        "$(basename "$(dirname "$folder")")" "$score" "$python" "$folder" "$scale" "$released/last.safetensors"
-    scores+=$line left=$((left - score - 5))
+    folder=$(from_here "$folder")
+    [[ -d $folder ]] || { echo "$folder: no such folder; not scored" >&2; continue; }
+    name=$(basename "$(dirname "$folder")" | tr -c '[:alnum:]\n' _)
+    scores+="score-$name $score $python cli.py evaluate --hr $(quoted "$folder") --scale $scale"
+    scores+=" --model $released/last.safetensors"$'\n'
+    left=$((left - score - 5))
 done
+((left - decay >= 20)) || usage "TIME=${TIME:-570} leaves no time to train beside a decay of $decay s and the scores"
 
-exec "$python" -m bench.parts --seconds "${TIME:-570}" --out "$out" --slow "${SLOW:-1}" --run "$run" \
+exec "$python" -m bench.parts --seconds "${TIME:-570}" --elapsed "$SECONDS" --out "$out" --run "$run" \
     --keep "$released/metrics.jsonl" "$released/last.safetensors" "$run/plot.png" \
     --end "$python -m bench.findings --run $released" <<PLAN
 train    $((left - decay)) $python cli.py train $begin --data $pictures --minutes {minutes-15}

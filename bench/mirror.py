@@ -5,20 +5,20 @@ import shutil
 from pathlib import Path
 
 
-def mirror(run: Path, out: Path) -> None:
+def mirror(run: Path, out: Path, aside: Path) -> None:
     """The newest checkpoint of `run` as `out`/checkpoint, with best.safetensors and metrics.jsonl beside it.
 
-    A checkpoint is copied under another name first; what state.json says of its files shows a copy that is not whole.
+    aside: a folder on the same disk, for what is not whole yet.
     """
     for name in ("best.safetensors", "metrics.jsonl"):
         if (run / name).exists():
-            part = out / f".{name}.part"
+            part = aside / name
             shutil.copyfile(run / name, part)
             os.replace(part, out / name)
     newest = max(run.glob("checkpoint-*"), default=None)
     if newest is None or _same(newest, out / "checkpoint"):
         return
-    part, old = out / ".checkpoint.part", out / ".checkpoint.old"
+    part, old = aside / "checkpoint", aside / "old"
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(newest, part)

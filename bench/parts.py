@@ -6,33 +6,38 @@ A line of a plan is a name, seconds, and a command; "rest" in place of seconds s
 A part that takes longer than it may is told to end (SIGTERM), and soon killed with all that it started; one that fails,
 hangs or dies costs itself alone. What must be kept lies in DIR at any moment: `results.tar` has the logs so far and the
 files that --keep names, and is renamed into place after every part and every few seconds between.
-
-A plan that could take longer than --seconds is refused.
 """
 
 import argparse
 import contextlib
+import ctypes
+import io
 import os
+import queue
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from bench.mirror import mirror
 
-START = 25.0  # seconds kept for what surrounds the parts: packages unpacked, the first import, the last words
+START = 15.0  # seconds before the first part, as `most` counts them: packages unpacked, the first import
+WORDS = 10.0  # seconds kept for the last words
 GRACE = 4.0  # seconds from SIGTERM to SIGKILL, in which a part saves what it has
 ENDING = 1.0  # seconds to wait for what was killed: it may be stuck in the driver
 LEAST = 5.0  # seconds under which a part is not begun
 EARLY = 1  # seconds before its limit that a part should have ended by itself
+LOGGED = 1 << 19  # bytes of a log's beginning, and of its end, that are kept
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class PlanError(Exception):
     """A plan that makes no sense; one line that says what is wrong."""
 
 
-def read(text: str, seconds: float) -> list[Part]:
-    """The parts of a plan. Raises PlanError, also if they could take longer than `seconds`."""
+def read(text: str) -> list[Part]:
+    """The parts of a plan. Raises PlanError."""
     parts = []
     for line in text.splitlines():
         words = shlex.split(line, comments=True)
@@ -78,38 +83,36 @@ def read(text: str, seconds: float) -> list[Part]:
         raise PlanError("the plan has no parts")
     if any(part.seconds is None for part in parts[:-1]):
         raise PlanError("only the last part may take the rest")
-    needed = most(parts)
-    if needed > seconds:
-        raise PlanError(f"the parts take up to {needed:.0f} s, start-up and kills included; there are {seconds:.0f}")
     return parts
 
 
 def most(parts: list[Part]) -> float:
     """Seconds that a plan takes at most, its last part, if it gets the rest, counted as the least."""
-    return START + sum((LEAST if part.seconds is None else part.seconds) + GRACE + ENDING for part in parts)
+    return START + WORDS + sum((LEAST if part.seconds is None else part.seconds) + GRACE + ENDING for part in parts)
 
 
 class Runner:
     """out: where results.tar goes. keep: patterns of files, relative to the current folder or absolute. run: a training
-    run whose newest state is mirrored into `out` as well. every: seconds between two writings of results.tar."""
+    run whose newest state is mirrored into `out` as well. every: seconds between two writings of results.tar. alone:
+    whether this process has no children but the parts, so that what they leave behind can be told and ended."""
 
-    def __init__(self, out: Path, keep: Iterable[str], run: Path | None = None, every: float = 20.0):
-        self._out, self._keep, self._run, self._every = out, list(keep), run, every
+    def __init__(
+        self, out: Path, keep: Iterable[str], run: Path | None = None, every: float = 20.0, alone: bool = False
+    ):
+        if alone:
+            adopt_orphans()
+        self._out, self._keep, self._run, self._every, self._alone = out, list(keep), run, every, alone
+        self._aside = aside(out)
         self._logs = Path(tempfile.mkdtemp(prefix="edsr-parts-"))
-        self._log = self._logs / "all.log"
-        self._file = open(self._log, "ab", buffering=0)  # noqa: SIM115 - open to the end
+        self._index = open(self._logs / "all.log", "ab", buffering=0)  # noqa: SIM115 - open to the end
         self._process: subprocess.Popen | None = None
         self._saved = 0.0
+        self._echo = Echo()
         self.done: list[Done] = []
 
     def say(self, line: str) -> None:
-        self._show(f"{line}\n".encode())
-
-    def _show(self, content: bytes) -> None:
-        self._file.write(content)
-        with contextlib.suppress(OSError):  # nobody reads any more; the log goes on
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
+        self._index.write(f"{line}\n".encode())
+        self._echo(f"{line}\n".encode())
 
     def run(self, part: Part, limit: float) -> Done:
         """Runs a part for `limit` seconds at most."""
@@ -156,36 +159,141 @@ class Runner:
 
     def _follow(self, source) -> None:
         if content := source.read():
-            self._show(content)
+            self._echo(content)
 
     def end(self) -> None:
-        """Ends the part that runs, and all that it has started."""
-        process, self._process = self._process, None
+        """Ends the part that runs, and all that it has started, undisturbed by signals."""
+        process = self._process
         if process is None:
             return
-        for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, ENDING)):
-            if process.poll() is None or number == signal.SIGKILL:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(seconds)
+        with undisturbed():
+            for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, ENDING)):
+                if process.poll() is None or number == signal.SIGKILL:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, number)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(seconds)
+            self._process = None
+            if self._alone:
+                end_orphans(process.pid)
 
     def save(self) -> None:
         """Writes results.tar, and the state of the training run."""
         self._saved = time.monotonic()
-        part = self._out / ".results.tar.part"
-        try:
-            with tarfile.open(part, "w") as tar:
-                for log in sorted(self._logs.iterdir()):
-                    tar.add(log, f"logs/{log.name}")
-                for pattern in self._keep:
-                    for path in _found(pattern):
-                        tar.add(path, path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name)
-            os.replace(part, self._out / "results.tar")
-            if self._run is not None:
-                mirror(self._run, self._out)
-        except OSError as error:  # a file that went while it was read: the next writing has it right
-            self._file.write(f"results.tar: {error}\n".encode())
+        for write in (self._write_tar, self._mirror):
+            try:
+                write()
+            except OSError as error:  # a file that went while it was read, say: the next writing has it right
+                self._index.write(f"{write.__name__.strip('_')}: {error}\n".encode())
+
+    def _write_tar(self) -> None:
+        part = self._aside / "results.tar"
+        with tarfile.open(part, "w") as tar:
+            for log in sorted(self._logs.iterdir()):
+                content = shortened(log)
+                entry = tarfile.TarInfo(f"logs/{log.name}")
+                entry.size, entry.mtime = len(content), time.time()
+                tar.addfile(entry, io.BytesIO(content))
+            for pattern in self._keep:
+                for path in _found(pattern):
+                    tar.add(path, path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name)
+        os.replace(part, self._out / "results.tar")
+
+    def _mirror(self) -> None:
+        if self._run is not None:
+            mirror(self._run, self._out, self._aside)
+
+    def close(self) -> None:
+        self._echo.close()
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+
+class Echo:
+    """Writes to standard output from a thread of its own: a reader that stalls must not stop the clock of a part."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(1000)
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def __call__(self, content: bytes | None) -> None:
+        with contextlib.suppress(queue.Full):  # what is not read is in the logs
+            self._waiting.put_nowait(content)
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):
+            while (content := self._waiting.get()) is not None:
+                sys.stdout.buffer.write(content)
+                sys.stdout.buffer.flush()
+
+    def close(self) -> None:
+        self(None)
+        self._thread.join(2.0)
+
+
+def aside(out: Path) -> Path:
+    """A folder for what is not whole yet, on the disk of `out`, and beside it where that can be."""
+    with contextlib.suppress(OSError):
+        folder = Path(tempfile.mkdtemp(dir=out.resolve().parent, prefix=".edsr-parts-"))
+        if folder.stat().st_dev == out.stat().st_dev:
+            return folder
+        folder.rmdir()
+    return Path(tempfile.mkdtemp(dir=out, prefix="."))
+
+
+def shortened(log: Path) -> bytes:
+    """A log, without its middle if it is long."""
+    with open(log, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if size <= 2 * LOGGED:
+            return file.read(2 * LOGGED)
+        first = file.read(LOGGED)
+        file.seek(size - LOGGED)
+        return first + f"\n... {size - 2 * LOGGED} bytes left out ...\n".encode() + file.read(LOGGED)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT do nothing. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def adopt_orphans() -> None:
+    """From now on, what loses its parent below this process becomes its child, a daemon as well (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def end_orphans(known: int) -> None:
+    """Kills the children of this process that it did not start itself. known: one that it did, and has waited for."""
+    for _ in range(100):
+        orphans = [pid for pid in _children() if pid != known]
+        if not orphans:
+            return
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.01)
+
+
+def _children() -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _found(pattern: str) -> list[Path]:
@@ -198,6 +306,7 @@ def main() -> int:
         prog="python -m bench.parts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, required=True, help="that all parts have together")
+    parser.add_argument("--elapsed", type=float, default=0.0, help="of these, already gone; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.tar")
     parser.add_argument("--keep", nargs="*", default=[], metavar="PATTERN", help="files that belong into results.tar")
     parser.add_argument("--run", type=Path, help="training run whose newest state is copied to --out as well")
@@ -205,36 +314,35 @@ def main() -> int:
     parser.add_argument("--end", default="", metavar="COMMAND", help="run after all parts, whatever became of them")
     parser.add_argument("--slow", type=float, default=1.0, help="how many times as long everything may take here")
     options = parser.parse_args()
-    begun = time.monotonic()
+    began = time.monotonic() - options.elapsed
     try:
-        parts = read(sys.stdin.read(), options.seconds)
+        parts = read(sys.stdin.read())
     except PlanError as error:
         print(error, file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    runner = Runner(options.out, options.keep, options.run, options.every)
+    runner = Runner(options.out, options.keep, options.run, options.every, alone=True)
     signal.signal(signal.SIGTERM, _interrupt)
+    if most(parts) > options.seconds:
+        runner.say(f"=== the plan takes up to {most(parts):.0f} s; of {options.seconds:.0f}, the last parts have least")
     try:
-        _all(runner, parts, begun, options.seconds * options.slow, options.slow)
+        for part in parts:
+            left = began + options.slow * (options.seconds - WORDS) - GRACE - ENDING - time.monotonic()
+            # Time that parts before have not taken is for the last.
+            runner.run(part, left if part.seconds is None else min(part.seconds * options.slow, left))
         if options.end:
-            runner.run(Part("findings", None, shlex.split(options.end)), 10 * options.slow)
+            runner.run(Part("findings", None, shlex.split(options.end)), options.slow * (WORDS - GRACE))
     except KeyboardInterrupt:
         runner.end()
         runner.say("=== interrupted")
         return 130
     finally:
-        runner.say(f"=== {time.monotonic() - begun:.0f} s in all")
+        runner.say(f"=== {time.monotonic() - began:.0f} s in all")
         for done in runner.done:
             runner.say(str(done))
         runner.save()
+        runner.close()
     return 1 if any(done.code for done in runner.done) else 0
-
-
-def _all(runner: Runner, parts: list[Part], begun: float, seconds: float, slow: float) -> None:
-    for part in parts:
-        left = seconds - (time.monotonic() - begun) - GRACE - ENDING
-        # Time that parts before have not taken is for the last.
-        runner.run(part, left if part.seconds is None else min(part.seconds * slow, left))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

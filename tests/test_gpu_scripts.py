@@ -71,7 +71,7 @@ def kept(house: Path) -> dict[str, str]:
 def results(house) -> dict[str, str]:
     """What a dry run of the whole plan leaves; one kernel hangs, and torch.compile takes its process with it."""
     result = script(
-        house, "gpu.sh", DATA="photos", TRAIN="10", TIME="580", SLOW="6", FAKE_HANGS="block fp16", FAKE_COMPILE_DIES="1",
+        house, "gpu.sh", "photos", TRAIN="10", TIME="580", SLOW="6", FAKE_HANGS="block fp16", FAKE_COMPILE_DIES="1",
         PYTEST_ADDOPTS="--collect-only",
     )  # fmt: skip
     assert result.returncode == 1 and " s in all\n" in result.stdout, result.stdout + result.stderr
@@ -155,5 +155,5 @@ def test_training_in_two_commands(house):
         assert {"checkpoint", "best.safetensors", "metrics.jsonl", "results.tar"} <= names
         steps.append(json.loads((house / "out" / "checkpoint" / "state.json").read_text())["step"])
         found = kept(house)
-        assert "last.safetensors" in found and "mean of 1" in found["logs/all.log"]
+        assert "last.safetensors" in found and "mean of 1" in found["logs/score-small.log"]
     assert 0 < steps[0] < steps[1]
