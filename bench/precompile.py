@@ -45,7 +45,7 @@ def main() -> int:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for found in pool.map(compile_one, names, [options.arch] * len(names)):
             failures += found
-    with tarfile.open(options.output, "w") as tar:
+    with tarfile.open(options.output, "w:gz", compresslevel=1) as tar:
         for path in sorted(folder.iterdir()):
             tar.add(path, path.name)
     print(f"{len(names)} cases for sm_{options.arch}, {options.output.stat().st_size / 2**20:.1f} MiB")

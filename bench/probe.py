@@ -12,7 +12,7 @@ import torch
 from bench import tune
 from bench.machine import describe, machine_line, refused
 from kernels import launch, verdicts
-from kernels.probe import UNTRIED, command, probe
+from kernels.probe import command, probe
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
     gpu, found = torch.cuda.get_device_name(), {}
     for key, words in probe([*command(0), "--one"], options.seconds, options.compiling):
         print(f"{key}: {words}", flush=True)
-        if words.startswith(UNTRIED):
+        if words.startswith(verdicts.UNTRIED):
             continue
         found[key] = words
         record = tune.read(gpu)

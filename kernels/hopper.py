@@ -190,9 +190,12 @@ def trusted(kernel: str, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether one of KERNELS was found right on this device, as far as was known when this process first asked."""
     if launch.compiling() or device.type != "cuda":
         return True  # nothing runs, or not on a GPU
-    verdict = verdicts.settled(device).get(verdicts.key(kernel, dtype))
+    key = verdicts.key(kernel, dtype)
+    verdict = verdicts.settled(device).get(key)
     if verdict is None:
         _say_untried(device)
+    elif verdict != verdicts.RIGHT:
+        _say_not_right(device, key, verdict)
     return verdict == verdicts.RIGHT
 
 
@@ -204,3 +207,8 @@ def _say_untried(device: torch.device) -> None:
         torch.cuda.get_device_properties(device).name,
         __package__,
     )
+
+
+@cache
+def _say_not_right(device: torch.device, key: str, verdict: str) -> None:
+    log.info("kernel %s is not used on this %s: %s", key, torch.cuda.get_device_properties(device).name, verdict)

@@ -22,11 +22,13 @@ from pathlib import Path
 import torch
 
 from kernels import cache, launch, verdicts
+from kernels.verdicts import UNTRIED
 
 SECONDS = 10.0  # that a kernel has the GPU for
 COMPILING = 180.0  # seconds until all have compiled, imports included
 ENDING = 5.0  # seconds for a killed process to be gone
-UNTRIED = "untried"  # begins what is no verdict on a kernel: the GPU was taken, say
+OFF = "EDSR_PROBE"  # 0 in the environment: `begin` does nothing
+TAKEN = ("out of memory", "busy", "unavailable")  # in errors that say nothing of a kernel
 DTYPES = {name: dtype for dtype, name in launch.NAMES.items() if dtype != torch.float32}
 
 
@@ -122,14 +124,27 @@ def try_one(
         say(f"does not compile: {_one_line(error)}")
         return
     say("compiled")
-    wait()
+    if wait() != "go\n":
+        return  # nobody is there to end what hangs
     try:
         with torch.cuda.device(device):
             say(hopper_check.check(kernel, dtype, device) or verdicts.RIGHT)
-    except torch.OutOfMemoryError as error:
-        say(f"{UNTRIED}: {_one_line(error)}")
     except Exception as error:
-        say(f"fails: {_one_line(error)}")
+        taken = any(words in str(error).lower() for words in TAKEN)
+        say(f"{UNTRIED if taken else 'fails'}: {_one_line(error)}")
+
+
+def _told() -> str:
+    """The line that is waited for, after which this process lasts no longer than its parent."""
+    line = sys.stdin.readline()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return line
+
+
+def _end_with_parent() -> None:
+    """Ends this process when nobody holds the other end of its standard input any more."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _one_line(error: BaseException) -> str:
@@ -146,7 +161,8 @@ def begin(device: torch.device, say: Callable[[str], None]) -> None:
     What is found serves processes that start later. This one goes on as it began, so that its results have the same
     bits from first to last.
     """
-    if device.type != "cuda" or launch.architecture(device) != 90 or not _untried(device):
+    hopper = device.type == "cuda" and launch.architecture(device) == 90
+    if not hopper or os.environ.get(OFF) == "0" or not verdicts.wanting(device):
         return
     gpu = torch.cuda.get_device_properties(device).name
     log = verdicts.path(gpu).with_suffix(".log")
@@ -154,7 +170,7 @@ def begin(device: torch.device, say: Callable[[str], None]) -> None:
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(log, "wb") as file:
             subprocess.Popen(
-                [*command(device.index or 0), "--quiet"],
+                command(device.index or 0),
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(_roots())},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -164,11 +180,7 @@ def begin(device: torch.device, say: Callable[[str], None]) -> None:
     except OSError as error:
         say(f"the fastest kernels cannot be tried on this {gpu} ({error.strerror}); portable kernels serve")
         return
-    say(f"the fastest kernels are being tried on this {gpu}, once; portable kernels serve in this run")
-
-
-def _untried(device: torch.device) -> set[str]:
-    return set(verdicts.ALL) - verdicts.known(device).keys()
+    say(f"the fastest kernels are being tried on this {gpu}; portable kernels serve in this run")
 
 
 def command(index: int) -> list[str]:
@@ -184,25 +196,26 @@ def _roots() -> list[str]:
 
 @contextlib.contextmanager
 def alone(file: Path) -> Iterator[bool]:
-    """Whether no other process is inside. file: that they agree upon."""
+    """Whether no other process is known to be inside. file: that they agree upon."""
     import fcntl  # Triton is for Linux
 
+    only = True
     with contextlib.ExitStack() as stack:
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle = stack.enter_context(open(file, "wb"))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+        except BlockingIOError:
+            only = False
+        except OSError:  # no such folder can be had, and nobody else's either
+            pass
+        yield only
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU; default: %(default)s")
     parser.add_argument("--again", action="store_true", help="also what has been tried before")
-    parser.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("KERNEL", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
 
@@ -215,7 +228,7 @@ def main() -> int:
         # Standard output is for what `probe` reads; compilers write to it, too.
         lines = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        try_one(kernel, DTYPES[dtype], options.device, sys.stdin.readline, lambda line: lines.write(line + "\n"))
+        try_one(kernel, DTYPES[dtype], options.device, _told, lambda line: lines.write(line + "\n"))
         return 0
     if not torch.cuda.is_available() or torch.cuda.get_device_capability(options.device) != (9, 0):
         say("there is no Hopper GPU here; other GPUs use the portable kernels")
@@ -226,7 +239,7 @@ def main() -> int:
         if not only:
             say("another process is trying them")
             return 1
-        if not options.again and not _untried(device):
+        if not options.again and not verdicts.wanting(device):
             for key, words in verdicts.known(device).items():
                 say(f"{key}: {words}")
             return 0
@@ -235,7 +248,7 @@ def main() -> int:
         for key, words in probe([*command(options.device), "--one"]):
             say(f"{key}: {words}")
             failed += words != verdicts.RIGHT
-            if not words.startswith(UNTRIED) and not verdicts.keep(device, key, words):
+            if not verdicts.keep(device, key, words):
                 say(f"{cache.folder()} cannot keep that")
     return 1 if failed else 0
 

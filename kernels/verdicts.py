@@ -5,11 +5,13 @@ launched on trust: `kernels.probe` tries each in a process of its own, and what 
 with `configs/<gpu>.json`, as `choices["hopper"]`, if they were found with the Triton and the kernels of now; else from
 the user's cache folder, where they belong to one GPU, driver, Triton and version of the kernels.
 
-A verdict is a word or a line: RIGHT, or what went wrong. Its key is the kernel's name and a dtype: "c64 fp16".
+A verdict is a word or a line: RIGHT, or what went wrong. Its key is the kernel's name and a dtype: "c64 fp16". One that
+chance may have had a hand in (DOUBTFUL) is kept for a day, and the kernel then tried again.
 """
 
 import hashlib
 import json
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from kernels import launch
 
 KERNELS = ("c64", "copies", "wide", "block")  # as `kernels.hopper` names them
 RIGHT = "right"
+UNTRIED = "untried"  # begins what says nothing of the kernel: the GPU was taken, say
+# A kernel may seem to hang where the GPU is busy with somebody else's work.
+DOUBTFUL = (UNTRIED, "hangs", "not tried")
+AGAIN = 24 * 3600.0  # seconds until what is doubtful is tried again
 SOURCES = ("hopper.py", "hopper_conv64.py", "hopper_conv256.py", "resblock.py")
 
 
@@ -41,7 +47,16 @@ def settled(device: torch.device) -> dict[str, str]:
 def known(device: torch.device) -> dict[str, str]:
     """All verdicts of now that are known of a CUDA device, by key."""
     gpu = torch.cuda.get_device_properties(device).name
-    return _read(path(gpu)) | shipped(launch.choices(gpu).get("hopper", {}))
+    return {key: words for key, (words, _) in _read(path(gpu)).items()} | shipped(launch.choices(gpu).get("hopper", {}))
+
+
+def wanting(device: torch.device) -> list[str]:
+    """Keys of kernels that are yet to be tried, or to be tried again."""
+    gpu = torch.cuda.get_device_properties(device).name
+    made, found = _read(path(gpu)), shipped(launch.choices(gpu).get("hopper", {}))
+    before = time.time() - AGAIN
+    settled = {key for key, (words, at) in made.items() if not words.startswith(DOUBTFUL) or at > before}
+    return [key for key in ALL if key not in settled | found.keys()]
 
 
 def shipped(record: dict[str, Any]) -> dict[str, str]:
@@ -58,7 +73,7 @@ def to_ship(verdicts: dict[str, str]) -> dict[str, Any]:
 def keep(device: torch.device, verdict_key: str, words: str) -> bool:
     """Adds a verdict to those kept for this machine; whether the disk took it."""
     file = path(torch.cuda.get_device_properties(device).name)
-    verdicts = _read(file) | {verdict_key: words}
+    verdicts = _read(file) | {verdict_key: (words, time.time())}
     return kept.write_whole(file, json.dumps(verdicts, indent=1).encode())
 
 
@@ -68,12 +83,13 @@ def path(gpu: str) -> Path:
     return kept.folder() / f"hopper-{hashlib.sha256(found_with.encode()).hexdigest()[:32]}.json"
 
 
-def _read(file: Path) -> dict[str, str]:
+def _read(file: Path) -> dict[str, tuple[str, float]]:
+    """By key the words and when they were found, in seconds as of time.time(); nothing of a file that is damaged."""
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return {str(key): (str(words), float(at)) for key, (words, at) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return {str(k): str(v) for k, v in content.items()} if isinstance(content, dict) else {}
 
 
 @cache

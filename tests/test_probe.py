@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +31,8 @@ def check(name, of, device):
         os._exit(11)
     if does == "raises":
         raise RuntimeError("CUDA error: an illegal memory access was encountered\\nmore")
+    if does == "no memory for Triton":
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
     if does == "no memory":
         raise torch.OutOfMemoryError("CUDA out of memory")
     return None if does == "right" else "differs"
@@ -73,7 +76,7 @@ def play(tmp_path):
 
 def test_each_kernel_gets_the_verdict_that_it_earns(play):
     found = play(
-        c64_fp16="hangs", copies_fp16="crashes", wide_fp16="raises", block_fp16="wrong",
+        c64_fp16="hangs", c64_bf16="right", copies_fp16="crashes", wide_fp16="raises", block_fp16="wrong",
         copies_bf16="no memory", wide_bf16="does not compile", block_bf16="taken",
     )  # fmt: skip
     assert list(found) == verdicts.ALL
@@ -95,7 +98,39 @@ def test_what_never_compiles_says_nothing_of_the_kernel(play):
 
 
 def test_a_kernel_that_is_right_is_said_to_be(play):
-    assert set(play().values()) == {"right"}
+    found = play(wide_bf16="no memory for Triton")
+    assert found.pop("wide bf16") == "untried: RuntimeError: Triton Error [CUDA]: out of memory"
+    assert set(found.values()) == {"right"}
+
+
+@pytest.mark.parametrize("after", ["compiled", "go"])
+def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path):
+    """Somebody has killed it: nobody would end a kernel that hangs."""
+    code = (
+        "import sys, time\nfrom types import SimpleNamespace\nfrom kernels import hopper_check, launch, probe\n"
+        "import torch\ntorch.zeros = lambda size, device: None\nlaunch.architecture = lambda device: 90\n"
+        "torch.cuda.device = lambda device: __import__('contextlib').nullcontext()\n"
+        "hopper_check.compile_check = lambda *of: None\n"
+        "launched = sys.argv[1]\nhopper_check.check = lambda *of: (open(launched, 'w').close(), time.sleep(600))\n"
+        "probe.__spec__ = SimpleNamespace(name='probe')\nsys.argv = ['probe', '--one', 'c64', 'fp16']\n"
+        "sys.exit(probe.main())"
+    )
+    launched = tmp_path / "launched"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(launched)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "compiled\n"
+    if after == "go":
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not launched.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    process.stdin.close()
+    process.wait(60)
+    assert launched.exists() == (after == "go")
 
 
 def test_what_a_compiler_prints_is_no_verdict():
@@ -155,7 +190,9 @@ def test_the_fingerprint_is_of_the_kernels(monkeypatch):
     verdicts.fingerprint.cache_clear()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"c64 fp16": "right"}', b'{"c64 fp16": [1, "x"]}']
+)
 def test_a_damaged_file_of_verdicts_is_none(gpu, content):
     file = verdicts.path("NVIDIA Made-up")
     file.parent.mkdir(parents=True)
@@ -195,17 +232,46 @@ def command(monkeypatch, *arguments: str) -> int:
     return probe.main()
 
 
-def test_the_command_keeps_verdicts_but_not_what_was_not_tried(gpu, monkeypatch, capsys):
+def test_the_command_keeps_verdicts(gpu, monkeypatch, capsys):
     found = [(key, "right") for key in verdicts.ALL[:6]] + [("wide bf16", "untried: busy"), ("block bf16", "hangs")]
     monkeypatch.setattr(probe, "probe", lambda command: iter(found))
     assert command(monkeypatch) == 1
-    assert verdicts.known(gpu) == dict(found[:6]) | {"block bf16": "hangs"}
+    assert verdicts.known(gpu) == dict(found)
     assert "block bf16: hangs" in capsys.readouterr().out
-    monkeypatch.setattr(probe, "probe", lambda command: iter([("wide bf16", "right")]))
-    command(monkeypatch)
     monkeypatch.setattr(probe, "probe", lambda command: pytest.fail("all have been tried"))
     assert command(monkeypatch) == 0
-    assert "wide bf16: right" in capsys.readouterr().out
+    assert "block bf16: hangs" in capsys.readouterr().out
+
+
+def test_what_chance_had_a_hand_in_is_tried_again_after_a_day(gpu, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(verdicts.time, "time", lambda: now)
+    words = ["right", "untried: busy", "hangs: nothing after 10 s", "not tried, since it hangs in fp16"]
+    words += ["fails: RuntimeError", "crashes: 11", "differs", "does not compile: ValueError"]
+    for key, verdict in zip(verdicts.ALL, words, strict=True):
+        assert key in verdicts.wanting(gpu)
+        verdicts.keep(gpu, key, verdict)
+    assert verdicts.wanting(gpu) == []
+    now += 25 * 3600
+    assert verdicts.wanting(gpu) == verdicts.ALL[1:4]
+    ship(verdicts.to_ship({verdicts.ALL[2]: "hangs: nothing after 5 s"}))
+    assert verdicts.wanting(gpu) == [verdicts.ALL[1], verdicts.ALL[3]]
+
+
+def test_without_a_folder_for_verdicts_the_command_still_tries(gpu, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(probe, "probe", lambda command: iter([("c64 fp16", "right")]))
+    assert command(monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "c64 fp16: right" in said and "cannot keep that" in said
+
+
+@pytest.mark.parametrize("path", sorted(launch.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_verdicts_are_about_these_kernels(path):
+    """A kernel that was edited since is not what was tried; it is, as a rule, time to try again, or to say why not."""
+    record = json.loads(path.read_text(encoding="utf-8"))["choices"].get("hopper")
+    assert record is None or record["kernels"] == verdicts.fingerprint()
 
 
 def test_one_probe_at_a_time(gpu, monkeypatch, capsys):
@@ -236,6 +302,13 @@ def test_begin_starts_a_probe_where_something_was_not_tried(gpu, monkeypatch, tm
         verdicts.keep(gpu, key, "right")
     probe.begin(gpu, lines.append)
     assert len(started) == 1 and len(lines) == 1
+
+
+def test_begin_can_be_switched_off(gpu, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **o: pytest.fail("switched off"))
+    monkeypatch.setenv("EDSR_PROBE", "0")
+    probe.begin(gpu, pytest.fail)
+    assert "EDSR_PROBE=0" in (ROOT / "bench" / "machine.sh").read_text()
 
 
 def test_begin_leaves_other_devices_alone(gpu, monkeypatch):
