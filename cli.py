@@ -311,9 +311,11 @@ def run_train(options) -> int:
     steps = train(TrainOptions(**chosen), say, lambda: stopping)
     with contextlib.closing(steps), training_bar(quiet) as bar:
         for progress in steps:
-            bar.show(progress.step, progress.steps, progress.loss, progress.speed, progress.psnr)
-            if progress.psnr is not None:
-                say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.psnr:.3f} dB")
+            psnr, degraded = progress.psnr, progress.psnr_degraded
+            bar.show(progress.step, progress.steps, progress.loss, progress.speed, psnr, degraded)
+            if psnr is not None:
+                more = "" if degraded is None else f", degraded {degraded:.3f} dB"
+                say(f"step {progress.step}: loss {bar.loss:.5f}, validation {psnr:.3f} dB{more}")
     if progress is None:  # the run had come to its end before, which it has said
         return 0
     if not progress.finished:
@@ -340,7 +342,7 @@ def training_options(options) -> dict:
         raise Misuse("name the folder of the run with --out")
     if not resumed and not options.data:
         raise Misuse("name the pictures to train on with --data")
-    ours = {"command", "debug", "quiet", "resume", "given", "data", "out"}
+    ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview"}
     chosen = {name: value for name, value in vars(options).items() if name not in ours}
     chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}
     if options.decay is not None:

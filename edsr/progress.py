@@ -64,15 +64,18 @@ class TrainingBar:
         self._progress, self._psnr = progress, ""
         self.loss, self._shown = 0.0, 0
 
-    def show(self, step: int, steps: int, loss: float, speed: float, psnr: float | None) -> None:
-        """steps: in all, which a run may not know before its first."""
+    def show(
+        self, step: int, steps: int, loss: float, speed: float, psnr: float | None, degraded: float | None = None
+    ) -> None:
+        """steps: in all, which a run may not know before its first. degraded: PSNR of degraded pictures."""
         self._shown = min(self._shown + 1, 20)
         self.loss += (loss - self.loss) / self._shown
         if self._progress is None:
             return
         if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on
             self._progress.add_task("", total=steps, completed=step - 1, text="")
-        self._psnr = self._psnr if psnr is None else f"  {psnr:.2f} dB"
+        if psnr is not None:
+            self._psnr = f"  {psnr:.2f} dB" + ("" if degraded is None else f", degraded {degraded:.2f} dB")
         text = f"loss {self.loss:.5f}{self._psnr}  {speed:.1f} images/s"
         self._progress.update(self._progress.task_ids[0], completed=step, text=text)
 
