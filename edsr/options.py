@@ -85,9 +85,10 @@ class TrainOptions:
             raise TrainError(f"--degrade: {error}") from None
 
 
-def check(options: TrainOptions, world: int, first: bool) -> None:
+def check(options: TrainOptions, world: int, first: bool, place: str = "--out") -> None:
     """Raises TrainError or WeightsError if no run can come of these, with `world` processes; the first alone looks
-    into the run's folder, which it will make. Those of a resumed run are what `recall` gives."""
+    into the run's folder, which it will make. Those of a resumed run are what `recall` gives. place: the option that
+    names the folder."""
     run = Path(options.out)
     if options.model not in PRESETS:
         raise weights.WeightsError(f"unknown model {options.model!r}: choose {' or '.join(PRESETS)}")
@@ -105,10 +106,11 @@ def check(options: TrainOptions, world: int, first: bool) -> None:
     if options.batch % world:
         raise TrainError(f"--batch {options.batch} cannot be shared evenly by {world} processes")
     if run.exists() and not run.is_dir():
-        raise TrainError(f"{run} is a file; give a folder with --out")
-    inside = next((folder for folder in options.data if Path(folder).resolve() in run.resolve().parents), None)
+        raise TrainError(f"{run} is a file; give a folder with {place}")
+    within = {run.resolve(), *run.resolve().parents}
+    inside = next((folder for folder in options.data if Path(folder).resolve() in within), None)
     if inside is not None:  # its plot and samples would be trained on after the next start
-        raise TrainError(f"{run} lies in {inside}, a folder of pictures; choose another --out")
+        raise TrainError(f"{run} lies in {inside}, a folder of pictures; choose another {place}")
     if first and not options.resume and checkpoint.exists(run):
         raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
 

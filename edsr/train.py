@@ -49,6 +49,12 @@ class Progress:
     psnr_degraded: float | None = None
 
     @property
+    def validated(self) -> str:
+        """What was just measured, for a person; "" where nothing was."""
+        more = "" if self.psnr_degraded is None else f", degraded {self.psnr_degraded:.3f} dB"
+        return "" if self.psnr is None else f"{self.psnr:.3f} dB{more}"
+
+    @property
     def finished(self) -> bool:
         """Whether the run is at its end."""
         return self.step == self.steps

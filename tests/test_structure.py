@@ -87,6 +87,14 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
         "edsr.weights",
         "kernels",
     },
+    "edsr.preview": {
+        "edsr.options",
+        "edsr.patches",
+        "edsr.pictures",
+        "edsr.publish",
+        "edsr.ranks",
+        "edsr.start",
+    },
     "edsr.train": {
         "edsr.cadence",
         "edsr.checkpoint",
