@@ -23,8 +23,8 @@ NARROWEST = 240  # what a pair has across, so that its text fits
 
 
 def preview(options: TrainOptions, folder: str, say: Callable[[str], None] = lambda line: None) -> None:
-    """Writes `folder`/degrade.png, in place of one that is there: `sheet` of the run that `options` would begin. Nothing
-    is trained, and `options.out` not looked at. Raises DataError, EngineError, TrainError or WeightsError."""
+    """Writes `folder`/degrade.png, in place of one that is there: `sheet` of the run that `options` would begin.
+    Nothing is trained, and `options.out` not looked at. Raises DataError, EngineError, TrainError or WeightsError."""
     ranks = Ranks(options.device)
     say = say if ranks.first else lambda line: None
     try:
