@@ -112,18 +112,18 @@ class Plan:
     def _noisy(self, image: np.ndarray) -> np.ndarray:
         levels = image.astype(np.float32)
         noise = self.normal.standard_normal(levels.shape, np.float32)
-        noise *= self.noise * (1 + self.tilt * (levels / 127.5 - 1))
-        return np.clip(np.rint(levels + noise), 0, 255).astype(np.uint8)
+        noise *= levels * np.float32(self.noise * self.tilt / 127.5) + np.float32(self.noise * (1 - self.tilt))
+        noise += levels
+        return np.rint(noise, out=noise).clip(0, 255, out=noise).astype(np.uint8)
 
 
 def _saved(image: Image.Image, save: Save) -> Image.Image:
-    file = io.BytesIO()
+    file = io.BytesIO()  # which the picture opened keeps until it is decoded
     if save.kind == "webp":
         image.save(file, "WEBP", quality=save.quality)
     else:
         image.save(file, "JPEG", quality=save.quality, subsampling=save.subsampling)
-    with Image.open(file) as opened:
-        return opened.convert("RGB")
+    return Image.open(file, formats=[save.kind.upper()])
 
 
 @dataclass(frozen=True)
