@@ -288,6 +288,7 @@ def score_line(name: str, scores: dict) -> str:
 def run_train(options) -> int:
     chosen = training_options(options)
 
+    from edsr.preview import preview
     from edsr.progress import training_bar
     from edsr.train import TrainOptions, train
 
@@ -308,12 +309,15 @@ def run_train(options) -> int:
 
     for name in signal.SIGINT, signal.SIGTERM:
         signal.signal(name, stop)
+    if options.preview:
+        preview(TrainOptions(**chosen), options.preview, say)
+        return 0
     steps = train(TrainOptions(**chosen), say, lambda: stopping)
     with contextlib.closing(steps), training_bar(quiet) as bar:
         for progress in steps:
-            bar.show(progress.step, progress.steps, progress.loss, progress.speed, progress.psnr)
-            if progress.psnr is not None:
-                say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.psnr:.3f} dB")
+            bar.show(progress.step, progress.steps, progress.loss, progress.speed, progress.validated)
+            if progress.validated:
+                say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.validated}")
     if progress is None:  # the run had come to its end before, which it has said
         return 0
     if not progress.finished:
@@ -336,16 +340,16 @@ def training_options(options) -> dict:
         raise Misuse("--decay N says how many steps more; leave --steps out")
     if named and options.decay is None and options.out and Path(options.out).resolve() != Path(named).resolve():
         raise Misuse(f"--resume {named} goes on in {named}; leave --out out, or add --decay N")
-    if not named and not options.out:
+    if options.preview and (resumed or not options.degrade):
+        raise Misuse("--preview shows what a run would begin with; give --degrade SPEC, and leave --resume out")
+    if not named and not options.out and not options.preview:
         raise Misuse("name the folder of the run with --out")
     if not resumed and not options.data:
         raise Misuse("name the pictures to train on with --data")
-    ours = {"command", "debug", "quiet", "resume", "given", "data", "out"}
+    ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview"}
     chosen = {name: value for name, value in vars(options).items() if name not in ours}
     chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}
-    if options.decay is not None:
-        return chosen | {"out": options.out or "", "source": named}
-    return chosen | {"out": named or options.out}
+    return chosen | {"out": options.out or (named if options.decay is None else None) or "", "source": named}
 
 
 # --- info, convert

@@ -287,6 +287,17 @@ def add_train(commands, parents) -> None:
         "from a copy of the run's state; they are a run of their own, and RUN stays as it is",
     )
     add(recipe, "--seed", type=int, default=0, help="of weights and patches")
+    add(
+        recipe,
+        "--degrade",
+        metavar="SPEC",
+        help="make LR patches what people's pictures are, each amount drawn from its range: jpeg:40-95, webp:50-90 "
+        "(quality), noise:0-10 (8-bit levels), blur:0-1 (pixels), resize:0.8-1.2 (and back), by commas; clean:0.2 is "
+        "the share left as it is. Best weights are then those of the best mean of clean and degraded PSNR",
+    )
+    recipe.add_argument(
+        "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
+    )
     pictures = command.add_argument_group("pictures")
     add(pictures, "--val", metavar="PATH", help="validation pictures (none: some of --data are held back)")
     add(pictures, "--crop", type=int, metavar="N", help="cut pictures into squares of N pixels beforehand")

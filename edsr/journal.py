@@ -80,6 +80,10 @@ def plot(lines: list[dict], path: Path) -> None:
     loss.set(xlabel="step", ylabel="training loss", yscale="log")
     psnr = loss.twinx()
     psnr.plot(*_columns(lines, "psnr"), color="tab:blue", marker=".", label="validation")
+    degraded = _columns(lines, "psnr_degraded")
+    if degraded[0]:
+        psnr.plot(*degraded, color="tab:orange", marker=".", label="degraded")
+        psnr.legend(loc="lower right")
     psnr.set_ylabel("validation PSNR, dB", color="tab:blue")
     loss.grid(alpha=0.3)
     part = path.with_name(f".{path.name}.part")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from edsr import checkpoint, recipe, weights
+from edsr.degrade import Degradation, parse
 from edsr.model import PRESETS
 
 AUTO = "auto"
-IDENTITY = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop")
+IDENTITY = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade")
 PLACES = ("data", "val", "cache")
 # What may be changed when a run is resumed. The learning rate on purpose; what computes, because machines differ.
 CHANGEABLE = ("lr", "precision", "deterministic", "val_every", "save_every")
@@ -34,6 +35,8 @@ class TrainOptions:
     defaults; a resumed run has those from the run that it goes on with. None: all are chosen (but for data, if empty).
     decay: steps in which the learning rate falls to 0, after a copy of the state of the run in `source`; "auto" as for
     steps. Its result is a run of its own in `out`; "" for the folder of the source's name, "-decay-" and its step.
+
+    degrade: what is done to LR patches, as `edsr.degrade.parse` reads it; None: nothing.
 
     precision: "auto" (bf16 on CUDA, else fp32), "fp32" or "bf16". backend: "triton" (this project's kernels), "torch",
     or "auto": triton where it was measured to be faster. crop, cache: see `edsr.data.load`. graph: whether to use CUDA
@@ -60,6 +63,7 @@ class TrainOptions:
     given: frozenset[str] | None = None
     minutes: float | None = None
     seed: int = 0
+    degrade: str | None = None
     device: str = "auto"
     precision: str = "auto"
     backend: str = "auto"
@@ -72,10 +76,19 @@ class TrainOptions:
         """val_every or save_every as `edsr.cadence` takes it."""
         return UNLESS_GIVEN if number is None and self.deterministic else number
 
+    @property
+    def degradation(self) -> Degradation | None:
+        """What `degrade` means. Raises TrainError."""
+        try:
+            return None if self.degrade is None else parse(self.degrade)
+        except ValueError as error:
+            raise TrainError(f"--degrade: {error}") from None
 
-def check(options: TrainOptions, world: int, first: bool) -> None:
+
+def check(options: TrainOptions, world: int, first: bool, place: str = "--out") -> None:
     """Raises TrainError or WeightsError if no run can come of these, with `world` processes; the first alone looks
-    into the run's folder, which it will make. Those of a resumed run are what `recall` gives."""
+    into the run's folder, which it will make. Those of a resumed run are what `recall` gives. place: the option that
+    names the folder."""
     run = Path(options.out)
     if options.model not in PRESETS:
         raise weights.WeightsError(f"unknown model {options.model!r}: choose {' or '.join(PRESETS)}")
@@ -89,20 +102,23 @@ def check(options: TrainOptions, world: int, first: bool) -> None:
     for name, choices in (("loss", recipe.LOSSES), ("schedule", recipe.SCHEDULES)):
         if getattr(options, name) not in choices:
             raise TrainError(f"--{name} must be {' or '.join(choices)}, not {getattr(options, name)!r}")
+    _ = options.degradation
     if options.batch % world:
         raise TrainError(f"--batch {options.batch} cannot be shared evenly by {world} processes")
     if run.exists() and not run.is_dir():
-        raise TrainError(f"{run} is a file; give a folder with --out")
-    inside = next((folder for folder in options.data if Path(folder).resolve() in run.resolve().parents), None)
+        raise TrainError(f"{run} is a file; give a folder with {place}")
+    within = {run.resolve(), *run.resolve().parents}
+    inside = next((folder for folder in options.data if Path(folder).resolve() in within), None)
     if inside is not None:  # its plot and samples would be trained on after the next start
-        raise TrainError(f"{run} lies in {inside}, a folder of pictures; choose another --out")
+        raise TrainError(f"{run} lies in {inside}, a folder of pictures; choose another {place}")
     if first and not options.resume and checkpoint.exists(run):
         raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
 
 
 def identity(options: TrainOptions) -> dict:
     """What must be the same for a run to be the same run, but for the steps of one that may be of any length."""
-    return {name: asdict(options)[name] for name in IDENTITY}
+    named = {name: asdict(options)[name] for name in IDENTITY}
+    return named | {"degrade": options.degradation and str(options.degradation)}
 
 
 def remembered(options: TrainOptions) -> dict:
@@ -128,6 +144,8 @@ def recall(options: TrainOptions, record: dict, run: Path) -> TrainOptions:
         raise TrainError(f"{run} does not remember its pictures; name them with --data")
     for name, value in identity(options).items():
         free = name == "steps" and options.schedule == "wsd" and record.get("decay") is None
-        if record["options"][name] != value and not free:
-            raise TrainError(f"{run} was started with --{name} {record['options'][name]}, not {value}")
+        was = record["options"].get(name)  # runs of before there was --degrade lack it
+        if was != value and not free:
+            how = f"without --{name}" if was is None else f"with --{name} {was}"
+            raise TrainError(f"{run} was started {how}, not {'without' if value is None else value}")
     return options

@@ -1,10 +1,20 @@
-"""Training patches: which ones belong to a step, and how they are cut, all of a batch in one gather on the device."""
+"""Training patches: which ones belong to a step, and how they are cut, all of a batch in one gather on the device.
+
+LR patches that are degraded are cut and degraded on the host instead, by threads, ahead of the steps.
+"""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edsr.degrade import Degradation, applied, window
 from edsr.pictures import Pictures
+
+THREADS = 8  # that degrade patches, at most: much of it holds Python's lock
 
 
 class Sampler:
@@ -77,12 +87,58 @@ def _to_unit(pixels: Tensor) -> Tensor:
     return values.permute(0, 3, 1, 2)
 
 
+class Degraded:
+    """Degraded LR patches, each step's made by a thread, of steps that may be asked for soon.
+
+    pictures: their LR pixels on the host. first: index, in the whole batch, of the first patch of a step. ahead: how
+    many steps may be under way at once.
+    """
+
+    def __init__(self, pictures: Pictures, patch: int, seed: int, degradation: Degradation, first: int, ahead: int):
+        pixels = pictures.lr.numpy()
+        self._pixels = pixels.view(np.uint16) if pixels.dtype == np.int16 else pixels
+        self._table, self._patch, self._seed, self._degradation = pictures.table, patch, seed, degradation
+        self._first, self._ahead = first, ahead
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(min(THREADS, cores), "degrade")
+        self._coming: dict[int, Future[np.ndarray]] = {}
+
+    def begin(self, first: int, drawn: np.ndarray) -> None:
+        """Has steps first, first + 1, ... made of what was drawn for them, but for those that are under way, and
+        forgets what is far from them."""
+        for step in [step for step in self._coming if not first <= step < first + self._ahead]:
+            self._coming.pop(step).cancel()
+        for step, places in enumerate(drawn, first):
+            if step not in self._coming:
+                self._coming[step] = self._pool.submit(self._make, step, places)
+
+    def take(self, first: int, count: int) -> np.ndarray:
+        """[count, b, p, p, 3] of steps that were begun, as Pictures holds them; waits for those not yet made."""
+        made = np.stack([self._coming.pop(step).result() for step in range(first, first + count)])
+        return made.view(np.int16) if made.dtype == np.uint16 else made
+
+    def close(self) -> None:
+        """Makes no more."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _make(self, step: int, places: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(step, k, *place) for k, place in enumerate(places.tolist(), self._first)])
+
+    def _one(self, step: int, index: int, row: int, y: int, x: int, turn: int) -> np.ndarray:
+        _, start, height, width, _ = self._table[row].tolist()
+        image = self._pixels[start : start + height * width].reshape(height, width, 3)
+        plan = self._degradation.draw(self._seed, step, index)
+        cut = window(image, y, x, self._patch, turn, plan)
+        return cut if plan is None else applied(plan, cut, self._patch, self._patch)
+
+
 class Feed:
     """Batches for the training step, from buffers of fixed addresses, so that a CUDA graph may hold them.
 
     steps: the most that are loaded at once. share: (rank, world): of each batch of `batch` patches only the rank's
     part; ValueError if `batch` cannot be divided so. Pictures that fit lie on the device and only places are uploaded
-    for each step; else patches are gathered on the host and uploaded.
+    for each step; else patches are gathered on the host and uploaded. degradation: of LR patches, which then are
+    uploaded always; HR patches stay as they are.
     """
 
     def __init__(
@@ -94,6 +150,7 @@ class Feed:
         device: torch.device | str,
         steps: int,
         share: tuple[int, int] = (0, 1),
+        degradation: Degradation | None = None,
     ):
         rank, world = share
         if batch % world:
@@ -103,19 +160,28 @@ class Feed:
         size = batch // world
         self._mine = slice(rank * size, (rank + 1) * size)
         self._sides = patch, patch * pictures.scale
+        self._degraded = None
+        if degradation is not None:
+            self._degraded = Degraded(pictures, patch, seed, degradation, self._mine.start, 2 * steps)
         self._resident = _fits(pictures.nbytes, self._device)
-        self._pictures = pictures.to(self._device) if self._resident else pictures
-        if self._resident:
-            self._loaded = [torch.zeros(steps, 2, 3, size, dtype=torch.int64, device=self._device)]
-        else:
-            shapes = [(steps, size, side, side, 3) for side in self._sides]
-            self._loaded = [torch.zeros(shape, dtype=pictures.hr.dtype, device=self._device) for shape in shapes]
+        if self._resident and degradation is None:
+            pictures = pictures.to(self._device)
+        elif self._resident:  # LR pixels stay where they are degraded
+            pictures = replace(pictures, hr=pictures.hr.to(self._device))
+        self._pictures = pictures
+        uploaded = self._sides if not self._resident else self._sides[:1] if degradation is not None else ()
+        kinds = [((size, side, side, 3), pictures.hr.dtype) for side in uploaded]
+        kinds += [((2, 3, size), torch.int64)] if self._resident else []
+        self._loaded = [torch.zeros(steps, *shape, dtype=dtype, device=self._device) for shape, dtype in kinds]
         self._prepared: tuple[int, int, list[Tensor]] | None = None
 
     def prepare(self, first: int, count: int) -> None:
         """Does what of `load` can be done while the device still works through the steps loaded before."""
         if self._prepared is None or self._prepared[:2] != (first, count):
-            self._prepared = (first, count, self._draw(first, count))
+            drawn = self._sampler.draw(first, count)[:, self._mine]
+            if self._degraded is not None:
+                self._degraded.begin(first, drawn)
+            self._prepared = (first, count, self._uploads(drawn))
 
     def load(self, first: int, count: int) -> None:
         """Makes steps first, first + 1, ..., first + count - 1 what `batch` gives; waits for nothing on the device.
@@ -126,7 +192,10 @@ class Feed:
             raise ValueError(f"{count} steps asked for, {self.steps} at most")
         self.prepare(first, count)
         assert self._prepared is not None
-        for buffer, values in zip(self._loaded, self._prepared[2], strict=True):
+        uploads = self._prepared[2]
+        if self._degraded is not None:
+            uploads = [self._pinned(torch.from_numpy(self._degraded.take(first, count))), *uploads]
+        for buffer, values in zip(self._loaded, uploads, strict=True):
             buffer[:count].copy_(values, non_blocking=True)
         self._prepared = None
 
@@ -138,22 +207,33 @@ class Feed:
         values = [buffer.index_select(0, i.view(1))[0] for buffer in self._loaded]
         if not self._resident:
             return _to_unit(values[0]), _to_unit(values[1])
-        low, high = values[0]
+        low, high = values[-1]
         small, large = self._sides
-        return cut(self._pictures.lr, *low, side=small), cut(self._pictures.hr, *high, side=large)
+        patches = cut(self._pictures.lr, *low, side=small) if self._degraded is None else _to_unit(values[0])
+        return patches, cut(self._pictures.hr, *high, side=large)
 
-    def _draw(self, first: int, count: int) -> list[Tensor]:
-        """What is uploaded. Page-locked memory comes from torch's pool, which keeps it until the upload is over."""
-        drawn = self._sampler.draw(first, count)[:, self._mine]
+    def close(self) -> None:
+        """Degrades no more patches; nothing is to be loaded after that."""
+        if self._degraded is not None:
+            self._degraded.close()
+
+    def _uploads(self, drawn: np.ndarray) -> list[Tensor]:
+        """What is uploaded, but for degraded patches."""
         places = torch.from_numpy(locate(self._pictures, drawn, self._sides[0]))
-        pin = self._device.type == "cuda"
         if self._resident:
-            return [places.pin_memory() if pin else places]
-        gathered = [torch.empty((count, *b.shape[1:]), dtype=b.dtype, pin_memory=pin) for b in self._loaded]
-        for step in range(count):
-            for k, pixels in enumerate((self._pictures.lr, self._pictures.hr)):
-                gathered[k][step] = _gather(pixels, *places[step, k], side=self._sides[k])
+            return [self._pinned(places)]
+        pin, gathered = self._device.type == "cuda", []
+        pixels = [(self._pictures.lr, 0), (self._pictures.hr, 1)][self._degraded is not None :]
+        for flat, k in pixels:
+            shape = (*drawn.shape[:2], self._sides[k], self._sides[k], 3)
+            gathered.append(torch.empty(shape, dtype=flat.dtype, pin_memory=pin))
+            for step in range(len(drawn)):
+                gathered[-1][step] = _gather(flat, *places[step, k], side=self._sides[k])
         return gathered
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        """Page-locked memory comes from torch's pool, which keeps it until the upload is over."""
+        return values.pin_memory() if self._device.type == "cuda" else values
 
 
 def _fits(size: int, device: torch.device) -> bool:

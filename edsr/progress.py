@@ -61,19 +61,19 @@ class TrainingBar:
     """
 
     def __init__(self, progress: Progress | None):
-        self._progress, self._psnr = progress, ""
+        self._progress, self._validated = progress, ""
         self.loss, self._shown = 0.0, 0
 
-    def show(self, step: int, steps: int, loss: float, speed: float, psnr: float | None) -> None:
-        """steps: in all, which a run may not know before its first."""
+    def show(self, step: int, steps: int, loss: float, speed: float, validated: str) -> None:
+        """steps: in all, which a run may not know before its first. validated: what a validation just gave, or ""."""
         self._shown = min(self._shown + 1, 20)
         self.loss += (loss - self.loss) / self._shown
         if self._progress is None:
             return
         if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on
             self._progress.add_task("", total=steps, completed=step - 1, text="")
-        self._psnr = self._psnr if psnr is None else f"  {psnr:.2f} dB"
-        text = f"loss {self.loss:.5f}{self._psnr}  {speed:.1f} images/s"
+        self._validated = f"  {validated}" if validated else self._validated
+        text = f"loss {self.loss:.5f}{self._validated}  {speed:.1f} images/s"
         self._progress.update(self._progress.task_ids[0], completed=step, text=text)
 
 

@@ -99,6 +99,10 @@ class Step:
         largest = torch._foreach_norm([*self.tensors().values()], math.inf)  # pyright: ignore[reportPrivateImportUsage]
         return bool(torch.stack(largest).isfinite().all())
 
+    def close(self) -> None:
+        """Ends what makes patches ready for later steps."""
+        self._feed.close()
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that steps change, by name: read it to save a run, copy into it to restore one."""
         state = {}
@@ -117,9 +121,11 @@ class Step:
         with self._on_its_stream() as stream:
             if stream is not None and before is not None:
                 stream.wait_stream(before)
+            # While the device works through these. A CPU does so at once; there, what threads do goes on meanwhile.
+            if self._device.type == "cpu":
+                self._feed.prepare(first + count, count)
             for _ in range(count):
                 self._advance()
-            # While the device works through these.
             self._feed.prepare(first + count, count)
             return self._losses[:count].tolist()
 

@@ -28,7 +28,7 @@ from edsr.origin import Origin
 from edsr.patches import Feed
 from edsr.ranks import Ranks
 from edsr.step import Step
-from edsr.validation import validate
+from edsr.validation import Scores, validate, worsened
 
 SETBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
 
@@ -36,7 +36,8 @@ SETBACKS = 3  # times a run may go back to its last checkpoint with half the lea
 @dataclass(frozen=True)
 class Progress:
     """Steps done, of `steps` in all, of the run in `folder`. loss: its mean over those just done. psnr: dB on luma over
-    the validation pictures, where just measured. speed: patches a second, over all processes."""
+    the validation pictures, where just measured; psnr_degraded: over the same degraded, of a run that trains on such.
+    speed: patches a second, over all processes."""
 
     step: int
     steps: int
@@ -45,6 +46,13 @@ class Progress:
     lr: float
     speed: float
     psnr: float | None = None
+    psnr_degraded: float | None = None
+
+    @property
+    def validated(self) -> str:
+        """What was just measured, for a person; "" where nothing was."""
+        more = "" if self.psnr_degraded is None else f", degraded {self.psnr_degraded:.3f} dB"
+        return "" if self.psnr is None else f"{self.psnr:.3f} dB{more}"
 
     @property
     def finished(self) -> bool:
@@ -92,6 +100,9 @@ class _Run:
         self.ranks, self.say, self.clock, self.begun = ranks, say, clock, begun
         self.options, self.folder = options, Path(options.out)
         pictures, self.validation = start.pictures(options, ranks, say)
+        self.worsened = None
+        if options.degradation and self.validation and ranks.first:
+            self.worsened = worsened(self.validation, options.degradation)
 
         torch.manual_seed(options.seed)
         model = EDSR(replace(PRESETS[options.model], scale=options.scale))
@@ -105,7 +116,9 @@ class _Run:
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         block = start.block(options, model, ranks)
         share = (ranks.rank, ranks.world)
-        feed = Feed(pictures, options.patch, options.batch, options.seed, ranks.device, block, share)
+        feed = Feed(
+            pictures, options.patch, options.batch, options.seed, ranks.device, block, share, options.degradation
+        )
         dtype = start.dtype(options, ranks)
         ops = start.ops(options, ranks, dtype, model.config.features)
         self._build = lambda averaging: Step(
@@ -168,6 +181,7 @@ class _Run:
             self.journal = Journal(self.folder, self.step, self.say)
 
     def close(self) -> None:
+        self.stepper.close()
         if self.journal is not None:
             self.journal.close()
 
@@ -219,28 +233,34 @@ class _Run:
         speed = count * self.options.batch / elapsed
         self.seconds += elapsed
         self.noted += losses
-        psnr = self._validate() if look else None
-        if self.journal is not None and (self.step % NOTED == 0 or psnr is not None or ended):
+        scores = self._validate() if look else None
+        if self.journal is not None and (self.step % NOTED == 0 or scores is not None or ended):
             values = {"loss": float(np.mean(self.noted)), "lr": rates[-1], "images_per_second": round(speed, 2)}
-            values |= {"seconds": round(self.seconds, 2)} | ({} if psnr is None else {"psnr": psnr})
+            values |= {"seconds": round(self.seconds, 2)} | _told(scores, "psnr")
             self.journal.note(self.step, **values)
             self.noted = []
         if save:
-            self._save(psnr)
-        return Progress(self.step, self.last, self.folder, float(np.mean(losses)), rates[-1], speed, psnr)
+            self._save(scores)
+        told = _told(scores, "psnr")
+        return Progress(self.step, self.last, self.folder, float(np.mean(losses)), rates[-1], speed, **told)
 
-    def _validate(self) -> float | None:
+    def _validate(self) -> Scores | None:
         """In the first process alone; the others wait at their next step."""
         if not self.ranks.first or self.validation is None:
             return None
         with self.validating.measured():
             psnr, samples = validate(self.stepper.average, self.validation, self.options.scale)
+            scores = Scores(psnr)
+            if self.worsened is not None:
+                psnr_degraded, more = validate(self.stepper.average, self.worsened, self.options.scale)
+                scores = Scores(psnr, psnr_degraded)
+                samples |= {f"degraded-{name}": sample for name, sample in more.items()}
             if self.journal is not None:
                 self.journal.show(self.step, samples)
-            if psnr > self.best:
-                self.best = psnr
-                self._publish("best", psnr)
-        return psnr
+            if scores.both > self.best:
+                self.best = scores.both
+                self._publish("best", scores)
+        return scores
 
     def _go_back(self, step: int, why: str) -> None:
         """To the last checkpoint, with half the learning rate from there on."""
@@ -256,7 +276,7 @@ class _Run:
         self.setbacks, self.factor, self.noted, self.saved = setbacks, factor, [], self.step
         self.say(f"at step {step} {why}: back to step {self.step}, with {factor:g} of the learning rate")
 
-    def _save(self, psnr: float | None) -> None:
+    def _save(self, scores: Scores | None) -> None:
         """A checkpoint, and the latest weights for upscale --model, by the first process."""
         if self.step == self.saved:
             return
@@ -265,10 +285,10 @@ class _Run:
             return
         with self.saving.measured():
             if not beginning:
-                self._publish("last", psnr)
+                self._publish("last", scores)
                 # Where there is nothing to validate on, the last is all that can be called best.
                 if not self.validation or not self._published("best").exists():
-                    self._publish("best", psnr)
+                    self._publish("best", scores)
             record = {"options": identity(self.options), "remembered": remembered(self.options)}
             record |= {"decay": self.decay and [*self.decay], "pictures": self.pictures, "seconds": self.seconds}
             record |= {"best": self.best if math.isfinite(self.best) else None, "watch": self.watch.state()}
@@ -278,12 +298,13 @@ class _Run:
     def _published(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _publish(self, name: str, psnr: float | None) -> None:
+    def _publish(self, name: str, scores: Scores | None) -> None:
         options = self.options
         training = {"data": [Path(d).name for d in options.data], "pictures": self.pictures[0], "steps": self.step}
         training |= {k: getattr(options, k) for k in ("batch", "patch", "lr", "loss", "schedule", "seed")}
         training |= {} if self.decay is None else {"decay_from": self.decay.first}
-        training |= {} if psnr is None else {"validation_psnr": round(psnr, 4)}
+        training |= {} if options.degradation is None else {"degrade": str(options.degradation)}
+        training |= {key: round(value, 4) for key, value in _told(scores, "validation_psnr").items()}
         weights.save_model(self.stepper.average, self._published(name), training=training)
 
     def _restore(self, found: Checkpoint | None) -> None:
@@ -310,10 +331,17 @@ class _Run:
         return minutes is not None and self.clock() - self.begun > 60 * minutes
 
 
+def _told(scores: Scores | None, name: str) -> dict[str, float]:
+    """Of `scores` what there is, by name."""
+    values = {} if scores is None else {name: scores.psnr, f"{name}_degraded": scores.degraded}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _score(path: Path) -> float:
-    """The validation PSNR of weights that a run has published, -inf if there is none."""
+    """The score of weights that a run has published, -inf if there is none."""
     with contextlib.suppress(weights.WeightsError):
-        return (weights.read_info(path)["training"] or {}).get("validation_psnr", -math.inf)
+        training = weights.read_info(path)["training"] or {}
+        return Scores(training.get("validation_psnr", -math.inf), training.get("validation_psnr_degraded")).both
     return -math.inf
 
 

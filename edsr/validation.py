@@ -1,12 +1,38 @@
 """How good a network is while it is trained: cheap enough to be asked often."""
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
+from edsr.degrade import Degradation, degraded
 from edsr.metrics import psnr, scored
 from edsr.model import EDSR
-from edsr.pictures import Pictures
+from edsr.pictures import Pictures, pack
 from edsr.resize import bicubic
+
+SEED = 0  # of what is done to validation pictures: the same in every run, so that runs can be compared
+
+
+class Scores(NamedTuple):
+    """psnr: of the pictures as they are, in dB. degraded: of the same with their LR side degraded, if asked for."""
+
+    psnr: float
+    degraded: float | None = None
+
+    @property
+    def both(self) -> float:
+        """What the best weights are best by: the mean of the two."""
+        return self.psnr if self.degraded is None else (self.psnr + self.degraded) / 2
+
+
+def worsened(pictures: Pictures, degradation: Degradation) -> Pictures:
+    """The pictures with LR sides all degraded, whole; HR sides as they are."""
+    every = replace(degradation, clean=0.0)
+    pairs = [pictures.pair(i) for i in range(len(pictures))]
+    lows = [degraded(low, every.draw(SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
+    return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], pictures.scale)
 
 
 def validate(model: EDSR, pictures: Pictures, scale: int) -> tuple[float, dict[str, np.ndarray]]:

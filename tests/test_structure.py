@@ -33,7 +33,8 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "edsr.pictures": set(),
     "edsr.sources": {"edsr.imageio", "edsr.pictures"},
     "edsr.data": {"edsr.imageio", "edsr.pictures", "edsr.resize", "edsr.sources"},
-    "edsr.patches": {"edsr.pictures"},
+    "edsr.degrade": set(),
+    "edsr.patches": {"edsr.degrade", "edsr.pictures"},
     "edsr.evaluate": {"edsr.engine", "edsr.imageio", "edsr.metrics", "edsr.resize"},
     "edsr.compare": {
         "edsr.engine",
@@ -70,11 +71,11 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "edsr.recipe": set(),
     "edsr.ranks": {"edsr.engine"},
     "edsr.cadence": set(),
-    "edsr.options": {"edsr.checkpoint", "edsr.model", "edsr.recipe", "edsr.weights"},
+    "edsr.options": {"edsr.checkpoint", "edsr.degrade", "edsr.model", "edsr.recipe", "edsr.weights"},
     "edsr.origin": {"edsr.checkpoint", "edsr.options", "edsr.ranks", "edsr.recipe"},
     "edsr.step": {"edsr.graphs", "edsr.model", "edsr.patches", "edsr.ranks", "edsr.recipe"},
     "edsr.pace": {"edsr.journal", "edsr.ranks", "edsr.step"},
-    "edsr.validation": {"edsr.metrics", "edsr.model", "edsr.pictures", "edsr.resize"},
+    "edsr.validation": {"edsr.degrade", "edsr.metrics", "edsr.model", "edsr.pictures", "edsr.resize"},
     "edsr.start": {
         "edsr.data",
         "edsr.engine",
@@ -85,6 +86,14 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
         "edsr.step",
         "edsr.weights",
         "kernels",
+    },
+    "edsr.preview": {
+        "edsr.options",
+        "edsr.patches",
+        "edsr.pictures",
+        "edsr.publish",
+        "edsr.ranks",
+        "edsr.start",
     },
     "edsr.train": {
         "edsr.cadence",
