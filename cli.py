@@ -65,8 +65,8 @@ def make_upscaler(options, quiet: bool, model: str | None = None):
     from edsr import Upscaler, load_model
 
     use_threads(options)
-    model = load_model(model or options.model, options.scale)
-    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    network = load_model(model or options.model, options.scale)
+    upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile)
     upscaler.say = lambda line: None if quiet else tell(line)
     upscaler.warm_up(upscaler.say)
     return upscaler

@@ -89,14 +89,14 @@ def build_parser() -> argparse.ArgumentParser:
     network = argparse.ArgumentParser(add_help=False)
     network.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model file's, or 2")
     # Each command its own: a parent's default, once changed, would be changed for all.
-    model = ("--model",), {"metavar": "NAME|FILE|NAME:SHARE+..."}
+    form = "NAME|FILE|NAME:SHARE+..."
     names = "packaged name, weights file, or a mixture such as edsr-baseline:0.3+edsr-photo:0.7"
     fixed = argparse.ArgumentParser(add_help=False)
-    fixed.add_argument(*model[0], **model[1], default="edsr-baseline", help=f"{names} (%(default)s)")
+    fixed.add_argument("--model", metavar=form, default="edsr-baseline", help=f"{names} (%(default)s)")
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument(
-        *model[0],
-        **model[1],
+        "--model",
+        metavar=form,
         default="auto",
         help=f"{names}; auto, the default: edsr-baseline for lossless pictures, for JPEG, WebP, AVIF, HEIC a mixture "
         "with edsr-photo by how much the file was compressed",

@@ -25,6 +25,9 @@ TABLE = Path(__file__).with_name("weights") / "photo.json"
 STEP = 0.05
 """Between the shares that are chosen: so that a batch of many qualities has few mixtures, which nobody sees."""
 
+Table = dict[str, list[list[float]]]
+"""What TABLE holds."""
+
 
 class Choice(NamedTuple):
     """model: as `load_model` takes it. said: what a person is told of it, and why it was chosen."""
@@ -61,14 +64,14 @@ def by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:
     return choice
 
 
-def share_for(quality: float, scale: int) -> float:
-    """How much of CLEAN is best at that JPEG quality: TABLE's, a multiple of STEP."""
-    qualities, shares = zip(*_table()[str(scale)], strict=True)
+def share_for(quality: float, scale: int, table: Table | None = None) -> float:
+    """How much of CLEAN is best at that JPEG quality, a multiple of STEP. table: another than TABLE's."""
+    qualities, shares = zip(*(table or _table())[str(scale)], strict=True)
     return round(round(float(np.interp(quality, qualities, shares)) / STEP) * STEP, 2)
 
 
 def scales_of(model: str) -> tuple[int, ...]:
-    """The scales that a name has packaged weights for, ascending; of a mixture those that all parts have, of files none.
+    """The scales that a name has packaged weights for, ascending; a mixture those of all its parts, a file none.
 
     Raises ValueError as `mixture.parse` does.
     """
@@ -82,5 +85,5 @@ def scales_of(model: str) -> tuple[int, ...]:
 
 
 @cache
-def _table() -> dict[str, list[tuple[float, float]]]:
+def _table() -> Table:
     return json.loads(TABLE.read_text(encoding="utf-8"))

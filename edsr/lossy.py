@@ -113,7 +113,7 @@ def _tiff(file: BinaryIO) -> Lossy | None:
             return _known("JPEG in TIFF" if compression == _OLD_JPEG else "WebP in TIFF", None)
         if compression != _JPEG:
             return None
-        file.seek((tags.get(273) or tags.get(324))[0])
+        file.seek(tags[273 if 273 in tags else 324][0])
         strip, tables = file.read(_STRIP), tags.get(347, b"")
     except Exception:  # as above
         return None
