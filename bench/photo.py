@@ -41,7 +41,7 @@ def compressed(picture: np.ndarray, quality: int) -> tuple[np.ndarray, bytes]:
     Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(
         file, "JPEG", quality=quality, subsampling=2
     )
-    return np.asarray(Image.open(file)).reshape(picture.shape), file.getvalue()
+    return np.array(Image.open(file)).reshape(picture.shape), file.getvalue()
 
 
 def noisy(picture: np.ndarray, level: float, seed: int) -> np.ndarray:
@@ -108,13 +108,13 @@ def fit(found: Scores, shares: Sequence[float]) -> list[list[float]]:
     return [[q, round(round(tops[q] / choice.STEP) * choice.STEP, 2)] for q in sorted(tops)]
 
 
-def markdown(found: Scores, shares: Sequence[float]) -> str:
-    """A table of gains over bicubic in dB, the best mixture of each column in bold."""
+def markdown(found: Scores, shares: Sequence[float], auto: bool = True) -> str:
+    """A table of gains over bicubic in dB, the best mixture of each column in bold. auto: whether it has a row."""
     names: dict[str | float, str] = {share: f"share {share:g}" for share in shares}
     names |= {0.0: choice.FAITHFUL, 1.0: choice.CLEAN} if shares else {}
     rows = [("", *("PNG" if q is None else str(q) for q in found))]
     rows.append(("bicubic, dB", *(f"{by_name['bicubic']:.2f}" for by_name in found.values())))
-    for key in (*shares, "auto"):
+    for key in (*shares, "auto") if auto else shares:
         cells = []
         for by_name in found.values():
             top = max(by_name[share] for share in shares) if shares else None
@@ -178,7 +178,7 @@ def run(options) -> None:
         found = scores(pictures(options.fit, options.most), network, scale, qualities, FIT_SHARES)
         points = fit(found, FIT_SHARES)
         table = {str(scale): points}
-        print(f"\nx{scale}, {options.fit}: gain over bicubic in dB\n\n{markdown(found, FIT_SHARES)}")
+        print(f"\nx{scale}, {options.fit}: gain over bicubic in dB\n\n{markdown(found, FIT_SHARES, auto=False)}")
         print(f'\nbest shares: "{scale}": {json.dumps(points)}')
         figures["fit"] = points
         if options.write:

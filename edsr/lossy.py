@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from edsr import exif
 from edsr.headers import identify
 
 MIDDLE = 75
@@ -46,7 +46,7 @@ def lossy(path: Path) -> Lossy | None:
             head = file.read(16)
             file.seek(0)
             return _READERS.get(identify(head), lambda _: None)(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None
 
 
@@ -97,30 +97,43 @@ def jpeg_quality(file: BinaryIO) -> int | None:
 
 # --- TIFF
 
-_JPEG, _OLD_JPEG, _WEBP = 7, 6, 50001  # of the tag Compression
-_STRIP = 2**16  # bytes of a strip or tile that are read; its header comes first
+_COMPRESSION, _STRIPS, _TILES, _TABLES = 259, 273, 324, 347  # tags
+_JPEG, _OLD_JPEG, _WEBP = 7, 6, 50001  # of _COMPRESSION
+_PART = 2**16  # bytes of a strip or tile that are read; its header comes first
 
 
 def _tiff(file: BinaryIO) -> Lossy | None:
-    try:
-        head = file.read(8)
-        head += file.read(8) if head[2:3] == b"+" or head[3:4] == b"+" else b""  # BigTIFF
-        tags = ImageFileDirectory_v2(head)
-        file.seek(tags.next)
-        tags.load(file)
-        compression = tags.get(259, 1)
-        if compression in (_OLD_JPEG, _WEBP):
-            return _known("JPEG in TIFF" if compression == _OLD_JPEG else "WebP in TIFF", None)
-        if compression != _JPEG:
-            return None
-        file.seek(tags[273 if 273 in tags else 324][0])
-        strip, tables = file.read(_STRIP), tags.get(347, b"")
-    except Exception:  # as above
+    found = exif.find_first(file)
+    if found is None:
         return None
-    # The tables that all strips share stand in the directory, as a JPEG of tables alone: between its end marker and
-    # the strip's start they make one.
-    whole = tables.removesuffix(b"\xff\xd9") + strip[2:] if tables else strip
+    form, first = found
+    entries, _ = exif.read_directory(file, form, first)
+    compression = exif.read_number(form, entries[_COMPRESSION]) if _COMPRESSION in entries else None
+    if compression in (_OLD_JPEG, _WEBP):
+        return _known("JPEG in TIFF" if compression == _OLD_JPEG else "WebP in TIFF", None)
+    if compression != _JPEG:
+        return None
+
+    tables = exif.read_value(file, form, entries[_TABLES], _PART) if _TABLES in entries else None
+    places = entries.get(_STRIPS) or entries.get(_TILES)
+    start = _first_number(file, form, places) if places else None
+    if start is None:
+        return _known("JPEG in TIFF", None)
+    file.seek(start)
+    part = file.read(_PART)
+    # The tables that all parts share stand in the directory, as a JPEG of tables alone; without its end and the
+    # part's beginning they make one.
+    whole = tables.data.removesuffix(b"\xff\xd9") + part[2:] if tables else part
     return _known("JPEG in TIFF", jpeg_quality(io.BytesIO(whole)))
+
+
+def _first_number(file: BinaryIO, form: exif.Form, entry: exif.Entry) -> int | None:
+    """The first of an entry's numbers, wherever they are."""
+    size = {3: 2, 4: 4, 16: 8}.get(entry.kind, 0)  # SHORT, LONG, LONG8
+    if size * entry.count > len(entry.data):
+        file.seek(form.offset.unpack(entry.data)[0])
+        entry = entry._replace(data=file.read(size))
+    return exif.read_number(form, entry._replace(count=min(entry.count, 1)))
 
 
 # --- WebP

@@ -13,7 +13,7 @@ import torch
 
 from edsr.model import EDSR, EDSRConfig
 
-_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf"
+_NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)"
 # A name ends where a colon, a number and a plus sign, or nothing, follow, so that C:\my+net.pt:0.3 is one part.
 _PART = re.compile(rf"(.+?):({_NUMBER})(?:\+|$)", re.DOTALL)
 

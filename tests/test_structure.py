@@ -21,7 +21,7 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "edsr.passage": {"edsr.stream", "edsr.transfer", "kernels"},
     "edsr.weights": {"edsr.mixture", "edsr.model"},
     "edsr.mixture": {"edsr.model"},
-    "edsr.lossy": {"edsr.headers"},
+    "edsr.lossy": {"edsr.exif", "edsr.headers"},
     "edsr.choice": {"edsr.lossy", "edsr.mixture", "edsr.weights"},
     "edsr.imageio": {"edsr.formats", "edsr.publish", "edsr.reading", "edsr.reducing", "edsr.writing"},
     "edsr.formats": set(),
