@@ -92,6 +92,9 @@ class Networks:
         with self._lock:
             key = model or self._fixed.model, scale
             if key not in self._loaded:
+                chosen = [old for old in self._loaded if old[0] != self._fixed.model]
+                if key[0] != self._fixed.model and len(chosen) == MIXTURES:
+                    del self._loaded[chosen[0]]  # whoever still uses it keeps it until done
                 self._loaded[key] = load_model(*key), {}
             self._loaded.move_to_end(key)
             network, ready = self._loaded[key]
@@ -100,9 +103,6 @@ class Networks:
                 upscaler.say, upscaler.turn = self._say, self._turns[i]
                 upscaler.warm_up(self._say)
                 ready[i] = upscaler
-            chosen = [key for key in self._loaded if key[0] != self._fixed.model]
-            for old in chosen[: max(0, len(chosen) - MIXTURES)]:
-                del self._loaded[old]  # whoever still uses it keeps it until done
             return ready[i]
 
     def team(self, scale: int, model: str | None = None) -> "Upscaler | Team":

@@ -109,7 +109,7 @@ def test_networks_that_do_not_fit(folder, other, says):
 
 def test_parts_that_are_missing(folder, monkeypatch):
     for text in "edsr-baseline:1+none.pt:1", "edsr-baseline:x+edsr-photo:1", "edsr-baseline+edsr-photo:1":
-        with pytest.raises(WeightsError, match="no such file, and not a preset .* or a mixture"):
+        with pytest.raises(WeightsError, match=r"no such file, and not a preset .* or a mixture"):
             load_model(text)
 
 
