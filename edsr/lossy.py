@@ -5,7 +5,7 @@ lost before, when the same picture was saved another time, no header tells.
 """
 
 import io
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -37,7 +37,7 @@ def lossy(path: Path) -> Lossy | None:
       scales the standard's tables, as most do, that is the number that it was given.
     - Lossy WebP: the number that libwebp makes such quantisers of. Animations: the first frame's.
     - AVIF, HEIC, old-style JPEG and WebP in TIFF, and JPEGs without usable tables: not known, MIDDLE.
-    - PNG, other TIFF and lossless WebP: None.
+    - PNG, other TIFF, lossless WebP, and AVIF and HEIC whose samples are RGB, as lossless encoders have them: None.
 
     Never raises: what a damaged file lacks is said by whoever reads it.
     """
@@ -223,10 +223,22 @@ class _Bits:
         return -value if self._bit() else value
 
 
+# --- AVIF, HEIC
+
+
+def _heif(name: str, file: BinaryIO) -> Lossy | None:
+    """Quantisers stand within the coded picture, differently in each of its parts; they are not looked for."""
+    boxes = file.read(2**16)  # what describes the pictures comes before them
+    colours = boxes.find(b"colrnclx")
+    if colours >= 0 and boxes[colours + 12 : colours + 14] == b"\0\0":  # of ITU-T H.273: no matrix
+        return None
+    return _known(name, None)
+
+
 _READERS = {
     "JPEG": lambda file: _known("JPEG", jpeg_quality(file)),
     "TIFF": _tiff,
     "WebP": _webp,
-    "AVIF": lambda file: _known("AVIF", None),
-    "HEIF": lambda file: _known("HEIC", None),
+    "AVIF": partial(_heif, "AVIF"),
+    "HEIF": partial(_heif, "HEIC"),
 }

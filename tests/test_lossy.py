@@ -199,6 +199,14 @@ def test_avif_and_heic_are_taken_for_middling(tmp_path):
     assert str(told(tmp_path, b"\0\0\0\x18ftypheic" + bytes(40))) == "HEIC, quality taken for 75"
 
 
+def test_avif_by_libvips(tmp_path):
+    image = pyvips.Image.new_from_array(PIXELS)
+    assert told(tmp_path, image.heifsave_buffer(compression="av1", lossless=True)) is None
+    for mode in "on", "off":
+        data = image.heifsave_buffer(compression="av1", Q=60, subsample_mode=mode)
+        assert told(tmp_path, data) == Lossy("AVIF", MIDDLE, False)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "PPM"])
 def test_lossless_and_foreign_formats(tmp_path, kind):
     assert told(tmp_path, encoded(kind, pillow(PIXELS))) is None
