@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from edsr.arguments import build_parser
+from edsr.failures import describe, is_expected
 
 # torch takes seconds to import: the handlers import what they need, so that --help answers at once.
 
@@ -51,33 +52,6 @@ class Misuse(Exception):
     """Options that make no sense together; one line that says what to do."""
 
 
-def is_expected(error: Exception) -> bool:
-    """Whether an error is about the user's files, devices or options, and its message is meant for them."""
-    import torch
-
-    from edsr import EngineError, WeightsError
-    from edsr.checkpoint import CheckpointError
-    from edsr.compare import CompareError
-    from edsr.data import DataError
-    from edsr.evaluate import EvaluateError
-    from edsr.imageio import ImageError
-    from edsr.train import TrainError
-
-    ours = (ImageError, WeightsError, EngineError, DataError, EvaluateError, TrainError, CheckpointError, CompareError)
-    return isinstance(error, (*ours, OSError, MemoryError, torch.OutOfMemoryError))
-
-
-def describe(error: Exception) -> str:
-    """One line for a person."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return "out of memory; try a smaller --tile"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) if is_expected(error) else f"{error!r}, a defect; --debug shows where"
-
-
 def use_threads(options) -> None:
     """Sets how many threads compute on a CPU, PyTorch's and ours alike."""
     if options.threads:
@@ -86,16 +60,27 @@ def use_threads(options) -> None:
         torch.set_num_threads(options.threads)
 
 
-def make_upscaler(options, quiet: bool):
-    """The network that the options ask for, ready on one device."""
+def make_upscaler(options, quiet: bool, model: str | None = None):
+    """The network that the options ask for, or another `model` in its place, ready on one device."""
     from edsr import Upscaler, load_model
 
     use_threads(options)
-    model = load_model(options.model, options.scale)
-    upscaler = Upscaler(model, options.device, options.precision, options.backend, options.tile)
+    network = load_model(model or options.model, options.scale)
+    upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile)
     upscaler.say = lambda line: None if quiet else tell(line)
     upscaler.warm_up(upscaler.say)
     return upscaler
+
+
+def wished(options):
+    """The Choice that --model and --strength make for all pictures, or None for auto. Raises Misuse."""
+    from edsr.choice import AUTO, Choice, by_strength
+
+    if options.strength is None:
+        return None if options.model == AUTO else Choice(options.model, options.model)
+    if options.model != AUTO:
+        raise Misuse("--strength mixes edsr-baseline and edsr-photo; leave --model out")
+    return by_strength(options.strength)
 
 
 # --- upscale
@@ -103,6 +88,7 @@ def make_upscaler(options, quiet: bool):
 
 def run_upscale(options) -> int:
     piped = check_upscale(options)
+    wish = wished(options)
 
     from edsr import progress
     from edsr.batch import Job, jobs
@@ -121,8 +107,9 @@ def run_upscale(options) -> int:
         if not options.quiet:
             tell(line)
 
-    names = options.model, options.scale, devices, options.precision, options.backend, options.tile
-    networks = Networks(*names, say, options.outscale or 0)
+    model, said = wish or (options.model, None)
+    names = model, options.scale, devices, options.precision, options.backend, options.tile
+    networks = Networks(*names, say, options.outscale or 0, said)
     tag = size.tag(networks.scale)
     outcomes = []
     with contextlib.ExitStack() as stack:
@@ -186,7 +173,8 @@ def record_of(outcome) -> dict:
     source, output = (shown(path, name) for path, name in zip(outcome.job, (STDIN, STDOUT), strict=True))
     record = {"input": source, "output": None, "input_size": None, "output_size": None, "seconds": None}
     record |= {"megapixels_per_second": None, "skipped": outcome.skipped, "losses": list(outcome.losses)}
-    record |= {"device": outcome.device, "precision": outcome.precision, "backend": outcome.backend, "error": None}
+    record |= {"model": outcome.model, "device": outcome.device, "precision": outcome.precision}
+    record |= {"backend": outcome.backend, "error": None}
     if outcome.error is not None:
         line = describe(outcome.error).replace(str(outcome.job.source), source).replace(str(outcome.job.output), output)
         return record | {"error": line if source in line or output in line else f"{source}: {line}"}
@@ -214,7 +202,7 @@ def report(record: dict, options, stream) -> None:
     elif not options.quiet and record["output_size"]:
         width, height = record["output_size"]
         seconds, speed = record["seconds"], record["megapixels_per_second"]
-        tell(f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s", stream)
+        tell(f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s, {record['model']}", stream)
 
 
 def summary(records: list[dict]) -> str:
@@ -231,14 +219,24 @@ def summary(records: list[dict]) -> str:
 
 
 def run_compare(options) -> int:
+    wish = wished(options)
+
     from edsr import progress
+    from edsr.choice import by_file, by_strength
     from edsr.compare import compare, outcome, save
     from edsr.figure import draw
     from edsr.page import page
 
     suffix = ".html" if options.html else ".png"
     target = outcome(options.image, options.hr, options.output, suffix, options.overwrite)
-    upscaler = make_upscaler(options, options.quiet)
+    scale = options.scale or 2
+    if wish is not None:
+        model, said = wish
+    elif options.image is not None:
+        model, said = by_file(options.image, scale, lambda line: None if options.quiet else tell(line))
+    else:
+        model, said = by_strength(0)  # the small picture is made here, and loses nothing
+    upscaler = make_upscaler(options, options.quiet, model)
     with progress.bars(options.quiet, 1) as bars:
         found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
     if options.html:
@@ -250,6 +248,8 @@ def run_compare(options) -> int:
     save(target, data, options.overwrite)
     if not options.quiet:
         print(target)
+        if said != options.model:
+            print(f"  {said}")
         for title, (psnr, ssim) in found.scores.items():
             print(f"  {title:10}{psnr:6.2f} dB{ssim:9.4f}")
     return 0
@@ -261,6 +261,8 @@ def run_compare(options) -> int:
 def run_evaluate(options) -> int:
     from edsr.evaluate import FIELDS, evaluate, mean
 
+    if options.model == "auto":
+        raise Misuse("evaluate scores one network for all pictures, not auto; name it with --model")
     upscaler = make_upscaler(options, quiet=False)
     images = []
     if not options.json:
@@ -358,7 +360,7 @@ def training_options(options) -> dict:
 def run_info(options) -> int:
     from edsr.weights import read_info
 
-    info = read_info(options.file)
+    info = read_info(options.file, scale=options.scale)
     if options.json:
         print(json.dumps(info))
         return 0
@@ -378,9 +380,10 @@ def run_convert(options) -> int:
         raise WeightsError(f"{output}: weights are written as .safetensors; give such a name")
     if output.exists() and not options.overwrite:
         raise WeightsError(f"{output} exists; add --overwrite to replace it")
-    model = load_model(options.input, residual_scale=options.residual_scale)
+    chosen = {"scale": options.scale, "residual_scale": options.residual_scale}
+    model = load_model(options.input, **chosen)
     dtype = torch.float16 if options.half else None
-    save_model(model, output, dtype=dtype, training=read_info(options.input).get("training"))
+    save_model(model, output, dtype=dtype, training=read_info(options.input, **chosen)["training"])
     if not options.quiet:
         print(output)
     return 0

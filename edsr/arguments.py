@@ -38,6 +38,13 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError("give a number above 0")
 
 
+def share(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError("give a number from 0 to 1")
+
+
 def auto_or_whole(text: str) -> int | str:
     if text == "auto":
         return text
@@ -81,11 +88,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     network = argparse.ArgumentParser(add_help=False)
     network.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model file's, or 2")
-    network.add_argument(
+    # Each command its own: a parent's default, once changed, would be changed for all.
+    form = "NAME|FILE|NAME:SHARE+..."
+    names = "packaged name, weights file, or a mixture such as edsr-baseline:0.3+edsr-photo:0.7"
+    fixed = argparse.ArgumentParser(add_help=False)
+    fixed.add_argument("--model", metavar=form, default="edsr-baseline", help=f"{names} (%(default)s)")
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument(
         "--model",
-        default="edsr-baseline",
-        metavar="NAME|FILE",
-        help="packaged name or weights file (%(default)s)",
+        metavar=form,
+        default="auto",
+        help=f"{names}; auto, the default: edsr-baseline for lossless pictures, for JPEG, WebP, AVIF, HEIC a mixture "
+        "with edsr-photo by how much the file was compressed",
+    )
+    chosen.add_argument(
+        "--strength",
+        type=share,
+        metavar="0..1",
+        help="how much compression and noise is cleaned away: 0 is edsr-baseline, faithful, 1 edsr-photo; default: "
+        "for each picture by its file",
     )
     network.add_argument(
         "--tile",
@@ -114,9 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="mean over 8 flips and turns: slightly better, 8 times slower",
     )
-    add_upscale(commands, [common, quiet, network])
-    add_compare(commands, [common, quiet, device, network])
-    add_evaluate(commands, [common, device, network])
+    add_upscale(commands, [common, quiet, network, chosen])
+    add_compare(commands, [common, quiet, device, network, chosen])
+    add_evaluate(commands, [common, device, network, fixed])
     add_train(commands, [common, quiet, device])
     add_info(commands, [common])
     add_convert(commands, [common, quiet])
@@ -135,7 +156,9 @@ def add_upscale(commands, parents) -> None:
         "  python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512\n"
         "  python cli.py upscale photos/ -o large/ --recursive --skip-existing\n"
         "  python cli.py upscale photo.jpg --width 3840 --format jpg --quality 92\n"
-        "  python cli.py upscale - < small.jpg > large.png",
+        "  python cli.py upscale - < small.jpg > large.png\n"
+        "  python cli.py upscale old.jpg --strength 1\n"
+        "  python cli.py upscale blocky.jpg --outscale 1 --strength 0.8    cleaned, at its own size",
     )
     command.add_argument(
         "inputs",
@@ -332,8 +355,9 @@ def add_train(commands, parents) -> None:
 
 
 def add_info(commands, parents) -> None:
-    info = commands.add_parser("info", parents=parents, help="what a weights file holds")
-    info.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth")
+    info = commands.add_parser("info", parents=parents, help="what a weights file, or a mixture of them, holds")
+    info.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth, packaged name or NAME:SHARE+NAME:SHARE")
+    info.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights (2)")
     info.add_argument("--json", action="store_true", help="as one JSON document")
 
 
@@ -342,10 +366,13 @@ def add_convert(commands, parents) -> None:
         "convert",
         parents=parents,
         help="bring another project's checkpoint into this one's layout",
-        description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic.",
-        epilog="Example: python cli.py convert edsr_x4.pt edsr_x4.safetensors",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic, and mixtures.",
+        epilog="examples:\n"
+        "  python cli.py convert edsr_x4.pt edsr_x4.safetensors\n"
+        "  python cli.py convert edsr-baseline:0.3+edsr-photo:0.7 mine.safetensors --scale 3",
     )
-    convert.add_argument("input", metavar="IN")
+    convert.add_argument("input", metavar="IN", help="a checkpoint, a packaged name, or NAME:SHARE+NAME:SHARE")
     convert.add_argument("output", metavar="OUT", help="a .safetensors file")
     convert.add_argument(
         "--residual-scale",
@@ -353,5 +380,6 @@ def add_convert(commands, parents) -> None:
         metavar="X",
         help="where the file does not tell (0.1 for 256 features)",
     )
+    convert.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights (2)")
     convert.add_argument("--half", action="store_true", help="store as fp16, half the size")
     convert.add_argument("--overwrite", action="store_true", help="replace an existing OUT")

@@ -4,32 +4,40 @@ import contextlib
 import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from edsr import choice
 from edsr.ahead import Ahead
 from edsr.batch import Job
 from edsr.engine import EngineError, Upscaler
 from edsr.imageio import ImageError, Reader, Reduced, Writer, remove_abandoned
+from edsr.model import EDSR
 from edsr.progress import Bars
 from edsr.sizes import Size, scale_for
 from edsr.team import Team
-from edsr.weights import load_model, packaged
+from edsr.weights import WeightsError, load_model
 
 FILES_AT_ONCE = {"cuda": 4, "mps": 1, "cpu": 1}
 """Files of a batch that are worked on at a time, for a device. A GPU computes one band after the other all the same,
 but one file's PNG takes longer to encode than to compute. The number has not been measured on a GPU."""
 
 
-class Networks:
-    """One network at the scales it has, on some devices: Upscalers, made when first needed.
+MIXTURES = 4
+"""Mixtures that are kept ready; each holds weights, on a GPU also CUDA graphs. See `Networks`."""
 
-    model: as `load_model` takes it. scale: the only one to be used, or None for any it has; the smallest of at least
-    `likely` is loaded at once. devices: each as `Upscaler` takes it; further options: of `Upscaler`. say: told, in a
-    line, what a person might want to know. Safe to use from several threads.
+
+class Networks:
+    """One network at the scales it has, on some devices, or what `edsr.choice` chooses: Upscalers, made when needed.
+
+    model: as `load_model` takes it, or "auto". said: what a person is told of it, by default its name. scale: the only
+    one to be used, or None for any it has; the smallest of at least `likely` is loaded at once. devices: each as
+    `Upscaler` takes it; further options: of `Upscaler`. say: told, in a line, what a person might want to know.
+    Of the networks that "auto" chooses, the last MIXTURES used stay ready. Safe to use from several threads.
     Raises EngineError or WeightsError where one of these cannot be had.
     """
 
@@ -43,16 +51,24 @@ class Networks:
         tile: int | str = "auto",
         say: Callable[[str], None] = lambda line: None,
         likely: float = 0,
+        said: str | None = None,
     ):
-        self._model, self._options, self._say = model, (precision, backend, tile), say
-        self._devices = devices
+        self._auto = model == choice.AUTO
+        self._fixed = choice.Choice(choice.FAITHFUL if self._auto else model, said or model)
+        self._options, self._say, self._devices = (precision, backend, tile), say, devices
         self._lock = threading.Lock()
-        self._loaded: dict[tuple[int, int], Upscaler] = {}
-        known = packaged().get(model, ()) if scale is None else ()
-        first = load_model(model, scale or next((s for s in known if s >= likely), None))
+        # A device computes one band at a time, whichever network's: together they need no more memory than one.
+        self._turns = [threading.Lock() for _ in devices]
+        self._loaded: OrderedDict[tuple[str, int], tuple[EDSR, dict[int, Upscaler]]] = OrderedDict()
+        self._told: set[str] = set()
+        try:
+            known = choice.scales_of(model) if scale is None else ()
+        except ValueError as error:
+            raise WeightsError(f"{model}: {error}") from None
+        first = load_model(self._fixed.model, scale or next((s for s in known if s >= likely), None))
         self.scale: int = first.config.scale  # where a picture asks for none
         self.scales: tuple[int, ...] = known or (self.scale,)
-        self._networks = {self.scale: first}
+        self._loaded[self._fixed.model, self.scale] = first, {}
         for i in range(len(devices)):
             self.on(i, self.scale)
 
@@ -60,21 +76,38 @@ class Networks:
         """How many devices there are."""
         return len(self._devices)
 
-    def on(self, i: int, scale: int) -> Upscaler:
-        """The network of that scale on device number `i`."""
-        with self._lock:
-            if (i, scale) not in self._loaded:
-                if scale not in self._networks:
-                    self._networks[scale] = load_model(self._model, scale)
-                upscaler = Upscaler(self._networks[scale], self._devices[i], *self._options)
-                upscaler.say = self._say
-                upscaler.warm_up(self._say)
-                self._loaded[i, scale] = upscaler
-            return self._loaded[i, scale]
+    def choose(self, source: Path, scale: int) -> choice.Choice:
+        """The network for a picture, at one of `scales`."""
+        return choice.by_file(source, scale, self._say_once) if self._auto else self._fixed
 
-    def team(self, scale: int) -> "Upscaler | Team":
-        """The network of that scale on all devices."""
-        members = [self.on(i, scale) for i in range(len(self))]
+    def _say_once(self, line: str) -> None:
+        with self._lock:
+            new = line not in self._told
+            self._told.add(line)
+        if new:
+            self._say(line)
+
+    def on(self, i: int, scale: int, model: str | None = None) -> Upscaler:
+        """The network of that scale on device number `i`. model: one that `choose` gave; None: the usual one."""
+        with self._lock:
+            key = model or self._fixed.model, scale
+            if key not in self._loaded:
+                chosen = [old for old in self._loaded if old[0] != self._fixed.model]
+                if key[0] != self._fixed.model and len(chosen) == MIXTURES:
+                    del self._loaded[chosen[0]]  # whoever still uses it keeps it until done
+                self._loaded[key] = load_model(*key), {}
+            self._loaded.move_to_end(key)
+            network, ready = self._loaded[key]
+            if i not in ready:
+                upscaler = Upscaler(network, self._devices[i], *self._options)
+                upscaler.say, upscaler.turn = self._say, self._turns[i]
+                upscaler.warm_up(self._say)
+                ready[i] = upscaler
+            return ready[i]
+
+    def team(self, scale: int, model: str | None = None) -> "Upscaler | Team":
+        """The network of that scale on all devices; model: see `on`."""
+        members = [self.on(i, scale, model) for i in range(len(self))]
         return members[0] if len(members) == 1 else Team(members)
 
 
@@ -99,6 +132,7 @@ class Request:
 class Outcome:
     """What became of a job. Sizes are (width, height); device, precision and backend those that computed.
 
+    model: what a person is told of the network.
     error: why there is no output; skipped: because it was there already. losses: a line for each thing that the file
     does not hold though the picture did.
     """
@@ -110,6 +144,7 @@ class Outcome:
     input_size: tuple[int, int] | None = None
     output_size: tuple[int, int] | None = None
     seconds: float | None = None
+    model: str | None = None
     device: str | None = None
     precision: str | None = None
     backend: str | None = None
@@ -147,7 +182,7 @@ def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars:
                     job = next(waiting, None)
                 if job is None:
                     break
-                outcomes.put(_outcome(job, lambda s: networks.on(i, s), networks, request, bars, left.is_set))
+                outcomes.put(_outcome(job, lambda *which: networks.on(i, *which), networks, request, bars, left.is_set))
         finally:
             outcomes.put(None)
 
@@ -169,7 +204,7 @@ def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars:
 
 def _outcome(
     job: Job,
-    pick: Callable[[int], Upscaler | Team],
+    pick: Callable[[int, str], Upscaler | Team],
     networks: Networks,
     request: Request,
     bars: Bars,
@@ -192,7 +227,7 @@ class _Stopped(Exception):
 
 def _enlarge(
     outcome: Outcome,
-    pick: Callable[[int], Upscaler | Team],
+    pick: Callable[[int, str], Upscaler | Team],
     networks: Networks,
     request: Request,
     bars: Bars,
@@ -208,7 +243,8 @@ def _enlarge(
     with Reader(source, full=True, folder=folder) as reader:
         width, height = reader.width, reader.height
         scale, wanted = _sizes(source, width, height, networks, request.size)
-        upscaler = pick(scale)
+        model, outcome.model = networks.choose(source, scale)
+        upscaler = pick(scale, model)
         outcome.device, outcome.precision, outcome.backend = str(upscaler.device), upscaler.precision, upscaler.backend
         outcome.input_size, outcome.output_size = (width, height), wanted
         reduced = wanted != (scale * width, scale * height)

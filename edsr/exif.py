@@ -135,7 +135,7 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
                 whole &= pointer is not None
                 offsets |= {tag: pointer} if pointer else {}  # 0: none
             elif (name or tag in DESCRIBING) and tag not in _NEVER and entry.count:
-                value = _read_value(file, form, entry, left)
+                value = read_value(file, form, entry, left)
                 whole &= value is not None
                 if value is not None:
                     exif.directories.setdefault(name, {})[tag] = value
@@ -143,7 +143,7 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
     return exif, whole
 
 
-def _read_value(file: BinaryIO, form: Form, entry: Entry, most: int) -> Entry | None:
+def read_value(file: BinaryIO, form: Form, entry: Entry, most: int) -> Entry | None:
     """The entry with its values in it; None if they are damaged, of unknown type or, with their entry, above `most`."""
     kind = 2 if entry.kind == _UTF8 else entry.kind  # as which everybody writes and reads it
     size = entry.count * _SIZES.get(kind, MOST)

@@ -25,11 +25,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from edsr import mixture
 from edsr.model import DIV2K_MEAN, EDSR, PRESETS, SCALES, EDSRConfig
 
 FOLDER = Path(__file__).with_name("weights")
 FORMAT = "edsr-triton"
 NO_MEAN = (0.0, 0.0, 0.0)
+NAMES = (*PRESETS, "edsr-photo")
+"""What packaged weights are called; edsr-photo is edsr-baseline trained further, on compressed pictures."""
 
 
 class WeightsError(Exception):
@@ -111,9 +114,11 @@ def load_model(
     *,
     layout: str | None = None,
 ) -> EDSR:
-    """The network of a preset ("edsr-baseline", "edsr") or of a file, in fp32 on the CPU, in eval mode.
+    """The network of a preset ("edsr-baseline", "edsr", "edsr-photo"), of a file, or of a mixture of these
+    ("edsr-baseline:0.3+edsr-photo:0.7", see `edsr.mixture`), in fp32 on the CPU, in eval mode.
 
-    scale: which of a preset's packaged weights (2 by default); for a file, what its network must have.
+    scale: which of a preset's packaged weights (2 by default, in a mixture that of the files in it); for a
+    file, what its network must have. A file that exists is taken for a file, whatever its name.
     residual_scale: what to multiply the residual branches by, where the file does not say (only this
     project's files do). By default that of the preset with as many blocks and features, otherwise 1;
     always 1 for super-image, which trained its 32 blocks of 256 features that way.
@@ -136,7 +141,7 @@ def read_info(name_or_path: str | os.PathLike, **options: Any) -> dict[str, Any]
 
     Keys: file, layout (a key of LAYOUTS), scale, blocks, features, residual_scale, mean (RGB in 0..1),
     parameters (how many the loaded network has), dtype (as stored, e.g. "float16"), training (what
-    `save_model` was given, else None).
+    `save_model` was given, else None). Of a mixture: file is its name, and training {"mixture": {name: share}}.
     """
     return _load(name_or_path, **options)[1]
 
@@ -172,8 +177,8 @@ def save_model(
 
 
 def packaged() -> dict[str, tuple[int, ...]]:
-    """Preset name -> scales whose weights come with the package, ascending; presets without any left out."""
-    found = {name: tuple(s for s in SCALES if _packaged_file(name, s).is_file()) for name in PRESETS}
+    """Name -> scales whose weights come with the package, ascending; those of NAMES without any left out."""
+    found = {name: tuple(s for s in SCALES if _packaged_file(name, s).is_file()) for name in NAMES}
     return {name: scales for name, scales in found.items() if scales}
 
 
@@ -182,7 +187,7 @@ def _packaged_file(name: str, scale: int) -> Path:
 
 
 def _find(name: str, scale: int | None) -> Path:
-    if name in PRESETS:
+    if name in NAMES:
         path = _packaged_file(name, scale or 2)
         if not path.is_file():
             have = ", ".join(f"{n} x{s}" for n, scales in packaged().items() for s in scales) or "none"
@@ -192,7 +197,7 @@ def _find(name: str, scale: int | None) -> Path:
     if os.path.isdir(name):
         raise WeightsError(f"{name}: is a folder; give the file of weights in it")
     if not os.path.isfile(name):
-        raise WeightsError(f"{name}: no such file, and not a preset ({', '.join(PRESETS)})")
+        raise WeightsError(f"{name}: no such file, and not a preset ({', '.join(NAMES)}) or a mixture of these")
     return Path(name)
 
 
@@ -202,7 +207,32 @@ def _load(
     residual_scale: float | None = None,
     layout: str | None = None,
 ) -> tuple[EDSR, dict[str, Any]]:
-    path = _find(os.fsdecode(name_or_path), scale)
+    text = os.fsdecode(name_or_path)
+    try:
+        parts = None if text in NAMES or os.path.exists(text) else mixture.parse(text)
+        if parts is None:
+            return _load_one(_find(text, scale), scale, residual_scale, layout)
+        files = [_load_one(_find(part, scale), scale, residual_scale, layout) for part in parts if part not in NAMES]
+        alike = files[0][0].config.scale if files else scale  # of presets there are several scales to choose from
+        waiting = iter(files)
+        found = [
+            _load_one(_find(part, alike), alike, residual_scale, layout) if part in NAMES else next(waiting)
+            for part in parts
+        ]
+        model = mixture.mix([model for model, _ in found], list(parts.values()), list(parts))
+    except ValueError as error:
+        raise WeightsError(f"{text}: {error}") from None
+    return model, found[0][1] | {
+        "file": text,
+        "layout": FORMAT,
+        "dtype": "float32",
+        "training": {"mixture": parts},
+    }
+
+
+def _load_one(
+    path: Path, scale: int | None, residual_scale: float | None, layout: str | None
+) -> tuple[EDSR, dict[str, Any]]:
     try:
         if layout is not None and layout not in LAYOUTS:
             raise WeightsError(f"unknown layout {layout}; choose one of {', '.join(LAYOUTS)}")

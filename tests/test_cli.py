@@ -110,6 +110,7 @@ def test_json_is_one_line_per_file(home, upscale):
         "megapixels_per_second": 0,
         "skipped": False,
         "losses": [],
+        "model": "m.safetensors",
         "device": "cpu",
         "precision": "fp32",
         "backend": "torch",
@@ -150,7 +151,7 @@ def test_quiet_and_pipes_get_no_progress(home, upscale):
         text=True,
     )
     assert result.returncode == 0 and result.stderr == ""
-    assert re.fullmatch(r"b\.png  80 x 60, [\d.]+ s, [\d.]+ Mpx/s\n", result.stdout)
+    assert re.fullmatch(r"b\.png  80 x 60, [\d.]+ s, [\d.]+ Mpx/s, m\.safetensors\n", result.stdout)
 
 
 def test_a_terminal_gets_progress(home):

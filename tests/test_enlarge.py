@@ -102,7 +102,7 @@ def test_any_size_takes_the_next_larger_network(home):
         (outcome,) = enlarge_all([job], networks, Request(wish), SILENT)
         assert outcome.error is None and outcome.output_size == size
         assert read(job.output).shape == (size[1], size[0], 3)
-        assert (0, scale) in networks._loaded
+        assert ("edsr-baseline", scale) in networks._loaded
     (outcome,) = enlarge_all([job._replace(output=home / "out" / "no.png")], networks, Request(Size(5.0)), SILENT)
     assert "150 x 100 is more than 4 times its 30 x 20" in str(outcome.error)
 
@@ -111,7 +111,7 @@ def test_a_size_asked_of_one_network(home):
     networks = Networks("edsr-baseline", 4, ["cpu"])
     job = Job(home / "in" / "00.png", home / "out" / "a.png")
     (outcome,) = enlarge_all([job], networks, Request(Size(outscale=2.0)), SILENT)
-    assert outcome.output_size == (60, 40) and list(networks._loaded) == [(0, 4)]
+    assert outcome.output_size == (60, 40) and list(networks._loaded) == [("edsr-baseline", 4)]
 
 
 def test_networks_that_cannot_be_had(home):
