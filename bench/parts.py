@@ -37,6 +37,7 @@ GRACE = 4.0  # seconds from SIGTERM to SIGKILL, in which a part saves what it ha
 ENDING = 1.0  # seconds to wait for what was killed: it may be stuck in the driver
 LEAST = 5.0  # seconds under which a part is not begun
 EARLY = 1  # seconds before its limit that a part should have ended by itself
+ENDLESS = 64 << 20  # bytes of a part's output, after which it is ended: it might fill the disk
 LOGGED = 1 << 19  # bytes of a log's beginning, and of its end, that are kept
 
 
@@ -151,6 +152,9 @@ class Runner:
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
                 self._follow(source)
+                if os.fstat(sink.fileno()).st_size > ENDLESS:
+                    self.say(f"{name}: more than {ENDLESS >> 20} MiB of output; ended")
+                    break
                 if time.monotonic() - self._saved > self._every:
                     self.save()
             self.end()
@@ -158,7 +162,7 @@ class Runner:
             return -signal.SIGKILL if process.returncode is None else process.returncode
 
     def _follow(self, source) -> None:
-        if content := source.read():
+        if content := source.read(1 << 20):  # of more, the rest comes later, or is in the log
             self._echo(content)
 
     def end(self) -> None:

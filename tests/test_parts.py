@@ -116,6 +116,13 @@ def test_a_long_log_is_kept_without_its_middle(runner, tmp_path, monkeypatch):
     assert len(log) < 2100
 
 
+def test_output_without_end_ends_the_part(runner, monkeypatch):
+    monkeypatch.setattr(parts, "ENDLESS", 1 << 20)
+    runner.run(shell("talks", "exec yes"), 600.0)
+    assert runner.done[0].code == -signal.SIGTERM
+    assert runner.run(shell("next", "true"), 30.0).code == 0
+
+
 def test_results_are_replaced_whole(runner, tmp_path, monkeypatch):
     runner.run(shell("one", "mkdir kept; echo 1 >kept/a.txt"), 30.0)
     before = (tmp_path / "out" / "results.tar").read_bytes()
@@ -217,13 +224,13 @@ def test_a_daemon_ends_with_the_part_that_started_it(tmp_path):
 
 def test_nobody_reading_stops_no_clock(tmp_path):
     """Output that goes nowhere: the part ends at its limit, and the next is begun."""
-    plan = "one 3 sh -c 'yes; sleep 600'\ntwo 20 touch reached\n"
+    plan = "one 3 sh -c 'yes | head -c 1000000; sleep 600'\ntwo 20 touch reached\n"
     process = start(tmp_path, plan, "--seconds", "200")
     try:
         until(lambda: (tmp_path / "reached").exists())
         assert process.wait(60) == 1
     finally:
-        process.kill()
+        process.terminate()
         process.communicate()
 
 
