@@ -66,7 +66,7 @@ def by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:
 
 def share_for(quality: float, scale: int, table: Table | None = None) -> float:
     """How much of CLEAN is best at that JPEG quality, a multiple of STEP. table: another than TABLE's."""
-    qualities, shares = zip(*(table or _table())[str(scale)], strict=True)
+    qualities, shares = zip(*(table or _table(TABLE))[str(scale)], strict=True)
     return round(round(float(np.interp(quality, qualities, shares)) / STEP) * STEP, 2)
 
 
@@ -85,5 +85,5 @@ def scales_of(model: str) -> tuple[int, ...]:
 
 
 @cache
-def _table() -> Table:
-    return json.loads(TABLE.read_text(encoding="utf-8"))
+def _table(path: Path) -> Table:
+    return json.loads(path.read_text(encoding="utf-8"))

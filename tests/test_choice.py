@@ -32,6 +32,17 @@ def put(folder, *wanted):
             save_model(network(scale), folder / f"{name}-x{scale}.safetensors", dtype=torch.float32)
 
 
+PACKAGED = choice.TABLE
+POINTS = [[40, 1.0], [60, 1.0], [75, 0.9], [85, 0.65], [95, 0.25], [98, 0.1], [100, 0.0]]
+
+
+@pytest.fixture(autouse=True)
+def points(tmp_path, monkeypatch):
+    """A table that stays as it is when the packaged one is fitted anew."""
+    (tmp_path / ".points.json").write_text(json.dumps(dict.fromkeys("234", POINTS)))
+    monkeypatch.setattr(choice, "TABLE", tmp_path / ".points.json")
+
+
 @pytest.fixture
 def without(tmp_path, monkeypatch):
     """A folder with pictures; edsr-baseline of two scales, and no edsr-photo; the current folder."""
@@ -75,7 +86,7 @@ def by(model, path, scale=2):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_packaged_table(scale):
-    points = json.loads(choice.TABLE.read_text())[str(scale)]
+    points = json.loads(PACKAGED.read_text())[str(scale)]
     qualities, shares = zip(*points, strict=True)
     assert list(qualities) == sorted(set(qualities)) and all(0 <= share <= 1 for share in shares)
     for quality in range(1, 101):
@@ -90,7 +101,7 @@ def test_shares_are_linear_between_points_and_constant_beyond():
 
 
 def test_choices(monkeypatch):
-    monkeypatch.setattr(choice, "_table", lambda: {"2": [[40, 1.0], [80, 0.6], [100, 0.0]]})
+    monkeypatch.setattr(choice, "_table", lambda path: {"2": [[40, 1.0], [80, 0.6], [100, 0.0]]})
     mixed = "edsr-baseline:0.4+edsr-photo:0.6"
     for found, model, said in (
         (None, "edsr-baseline", "edsr-baseline"),
@@ -210,7 +221,8 @@ def test_mixtures_by_hand_have_the_scales_of_their_parts(home, run):
 
 
 def test_standard_input(home):
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pathlib import Path; from edsr import weights\n"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pathlib import Path\n"
+    code += "from edsr import choice, weights; choice.TABLE = Path('.points.json')\n"
     code += "weights.FOLDER = Path('packaged'); import cli; sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(ROOT), "upscale", "-"]
     done = subprocess.run(command, input=(home / "a.jpg").read_bytes(), capture_output=True, timeout=120)

@@ -362,10 +362,10 @@ def wait_for(happened, process, seconds=120):
 
 @pytest.mark.parametrize(("files", "devices"), [(1, "cpu"), (1, "cpu,cpu"), (2, "cpu,cpu")])
 def test_sigterm_leaves_no_half_file(home, files, devices):
-    """A real signal, half way through pictures that would take minutes."""
+    """A real signal, half way through pictures that would take a minute."""
     names = [f"large{i}.png" for i in range(files)]
     for name in names:
-        Image.fromarray(picture(3000, 1000)).save(name)
+        Image.fromarray(picture(3000, 1000)).resize((2000, 12000)).save(name, compress_level=1)
     save_model(network(2, blocks=8, features=64), "m.safetensors")
     command = [sys.executable, ROOT / "cli.py", "upscale", *names, "--model", "m.safetensors", "--device", devices]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
