@@ -33,11 +33,13 @@ def few_blocks(monkeypatch):
 def judge(found, truth, yardstick, terms=None):
     """`found` may err against fp64 twice as much as torch in its precision, or as much as rounding the truth does.
 
-    terms: of sums, the sums of their terms' magnitudes. Rounding those is what any order of adding costs, and torch's
-    may cost less by luck where terms cancel.
+    terms: of sums, the sums of their terms' magnitudes. Rounding those to fp32, in which sums are made, is what any
+    order of adding costs, and torch's may cost less by luck where terms cancel.
     """
     assert found.shape == truth.shape and found.dtype == yardstick.dtype
-    rounded = torch.finfo(yardstick.dtype).eps * (truth if terms is None else terms).norm()
+    rounded = torch.finfo(yardstick.dtype).eps * truth.norm()
+    if terms is not None:
+        rounded = max(rounded, torch.finfo(torch.float32).eps * terms.norm())
     limit = max(2 * (yardstick.double() - truth).norm(), rounded)
     assert (found.double() - truth).norm() <= limit  # never true of NaN
 
@@ -180,12 +182,18 @@ def gradients(op, operands, dy=None, **options):
 
 
 def judge_gradients(op, twin, operands, dy):
-    """The gradients of `op` by those of `twin`."""
+    """The gradients of `op` by those of `twin`. Of operands' magnitudes nothing cancels: the terms."""
     found = gradients(op, operands, dy)
     truths = gradients(twin, [wide(x) for x in operands], wide(dy))
-    for ours, truth, yardstick in zip(found, truths, gradients(twin, operands, dy), strict=True):
-        judge(ours, truth, yardstick)
+    terms = gradients(twin, [magnitude(wide(x)) for x in operands], wide(dy).abs())
+    for judged in zip(found, truths, gradients(twin, operands, dy), terms, strict=True):
+        judge(*judged)
     return found
+
+
+def magnitude(value):
+    """|value| of a tensor or a scale; of what else an op takes, itself."""
+    return value.abs() if isinstance(value, torch.Tensor) else abs(value) if isinstance(value, float) else value
 
 
 def plain(x, weight, bias, relu=False, scale=1.0, skip=None, shuffle=1):
