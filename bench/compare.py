@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from bench.cases import Run, Unavailable, Work, workloads
 from bench.frames import frames
 from bench.machine import Ceiling, clock, describe, machine_line, refused, repeats_for, synchronize
 from bench.ops import operations
-from bench.records import Record, now
+from bench.records import Found, Record
 from bench.records import write_whole as write_whole
 from bench.report import columns, heading, rounds_of, targets_table
 from bench.windows import largest
@@ -190,7 +190,7 @@ def compare(
     """The part of the record about one piece of work, told so far whenever there is more. failed, at: see
     `bench.worker.each`."""
     on_gpu, at = work.device == "cuda", at or At()
-    found = Found(work, failed or {})
+    found = Compared(work, failed or {})
     try:
         at("the ceiling", LIMIT)
         ceiling = found.ceiling = Ceiling(work.device, work.dtype)
@@ -237,25 +237,13 @@ class Checked:
 
 
 @dataclass
-class Found:
-    """What is known about a piece of work. failed: parts that died. rounds: seconds in each round."""
-
-    work: Work
-    failed: dict[str, str]
-    ceiling: Ceiling | None = None
-    runs: dict[str, Checked] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    rounds: dict[str, list[float]] = field(default_factory=dict)
-    turns: str = field(default_factory=now)
+class Compared(Found):
+    """What is known about a piece of work whose cases are `Checked`."""
 
     def entry(self) -> dict:
-        gflops, gbs = (self.ceiling.gflops, self.ceiling.gbs) if self.ceiling else (0.0, 0.0)  # 0: not known
-        entry = {"work": str(self.work), **self.work.described()}
-        entry["ceiling"] = {"gflops": round(gflops, 1), "gbs": round(gbs, 1)}
+        gflops = self.ceiling.gflops if self.ceiling else 0.0
         cases = {name: self._case(name, times, gflops) for name, times in self._seconds().items()}
-        entry |= {"cases": cases, "skipped": dict(self.skipped), "wrong": self.failed | self.wrong}
-        return entry | ({"failed": sorted(self.failed)} if self.failed else {})
+        return self.noted({"work": str(self.work), **self.work.described(), "ceiling": self.ceilings}, cases)
 
     def _seconds(self) -> dict[str, list[float]]:
         """Of the rounds or, before there are any, the samples."""
@@ -280,7 +268,7 @@ class Found:
         }
 
 
-def make_ready(found: Found, names: tuple[str, ...], console: Console, at: At) -> None:
+def make_ready(found: Compared, names: tuple[str, ...], console: Console, at: At) -> None:
     """Finds every case that can run and is right; why others are wrong; why others cannot run."""
     work, on_gpu = found.work, found.work.device == "cuda"
     for name in names:

@@ -6,6 +6,7 @@ From the newest records in bench/results and the verdicts in kernels/configs. Ne
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,15 +29,13 @@ NAMES = {  # of cases, short
     "eager": "without graph",
     "plain": "plain loop",
 }
-WORKS = (
+NETWORKS = (
     "edsr-baseline-x2-1920x1080",
     "edsr-baseline-x2-64x64",
     "edsr-x2-1920x1080",
     "edsr-baseline-x4-1920x1080",
-    "relu-64",
-    "skip-64",
-    "resblock-64",
 )
+OPERATIONS = ("relu-64", "skip-64", "resblock-64")
 
 
 def newest(kind: str) -> dict[str, Any] | None:
@@ -61,19 +60,26 @@ def lines(logs: Path | None = None, run: Path | None = None) -> Iterator[str]:
             right = [key for key, words in found.items() if words == "right"]
             wrong = [f"{key}: {words}" for key, words in found.items() if words != "right"]
             yield f"kernels on {path.stem}: right {', '.join(right) or 'none'}" + "".join(f"; {w}" for w in wrong)
-    if check := records["check"]:
-        missing = f", {len(check['not_reached'])} works not reached" if check.get("not_reached") else ""
-        yield f"checked against fp64: {len(check['cases'])} cases, {check['wrong']} wrong{missing}"
+    if right := "; ".join(filter(None, (_check(records["check"]), _tests(logs)))):
+        yield right
     entries = {entry["work"]: entry for entry in (records["gpu"] or {}).get("workloads", [])}
-    for work in WORKS:
+    for work in NETWORKS:
         if work in entries:
             yield f"{work}: {_cases(entries[work])}"
+    if operations := [f"{work}: {_cases(entries[work])}" for work in OPERATIONS if work in entries]:
+        yield "; ".join(operations)
     for entry in (records["training"] or {}).get("workloads", []):
         yield f"{entry['work']}: {_cases(entry, steps=True)}"
-    if tests := _tests(logs):
-        yield f"tests on the chip: {tests}"
     if trained := _trained(run):
         yield trained
+    yield from _scores(logs)
+
+
+def _check(record: dict[str, Any] | None) -> str | None:
+    if record is None:
+        return None
+    missing = f", {len(record['not_reached'])} works not reached" if record.get("not_reached") else ""
+    return f"checked against fp64: {len(record['cases'])} cases, {record['wrong']} wrong{missing}"
 
 
 def _cases(entry: dict[str, Any], steps: bool = False) -> str:
@@ -91,10 +97,9 @@ def _tests(logs: Path | None) -> str | None:
     """What pytest said last."""
     if logs is None or not (logs / "tests.log").exists():
         return None
-    said = re.findall(
-        r"^.*\b(?:passed|failed|errors?)\b.* in [\d.]+s.*$", (logs / "tests.log").read_text(), re.MULTILINE
-    )
-    return said[-1].strip("= ") if said else "ended before their last line"
+    text = (logs / "tests.log").read_text(encoding="utf-8", errors="replace")
+    said = re.findall(r"^.*\b(?:passed|failed|errors?)\b.* in [\d.]+s.*$", text, re.MULTILINE)
+    return f"tests on the chip: {said[-1].strip('= ') if said else 'ended before their last line'}"
 
 
 def _trained(run: Path | None) -> str | None:
@@ -105,7 +110,16 @@ def _trained(run: Path | None) -> str | None:
     if not noted:
         return None
     best = f", validation {max(line['psnr'] for line in scored):.3f} dB at best" if scored else ""
-    return f"trained {noted[-1]['step']} steps{best}"
+    rates = [line["images_per_second"] for line in noted if "images_per_second" in line]
+    speed = f", {statistics.median(rates):,.0f} patches/s" if rates else ""
+    return f"trained to step {noted[-1]['step']:,}{speed}{best}"
+
+
+def _scores(logs: Path | None) -> Iterator[str]:
+    """PSNR and SSIM of folders, which `cli.py evaluate` says last."""
+    for log in sorted(logs.glob("score-*.log")) if logs is not None else ():
+        text = log.read_text(encoding="utf-8", errors="replace").strip()
+        yield f"{log.stem}: {text.splitlines()[-1] if text else 'nothing'}"
 
 
 def main() -> int:

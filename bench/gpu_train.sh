@@ -61,7 +61,7 @@ done
 
 exec "$python" -m bench.parts --seconds "${TIME:-570}" --elapsed "$SECONDS" --out "$out" --run "$run" \
     --keep "$released/metrics.jsonl" "$released/last.safetensors" "$run/plot.png" \
-    --end "$python -m bench.findings --run $released" <<PLAN
+    --end "$python -m bench.findings --logs {logs} --run $released" <<PLAN
 train    $((left - decay)) $python cli.py train $begin --data $pictures --minutes {minutes-15}
 decay    $decay $python cli.py train --resume $run --decay auto --minutes {minutes-15} --out $released --data $pictures
 $scores

@@ -9,11 +9,12 @@ was found right and before there were any rounds. Records older than that have n
 import json
 import os
 from copy import deepcopy
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.machine import slug
+from bench.machine import Ceiling, slug
 
 RESULTS = Path(__file__).with_name("results")
 NOTES = ("wrong", "skipped")  # of an entry: reasons, by case
@@ -22,6 +23,32 @@ NOTES = ("wrong", "skipped")  # of an entry: reasons, by case
 def now() -> str:
     """The time, to tell runs and turns from each other."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass
+class Found:
+    """What is known so far about a piece of work. failed, wrong, skipped: reasons, by case; failed are parts that died.
+    runs: cases found right. rounds: seconds of each, round by round."""
+
+    work: Any
+    failed: dict[str, str]
+    ceiling: Ceiling | None = None
+    runs: dict[str, Any] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    turns: str = field(default_factory=now)
+
+    @property
+    def ceilings(self) -> dict[str, float]:
+        """As an entry has them; 0 is not known."""
+        names = ("gflops", "gbs")
+        return {name: round(getattr(self.ceiling, name), 1) if self.ceiling else 0.0 for name in names}
+
+    def noted(self, entry: dict[str, Any], cases: dict[str, dict]) -> dict[str, Any]:
+        """The entry with its cases and the reasons why others are missing."""
+        entry |= {"cases": cases, "skipped": dict(self.skipped), "wrong": self.failed | self.wrong}
+        return entry | ({"failed": sorted(self.failed)} if self.failed else {})
 
 
 class Record:

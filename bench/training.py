@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from rich.console import Console
 from bench.cases import Unavailable
 from bench.compare import settled, turned
 from bench.machine import Ceiling, describe, machine_line, refused, stopwatch
-from bench.records import Record, now
+from bench.records import Found, Record
 from bench.report import targets_table, training_table
 from bench.steps import BASE, WAYS, Loop, Ours, Training, budget
 from bench.worker import At, command, each, ending_on_sigterm, here, one_line, time_limit
@@ -110,7 +110,7 @@ def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
     console = Console(stderr=True)
     if PROFILER in failed and at.before is not None:  # it comes last, so all else is known
         return at.before | {"skipped": at.before["skipped"] | {PROFILER: failed[PROFILER]}}
-    found = Found(work, failed)
+    found = Compared(work, failed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
         at("the ceiling", LIMIT)
@@ -160,28 +160,16 @@ def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
 
 
 @dataclass
-class Found:
-    """What is known about a piece of work. failed: parts that died. rounds: seconds of a step in each round."""
-
-    work: Training
-    failed: dict[str, str]
-    ceiling: Ceiling | None = None
-    runs: dict[str, Checked] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    rounds: dict[str, list[float]] = field(default_factory=dict)
-    turns: str = field(default_factory=now)
+class Compared(Found):
+    """What is known about a step of training; rounds are of seconds a step."""
 
     def entry(self) -> dict[str, Any]:
-        work, kind = self.work, self.work.config
-        gflops, gbs = (self.ceiling.gflops, self.ceiling.gbs) if self.ceiling else (0.0, 0.0)  # 0: not known
+        work, kind, gflops = self.work, self.work.config, self.ceiling.gflops if self.ceiling else 0.0
         times = self.rounds or {name: [checked.sample] for name, checked in self.runs.items()}
         entry = {"work": str(work), "model": work.name, "scale": kind.scale, "blocks": kind.blocks}
         entry |= {"features": kind.features, "batch": work.batch, "patch": work.patch, "workers": work.workers}
-        entry |= {"gflop": round(work.gflop, 2), "ceiling": {"gflops": round(gflops, 1), "gbs": round(gbs, 1)}}
-        entry["cases"] = {name: self._case(name, values, gflops) for name, values in times.items()}
-        entry |= {"skipped": dict(self.skipped), "wrong": self.failed | self.wrong}
-        return entry | ({"failed": sorted(self.failed)} if self.failed else {})
+        entry |= {"gflop": round(work.gflop, 2), "ceiling": self.ceilings}
+        return self.noted(entry, {name: self._case(name, values, gflops) for name, values in times.items()})
 
     def _case(self, name: str, times: list[float], ceiling: float) -> dict[str, Any]:
         work, checked, median, base = self.work, self.runs[name], statistics.median(times), self.rounds.get(BASE)

@@ -407,7 +407,7 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
     }
     works = [
         {"work": work, "cases": cases, "wrong": {"compile": "x", "cudnn": "off"}, "failed": ["compile"]}
-        for work in findings.WORKS[:4]
+        for work in findings.NETWORKS + findings.OPERATIONS
     ]
     steps = {"triton": {"median": 0.0024, "ceiling_percent": 16}}
     training = [{"work": "training-edsr-baseline-x2-16x48", "cases": steps, "wrong": {}}]
@@ -418,14 +418,17 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
     (results / "cpu.json").write_text(json.dumps(cpu))
     verdicts = {"c64 fp16": "right", "block fp16": "hangs: nothing after 5 s"}
     (configs / "made-up.json").write_text(json.dumps({"choices": {"hopper": {"verdicts": verdicts}}}))
-    (run / "metrics.jsonl").write_text('{"step": 50, "psnr": 37.5}\n{"step": 60}\n{"ste')
-    (tmp_path / "tests.log").write_text("....\n== 3 failed, 183 passed in 58.11s ==\n")
-    said = list(findings.lines(tmp_path, run))
-    assert len(said) == 10
-    assert "right c64 fp16; block fp16: hangs: nothing after 5 s" in said[1]
-    assert "1 cases, 0 wrong, 1 works not reached" in said[2]
-    assert "ours 9.1 ms (71 %), eager 33 ms (19 %), torch.compile died, cuDNN WRONG" in said[3]
-    assert "ours 2.4 ms (16 %, 417 steps/s)" in said[7]
-    assert said[8].endswith("3 failed, 183 passed in 58.11s") and said[9].endswith(
-        "60 steps, validation 37.500 dB at best"
+    (run / "metrics.jsonl").write_text(
+        '{"step": 50, "psnr": 37.5, "images_per_second": 6400}\n{"step": 6000, "images_per_second": 6600}\n{"ste'
     )
+    (tmp_path / "tests.log").write_bytes(b"..\xff..\n== 3 failed, 183 passed in 58.11s ==\n")
+    (tmp_path / "score-Set5.log").write_text("head  0.91\nmean of 5  37.90\n")
+    said = list(findings.lines(tmp_path, run))
+    assert len(said) == 11  # with all that there may be
+    assert "right c64 fp16; block fp16: hangs: nothing after 5 s" in said[1]
+    assert "1 cases, 0 wrong, 1 works not reached" in said[2] and said[2].endswith("3 failed, 183 passed in 58.11s")
+    assert "ours 9.1 ms (71 %), eager 33 ms (19 %), torch.compile died, cuDNN WRONG" in said[3]
+    assert said[7].count("ours 9.1 ms") == 3 and "resblock-64" in said[7]
+    assert "ours 2.4 ms (16 %, 417 steps/s)" in said[8]
+    assert said[9] == "trained to step 6,000, 6,500 patches/s, validation 37.500 dB at best"
+    assert said[10] == "score-Set5: mean of 5  37.90"
