@@ -175,8 +175,7 @@ def run(options) -> None:
     table = None
     if options.fit:
         qualities = sorted({*options.qualities, *FIT_QUALITIES}, reverse=True)
-        nothing = {str(scale): [[100, 0.0]]}  # there may be no table yet for auto to go by
-        found = scores(pictures(options.fit, options.most), network, scale, qualities, FIT_SHARES, table=nothing)
+        found = scores(pictures(options.fit, options.most), network, scale, qualities, FIT_SHARES)
         points = fit(found, FIT_SHARES)
         table = {str(scale): points}
         print(f"\nx{scale}, {options.fit}: gain over bicubic in dB\n\n{markdown(found, FIT_SHARES, auto=False)}")

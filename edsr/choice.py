@@ -20,7 +20,8 @@ from edsr.lossy import Lossy, lossy
 AUTO = "auto"
 FAITHFUL, CLEAN = "edsr-baseline", "edsr-photo"
 TABLE = Path(__file__).with_name("weights") / "photo.json"
-"""Scale -> [[quality, share of CLEAN], ...], qualities ascending; linear between them, constant beyond."""
+"""Scale -> [[quality, share of CLEAN], ...], qualities ascending; linear between them, constant beyond. It has the
+scales that CLEAN is packaged for."""
 
 STEP = 0.05
 """Between the shares that are chosen: so that a batch of many qualities has few mixtures, which nobody sees."""
@@ -57,16 +58,19 @@ def by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:
 
     say: told, in a line, where it would be a mixture and CLEAN has no packaged weights of that scale: then FAITHFUL.
     """
-    choice = by_quality(lossy(path), scale)
-    if choice.model != FAITHFUL and scale not in weights.packaged().get(CLEAN, ()):
+    found = lossy(path)
+    if found is not None and scale not in weights.packaged().get(CLEAN, ()):
         say(f"{CLEAN} x{scale} is not packaged: compressed pictures get {FAITHFUL}, too")
         return by_strength(0)
-    return choice
+    return by_quality(found, scale)
 
 
 def share_for(quality: float, scale: int, table: Table | None = None) -> float:
-    """How much of CLEAN is best at that JPEG quality, a multiple of STEP. table: another than TABLE's."""
-    qualities, shares = zip(*(table or _table(TABLE))[str(scale)], strict=True)
+    """How much of CLEAN is best at that JPEG quality, a multiple of STEP; none of it at scales that have not been fitted.
+
+    table: another than TABLE's.
+    """
+    qualities, shares = zip(*(table or _table(TABLE)).get(str(scale), [[100, 0.0]]), strict=True)
     return round(round(float(np.interp(quality, qualities, shares)) / STEP) * STEP, 2)
 
 

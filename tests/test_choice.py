@@ -84,8 +84,13 @@ def by(model, path, scale=2):
 # --- the table
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_packaged_table(scale):
+def test_the_packaged_table_has_the_packaged_scales():
+    assert sorted(json.loads(PACKAGED.read_text())) == sorted(map(str, weights.packaged()[choice.CLEAN]))
+
+
+@pytest.mark.parametrize("scale", weights.packaged()[choice.CLEAN])
+def test_the_packaged_table(scale, monkeypatch):
+    monkeypatch.setattr(choice, "TABLE", PACKAGED)
     points = json.loads(PACKAGED.read_text())[str(scale)]
     qualities, shares = zip(*points, strict=True)
     assert list(qualities) == sorted(set(qualities)) and all(0 <= share <= 1 for share in shares)
@@ -98,6 +103,7 @@ def test_shares_are_linear_between_points_and_constant_beyond():
     table = {"2": [[40, 1.0], [80, 0.6], [100, 0.0]]}
     for quality, share in (1, 1.0), (40, 1.0), (60, 0.8), (70, 0.7), (72, 0.7), (90, 0.3), (99, 0.05), (100, 0.0):
         assert choice.share_for(quality, 2, table) == share
+    assert choice.share_for(40, 3, table) == 0
 
 
 def test_choices(monkeypatch):
