@@ -66,7 +66,7 @@ def by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:
 
 
 def share_for(quality: float, scale: int, table: Table | None = None) -> float:
-    """How much of CLEAN is best at that JPEG quality, a multiple of STEP; none of it at scales that have not been fitted.
+    """How much of CLEAN is best at that JPEG quality, a multiple of STEP; none of it at scales that were not fitted.
 
     table: another than TABLE's.
     """
