@@ -4,6 +4,9 @@ Of each original the small picture is made by MATLAB's bicubic, noised if asked 
 made larger. Prints mean PSNR on luma (a border of SCALE pixels left out, as for Set5 and Set14) of bicubic
 interpolation, and in dB over that each share of the cleaning network and what auto chooses, by quality.
 
+--drawings does the same to lines, lettering, a screenshot and a chart, one by one, and prints also how far flat areas
+are from flat (`flat`), which must not be farther than by bicubic.
+
 --fit DIR finds the best share at each quality on pictures held back for that (never Set5, Set14, B100, Urban100 or
 Manga109), prints the table and takes it for auto; --write puts it into the package.
 """
@@ -11,6 +14,7 @@ Manga109), prints the table and takes it for auto; --write puts it into the pack
 import argparse
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench import machine
+from bench import drawings, machine
 from edsr import Upscaler, choice, imageio, load_model, metrics
 from edsr.lossy import Lossy, jpeg_quality
 from edsr.resize import bicubic, downscale
@@ -28,6 +32,9 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FIT_QUALITIES = (100, 98)
 """Fitted beside those of the table, because auto meets them as well."""
 FIT_SHARES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
+
+FLAT = 8
+"""Pixels around one that have to have its colour for it to be in a flat area: a block of a JPEG."""
 
 Network = Callable[[float], Callable[[np.ndarray], np.ndarray]]
 """Share of the cleaning network -> what makes [H, W, C] uint8 larger."""
@@ -54,6 +61,21 @@ def psnr(result: np.ndarray, original: np.ndarray, scale: int) -> float:
     return metrics.psnr(*metrics.scored(result, original, scale))
 
 
+def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
+    """Root mean square error of luma, in levels of 255, where the original is of one colour FLAT pixels around.
+
+    nan where nothing is.
+    """
+    side = 2 * FLAT + 1
+    highest = lowest = np.pad(original, ((FLAT, FLAT), (FLAT, FLAT), (0, 0)), mode="edge")
+    for axis in 0, 1:
+        highest = np.lib.stride_tricks.sliding_window_view(highest, side, axis).max(-1)
+        lowest = np.lib.stride_tricks.sliding_window_view(lowest, side, axis).min(-1)
+    busy = (highest != lowest).any(2)[scale:-scale, scale:-scale]
+    a, b = metrics.scored(result, original, scale)
+    return float(np.sqrt(np.mean((a - b)[~busy] ** 2))) if not busy.all() else float("nan")
+
+
 def scores(
     originals: Iterable[np.ndarray],
     network: Network,
@@ -62,8 +84,10 @@ def scores(
     shares: Sequence[float],
     noise: float = 0,
     table: choice.Table | None = None,
+    measure: Callable[[np.ndarray, np.ndarray, int], float] = psnr,
 ) -> Scores:
-    """Means over the originals, uint8 [H, W, 1 or 3]. table: what auto goes by, the package's if None."""
+    """Means over the originals, uint8 [H, W, 1 or 3]. table: what auto goes by, the package's if None. measure: of a
+    result and its original, at a scale."""
     sums: dict[int | None, dict[str | float, list[float]]] = {quality: {} for quality in qualities}
     for number, original in enumerate(originals):
         height, width = (side // scale * scale for side in original.shape[:2])
@@ -79,8 +103,8 @@ def scores(
                 told = Lossy("JPEG", found, True)
             smooth = np.clip(np.floor(bicubic(given.astype(np.float64), height, width) + 0.5), 0, 255).astype(np.uint8)
             auto = 0.0 if told is None else choice.share_for(told.quality, scale, table)
-            of_share = {share: psnr(network(share)(given), original, scale) for share in {*shares, auto}}
-            found = {"bicubic": psnr(smooth, original, scale), "auto": of_share[auto]}
+            of_share = {share: measure(network(share)(given), original, scale) for share in {*shares, auto}}
+            found = {"bicubic": measure(smooth, original, scale), "auto": of_share[auto]}
             for name, value in (found | {share: of_share[share] for share in shares}).items():
                 sums[quality].setdefault(name, []).append(value)
         print(f"picture {number + 1}", end="\r", file=sys.stderr, flush=True)
@@ -125,6 +149,40 @@ def markdown(found: Scores, shares: Sequence[float], auto: bool = True) -> str:
     return "\n".join([lines[0], f"|---|{'---:|' * len(found)}", *lines[1:]])
 
 
+def drawn(
+    network: Network, scale: int, qualities: Sequence[int | None], table: choice.Table | None = None
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Name of a drawing -> PSNR, and -> `flat`, of the faithful network, the cleaning one and auto."""
+    made = drawings.drawings()
+    by_measure = [
+        {
+            name: scores([picture], network, scale, qualities, (0.0, 1.0), table=table, measure=measure)
+            for name, picture in made.items()
+        }
+        for measure in (psnr, flat)
+    ]
+    return by_measure[0], by_measure[1]
+
+
+def drawn_markdown(gains: dict[str, Scores], flats: dict[str, Scores]) -> str:
+    """Gains over bicubic in dB, and levels that flat areas are off."""
+    ways = {choice.FAITHFUL: 0.0, choice.CLEAN: 1.0, "auto": "auto"}
+    qualities = list(next(iter(gains.values())))
+    rows = [("", "", *("PNG" if q is None else str(q) for q in qualities))]
+    for name, found in gains.items():
+        rows.append((name, "bicubic, dB", *(f"{found[q]['bicubic']:.2f}" for q in qualities)))
+        for way, key in ways.items():
+            rows.append(("", way, *(f"{found[q][key] - found[q]['bicubic']:+.2f}" for q in qualities)))
+    for name, found in flats.items():
+        if math.isnan(found[qualities[0]]["bicubic"]):
+            continue  # a drawing without flat areas
+        for way, key in ({"bicubic": "bicubic"} | ways).items():
+            title = f"{name}, flat areas" if way == "bicubic" else ""
+            rows.append((title, way, *(f"{found[q][key]:.2f}" for q in qualities)))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|---|---|{'---:|' * len(qualities)}", *lines[1:]])
+
+
 def write(path: Path, scale: int, points: list[list[float]]) -> None:
     """Puts the points of a scale into a table's file; the other scales stay."""
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -145,6 +203,7 @@ def main() -> None:
     parser.add_argument("--qualities", type=int, nargs="+", default=QUALITIES, metavar="Q")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the cleaning network")
     parser.add_argument("--noise", type=float, nargs="+", default=(0.0,), metavar="LEVELS", help="a table for each")
+    parser.add_argument("--drawings", action="store_true", help="score drawings and a screenshot, made here")
     parser.add_argument("--fit", metavar="DIR", help="originals to find the best shares on")
     parser.add_argument("--write", action="store_true", help="put what --fit finds into the package")
     parser.add_argument("--faithful", default=choice.FAITHFUL, metavar="NAME|FILE", help="the one end")
@@ -153,8 +212,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", metavar="FILE", help="where to write the figures")
     options = parser.parse_args()
-    if not options.hr and not options.fit:
-        parser.error("give --hr, --fit or both")
+    if not (options.hr or options.fit or options.drawings):
+        parser.error("give --hr, --drawings, --fit or several of them")
     if options.write and not options.fit:
         parser.error("--write needs --fit")
     run(options)
@@ -194,6 +253,16 @@ def run(options) -> None:
         figures[f"noise {noise:g}"] = [
             {"quality": quality} | {str(key): value for key, value in by_name.items()}
             for quality, by_name in found.items()
+        ]
+    if options.drawings:
+        gains, flats = drawn(network, scale, [None, *options.qualities], table)
+        print(f"\nx{scale}, drawings: gain over bicubic in dB, and flat areas' error in levels of 255\n")
+        print(drawn_markdown(gains, flats), flush=True)
+        figures["drawings"] = [
+            {"drawing": name, "measure": measure, "quality": q} | {str(key): value for key, value in by_name.items()}
+            for measure, by_drawing in (("psnr", gains), ("flat", flats))
+            for name, found in by_drawing.items()
+            for q, by_name in found.items()
         ]
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1))

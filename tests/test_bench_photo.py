@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import photo
+from bench import drawings, photo
 from edsr import choice, save_model, weights
 from edsr.resize import bicubic, downscale
 from tests.conftest import network, picture
@@ -88,3 +88,51 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", wrong)
         with pytest.raises(SystemExit):
             photo.main()
+
+
+def test_flat_areas_are_found():
+    original = np.full((60, 80, 3), 200, np.uint8)
+    original[:, 40] = 0  # a line: 8 pixels on each side of it are not flat
+    assert photo.flat(original, original, 2) == 0
+    result = original.copy()
+    result[:, 30:51] = 90  # damage near the line alone: columns 30 and 31, 49 and 50 are seen
+    step = (photo.metrics.luma(original)[0, 0] - photo.metrics.luma(result)[0, 30]) ** 2
+    assert photo.flat(result, original, 2) == pytest.approx((step * 4 / (76 - 17)) ** 0.5)
+    assert np.isnan(photo.flat(result, picture(60, 80), 2))
+    grey = original[..., :1]
+    assert photo.flat(grey + np.uint8(3), grey, 2) == 3
+
+
+def test_drawings_have_lines_and_flat_areas():
+    made = drawings.drawings()
+    assert list(made) == ["lines", "text", "screenshot", "chart", "harbour"]
+    for name, one in made.items():
+        assert one.dtype == np.uint8 and one.ndim == 3 and one.shape[2] == 3, name
+        edges = np.abs(np.diff(photo.metrics.luma(one), axis=1))
+        assert (edges > 60).mean() > 0.005, name
+        if name != "harbour":
+            assert not np.isnan(photo.flat(one, one, 2)), name
+
+
+def test_drawings_are_scored_one_by_one(tmp_path, monkeypatch, capsys):
+    line = np.full((48, 60, 3), 255, np.uint8)
+    line[:, 30] = 0
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(choice, "TABLE", tmp_path / "photo.json")
+    (tmp_path / "photo.json").write_text('{"2": [[50, 1.0]]}')
+    for name in choice.FAITHFUL, choice.CLEAN:
+        save_model(network(2), tmp_path / f"{name}-x2.safetensors", dtype=torch.float32)
+    monkeypatch.setattr(drawings, "drawings", lambda: {"line": line, "noise": picture(48, 60)})
+    out = str(tmp_path / "out.json")
+    monkeypatch.setattr(sys, "argv", ["photo", "--drawings", "--qualities", "50", "--json", out])
+    photo.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[4] == "|  |  | PNG | 50 |" and sum("flat areas |" in row for row in printed) == 1
+    assert sum(row.startswith("|  | auto |") for row in printed) == 3
+    rows = json.loads((tmp_path / "out.json").read_text())["drawings"]
+    assert [(row["drawing"], row["measure"], row["quality"]) for row in rows[:3]] == [
+        ("line", "psnr", None),
+        ("line", "psnr", 50),
+        ("noise", "psnr", None),
+    ]
+    assert len(rows) == 8 and rows[0]["auto"] == rows[0]["0.0"] and rows[1]["auto"] == rows[1]["1.0"]
