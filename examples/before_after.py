@@ -1,40 +1,67 @@
-"""Makes the picture at the head of the README: `python -m examples.before_after [--scale 2]`.
+"""Makes the README's two pictures: `python -m examples.before_after [--scale 2] [--quality 50]`.
 
-Left the example picture enlarged by bicubic interpolation, right by `edsr-baseline`; a detail of each,
-every pixel shown as 2 x 2. Written to examples/before_after.png.
+before_after.png: the example picture by bicubic interpolation and by `edsr-baseline`. compressed.png: the same picture
+after it was saved as JPEG, by both and by what `--model auto` chooses. A detail of each, every pixel shown as 2 x 2.
 """
 
 import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from edsr import Upscaler, load_model
+from edsr.choice import by_quality
 from edsr.imageio import read
+from edsr.lossy import Lossy
 from edsr.resize import bicubic
 from examples.draw import FOLDER
 
 DETAIL = (222, 196, 140, 90)  # left, top, width, height in the example
+COMPRESSED_DETAIL = (250, 194, 98, 82)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=int, default=2, choices=(2, 3, 4))
-    s = parser.parse_args().scale
-    low = read(FOLDER / "harbour.png")
-    after = Upscaler(load_model("edsr-baseline", s))(low)
+    parser.add_argument("--quality", type=int, default=50)
+    options = parser.parse_args()
+    s, low = options.scale, read(FOLDER / "harbour.png")
+
+    def by(model: str, picture: np.ndarray) -> np.ndarray:
+        return Upscaler(load_model(model, s))(picture)
+
+    after = by("edsr-baseline", low)
     before = bicubic(low, *after.shape[:2])
-    x, y, w, h = (v * s for v in DETAIL)
-    sides = []
-    for title, image in ("bicubic", before), (f"EDSR x{s}", after):
-        detail = image[y : y + h, x : x + w].repeat(2, 0).repeat(2, 1)
-        side = Image.fromarray(np.ascontiguousarray(detail))
+    save(FOLDER / "before_after.png", [("bicubic", before), (f"EDSR x{s}", after)], DETAIL, s)
+
+    file = io.BytesIO()
+    Image.fromarray(low).save(file, "JPEG", quality=options.quality)
+    poor = np.asarray(Image.open(file))
+    choice = by_quality(Lossy("JPEG", options.quality, True), s)
+    print(choice.said)
+    shown = [
+        ("bicubic", bicubic(poor, *after.shape[:2])),
+        ("edsr-baseline", by("edsr-baseline", poor)),
+        ("--model auto", by(choice.model, poor)),
+    ]
+    save(FOLDER / "compressed.png", shown, COMPRESSED_DETAIL, s)
+
+
+def save(path: Path, shown: Sequence[tuple[str, np.ndarray]], detail: tuple[int, int, int, int], scale: int) -> None:
+    """Writes a detail of each picture, side by side, its title in a corner. detail: before enlarging."""
+    x, y, w, h = (v * scale for v in detail)
+    font, sides = ImageFont.load_default(size=17), []
+    for title, image in shown:
+        enlarged = image[y : y + h, x : x + w].repeat(2, 0).repeat(2, 1)
+        side = Image.fromarray(np.ascontiguousarray(enlarged))
         draw = ImageDraw.Draw(side)
-        draw.rectangle((0, 0, 110, 26), (0, 0, 0))
-        draw.text((8, 4), title, (255, 255, 255), ImageFont.load_default(size=17))
-        sides.append(np.asarray(side))
-    gap = np.full((sides[0].shape[0], 6, 3), 255, np.uint8)
-    Image.fromarray(np.concatenate([sides[0], gap, sides[1]], 1)).save(FOLDER / "before_after.png", optimize=True)
+        draw.rectangle((0, 0, font.getlength(title) + 16, 26), (0, 0, 0))
+        draw.text((8, 4), title, (255, 255, 255), font)
+        sides += [np.full((side.height, 6, 3), 255, np.uint8), np.asarray(side)]
+    Image.fromarray(np.concatenate(sides[1:], 1)).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,19 @@ def test_non_contiguous_pictures():
     np.testing.assert_array_equal(up(image[::-2, ::3]), up(image[::-2, ::3].copy()))
 
 
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_may_only_be_read():
+    """As Pillow lends them."""
+    up, image = Upscaler(network(), device="cpu"), picture(40, 60)
+    lent = image.view()
+    lent.flags.writeable = False
+    torch.set_warn_always(True)  # not once per process
+    try:
+        np.testing.assert_array_equal(up(lent), up(image))
+    finally:
+        torch.set_warn_always(False)
+
+
 def test_bands_arrive_in_order_and_late():
     up = Upscaler(network(blocks=4), device="cpu", tile=32)
     image = picture(60, 50)
