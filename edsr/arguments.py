@@ -342,7 +342,8 @@ def add_train(commands, parents) -> None:
         help=f"steps between checkpoints; {often}, 30 s apart at least; 1000 if --deterministic",
     )
     add(machine, "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
-    machine.add_argument("--backend", default="auto", choices=("auto", "torch", "triton"), help="who computes")
+    kinds = ("auto", "torch", "triton", "winograd")
+    machine.add_argument("--backend", default="auto", choices=kinds, help="who computes")
     machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
     add(
         machine,

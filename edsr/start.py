@@ -55,15 +55,29 @@ def dtype(options: TrainOptions, ranks: Ranks) -> torch.dtype:
 
 
 def ops(options: TrainOptions, ranks: Ranks, dtype: torch.dtype, features: int):
-    """The ops to train with: on Triton kernels if asked for, or where they were measured to be faster."""
+    """The ops to train with: on kernels of ours if asked for, or where they were measured to be faster."""
     triton = ranks.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if options.backend == "triton" and not triton:
         raise EngineError(f"--backend triton needs an NVIDIA GPU and triton, not {ranks.device}; use --backend torch")
+    if ranks.device.type == "cpu":
+        return _on_cpu(options, dtype, features)
     if options.backend == "torch" or not triton:
         return reference
     from kernels import training
 
     return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
+
+
+def _on_cpu(options: TrainOptions, dtype: torch.dtype, features: int):
+    from kernels import winograd_cpu
+    from kernels.winograd_cpu import training
+
+    reason = winograd_cpu.trouble()
+    if dtype != torch.float32 or features % winograd_cpu.CHANNELS:
+        reason = f"they are for fp32 and multiples of {winograd_cpu.CHANNELS} features, not {features} in {dtype}"
+    if options.backend == "winograd" and reason:
+        raise EngineError(f"--backend winograd: {reason}; use --backend torch")
+    return reference if options.backend == "torch" or reason else training
 
 
 def block(options: TrainOptions, model: EDSR, ranks: Ranks) -> int:

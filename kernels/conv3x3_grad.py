@@ -23,10 +23,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import hopper, launch
-from kernels.conv3x3 import conv3x3, portable, precision
+from kernels.conv3x3 import portable, precision
 from kernels.launch import Config, KernelError
 
 ADDED = 128  # elements of a gradient that a program of the second kernel adds: as many programs as fill a GPU
@@ -240,79 +239,3 @@ def default_wgrad_config(ci: int, dtype: torch.dtype, device: torch.device) -> C
     # Nine sums and their operands in registers: twice as many of anything would spill.
     blocks = {"BLOCK_H": 1, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": min(channels, 32)}
     return blocks | ({"num_warps": 8, "num_stages": 2} if dtype == torch.float32 else {"num_warps": 4, "num_stages": 3})
-
-
-class Conv3x3(torch.autograd.Function):
-    """`conv3x3` with gradients: skip + scale * (x * weight + bias), pixel-shuffled, or relu(x * weight + bias).
-
-    apply(x, weight, bias, relu, scale, skip, shuffle): operands as there. With relu there is nothing else: the result
-    must show what the ReLU let through.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, relu, scale, skip, shuffle):
-        y = conv3x3(x, weight, bias, relu, scale, skip, shuffle)
-        ctx.save_for_backward(x, weight, y if relu else None)
-        ctx.scale, ctx.shuffle = scale, shuffle
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight, y = ctx.saved_tensors
-        dy = unshuffled(dy, ctx.shuffle)
-        dskip = dy if ctx.needs_input_grad[5] else None
-        if y is not None:
-            dy = torch.where(y <= 0, 0, dy)
-        dx = dgrad(dy, weight, ctx.scale) if ctx.needs_input_grad[0] else None
-        dweight, dbias = _wanted(ctx.needs_input_grad[1:3], x, dy, ctx.scale, weight.dtype)
-        return dx, dweight, dbias, None, None, dskip, None
-
-
-class ResBlock(torch.autograd.Function):
-    """x + scale * conv3x3(relu(conv3x3(x))) with gradients. apply(x, weight1, bias1, weight2, bias2, scale).
-
-    Operands as of `kernels.reference.resblock`. What the ReLU gave is kept: its mask goes into the kernel that computes
-    the gradient behind it, and the gradient around the block into the one that computes that through it.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight1, bias1, weight2, bias2, scale):
-        hidden = conv3x3(x, weight1, bias1, relu=True)
-        ctx.save_for_backward(x, hidden, weight1, weight2)
-        ctx.scale = scale
-        return conv3x3(hidden, weight2, bias2, scale=scale, skip=x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, hidden, weight1, weight2 = ctx.saved_tensors
-        dy = unshuffled(dy, 1)
-        dx = dweight1 = dbias1 = None
-        if any(ctx.needs_input_grad[:3]):
-            dhidden = dgrad(dy, weight2, ctx.scale, mask=hidden)
-            dx = dgrad(dhidden, weight1, skip=dy) if ctx.needs_input_grad[0] else None
-            dweight1, dbias1 = _wanted(ctx.needs_input_grad[1:3], x, dhidden, 1.0, weight1.dtype)
-        dweight2, dbias2 = _wanted(ctx.needs_input_grad[3:5], hidden, dy, ctx.scale, weight2.dtype)
-        return dx, dweight1, dbias1, dweight2, dbias2, None
-
-
-def _wanted(needs, x, dy, scale, dtype) -> tuple[Tensor | None, Tensor | None]:
-    """`wgrad`, if the gradient of the weight or of the bias is needed, and that of the two which is."""
-    if not any(needs):
-        return None, None
-    dweight, dbias = wgrad(x, dy, scale, dtype)
-    return dweight if needs[0] else None, dbias if needs[1] else None
-
-
-def unshuffled(dy: Tensor, shuffle: int) -> Tensor:
-    """A gradient behind a pixel shuffle as it was before it, channels_last; copied at most once.
-
-    dy: [N, C, r·H, r·W] in any layout. Gives [N, C·r², H, W].
-    """
-    n, c, h, w = dy.shape
-    if shuffle > 1:
-        dy = dy.unflatten(3, (w // shuffle, shuffle)).unflatten(2, (h // shuffle, shuffle))  # [N, C, H, r, W, r]
-        dy = dy.permute(0, 2, 4, 1, 3, 5).reshape(n, h // shuffle, w // shuffle, c * shuffle * shuffle)
-        dy = dy.permute(0, 3, 1, 2)
-    return dy.contiguous(memory_format=torch.channels_last)

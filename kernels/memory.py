@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 SMALL = 1 << 20  # bytes; smaller maps are left to the C library
-KEPT = 4  # blocks; a residual block has four maps alive, and bands a few sizes
+KEPT = 64
 LINE = 64  # bytes that a map's address is a multiple of, a cache line
 WASTE = 4  # a block serves for a map if it is at most so many times as large: a picture's first bands have many sizes
 

@@ -9,12 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import launch, reference
-from kernels.conv3x3_grad import Conv3x3, ResBlock
+from kernels import autograd, conv3x3_grad, launch, reference
 from kernels.launch import KernelError
 from kernels.reference import head, tail
 
 __all__ = ["KernelError", "conv3x3", "fastest", "head", "resblock", "tail"]
+
+
+class _Products:
+    """What `kernels.autograd` computes with."""
+
+    @staticmethod
+    def convolve(*operands) -> Tensor:
+        return conv3x3_grad.conv3x3(*operands)
+
+    @staticmethod
+    def dgrad(dy: Tensor, weight: Tensor, scale: float = 1.0, **maps: Tensor) -> Tensor:
+        return conv3x3_grad.dgrad(dy, weight, scale, **maps)
+
+    @staticmethod
+    def wgrad(x: Tensor, dy: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return conv3x3_grad.wgrad(x, dy, scale, weight.dtype)
 
 
 def fastest(dtype: torch.dtype, features: int, device: torch.device) -> bool:
@@ -41,8 +56,8 @@ def conv3x3(
     if not _served(weight) or padding != 1 or out is not None:
         return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
     if not relu:
-        return Conv3x3.apply(x, weight, bias, False, scale, skip, shuffle)  # pyright: ignore[reportReturnType]
-    y = Conv3x3.apply(x, weight, bias, True, 1.0, None, 1)
+        return autograd.Conv.apply(_Products, x, weight, bias, False, scale, skip, shuffle)  # pyright: ignore[reportReturnType]
+    y = autograd.Conv.apply(_Products, x, weight, bias, True, 1.0, None, 1)
     y = y if scale == 1.0 else y * scale
     y = y if skip is None else y + skip
     return y if shuffle == 1 else F.pixel_shuffle(y, shuffle)
@@ -60,7 +75,7 @@ def resblock(
     """x + scale * conv3x3(relu(conv3x3(x))). Operands and exceptions as of `conv3x3`."""
     if not (_served(weight1) and _served(weight2)) or out is not None:
         return reference.resblock(x, weight1, bias1, weight2, bias2, scale, out)
-    return ResBlock.apply(x, weight1, bias1, weight2, bias2, scale)  # pyright: ignore[reportReturnType]
+    return autograd.ResBlock.apply(_Products, x, weight1, bias1, weight2, bias2, scale)  # pyright: ignore[reportReturnType]
 
 
 def _served(weight: Tensor) -> bool:

@@ -15,7 +15,8 @@ pytest.importorskip("triton")
 
 from edsr.model import EDSR, EDSRConfig
 from kernels import conv3x3_grad, fused, hopper, launch, reference, training
-from kernels.conv3x3_grad import dgrad, unshuffled, wgrad
+from kernels.autograd import unshuffled
+from kernels.conv3x3_grad import dgrad, wgrad
 from tests.test_kernels import DTYPES, NHWC, features, layer, wide
 
 any_size = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

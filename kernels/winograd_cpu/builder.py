@@ -22,9 +22,19 @@ class Builder(ir.IRBuilder):
     def i(self, value: int) -> ir.Constant:
         return ir.Constant(I64, value)
 
-    def number(self, value: float) -> ir.Constant:
-        """A vector of one value, rounded to fp32."""
-        return ir.Constant(self.vector, [float(np.float32(value))] * self.vector.count)
+    def number(self, value: float, kind: ir.VectorType | None = None) -> ir.Constant:
+        """A vector of one value, rounded to fp32; of another kind unrounded."""
+        kind = kind or self.vector
+        return ir.Constant(kind, [float(np.float32(value)) if kind.element == F32 else float(value)] * kind.count)
+
+    def fma(self, x: Value, y: Value, z: Value) -> Value:
+        """x · y + z of vectors: fused where the CPU can, a multiplication and an addition where it cannot."""
+        bits = 32 if x.type.element == F32 else 64
+        name = f"llvm.fmuladd.v{x.type.count}f{bits}"
+        function = self.module.globals.get(name)
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(x.type, [x.type] * 3), name)
+        return self.call(function, [x, y, z])
 
     def at(self, pointer: Value, distance: Value | int) -> Value:
         """The address `distance` floats on."""

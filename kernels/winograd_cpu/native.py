@@ -21,7 +21,8 @@ from llvmlite import __version__ as llvmlite_version
 from llvmlite import binding as llvm
 
 from kernels import cache
-from kernels.winograd_cpu.codegen import KERNELS, Shape, goes_past_caches, source
+from kernels.winograd_cpu.codegen import NAMES, goes_past_caches, source
+from kernels.winograd_cpu.tiles import Shape
 
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
 _lock = threading.Lock()
@@ -35,7 +36,7 @@ class NativeError(Exception):
 class Kernels(NamedTuple):
     shape: Shape
     past_caches: bool  # whether they can write so
-    functions: dict[str, Function]  # by their names in `codegen.KERNELS`
+    functions: dict[str, Function]  # by their names in `codegen.NAMES`
     engine: Any  # keeps their code in memory
 
 
@@ -117,13 +118,13 @@ def _link(machine: Machine, code: bytes) -> Kernels:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-    functions = {name: kind(engine.get_function_address(name)) for name in KERNELS}
+    functions = {name: kind(engine.get_function_address(name)) for name in NAMES}
     return Kernels(machine.shape, goes_past_caches(machine.shape), functions, engine)
 
 
 def _key(machine: Machine) -> str:
     """Of all that the code depends on: what writes it, the CPU, the system and the compiler."""
-    writers = "builder.py", "codegen.py", "native.py", "transforms.py"
+    writers = "builder.py", "codegen.py", "filters.py", "native.py", "tiles.py", "transforms.py", "wgrad.py"
     sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in writers]
     versions = [llvmlite_version, *map(str, llvm.llvm_version_info), llvm.get_default_triple()]
     parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape)]
