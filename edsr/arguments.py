@@ -280,7 +280,9 @@ def add_train(commands, parents) -> None:
     add(network, "--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
     add(network, "--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
     network.add_argument(
-        "--init", metavar="NAME|FILE|none", help="weights to start from (none given: x2's body for x3, x4)"
+        "--init",
+        metavar="NAME|FILE|none",
+        help="weights to start from; not given: for x3 and x4 the packaged x2's body",
     )
     recipe = command.add_argument_group("recipe")
     add(

@@ -26,8 +26,9 @@ class TrainOptions:
     """What a run is. data, val: as `edsr.data.load` takes them. patch: LR pixels a side. lr: its peak.
 
     loss, schedule: see `edsr.recipe`. steps: "auto" for as many as fit into `minutes`, measured at the start. init:
-    weights to start from (preset name or file), or None for the default: the packaged x2 body of the same preset for
-    scales 3 and 4, random weights otherwise; "none" for random weights always. val: None holds back some of data.
+    weights to start from (file, or packaged name: of this scale, if there are such, else x2), or None for the default:
+    the packaged x2 body of the same preset for scales 3 and 4, random weights otherwise; "none" for random weights
+    always. val: None holds back some of data.
     val_every, save_every: steps between validations, between checkpoints; None: see `edsr.cadence`, or UNLESS_GIVEN if
     deterministic. minutes: time after which to save and stop.
 

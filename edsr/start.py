@@ -7,7 +7,7 @@ import torch
 
 from edsr import data, weights
 from edsr.engine import EngineError
-from edsr.model import EDSR, PRESETS
+from edsr.model import EDSR
 from edsr.options import TrainOptions
 from edsr.pictures import Pictures
 from edsr.ranks import Ranks
@@ -32,21 +32,26 @@ def pictures(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) ->
 
 
 def initialise(model: EDSR, options: TrainOptions, say: Callable[[str], None]) -> None:
-    """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body."""
-    source = options.init
-    if source is None and options.scale > 2 and 2 in weights.packaged().get(options.model, ()):
+    """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body.
+
+    A packaged name means its weights of this scale, if there are such, else of x2; nothing, for x3 and x4, x2's.
+    """
+    source, scales = options.init, weights.packaged().get(options.init or options.model, ())
+    scale = options.scale if source is not None and options.scale in scales else 2
+    if source is None and options.scale > 2 and 2 in scales:
         source = options.model
     if source is None or source == "none":
         say("starting from random weights")
         return
-    start = weights.load_model(source, scale=2 if source in PRESETS else None).state_dict()
+    named = source in weights.packaged()
+    start = weights.load_model(source, scale=scale if named else None).state_dict()
     own = model.state_dict()
     taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
     if "head.weight" not in taken:
         raise weights.WeightsError(f"{source}: not a network of the shape of {options.model}; give another --init")
     own.update(taken)
     model.load_state_dict(own)
-    say(f"starting from {source}: {len(taken)} of {len(own)} tensors")
+    say(f"starting from {source}{f' x{scale}' if named else ''}: {len(taken)} of {len(own)} tensors")
 
 
 def dtype(options: TrainOptions, ranks: Ranks) -> torch.dtype:

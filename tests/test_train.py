@@ -86,7 +86,21 @@ def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
         assert torch.equal(started.body[0].conv1.weight, m.body[0].conv1.weight)
         assert torch.equal(started.head.weight, m.head.weight)
         assert started.config.scale == scale
-    assert "starting from edsr-baseline" in " ".join(lines)
+    assert "starting from edsr-baseline x2" in " ".join(lines)
+
+
+def test_a_packaged_name_means_its_weights_of_that_scale(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("edsr.weights.FOLDER", tmp_path)
+    packaged = {scale: network(scale, 1, 8).float() for scale in (2, 3)}
+    for scale, m in packaged.items():
+        save_model(m, tmp_path / f"edsr-baseline-x{scale}.safetensors")
+    for scale, source in (2, 2), (3, 3), (4, 2):
+        lines: list[str] = []
+        one = options(folder, tmp_path / f"x{scale}", scale=scale, steps=1, lr=1e-30, init="edsr-baseline")
+        list(train(one, lines.append))
+        assert f"starting from edsr-baseline x{source}" in " ".join(lines)
+        started = load_model(tmp_path / f"x{scale}" / "last.safetensors")
+        assert torch.equal(started.head.weight, packaged[source].head.weight)
 
 
 def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
