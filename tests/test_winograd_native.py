@@ -17,8 +17,8 @@ if winograd_cpu.trouble():
 
 from llvmlite import binding as llvm
 
-from kernels.winograd_cpu import codegen, native
-from kernels.winograd_cpu.codegen import Shape
+from kernels.winograd_cpu import codegen, native, run
+from kernels.winograd_cpu.tiles import Shape
 
 HERE = native.this_machine()
 
@@ -44,16 +44,20 @@ def code() -> bytes:
 
 def convolves(kernels) -> bool:
     """Whether the kernels give what PyTorch gives, on edges and inside, in strips full and not."""
-    winograd_cpu._kernels.cache_clear()
-    winograd_cpu._block.cache_clear()
+    run.kernels.cache_clear()
+    run._block.cache_clear()
+    run._gradient_block.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_loaded", kernels)
         x = torch.randn(1, 48, 13, 18).contiguous(memory_format=torch.channels_last)
         weight, bias = torch.randn(80, 48, 3, 3) / 20, torch.randn(80)
         difference = winograd_cpu.conv3x3(x, weight, bias) - F.conv2d(x, weight, bias, padding=1)
-    winograd_cpu._kernels.cache_clear()
-    winograd_cpu._block.cache_clear()
-    return difference.abs().max().item() < 2e-5
+        dy = torch.randn(1, 80, 13, 18).contiguous(memory_format=torch.channels_last)
+        gradient = run.wgrad(x, dy, 3)[0] - torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
+    run.kernels.cache_clear()
+    run._block.cache_clear()
+    run._gradient_block.cache_clear()
+    return difference.abs().max().item() < 2e-5 and gradient.abs().max().item() < 2e-4
 
 
 class TestCache:
@@ -174,13 +178,17 @@ class TestOtherMachines:
 
 
 def test_the_code_can_be_read():
-    run = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-m", "kernels.winograd_cpu.native"], cwd=ROOT, capture_output=True, text=True
     )
-    assert run.returncode == 0 and f"<{HERE.shape.lanes} x float>" in run.stdout
-    llvm.parse_assembly(run.stdout).verify()
+    assert printed.returncode == 0 and f"<{HERE.shape.lanes} x float>" in printed.stdout
+    llvm.parse_assembly(printed.stdout).verify()
 
 
 def test_tasks_agree():
     """What Python packs is what the compiled code reads."""
-    assert winograd_cpu._layout.size == 8 * len(codegen.TASK) == 8 * len((ctypes.c_int64 * len(codegen.TASK))())
+    run.kernels()
+    for name in codegen.NAMES:
+        layout, fields = run._layout(name)
+        assert layout.size == 8 * len(fields) == 8 * len((ctypes.c_int64 * len(fields))())
+        assert fields is codegen.TASKS[name[:-3]] and sum(field.startswith("next") for field in fields) == 1

@@ -77,37 +77,35 @@ class Filter(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    state: tuple[int, int]
-    made: dict[bool, Filter]  # by whether they are turned
+    state: tuple
+    filter: Filter
 
 
 _kept = WeakTensorKeyDictionary()  # weight -> _Kept
 _keeping = threading.Lock()
+SAMPLED = 32  # values of a weight that are compared, because fused optimizers write without telling
 
 
-def transformed(weight: Tensor, turned: bool = False, part: tuple[int, ...] = ()) -> Filter:
-    """[Co, Ci, r, r] in Winograd's domain, kept as long as the weight is, until it is written to.
-
-    turned: by half a turn, inputs and outputs exchanged, for the gradient of the input. part: indices of the filter,
-    always the same, in a tensor that has several.
-    """
-    state = _version(weight)
+def transformed(weight: Tensor, part: tuple[int, ...] = ()) -> Filter:
+    """`transform`, kept as long as the weight is, until it is written to. part: indices of the filter, always the same,
+    in a tensor that has several."""
+    state = _state(weight)
     with _keeping:
         found = _kept.get(weight)
         if found is None or found.state != state:
-            found = _kept[weight] = _Kept(state, {})
-        if turned not in found.made:
-            found.made[turned] = transform(weight.detach()[part], turned)
-        return found.made[turned]
+            found = _kept[weight] = _Kept(state, transform(weight.detach()[part]))
+        return found.filter
 
 
-def _version(x: Tensor) -> tuple[int, int]:
-    """Changes when x is written to. Tensors made in inference mode do not count; they are taken to stay as they are."""
-    return x.data_ptr(), 0 if x.is_inference() else x._version
+def _state(x: Tensor) -> tuple:
+    """Changes when x is written to. Tensors made in inference mode do not count; for them, values have to do."""
+    values = x.detach().as_strided((min(SAMPLED, x.numel()),), (max(1, x.numel() // SAMPLED),)).tolist()
+    return x.data_ptr(), 0 if x.is_inference() else x._version, *values
 
 
 def transform(weight: Tensor, turned: bool = False) -> Filter:
-    """`transformed`, made now."""
+    """[Co, Ci, r, r], in any layout, in Winograd's domain. turned: by half a turn, inputs and outputs exchanged, which
+    is what the gradient of the input takes."""
     shape = kernels().shape
     if not turned:
         weight = filled(weight, shape.lanes)

@@ -82,6 +82,7 @@ class _Products:
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False, **epilogue) -> Tensor:
-    filter_, taps = run.transformed(weight, turned), weight.shape[2]
+    # Made each time: weights change from step to step, and fused optimizers do not tell.
+    filter_, taps = run.transform(weight.detach(), turned), weight.shape[2]
     y = empty_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype)
     return run.convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)
