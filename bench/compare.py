@@ -333,11 +333,15 @@ def resident_peak_apart(work: Work, name: str) -> float | None:
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(resident_peak, work, name).result()
+        return pool.submit(_case_peak, work, name).result()
 
 
-def resident_peak(work: Work, name: str) -> float | None:
-    run = work.cases[name].run(work)
+def _case_peak(work: Work, name: str) -> float | None:
+    return resident_peak(work.cases[name].run(work))
+
+
+def resident_peak(run: Run) -> float | None:
+    """The most memory of this process, in MiB, during a run."""
     gc.collect()
     status = Path("/proc/self/status")
     try:

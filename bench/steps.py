@@ -2,15 +2,18 @@
 
 Every way goes from the same decoded pictures in memory to new weights of the same network:
 
-triton   `edsr.step` on this project's kernels, in bf16, as one CUDA graph. On a GPU only.
-torch    The same on PyTorch's operations.
-plain    The loop of the well-known code (EDSR-PyTorch by S. Son: src/trainer.py, src/loss, src/data). Eager, NCHW,
-         fp32 with TF32; DataLoader workers cut, flip and convert the patches; page-locked memory, copied when it is
-         needed; L1, Adam as it comes, and the loss fetched by item() between forward and backward. Not copied, to
-         its advantage: pictures unpickled anew for each patch, mean shifts as convolutions, timers and log.
-eager    Ours as `torch`, launched one by one. Not on a CPU, where there are no graphs.
-compile  What PyTorch has to be fast: the model compiled, bf16 by autocast, channels_last, fused Adam, copies that do
-         not wait, cudnn.benchmark, item() at the end alone. The same workers.
+triton         `edsr.step` on this project's kernels, in bf16, as one CUDA graph. On a GPU only.
+winograd       The same on the kernels for CPUs, in fp32. On a CPU only.
+torch          The same on PyTorch's operations.
+plain          The loop of the well-known code (EDSR-PyTorch by S. Son: src/trainer.py, src/loss, src/data). Eager,
+               NCHW, fp32 with TF32; DataLoader workers cut, flip and convert the patches; page-locked memory, copied
+               when it is needed; L1, Adam as it comes, and the loss fetched by item() between forward and backward.
+               Not copied, to its advantage: pictures unpickled anew for each patch, mean shifts as convolutions,
+               timers and log.
+channels_last  The plain loop with channels_last, fused Adam, and item() at the end alone. On a CPU only.
+eager          Ours as `torch`, launched one by one. Not on a CPU, where there are no graphs.
+compile        What PyTorch has to be fast: the model compiled, bf16 by autocast, channels_last, fused Adam, copies
+               that do not wait, cudnn.benchmark, item() at the end alone. The same workers.
 
 On a CPU fp32 takes the place of bf16. Ours clip gradients and average weights, too, which the peers do not.
 """
@@ -38,6 +41,7 @@ from edsr.ranks import Ranks
 from edsr.recipe import ema_decay
 from edsr.resize import downscale
 from edsr.step import BLOCK_FLOPS, Step
+from kernels import winograd_cpu
 
 LEARNING_RATE = 1e-4
 SEED = 0
@@ -175,16 +179,16 @@ class Patches(Dataset):
 
 
 class Loop:
-    """Training in plain PyTorch. fast: with what it has for that (`compile` above), or as in the well-known code."""
+    """Training in plain PyTorch. fast: with what it has for that, compiled or not, or as in the well-known code."""
 
     portion = 1
 
-    def __init__(self, work: Training, fast: bool):
+    def __init__(self, work: Training, fast: bool, compile_: bool = True):
         self._work, self._fast, self._half = work, fast, fast and work.dtype == torch.bfloat16
         self.dtype = work.dtype if fast else torch.float32
         self._layout = torch.channels_last if fast else torch.contiguous_format
         self.model = work.start(self._layout)
-        self._net = compiled(self.model, dynamic=False) if fast else self.model
+        self._net = compiled(self.model, dynamic=False) if fast and compile_ else self.model
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, fused=fast or None)
         patches = Patches(work.pictures, work.patch)
         endless = RandomSampler(patches, replacement=True, num_samples=1 << 40)
@@ -256,9 +260,24 @@ class Ours:
 
 
 def ours(work: Training, ops: str, graph: bool) -> Ours:
-    if work.device != "cuda" and (ops == "training" or not graph):
-        raise Unavailable("needs a CUDA device" if ops == "training" else "a CPU has no graphs to go without")
+    on_gpu = work.device == "cuda"
+    if ops == "training" and not on_gpu:
+        raise Unavailable("needs a CUDA device")
+    if ops == "winograd_cpu.training" and (on_gpu or work.config.features % winograd_cpu.CHANNELS):
+        raise Unavailable("is for CPUs" if on_gpu else f"needs a multiple of {winograd_cpu.CHANNELS} features")
+    if ops == "winograd_cpu.training" and work.dtype != torch.float32:
+        raise Unavailable("computes in fp32")
+    if ops == "winograd_cpu.training" and (reason := winograd_cpu.trouble()):
+        raise Unavailable(reason)
+    if not graph and not on_gpu:
+        raise Unavailable("a CPU has no graphs to go without")
     return Ours(work, ops, graph)
+
+
+def channels_last(work: Training) -> Loop:
+    if work.device == "cuda":
+        raise Unavailable("is for CPUs")
+    return Loop(work, fast=True, compile_=False)
 
 
 class Way(NamedTuple):
@@ -272,8 +291,10 @@ class Way(NamedTuple):
 
 WAYS = {
     "triton": Way("ours, on Triton", lambda work: ours(work, "training", graph=True)),
+    "winograd": Way("ours, by Winograd", lambda work: ours(work, "winograd_cpu.training", graph=True)),
     "torch": Way("ours, on PyTorch", lambda work: ours(work, "reference", graph=True)),
     "plain": Way("PyTorch, plain loop", lambda work: Loop(work, fast=False)),
+    "channels_last": Way("PyTorch, channels_last", channels_last),
     "eager": Way("ours, on PyTorch, no graph", lambda work: ours(work, "reference", graph=False)),
     "compile": Way("PyTorch, compiled", lambda work: Loop(work, fast=True), limit=90.0, slow=True),
 }

@@ -12,9 +12,11 @@ first step, done once more, by now as a graph where there is one, is right again
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ import torch
 from rich.console import Console
 
 from bench.cases import Unavailable
-from bench.compare import settled, turned
+from bench.compare import resident_peak, settled, turned
 from bench.machine import Ceiling, describe, machine_line, refused, stopwatch
 from bench.records import Found, Record
 from bench.report import targets_table, training_table
@@ -146,6 +148,9 @@ def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
         for name, seconds in times.items():
             found.rounds.setdefault(name, []).append(seconds)
         at.so_far(found.entry())
+    if device == "cpu":
+        for name, checked in found.runs.items():
+            checked.peak_mib = resident_peak_apart(work, name)
     if device == "cuda":
         at(PROFILER, LIMIT)
         try:
@@ -189,6 +194,19 @@ class Compared(Found):
             "peak_mib": checked.peak_mib,
             "busy_percent": checked.busy_percent,
         }
+
+
+def resident_peak_apart(work: Training, name: str) -> float | None:
+    """The most memory, in MiB, of a process that takes steps; interpreter and libraries included. None where the system
+    does not tell."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_resident_peak, work, name, torch.get_num_threads()).result()
+
+
+def _resident_peak(work: Training, name: str, threads: int) -> float | None:
+    torch.set_num_threads(threads)
+    way = WAYS[name].build(work)
+    return resident_peak(lambda: way.run(3))
 
 
 def busy_percent(way: Loop | Ours, seconds: float) -> float | None:

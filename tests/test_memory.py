@@ -58,6 +58,14 @@ def test_little_is_kept():
     assert len(memory._kept) == KEPT - 1
 
 
+def test_more_is_kept_where_it_is_asked_for():
+    maps = [empty_map((1, 16, 130 + 40 * i, 128), torch.float32, kept=KEPT + 9) for i in range(KEPT + 5)]
+    places = {x.data_ptr() for x in maps}
+    del maps[:]
+    again = [empty_map((1, 16, 130 + 40 * i, 128), torch.float32, kept=KEPT + 9) for i in range(KEPT + 5)]
+    assert {x.data_ptr() for x in again} == places
+
+
 def test_small_maps_are_left_alone():
     x = empty_map((1, 16, 4, 4), torch.float32)
     assert x.numel() * 4 < SMALL and x.is_contiguous(memory_format=torch.channels_last)

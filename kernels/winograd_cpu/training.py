@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import autograd, reference
-from kernels.memory import empty_map
+from kernels.memory import KEPT_IN_TRAINING, empty_map
 from kernels.reference import head, tail
 from kernels.winograd_cpu import run, serves
 
@@ -84,5 +84,5 @@ class _Products:
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False, **epilogue) -> Tensor:
     # Made each time: weights change from step to step, and fused optimizers do not tell.
     filter_, taps = run.transform(weight.detach(), turned), weight.shape[2]
-    y = empty_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype)
+    y = empty_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, kept=KEPT_IN_TRAINING)
     return run.convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)
