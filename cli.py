@@ -289,6 +289,7 @@ def score_line(name: str, scores: dict) -> str:
 
 def run_train(options) -> int:
     chosen = training_options(options)
+    use_threads(options)
 
     from edsr.preview import preview
     from edsr.progress import training_bar
@@ -348,7 +349,7 @@ def training_options(options) -> dict:
         raise Misuse("name the folder of the run with --out")
     if not resumed and not options.data:
         raise Misuse("name the pictures to train on with --data")
-    ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview"}
+    ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview", "threads"}
     chosen = {name: value for name, value in vars(options).items() if name not in ours}
     chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}
     return chosen | {"out": options.out or (named if options.decay is None else None) or "", "source": named}

@@ -127,9 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("auto", "torch", "triton", "winograd"),
         help="who computes: our Triton kernels (NVIDIA GPUs), our Winograd kernels (CPUs) or PyTorch",
     )
-    network.add_argument(
-        "--threads", type=whole(1, 1024), metavar="N", help="on a CPU, how many compute; default: one for each core"
-    )
+    add_threads(network)
     network.add_argument(
         "--self-ensemble",
         action="store_true",
@@ -142,6 +140,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_info(commands, [common])
     add_convert(commands, [common, quiet])
     return parser
+
+
+def add_threads(group) -> None:
+    help_ = "on a CPU, how many compute; default: one for each core"
+    group.add_argument("--threads", type=whole(1, 1024), metavar="N", help=help_)
 
 
 def add_upscale(commands, parents) -> None:
@@ -345,7 +348,8 @@ def add_train(commands, parents) -> None:
     )
     add(machine, "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
     kinds = ("auto", "torch", "triton", "winograd")
-    machine.add_argument("--backend", default="auto", choices=kinds, help="who computes")
+    machine.add_argument("--backend", default="auto", choices=kinds, help="who computes, as with upscale")
+    add_threads(machine)
     machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
     add(
         machine,

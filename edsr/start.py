@@ -79,7 +79,7 @@ def _on_cpu(options: TrainOptions, dtype: torch.dtype, features: int):
 
     reason = winograd_cpu.trouble()
     if dtype != torch.float32 or features % winograd_cpu.CHANNELS:
-        reason = f"they are for fp32 and multiples of {winograd_cpu.CHANNELS} features, not {features} in {dtype}"
+        reason = f"the kernels need fp32 and a multiple of {winograd_cpu.CHANNELS} features, not {features} in {dtype}"
     if options.backend == "winograd" and reason:
         raise EngineError(f"--backend winograd: {reason}; use --backend torch")
     return reference if options.backend == "torch" or reason else training

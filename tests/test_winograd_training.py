@@ -1,11 +1,16 @@
 """Gradients by Winograd's algorithm: every product against fp64, with PyTorch in fp32 as the yardstick."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edsr import PRESETS, EDSRConfig, EngineError, load_model
+from edsr.options import TrainOptions
+from edsr.train import train
 from kernels import reference, winograd_cpu
 from tests.conftest import network
 from tests.test_winograd import features, layer, window
@@ -207,6 +212,39 @@ def test_weights_are_transformed_after_every_step():
         want = torch.nn.grad.conv2d_input(x.shape, weight, 2 * y / y.numel(), padding=1)
         torch.testing.assert_close(x_.grad, want, rtol=0, atol=1e-4)
         adam.step()
+
+
+class TestRuns:
+    @pytest.fixture(autouse=True)
+    def served(self, monkeypatch):
+        """A network of 16 features is trained as edsr-baseline."""
+        monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=16))
+
+    def options(self, folder, out, **more):
+        return TrainOptions((str(folder),), str(out), **{"steps": 6, "batch": 2, "patch": 8, "device": "cpu"} | more)
+
+    @pytest.mark.parametrize("backend", ["auto", "winograd", "torch"])
+    def test_they_are_trained_with(self, folder, tmp_path, backend, monkeypatch):
+        called, honest = [], run.wgrad
+        monkeypatch.setattr(run, "wgrad", lambda *operands: called.append(1) or honest(*operands))
+        losses = [p.loss for p in train(self.options(folder, tmp_path / "run", backend=backend))]
+        assert bool(called) == (backend != "torch")
+        plain = [p.loss for p in train(self.options(folder, tmp_path / "plain", backend="torch"))]
+        assert losses == pytest.approx(plain, rel=1e-5)
+
+    def test_a_stopped_run_continues_to_the_same_bits(self, folder, tmp_path):
+        list(train(self.options(folder, tmp_path / "whole")))
+        with contextlib.closing(train(self.options(folder, tmp_path / "parts"))) as steps:
+            next(steps), next(steps)
+        list(train(self.options(folder, tmp_path / "parts", resume=True)))
+        whole, parts = (load_model(tmp_path / name / "last.safetensors").state_dict() for name in ("whole", "parts"))
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+    def test_what_they_do_not_serve(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=8))
+        assert len(list(train(self.options(folder, tmp_path / "run")))) == 6
+        with pytest.raises(EngineError, match=r"--backend winograd: .* 16 features, not 8.*--backend torch"):
+            list(train(self.options(folder, tmp_path / "none", backend="winograd")))
 
 
 def test_nan_and_infinity_are_seen():
