@@ -39,8 +39,8 @@ class TrainOptions:
 
     degrade: what is done to LR patches, as `edsr.degrade.parse` reads it; None: nothing.
 
-    precision: "auto" (bf16 on CUDA, else fp32), "fp32" or "bf16". backend: "triton" or "winograd" (this project's kernels
-    for GPUs and for CPUs), "torch", or "auto": ours where they were measured to be faster. crop, cache: see
+    precision: "auto" (bf16 on CUDA, else fp32), "fp32" or "bf16". backend: "triton" (this project's kernels for GPUs),
+    "winograd" (those for CPUs), "torch", or "auto": ours where they were measured to be faster. crop, cache: see
     `edsr.data.load`. graph: whether to use CUDA graphs. deterministic: bits that repeat on CUDA too.
     """
 

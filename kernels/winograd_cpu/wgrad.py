@@ -17,9 +17,7 @@ from kernels.winograd_cpu.builder import F32, I64, PTR, Value
 from kernels.winograd_cpu.tiles import AREA, Tiles, field_of
 from kernels.winograd_cpu.transforms import TILE, matrices
 
-ROWS = 2  # channels of Co in a register block, which has them times `Shape.vectors` vectors of Ci
-
-GROUPS = 2  # of tiles that are summed by themselves
+ROWS = 4  # channels of Co in a register block, which has them times `Shape.vectors` vectors of Ci
 
 TASK = (  # of wgrad3x3 and wgrad5x5, 64 bits each
     "x",
@@ -101,19 +99,14 @@ class Wgrad:
             channel = b.mul(quad, b.i(ROWS))
             vector, lane = b.udiv(channel, b.i(s.lanes)), b.urem(channel, b.i(s.lanes))
             left = b.at(w, b.add(b.mul(b.add(b.mul(vector, b.i(AREA)), p), b.i(plane)), lane))
-            with b.summing(b.cdiv(groups, b.i(GROUPS)), "part", ROWS * vectors) as (part, totals):
-                first = b.mul(part, b.i(GROUPS))
-                some = b.minimum(b.sub(groups, first), b.i(GROUPS))
-                with b.summing(some, "group", ROWS * vectors) as (group, sums_):
-                    group = b.add(first, group)
-                    here_v, here_w = b.at(v, b.mul(group, v_group)), b.at(left, b.mul(group, w_group))
-                    for tile in range(s.tiles):
-                        row = [b.get(b.at(here_v, j * AREA * plane + tile * s.lanes)) for j in range(vectors)]
-                        for i in range(ROWS):
-                            value = b.broadcast(b.at(here_w, tile * s.lanes + i))
-                            for j in range(vectors):
-                                sums_[i * vectors + j] = b.fma(value, row[j], sums_[i * vectors + j])
-                totals[:] = [b.fadd(total, new) for total, new in zip(totals, sums_, strict=True)]
+            with b.summing(groups, "group", ROWS * vectors) as (group, totals):
+                here_v, here_w = b.at(v, b.mul(group, v_group)), b.at(left, b.mul(group, w_group))
+                for tile in range(s.tiles):
+                    row = [b.get(b.at(here_v, j * AREA * plane + tile * s.lanes)) for j in range(vectors)]
+                    for i in range(ROWS):
+                        value = b.broadcast(b.at(here_w, tile * s.lanes + i))
+                        for j in range(vectors):
+                            totals[i * vectors + j] = b.fma(value, row[j], totals[i * vectors + j])
             target = b.mul(b.add(b.mul(p, b.mul(outputs, b.i(s.lanes))), channel), b.mul(inputs, b.i(s.lanes)))
             for i in range(ROWS):
                 row_start = b.at(sums, b.add(target, b.mul(inputs, b.i(i * s.lanes))))
