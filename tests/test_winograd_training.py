@@ -112,9 +112,12 @@ def test_any_number_of_threads_gives_the_same_bits():
     assert all(torch.equal(a, b) for one in found[1:] for a, b in zip(found[0], one, strict=True))
 
 
-@pytest.mark.parametrize(("tiles", "chunks"), [(1, 1), (64, 1), (127, 1), (128, 2), (300, 4), (2304, 16), (10**6, 16)])
-def test_chunks(tiles, chunks):
-    size, count = run._chunks(tiles)
+@pytest.mark.parametrize(
+    ("tiles", "channels", "chunks"),
+    [(1, 64, 1), (64, 64, 1), (127, 64, 1), (128, 64, 2), (300, 64, 4), (2304, 64, 16), (2304, 256, 16), (300, 256, 2)],
+)
+def test_chunks(tiles, channels, chunks):
+    size, count = run._chunks(tiles, channels, channels)
     assert count == chunks and size * count >= tiles > size * (count - 1)
 
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from kernels.memory import LINE
+from kernels.memory import KEPT_IN_TRAINING, LINE, empty_map
 from kernels.winograd_cpu.threads import run_everywhere
 from kernels.winograd_cpu.transforms import TILE
 
 log = logging.getLogger(__name__)
 TILES = 6  # in a block, at least: all weights are read once for each block
-CHUNK = 64  # tiles at least that a gradient's sums are made of, of which the last step has to add all
+CHUNK, CHUNKS = 64, 16  # tiles at least that a gradient's sums are made of, and how many such sums at most
 
 
 def trouble() -> str:
@@ -234,8 +234,8 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     m = TILE - taps + 1
     tiles = n * -(-height // m) * -(-width // m)
     groups, floats = _gradient_block(inputs, outputs)
-    chunk, chunks = _chunks(tiles)
-    sums = torch.empty(chunks, TILE * TILE, outputs, inputs)
+    chunk, chunks = _chunks(tiles, inputs, outputs)
+    sums = empty_map((chunks, TILE * TILE, outputs, inputs), x.dtype, kept=KEPT_IN_TRAINING)  # of no layout
     bias_sums = torch.empty(chunks, outputs)
     _call(
         f"wgrad{taps}x{taps}",
@@ -273,22 +273,27 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     return dw, bias_sums.sum(0).mul_(scale)
 
 
-def _chunks(tiles: int) -> tuple[int, int]:
-    """(tiles of a chunk, chunks): a power of two of them, at most 16, of CHUNK tiles or more."""
-    chunks = 1
-    while chunks < 16 and tiles >= 2 * chunks * CHUNK:
+def _chunks(tiles: int, inputs: int, outputs: int) -> tuple[int, int]:
+    """(tiles of a chunk, chunks): a power of two of them, by the shape alone, so that threads change no bits."""
+    least, chunks = max(CHUNK, _worth(inputs, outputs)), 1
+    while chunks < CHUNKS and tiles >= 2 * chunks * least:
         chunks *= 2
     chunk = -(-tiles // chunks)
     return chunk, -(-tiles // chunk)
 
 
+def _worth(inputs: int, outputs: int) -> int:
+    """Tiles whose V and W are as much memory as S, which is read and written for each block and chunk."""
+    return inputs * outputs // (inputs + outputs)
+
+
 @cache
 def _gradient_block(inputs: int, outputs: int) -> tuple[int, int]:
-    """As `_block`: half of the L2 cache, for the longer a block is, the less often sums are read and written."""
+    """As `_block`: half of the L2 cache; or what S is worth, where that is in no L2 cache anyway."""
     codegen = importlib.import_module("kernels.winograd_cpu.codegen")
     shape = kernels().shape
     one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)
-    groups = max(TILES // shape.tiles, _l2_bytes() // 2 // one)
+    groups = max(1, _l2_bytes() // 2 // one, _worth(inputs, outputs) // 2 // shape.tiles)
     return groups, codegen.scratch_floats(shape, inputs, outputs, groups)
 
 
