@@ -344,7 +344,7 @@ class TestNetworks:
 
 def test_where_the_kernels_cannot_be_had(monkeypatch):
     m, image = network(2, blocks=1, features=16), picture(9, 8)
-    for module in winograd_cpu, run:
+    for module in winograd_cpu, run:  # each has its own name for it
         monkeypatch.setattr(module, "trouble", lambda: "the package llvmlite is not installed")
     assert Upscaler(m, "cpu").backend == "torch"
     with pytest.raises(EngineError, match="--backend winograd: the package llvmlite is not installed; use --backend"):

@@ -15,8 +15,7 @@ from torch import Tensor
 from kernels import reference
 from kernels.memory import empty_map
 from kernels.reference import AS_COMPUTED, INNER, Result, head, tail
-from kernels.winograd_cpu import run
-from kernels.winograd_cpu.run import ready, trouble
+from kernels.winograd_cpu.run import convolve, kernels, ready, transformed, trouble
 
 __all__ = ["collapsed_tail", "conv3x3", "head", "ready", "resblock", "tail", "trouble"]
 
@@ -43,7 +42,7 @@ def conv3x3(
     n, _, height, width = x.shape
     size = (n, weight.shape[0], height - 2 + 2 * padding, width)
     y = empty_map(size, x.dtype) if out is None or shuffle > 1 else out
-    run.convolve(x, run.transformed(weight), bias, 3, y, padding, skip, relu, scale)
+    convolve(x, transformed(weight), bias, 3, y, padding, skip, relu, scale)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)
         return y if out is None else out.copy_(y)
@@ -78,9 +77,9 @@ def collapsed_tail(
     if not serves(x, weight[INNER, INNER], bias[INNER, INNER], outputs=False):
         return reference.collapsed_tail(x, weight, bias, mean, shuffle, result, padding, ends)
     n, _, height, width = x.shape
-    kept = run.transformed(weight, part=(INNER, INNER))
+    kept = transformed(weight, part=(INNER, INNER))
     y = empty_map((n, kept.outputs, height - 4 + 2 * padding, width), x.dtype)
-    run.convolve(x, kept, bias[INNER, INNER], 5, y, padding)
+    convolve(x, kept, bias[INNER, INNER], 5, y, padding)
     y = y[:, : weight.shape[2]]
     reference.ring_conv5x5(y, x, weight, bias, padding, *ends)
     return reference.finish(F.pixel_shuffle(y, shuffle), mean, result)
@@ -100,7 +99,7 @@ def serves(
         and (gradients or not (torch.is_grad_enabled() and any(t.requires_grad for t in operands)))
         and not any(size % CHANNELS for size in (weight.shape[:2] if outputs else weight.shape[1:2]))
         and all(_channels_last(t) for t in (x, *maps) if t is not None)
-        and run.kernels() is not None
+        and kernels() is not None
     )
 
 

@@ -15,10 +15,13 @@ import itertools
 
 from llvmlite import ir
 
-from kernels.winograd_cpu import filters, wgrad
 from kernels.winograd_cpu.builder import F32, I64, PTR, VOID, Value
+from kernels.winograd_cpu.filters import TASK as FILTER_TASK
+from kernels.winograd_cpu.filters import Filters
 from kernels.winograd_cpu.tiles import AREA, BLOCK, LINE, Shape, Tiles, field_of
 from kernels.winograd_cpu.transforms import TILE, matrices
+from kernels.winograd_cpu.wgrad import END_TASK, Wgrad
+from kernels.winograd_cpu.wgrad import TASK as WGRAD_TASK
 
 KERNELS = {"conv3x3": (4, 3), "conv5x5": (2, 5)}  # name -> (m outputs, r taps)
 NAMES = tuple(KERNELS) + tuple(f"{kind}{r}x{r}" for kind in ("filter", "wgrad", "wgrad_end") for r in (3, 5))
@@ -52,15 +55,15 @@ TASK = (  # fields of what a kernel is called with, 64 bits each
 )
 
 
-TASKS = {"conv": TASK, "filter": filters.TASK, "wgrad": wgrad.TASK, "wgrad_end": wgrad.END_TASK}
+TASKS = {"conv": TASK, "filter": FILTER_TASK, "wgrad": WGRAD_TASK, "wgrad_end": END_TASK}
 """Kind of a function, without its size -> fields of what it is called with."""
 
 
 def source(shape: Shape) -> str:
     """LLVM IR of all kernels: name(task, scratch), see `TASKS`. scratch: floats of the thread's own."""
     tiles = _Convolutions(shape)
-    filters.Filters(tiles)
-    wgrad.Wgrad(tiles)
+    Filters(tiles)
+    Wgrad(tiles)
     return str(tiles.module)
 
 
