@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.cases import SLACK, Unavailable, compiled, gflop_per_pixel, network
-from edsr import EDSR, EDSRConfig
+from edsr import EDSR, EDSRConfig, start
 from edsr.journal import NOTED
 from edsr.patches import Feed
 from edsr.pictures import Pictures, pack
@@ -235,7 +235,8 @@ class Ours:
         feed = Feed(work.pictures, work.patch, work.batch, SEED, work.device, self.portion)
         module, decay = importlib.import_module(f"kernels.{ops}"), ema_decay(300_000)
         ranks = Ranks(work.device)
-        self._step = Step(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, self._said.append)
+        said, collapsed = self._said.append, start.worth_collapsing(ranks, work.batch, work.patch)
+        self._step = Step(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, said, collapsed)
         self._start = {name: tensor.clone() for name, tensor in self._step.tensors().items()}
 
     def run(self, steps: int) -> None:

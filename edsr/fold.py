@@ -21,7 +21,7 @@ from kernels import reference
 from kernels.reference import AS_COMPUTED
 
 # Border class -> (a picture's length in which some pixel has it, that pixel, where its window starts in 5 taps).
-_CLASSES = {
+CLASSES = {
     reference.INNER: (5, 2, 0),
     reference.FIRST: (3, 0, 2),
     reference.LAST: (3, 2, 0),
@@ -125,8 +125,8 @@ def collapse(model: EDSR) -> tuple[Tensor, Tensor]:
     each_output = torch.eye(outputs, **kind).view(outputs, 3, s, s)
     weight = torch.zeros(4, 4, outputs, c, 5, 5, **kind)
     bias = torch.zeros(4, 4, outputs, **kind)
-    for row_class, (height, i, top) in _CLASSES.items():
-        for column_class, (width, j, left) in _CLASSES.items():
+    for row_class, (height, i, top) in CLASSES.items():
+        for column_class, (width, j, left) in CLASSES.items():
             rows, columns = slice(i * s, (i + 1) * s), slice(j * s, (j + 1) * s)  # of one pixel
             chosen = torch.zeros(outputs, 3, height * s, width * s, **kind)
             chosen[:, :, rows, columns] = each_output

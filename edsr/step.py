@@ -22,6 +22,7 @@ from edsr.model import EDSR
 from edsr.patches import Feed
 from edsr.ranks import Ranks
 from edsr.recipe import CLIP
+from edsr.tail import CollapsedEDSR
 
 BLOCK_FLOPS = 1e14  # work handed to a GPU at once, half a second or less; then losses are read and signals heard
 EAGER_STEPS = 3  # before a graph is recorded: they compile kernels, choose algorithms, and make gradients' buckets
@@ -34,7 +35,8 @@ class Step:
     feed: where patches come from. loss: one of recipe.LOSSES. decay: of the averaged weights. dtype: what the network
     computes in; other than fp32, it works on a copy of the weights in that dtype, made anew each step, while Adam,
     clipping and averaging keep to fp32. ops: `kernels.reference` or `kernels.training`. graph: on CUDA, whether to
-    record one; `say` is told if that fails, and steps are then launched one by one, with the same result.
+    record one; `say` is told if that fails, and steps are then launched one by one, with the same result. collapsed:
+    whether steps compute upsampler and tail as one convolution, with the same result to rounding (`edsr.tail`).
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Step:
         ops: Any,
         graph: bool,
         say: Callable[[str], None],
+        collapsed: bool = False,
     ):
         device = ranks.device
         self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
@@ -59,7 +62,7 @@ class Step:
         self._mixed = worker is not model
         self._device = device
         with self._on_its_stream():
-            net: nn.Module = _WithOps(worker, ops)
+            net: nn.Module = _WithOps(CollapsedEDSR(worker) if collapsed else worker, ops)
             if ranks.world > 1:
                 ids = [device.index] if device.type == "cuda" else None
                 net = DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)

@@ -121,8 +121,9 @@ class _Run:
         )
         dtype = start.dtype(options, ranks)
         ops = start.ops(options, ranks, dtype, model.config.features)
+        collapsed = start.worth_collapsing(ranks, options.batch, options.patch)
         self._build = lambda averaging: Step(
-            model, feed, ranks, options.loss, averaging, dtype, ops, options.graph, say
+            model, feed, ranks, options.loss, averaging, dtype, ops, options.graph, say, collapsed
         )
         self.stepper = self._build(self._averaging(options.steps))
 

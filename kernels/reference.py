@@ -10,12 +10,13 @@ least fp32, so that the mean shift loses nothing in half precision. `kernels.fus
 Triton kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 UNIT = {torch.uint8: 1 / 255, torch.uint16: 1 / 65535, torch.float32: 1.0, torch.float64: 1.0}  # of a picture's values
 LEVELS = {torch.uint8: 255, torch.uint16: 65535, None: 0}  # of a result's values; 0: as computed
@@ -158,6 +159,7 @@ def quantise(y: Tensor, dtype: torch.dtype) -> Tensor:
     return y.clamp_(0, 1).mul_(LEVELS[dtype]).round_().to(dtype)
 
 
+NEAR = 3  # rows of the picture that its first row sees
 INNER, FIRST, LAST, ONLY = range(4)  # border class of a row or column: 1 = first of the picture, 2 = last, 3 = both
 
 
@@ -192,3 +194,83 @@ def _five(start: int, size: int) -> tuple[int, int, int, int]:
     """start .. start + 5 within 0 .. size: (first, end, how many are missing before, and after)."""
     first, end = max(0, start), min(size, start + 5)
     return first, end, first - start, start + 5 - end
+
+
+def conv5x5(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The convolution of `collapsed_tail` with one set of weights for all pixels, in training.
+
+    x: [N, Ci, H, W]. weight: [Co, Ci, 5, 5], Ci innermost in memory. bias: [Co]. Gives [N, Co, H, W].
+    """
+    return F.conv2d(x, weight, bias, padding=2)
+
+
+def ringed_conv5x5(
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    biases: Sequence[Sequence[Tensor]],
+    conv5x5: Callable[[Tensor, Tensor, Tensor], Tensor] = conv5x5,
+) -> Tensor:
+    """`collapsed_tail` before its pixel shuffle, of whole pictures, differentiable once: maps are not written to.
+
+    x: [N, Ci, H, W]. weights, biases: by border class of row and of column, as `edsr.tail.compose` gives them.
+    conv5x5: for all but the outermost ring, for which it gets a gradient of zeros; not called where all is ring. The
+    gradient of x that it gives is written to, and must be of its own making. Gives [N, 3·r², H, W].
+    """
+    height, width = x.shape[2:]
+    x, top, bottom, left, right = _Strips.apply(x)
+    rows = []
+    for row_class, row_taps in _parts(height):
+        row = []
+        for column_class, column_taps in _parts(width):
+            weight, bias = weights[row_class][column_class], biases[row_class][column_class]
+            if row_class == column_class == INNER:
+                row.append(conv5x5(x, weight, bias)[:, :, 1:-1, 1:-1])
+                continue
+            if row_class == INNER:
+                seen = right if column_class == LAST else left
+            else:
+                seen = bottom if row_class == LAST else top
+                if column_class != INNER:
+                    seen = seen[..., -NEAR:] if column_class == LAST else seen[..., :NEAR]
+            padding = (int(row_class == INNER), int(column_class == INNER))
+            row.append(F.conv2d(seen, weight[:, :, row_taps, column_taps], bias, padding=padding))
+        rows.append(torch.cat(row, 3))
+    return torch.cat(rows, 2)
+
+
+def _parts(size: int) -> list[tuple[int, slice]]:
+    """The border classes of rows from the first on, with the taps that find rows of the picture."""
+    near = min(NEAR, size)
+    if size == 1:
+        return [(ONLY, slice(1))]
+    first, last = (FIRST, slice(near)), (LAST, slice(NEAR - near, NEAR))
+    return [first, (INNER, slice(5)), last] if size > 2 else [first, last]
+
+
+class _Strips(torch.autograd.Function):
+    """x itself, and what the ring sees of it: NEAR rows at the top, at the bottom, as many columns left and right.
+
+    Five slices would have five gradients as large as x, of zeros for the most part.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        ctx.like = x.shape, x.dtype, x.device
+        return x, *(part.clone() for part in _strips(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *grads):
+        if grad is None:
+            shape, dtype, device = ctx.like
+            grad = torch.zeros(shape, dtype=dtype, device=device)
+        # In place: it was made for this alone, by the one convolution that takes x.
+        for part, more in zip(_strips(grad), grads, strict=True):
+            if more is not None:
+                part += more
+        return grad
+
+
+def _strips(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x[:, :, :NEAR], x[:, :, -NEAR:], x[..., :NEAR], x[..., -NEAR:]

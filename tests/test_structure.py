@@ -86,7 +86,8 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
     "edsr.cadence": set(),
     "edsr.options": {"edsr.checkpoint", "edsr.degrade", "edsr.model", "edsr.recipe", "edsr.weights"},
     "edsr.origin": {"edsr.checkpoint", "edsr.options", "edsr.ranks", "edsr.recipe"},
-    "edsr.step": {"edsr.graphs", "edsr.model", "edsr.patches", "edsr.ranks", "edsr.recipe"},
+    "edsr.step": {"edsr.graphs", "edsr.model", "edsr.patches", "edsr.ranks", "edsr.recipe", "edsr.tail"},
+    "edsr.tail": {"edsr.fold", "edsr.model", "kernels"},
     "edsr.pace": {"edsr.journal", "edsr.ranks", "edsr.step"},
     "edsr.validation": {"edsr.degrade", "edsr.metrics", "edsr.model", "edsr.pictures", "edsr.resize"},
     "edsr.start": {

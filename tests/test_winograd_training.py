@@ -1,6 +1,7 @@
 """Gradients by Winograd's algorithm: every product against fp64, with PyTorch in fp32 as the yardstick."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from edsr import PRESETS, EDSRConfig, EngineError, load_model
 from edsr.options import TrainOptions
+from edsr.tail import CollapsedEDSR
 from edsr.train import train
 from kernels import reference, winograd_cpu
 from tests.conftest import network
@@ -269,3 +271,20 @@ def test_second_derivatives_are_refused():
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 7), (3, 3), (9, 14)])
+def test_the_collapsed_tail(scale, height, width):
+    """A network trained on it, its convolution the kernels' and its ring PyTorch's, beside the plain one in fp64."""
+    m = network(scale, blocks=1, features=16)
+    x, truth = torch.rand(2, 3, height, width), torch.rand(2, 3, height * scale, width * scale)
+
+    def gradient(net, ops, dtype):
+        net = net.to(dtype).to(memory_format=torch.channels_last)
+        whole = CollapsedEDSR(net) if ops is training else net
+        F.mse_loss(whole(x.to(dtype), ops), truth.to(dtype)).backward()
+        return torch.cat([p.grad.flatten().double() for p in net.parameters()])
+
+    true, ours = gradient(copy.deepcopy(m), reference, torch.float64), gradient(m, training, torch.float32)
+    assert (ours - true).norm() < 3e-6 * true.norm()

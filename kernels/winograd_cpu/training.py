@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels import autograd, reference
 from kernels.memory import KEPT_IN_TRAINING, empty_map
 from kernels.reference import head, tail
-from kernels.winograd_cpu import run, serves
+from kernels.winograd_cpu import CHANNELS, run, serves
 
 __all__ = ["conv3x3", "conv5x5", "head", "resblock", "tail"]
 
@@ -37,10 +37,14 @@ def conv3x3(
 
 
 def conv5x5(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x * weight + bias with 5x5 taps, two rows and columns of zeros around x."""
+    """As `kernels.reference.conv5x5`, of any number of channels out."""
+    outputs = len(bias)
+    if fill := -outputs % CHANNELS:
+        weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, fill)), F.pad(bias, (0, fill))
     if not serves(x, weight, bias, gradients=True):
-        return F.conv2d(x, weight, bias, padding=2)
-    return autograd.Conv.apply(_Products, x, weight, bias, False, 1.0, None, 1)  # pyright: ignore[reportReturnType]
+        return F.conv2d(x, weight, bias, padding=2)[:, :outputs]
+    y = autograd.Conv.apply(_Products, x, weight, bias, False, 1.0, None, 1)
+    return y[:, :outputs]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
 
 def resblock(
