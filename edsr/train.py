@@ -30,7 +30,7 @@ from edsr.ranks import Ranks
 from edsr.step import Step
 from edsr.validation import Scores, misfit, plain, probe, validate, worsened
 
-WORSE = 2.0  # times the misfit that a run began with: with more at its end, it has not learnt but diverged
+WORSE = 1.25  # times the misfit that a run began with: one that ends with more is told; with Watch.JUMP, it has failed
 SETBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
 
 
@@ -133,8 +133,7 @@ class _Run:
         self.pictures = [len(pictures), zlib.crc32(pictures.table.tobytes())]
         if options.resume:
             self._restore(found)
-        if self.misfit is None:
-            self.misfit = self._sound_misfit()
+        self.misfit = self._sound_misfit() if self.misfit is None else self.misfit
         if options.steps == AUTO:
             self._fix_steps()
         self.validating = Cadence(options.every(options.val_every), NOTED, clock=clock)
@@ -166,8 +165,12 @@ class _Run:
             return self.watch.doubt
         now = misfit(self.stepper.average, self.probe)
         began = max(recipe.LEVEL, min(self.misfit or 0.0, recipe.UNTRAINED))
-        worse = self.ranks.any(self.ranks.first and not now <= WORSE * began)
-        return f"the network is {now:.3g} off the truth, where it began with {began:.3g}" if worse else None
+        found = f"the network is {now:.3g} off the truth, where it began with {began:.3g}"
+        if self.ranks.any(self.ranks.first and not now <= self.watch.JUMP * began):
+            return found
+        if now > WORSE * began:
+            self.say(f"{found}: that was better; try a smaller --lr, or more steps")
+        return None
 
     def _fix_steps(self) -> None:
         """As many as fit into the minutes, with what the run began with as it was."""
