@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -19,11 +20,7 @@ class Journal:
 
     def __init__(self, run: Path, step: int, say: Callable[[str], None]):
         self._path, self._run, self._say = run / "metrics.jsonl", run, say
-        lines = [line for line in read(self._path) if line["step"] <= step]
-        part = self._path.with_name(".metrics.jsonl.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(part, self._path)
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
+        self._file = self._opened(step)
         self._board = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -31,6 +28,18 @@ class Journal:
             say(f"no TensorBoard files: {MISSING} brings them")
         else:
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def back(self, step: int) -> None:
+        """Drops the lines after `step`, whose steps will be taken again; what TensorBoard has of them stays."""
+        self._file.close()
+        self._file = self._opened(step)
+
+    def _opened(self, step: int) -> TextIO:
+        lines = [line for line in read(self._path) if line["step"] <= step]
+        part = self._path.with_name(".metrics.jsonl.part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(part, self._path)
+        return open(self._path, "a", encoding="utf-8", buffering=1)
 
     def note(self, step: int, **values: float) -> None:
         """A line of metrics.jsonl, and as many TensorBoard scalars."""

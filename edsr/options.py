@@ -125,6 +125,7 @@ def identity(options: TrainOptions) -> dict:
 def remembered(options: TrainOptions) -> dict:
     """What a run keeps beside that, so that it can be resumed by its name alone. Paths are absolute."""
     kept = {name: asdict(options)[name] for name in (*CHANGEABLE, *PLACES)}
+    kept |= {"init": options.init and Path(options.init).name}  # only to compare, wherever the file is by now
     kept |= {name: kept[name] and os.path.abspath(kept[name]) for name in PLACES[1:]}
     return kept | {"data": [os.path.abspath(source) for source in options.data]}
 
@@ -132,7 +133,7 @@ def remembered(options: TrainOptions) -> dict:
 def recall(options: TrainOptions, record: dict, run: Path) -> TrainOptions:
     """The options of a run that is resumed: of what was not given, what its checkpoint's `record` holds.
 
-    Raises TrainError if what was given makes it another run.
+    Raises TrainError if what was given makes it another run, and names all that does.
     """
     before = record["options"] | record.get("remembered", {})
     if "data" in before:
@@ -140,13 +141,20 @@ def recall(options: TrainOptions, record: dict, run: Path) -> TrainOptions:
     given = set(before if options.given is None else options.given)
     given -= {"steps"} if options.steps == AUTO else set()
     given -= set() if options.data else {"data"}
+    differ = _differ("init", before["init"], Path(options.init).name) if options.init and "init" in before else []
     options = replace(options, **{name: value for name, value in before.items() if name not in given})
     if not options.data:
         raise TrainError(f"{run} does not remember its pictures; name them with --data")
     for name, value in identity(options).items():
         free = name == "steps" and options.schedule == "wsd" and record.get("decay") is None
-        was = record["options"].get(name)  # runs of before there was --degrade lack it
-        if was != value and not free:
-            how = f"without --{name}" if was is None else f"with --{name} {was}"
-            raise TrainError(f"{run} was started {how}, not {'without' if value is None else value}")
+        # Runs of before there was --degrade lack it.
+        differ += [] if free else _differ(name, record["options"].get(name), value)
+    if differ:
+        raise TrainError(f"{run} was started {'; '.join(differ)}")
     return options
+
+
+def _differ(name: str, was: object, value: object) -> list[str]:
+    """What to say where an option is not what it was; nothing where it is."""
+    how = f"without --{name}" if was is None else f"with --{name} {was}"
+    return [] if was == value else [f"{how}, not {'without' if value is None else value}"]

@@ -82,7 +82,8 @@ def _split_off(options: TrainOptions, say: Callable[[str], None]) -> tuple[Path,
     # What is hidden there may be half a checkpoint, of this very decay killed at its start.
     if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
         raise TrainError(f"{out} exists; choose another --out")
-    record = last.record | {"options": before | {"steps": steps}, "decay": [*decay], "best": None, "setbacks": 0}
+    record = last.record | {"options": before | {"steps": steps}, "decay": [*decay]}
+    record |= {"best": None, "setbacks": 0, "misfit": None}  # it is judged by what it begins with
     return run, out, True, last._replace(record=record)
 
 

@@ -58,16 +58,20 @@ class TrainingBar:
     """The run: steps done, loss, validation PSNR, patches per second, time left.
 
     loss: its mean over about 20 of what was shown; one batch differs from the next by more than a run gains in hours.
+    After a step back it is that of the steps from there on: what went astray is undone.
     """
 
     def __init__(self, progress: Progress | None):
         self._progress, self._validated = progress, ""
-        self.loss, self._shown = 0.0, 0
+        self.loss, self._shown, self._step = 0.0, 0, -1
 
     def show(self, step: int, steps: int, loss: float, speed: float, validated: str) -> None:
         """steps: in all, which a run may not know before its first. validated: what a validation just gave, or ""."""
         self._shown = min(self._shown + 1, 20)
-        self.loss += (loss - self.loss) / self._shown
+        self.loss = loss if self._shown == 1 else self.loss + (loss - self.loss) / self._shown
+        if step <= self._step:
+            self._shown = 0
+        self._step = step
         if self._progress is None:
             return
         if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on

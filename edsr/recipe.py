@@ -15,6 +15,10 @@ MILESTONES = (0.5, 0.7, 0.8, 0.9, 0.95)  # fractions of the run after which "ste
 WARM_UP = 500  # steps; no more than 2 % of a run whose length is known
 MEMORY = 1000  # steps that averaged weights remember; no more than a twentieth of a run whose length is known
 CLIP = 0.5  # largest norm of a gradient: some ten times a trained network's usual one, so that only outliers are cut
+# Loss of a network that has learnt nothing, its root for l2: it gives about gray, and no picture is further from that.
+# Not a run's own first losses: they are of few patches, of a network that may know all, and soon of one that diverges.
+UNTRAINED = 0.5
+LEVEL = 1 / 255  # below one level of 8 bits a loss is as good as none: flat patches would make means of little
 CHARBONNIER = 1e-3  # where its square turns into a line, in 0..1 units (Lai et al. 2017, section 3.3)
 
 
@@ -54,31 +58,68 @@ def ema_decay(steps: int, schedule: str = "cosine") -> float:
 
 
 class Watch:
-    """Sees a loss that is not finite, or whose mean over some 20 steps is 3 times that over some 200.
+    """Sees a loss that is not finite, or whose mean over some 20 steps is 3 times the least that it had been before.
 
-    Its three numbers are its whole state; `losses` may come in portions of any size.
+    That least is UNTRAINED to begin with, then the smallest mean over some 200 steps, fewer at the beginning, where it
+    is taken for more than it is, as one of few patches says little. kind: one of LOSSES. All is judged in values of
+    pixels, for "l2" by its root. Means are of logarithms: one step's spike counts for little, however high.
+
+    Its numbers are its whole state; `losses` may come in portions of any size.
     """
 
-    FAST, SLOW, JUMP = 20, 200, 3.0
+    LAST, FAST, SLOW, JUMP = 5, 20, 200, 3.0
 
-    def __init__(self) -> None:
-        self.fast = self.slow = 0.0
-        self.count = 0
+    def __init__(self, kind: str = "l1") -> None:
+        self._power = 0.5 if kind == "l2" else 1.0
+        self._last = self._fast = self._slow = 0.0
+        self._least = math.log(UNTRAINED)
+        self._count = 0
 
     def __call__(self, losses: list[float]) -> tuple[int, str] | None:
         """Takes the losses of the next steps; the first that is wrong, by its place in the list, and why."""
         for i, value in enumerate(losses):
             if not math.isfinite(value):
                 return i, f"the loss became {value}"
-            self.count += 1
-            self.fast += (value - self.fast) / min(self.count, self.FAST)
-            self.slow += (value - self.slow) / min(self.count, self.SLOW)
-            if self.count > self.SLOW and self.fast > self.JUMP * self.slow:
-                return i, f"the loss jumped from about {self.slow:.4g} to {self.fast:.4g}"
+            self._take(self._level(value))
+            if self._count >= self.FAST and self._high(self._fast):
+                return i, self._told(self._fast)
         return None
 
+    @property
+    def doubt(self) -> str | None:
+        """Why what there is now should be neither saved nor called the end of a run: the mean over some 5 steps."""
+        return self._told(self._last) if self._high(self._last) else None
+
     def state(self) -> list[float]:
-        return [self.fast, self.slow, self.count]
+        return [self._fast, self._slow, self._count, self._last, self._least]
 
     def restore(self, state: list[float]) -> None:
-        self.fast, self.slow, self.count = state[0], state[1], int(state[2])
+        """Takes what `state` gave, or the three numbers of earlier versions: means of the losses themselves."""
+        self._count = int(state[2])
+        if len(state) > 3:
+            self._fast, self._slow, _, self._last, self._least = state
+            return
+        self._fast, self._slow = self._level(state[0]), self._level(state[1])
+        self._last, self._least = self._fast, math.log(UNTRAINED)
+        self._learn()
+
+    def _take(self, level: float) -> None:
+        self._count += 1
+        self._last += (level - self._last) / min(self._count, self.LAST)
+        self._fast += (level - self._fast) / min(self._count, self.FAST)
+        self._slow += (level - self._slow) / min(self._count, self.SLOW)
+        self._learn()
+
+    def _learn(self) -> None:
+        if self._count >= self.FAST:
+            self._least = min(self._least, self._slow + math.log1p(self.FAST / min(self._count, self.SLOW)))
+
+    def _level(self, loss: float) -> float:
+        return math.log(max(abs(loss) ** self._power, LEVEL))
+
+    def _high(self, mean: float) -> bool:
+        return mean > self._least + math.log(self.JUMP)
+
+    def _told(self, mean: float) -> str:
+        least, now = (math.exp(level / self._power) for level in (self._least, mean))
+        return f"the loss jumped from about {least:.4g} to {now:.4g}"

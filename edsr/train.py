@@ -28,8 +28,9 @@ from edsr.origin import Origin
 from edsr.patches import Feed
 from edsr.ranks import Ranks
 from edsr.step import Step
-from edsr.validation import Scores, validate, worsened
+from edsr.validation import Scores, misfit, plain, probe, validate, worsened
 
+WORSE = 1.25  # times the misfit that a run began with: one that ends with more is told; with Watch.JUMP, it has failed
 SETBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
 
 
@@ -100,6 +101,7 @@ class _Run:
         self.ranks, self.say, self.clock, self.begun = ranks, say, clock, begun
         self.options, self.folder = options, Path(options.out)
         pictures, self.validation = start.pictures(options, ranks, say)
+        self.probe = probe(pictures, options.degradation)
         self.worsened = None
         if options.degradation and self.validation and ranks.first:
             self.worsened = worsened(self.validation, options.degradation)
@@ -127,11 +129,12 @@ class _Run:
         )
         self.stepper = self._build(self._averaging(options.steps))
 
-        self.watch = recipe.Watch()
+        self.watch, self.misfit = recipe.Watch(options.loss), None
         self.step, self.best, self.factor, self.setbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
         self.pictures = [len(pictures), zlib.crc32(pictures.table.tobytes())]
         if options.resume:
             self._restore(found)
+        self.misfit = self._sound_misfit() if self.misfit is None else self.misfit
         if options.steps == AUTO:
             self._fix_steps()
         self.validating = Cadence(options.every(options.val_every), NOTED, clock=clock)
@@ -146,6 +149,29 @@ class _Run:
         if self.decay is not None:  # what comes out is to be of the small rates, not of what was before
             return recipe.ema_decay(int(steps) - self.decay.first)
         return recipe.ema_decay(int(steps), self.options.schedule)
+
+    def _sound_misfit(self) -> float:
+        """Of what the run sets out with, by all processes alike. Raises TrainError if that has diverged."""
+        value = misfit(self.stepper.average, self.probe)
+        if not value <= self.watch.JUMP * recipe.UNTRAINED:
+            raise TrainError(
+                f"{self.folder}: what it would go on from has diverged (it is off by {value:.3g}, a gray picture by "
+                f"{recipe.UNTRAINED} at most); start anew with a smaller --lr, or from other weights"
+            )
+        return value
+
+    def _failed(self) -> str | None:
+        """Why the end of a run is none, the same in all processes."""
+        if self.watch.doubt is not None:
+            return self.watch.doubt
+        now = misfit(self.stepper.average, self.probe)
+        began = max(recipe.LEVEL, min(self.misfit or 0.0, recipe.UNTRAINED))
+        found = f"the network is {now:.3g} off the truth, where it began with {began:.3g}"
+        if self.ranks.any(self.ranks.first and not now <= self.watch.JUMP * began):
+            return found
+        if now > WORSE * began:
+            self.say(f"{found}: that was better; try a smaller --lr, or more steps")
+        return None
 
     def _fix_steps(self) -> None:
         """As many as fit into the minutes, with what the run began with as it was."""
@@ -227,6 +253,8 @@ class _Run:
         look, save = look > 0 or ended, save > 0 or ended
         if wrong is None and (look or save) and not self.stepper.finite():
             wrong = count - 1, "a weight is not finite"
+        if wrong is None and ended and (why := self._failed()) is not None:
+            wrong = count - 1, why
         if wrong is not None:
             self._go_back(first + wrong[0] + 1, wrong[1])
             return Progress(self.step, self.last, self.folder, losses[wrong[0]], rates[wrong[0]], 0.0)
@@ -234,6 +262,8 @@ class _Run:
         speed = count * self.options.batch / elapsed
         self.seconds += elapsed
         self.noted += losses
+        if self.watch.doubt is not None:  # neither published nor gone back to, unless the loss comes down again
+            look = save = False
         scores = self._validate() if look else None
         if self.journal is not None and (self.step % NOTED == 0 or scores is not None or ended):
             values = {"loss": float(np.mean(self.noted)), "lr": rates[-1], "images_per_second": round(speed, 2)}
@@ -258,6 +288,8 @@ class _Run:
                 samples |= {f"degraded-{name}": sample for name, sample in more.items()}
             if self.journal is not None:
                 self.journal.show(self.step, samples)
+            if self.step == self.last and psnr < (least := plain(self.validation)):
+                self.say(f"validation is {psnr:.2f} dB, where bicubic has {least:.2f}: it has learnt too little so far")
             if scores.both > self.best:
                 self.best = scores.both
                 self._publish("best", scores)
@@ -275,13 +307,20 @@ class _Run:
         before = step - recipe.Watch.FAST
         self._restore(checkpoint.newest(self.folder, self.say, before) if self.ranks.first else None)
         self.setbacks, self.factor, self.noted, self.saved = setbacks, factor, [], self.step
+        if self.journal is not None:
+            self.journal.back(self.step)
+            self.journal.note(self.step, setbacks=setbacks, lr_factor=factor)
         self.say(f"at step {step} {why}: back to step {self.step}, with {factor:g} of the learning rate")
 
     def _save(self, scores: Scores | None) -> None:
         """A checkpoint, and the latest weights for upscale --model, by the first process."""
         if self.step == self.saved:
             return
-        beginning, self.saved = self.saved < 0, self.step
+        beginning = self.saved < 0
+        if self.watch.doubt is not None and not beginning:
+            self.say(f"step {self.step} is not saved, step {self.saved} is: {self.watch.doubt}")
+            return
+        self.saved = self.step
         if not self.ranks.first:
             return
         with self.saving.measured():
@@ -293,7 +332,7 @@ class _Run:
             record = {"options": identity(self.options), "remembered": remembered(self.options)}
             record |= {"decay": self.decay and [*self.decay], "pictures": self.pictures, "seconds": self.seconds}
             record |= {"best": self.best if math.isfinite(self.best) else None, "watch": self.watch.state()}
-            record |= {"factor": self.factor, "setbacks": self.setbacks}
+            record |= {"factor": self.factor, "setbacks": self.setbacks, "misfit": self.misfit}
             checkpoint.write(self.folder, Checkpoint(self.step, self.stepper.tensors(), record))
 
     def _published(self, name: str) -> Path:
@@ -304,6 +343,7 @@ class _Run:
         training = {"data": [Path(d).name for d in options.data], "pictures": self.pictures[0], "steps": self.step}
         training |= {k: getattr(options, k) for k in ("batch", "patch", "lr", "loss", "schedule", "seed")}
         training |= {} if self.decay is None else {"decay_from": self.decay.first}
+        training |= {} if self.factor == 1 else {"lr_factor": self.factor}
         training |= {} if options.degradation is None else {"degrade": str(options.degradation)}
         training |= {key: round(value, 4) for key, value in _told(scores, "validation_psnr").items()}
         weights.save_model(self.stepper.average, self._published(name), training=training)
@@ -323,8 +363,11 @@ class _Run:
         self.factor, self.setbacks = record["factor"], record["setbacks"]
         if self.ranks.first and self.options.every(self.options.val_every) is None:
             self.best = max(self.best, _score(self._published("best")))  # nobody would find that step again
-        self.watch.restore(record["watch"])
-        if record["pictures"] != self.pictures:
+        if record["pictures"] == self.pictures:
+            self.watch.restore(record["watch"])
+            self.misfit = record.get("misfit", self.misfit)
+        else:
+            self.watch = recipe.Watch(self.options.loss)  # others may be harder
             self.say("the pictures are not those this run began with; it goes on, but not as it would have")
 
     def _late(self) -> bool:

@@ -12,6 +12,8 @@ from edsr.model import EDSR
 from edsr.pictures import Pictures, pack
 from edsr.resize import bicubic
 
+PROBED = 4  # pictures from which a run judges whether it has learnt at all, and of each so many LR pixels a side
+PROBE = 48
 SEED = 0  # of what is done to validation pictures: the same in every run, so that runs can be compared
 
 
@@ -33,6 +35,49 @@ def worsened(pictures: Pictures, degradation: Degradation) -> Pictures:
     pairs = [pictures.pair(i) for i in range(len(pictures))]
     lows = [degraded(low, every.draw(SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
     return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], pictures.scale)
+
+
+def probe(pictures: Pictures, degradation: Degradation | None) -> Pictures:
+    """Middles of a few pictures, degraded if that is asked for: what `misfit` takes a second for on one core."""
+    s, pairs = pictures.scale, []
+    for i in np.unique(np.linspace(0, len(pictures) - 1, PROBED).astype(int)):
+        low, high = pictures.pair(i)
+        height, width = (min(PROBE, side) for side in low.shape[:2])
+        y, x = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
+        low, high = low[y : y + height, x : x + width], high[s * y : s * (y + height), s * x : s * (x + width)]
+        pairs.append((low, high))
+    middles = pack(pairs, s)
+    return middles if degradation is None else worsened(middles, degradation)
+
+
+def misfit(model: EDSR, pictures: Pictures) -> float:
+    """Mean absolute difference of network and original, values being 0..1; may be infinite or NaN.
+
+    The network's are not cut off at 0 and 1, so that one that has diverged is told from one that knows nothing.
+    """
+    device = next(model.parameters()).device
+    means = []
+    for i in range(len(pictures)):
+        low, high = (
+            torch.from_numpy(np.ascontiguousarray(_eight_bits(image)))
+            .to(device)
+            .permute(2, 0, 1)[None]
+            .float()
+            .div_(255)
+            for image in pictures.pair(i)
+        )
+        with torch.no_grad():
+            means.append((model(low) - high).abs().mean().item())
+    return float(np.mean(means))
+
+
+def plain(pictures: Pictures) -> float:
+    """What bicubic enlargement has where `validate` gives a network's PSNR, in dB."""
+    scores = []
+    for i in range(len(pictures)):
+        low, high = (np.ascontiguousarray(_eight_bits(image)) for image in pictures.pair(i))
+        scores.append(psnr(*scored(bicubic(low, *high.shape[:2]), high, pictures.scale)))
+    return float(np.mean(scores))
 
 
 def validate(model: EDSR, pictures: Pictures, scale: int) -> tuple[float, dict[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def resumed(run: Path, *given: str, **more) -> TrainOptions:
 
 
 def decay(run: Path, steps, **more) -> TrainOptions:
-    more = {"data": (), "out": ""} | more
-    return TrainOptions(resume=True, source=str(run), decay=steps, given=frozenset(), device="cpu", **more)
+    more = {"data": (), "out": "", "given": frozenset()} | more
+    return TrainOptions(resume=True, source=str(run), decay=steps, device="cpu", **more)
 
 
 def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch):
@@ -66,6 +67,54 @@ def test_what_is_given_must_be_what_it_was_but_for_what_may_change(folder, tmp_p
         list(train(resumed(run, "steps")))
     rates = [p.lr for p in train(resumed(run, "lr", lr=5e-4))]
     assert rates == pytest.approx([recipe.learning_rate(step, 12, 5e-4) for step in range(3, 12)])
+
+
+def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_picture_is_read(folder, tmp_path, monkeypatch):
+    run = stopped(training(folder, tmp_path / "run"), 3)
+    before = hashes(run)
+    monkeypatch.setattr("edsr.start.pictures", lambda *_: pytest.fail("pictures are read"))
+    wrong = {"scale": 3, "steps": 20, "loss": "l2", "degrade": "jpeg:40-90", "init": "elsewhere/other.safetensors"}
+    wrong |= {"crop": 64, "lr": 1e-5}  # of which the rate may change
+    with pytest.raises(TrainError) as caught:
+        list(train(resumed(run, *(set(wrong) - {"init"}), **wrong)))
+    for says in (
+        "run was started without --init, not other.safetensors; ",
+        "with --scale 2, not 3; ",
+        "with --steps 12, not 20; ",
+        "with --loss l1, not l2; ",
+        "without --crop, not 64; ",
+        "without --degrade, not jpeg:40-90",
+    ):
+        assert says in str(caught.value)
+    assert str(caught.value).count(", not ") == 6 and "\n" not in str(caught.value)
+    with pytest.raises(TrainError, match="with --batch 2, not 3; with --patch 8, not 9"):
+        list(train(decay(run, 4, batch=3, patch=9, given=frozenset({"batch", "patch"}))))
+    assert hashes(run) == before and not (tmp_path / "run-decay-3").exists()
+
+
+def test_weights_to_start_from_are_compared_by_name(folder, tmp_path):
+    list(train(training(folder, tmp_path / "first", steps=1)))
+    init = tmp_path / "first" / "last.safetensors"
+    run = stopped(training(folder, tmp_path / "run", init=str(init)), 3)
+    init.rename(tmp_path / "last.safetensors")  # moved, as to another machine, and not needed any more
+    with pytest.raises(TrainError, match=r"started with --init last\.safetensors, not none"):
+        list(train(resumed(run, init="none")))
+    stopped(resumed(run), 5)
+    again = training(folder, run, resume=True, init=str(tmp_path / "last.safetensors"))
+    assert list(train(again))[-1].finished
+
+
+def test_a_run_remembers_the_rate_that_it_was_given_last(folder, tmp_path):
+    run = stopped(training(folder, tmp_path / "run"), 3)
+    stopped(resumed(run, "lr", lr=5e-4), 6)
+    assert checkpoint.newest(run, print).record["remembered"]["lr"] == 5e-4
+    assert read_info(run / "last.safetensors")["training"]["lr"] == 5e-4
+    rates = [p.lr for p in train(resumed(run))]
+    assert rates == pytest.approx([recipe.learning_rate(step, 12, 5e-4) for step in range(6, 12)])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["lr"]) for line in lines] == [
+        (step, pytest.approx(recipe.learning_rate(step - 1, 12, 5e-4))) for step in (5, 10, 12)
+    ]
 
 
 def test_a_run_from_before_runs_remembered_needs_its_pictures_named(folder, tmp_path):

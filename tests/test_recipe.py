@@ -71,6 +71,94 @@ def test_the_watch_sees_what_is_not_finite_and_what_jumps():
     assert Watch()([1.0] * 300 + [0.01] * 300) is None  # downwards is well
 
 
+def as_kind(kind: str, differences) -> list[float]:
+    """Losses of a kind, of patches that are off by so much."""
+    return [d * d if kind == "l2" else d for d in differences]
+
+
+@pytest.mark.parametrize("kind", recipe.LOSSES)
+@pytest.mark.parametrize("start", [[0.285], [0.004, 0.02, 0.011], [0.3, 0.25, 0.2, 0.17, 0.15, 0.13] * 5])
+def test_the_watch_sees_a_run_that_diverges_from_its_first_steps_on(kind, start):
+    """Measured of a network with random weights at a learning rate of 0.02; and the same after a better start."""
+    astray = [31.1, 4.2e4, 8.6e4, 2e10, 3.6e17, 5.2e19, 8.1e21, 1.1e25, 3.4e26] + [1e31] * 40
+    watch = Watch(kind)
+    seen = watch(as_kind(kind, start + astray))
+    assert seen is not None and seen[0] < max(20, len(start) + 5) and "jumped" in seen[1]
+    # One that comes to its end before that is no good either.
+    short = Watch(kind)
+    assert short(as_kind(kind, start)) is None and short.doubt is None
+    assert short(as_kind(kind, astray[:3])) is None and short.doubt is not None
+
+
+@pytest.mark.parametrize("kind", recipe.LOSSES)
+def test_the_watch_sees_a_loss_that_creeps_up(kind):
+    """By 0.6 % a step, which a mean over 200 steps follows within a factor of 3; the least that it was does not."""
+    creeping = [0.02] * 300 + [0.02 * 1.006**i for i in range(1500)]
+    seen = Watch(kind)(as_kind(kind, creeping))
+    assert seen is not None and creeping[seen[0]] < 0.08
+
+
+def calm(watch: Watch, losses: list[float]) -> bool:
+    """Whether nothing is wrong with the losses, nor would be if the run ended with any of them."""
+    return all(watch([loss]) is None and watch.doubt is None for loss in losses)
+
+
+@pytest.mark.parametrize("kind", recipe.LOSSES)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_watch_takes_patches_easy_and_hard_for_what_they_are(kind, seed):
+    """The logarithm spreads by 0.9 where a batch is one patch of 8 x 8, by 0.5 to 0.8 where it is two of 16 x 16."""
+    random = np.random.default_rng(seed)
+    assert calm(Watch(kind), as_kind(kind, 0.012 * np.exp(0.7 * random.normal(size=4000))))
+    # A network that is all but perfect, but for a patch in ten; the first is of sky.
+    sky = np.where(random.uniform(size=4000) < 0.1, 0.1, 1e-5)
+    assert Watch(kind)(as_kind(kind, [0.0, *sky])) is None
+    # Fine-tuning for pictures twice as hard as those before, at once or little by little.
+    harder = 0.012 * np.exp(0.5 * random.normal(size=2000)) * np.linspace(1, 2, 2000)
+    assert calm(Watch(kind), as_kind(kind, harder))
+
+
+@pytest.mark.parametrize("kind", recipe.LOSSES)
+def test_the_watch_lets_high_learning_rates_warm_up_and_spike(kind):
+    """Measured of random weights at a learning rate of 0.002; later spikes made up."""
+    first = [0.285, 0.483, 0.259, 2.26, 0.45, 0.28, 0.22, 0.0987, 0.277, 0.398, 0.157, 0.117]
+    rest = [*np.geomspace(0.12, 0.03, 300), 2.0, 5.0, 1.0, 0.2, 0.06, *[0.03] * 40, 300.0, *[0.03] * 60]
+    watch = Watch(kind)
+    assert watch(as_kind(kind, first + rest)) is None and watch.doubt is None
+
+
+def test_squares_are_judged_by_their_roots():
+    quiet = [0.01] * 300
+    assert Watch("l2")(quiet + [0.05] * 100) is None and Watch("l1")(quiet + [0.05] * 100) is not None
+    assert Watch("l2")(quiet + [0.15] * 100) is not None
+
+
+@pytest.mark.parametrize("kind", recipe.LOSSES)
+def test_the_watch_takes_the_three_numbers_of_older_checkpoints(kind):
+    (level,), (high,) = as_kind(kind, [0.02]), as_kind(kind, [0.2])
+    for count in 7, 1000:
+        watch = Watch(kind)
+        watch.restore([level, level, count])
+        assert watch.doubt is None and watch([level] * 30) is None
+        seen = watch([high] * 30)
+        assert seen is not None and seen[0] < 25
+    watch.restore([1e31, 1e31, 300])  # diverged before anybody looked
+    assert watch([1e31]) is not None
+
+
+@given(st.integers(0, 25))
+@settings(deadline=None, max_examples=10)
+def test_the_watch_goes_on_with_a_divergence_after_a_resume(at):
+    losses = [0.3, 0.28, 5.0] + [1e4] * 30
+    whole, first, rest = Watch("l2")(losses), Watch("l2"), Watch("l2")
+    seen = first(losses[:at])
+    if seen is None:
+        rest.restore(json.loads(json.dumps(first.state())))
+        assert rest.doubt == first.doubt
+        seen = rest(losses[at:])
+        seen = seen and (seen[0] + at, seen[1])
+    assert seen == whole and whole is not None
+
+
 @given(st.lists(st.integers(1, 40), max_size=12), st.integers(0, 300))
 @settings(deadline=None, max_examples=30)
 def test_the_watch_does_not_mind_portions_nor_being_saved(portions, jump_at):
