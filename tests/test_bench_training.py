@@ -260,7 +260,9 @@ def test_the_command_writes_a_record(uncompiled, tiny_command, monkeypatch, tmp_
     assert path.name.endswith("-training.json") and record == json.loads(said.out)
     (entry,) = record["workloads"]
     assert entry["work"] == "training-tiny-x3-2x8" and set(entry["skipped"]) == {"eager", "triton"}
-    assert list(entry["cases"]) == ["torch", "plain", "compile"] and entry["wrong"] == {}
+    ways = ["winograd", "torch", "plain", "channels_last", "compile"]
+    assert list(entry["cases"]) == ways and entry["wrong"] == {}
+    assert all(case["peak_mib"] is None or case["peak_mib"] > 50 for case in entry["cases"].values())
     assert all(len(case["seconds"]) == 2 and case["ratio"] > 0 for case in entry["cases"].values())
     assert "| ours, on PyTorch |" in report.render(record) and "aim" not in report.render(record)
 
