@@ -61,13 +61,13 @@ def dtype(options: TrainOptions, ranks: Ranks) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[auto if options.precision == "auto" else options.precision]
 
 
-def ops(options: TrainOptions, ranks: Ranks, dtype: torch.dtype, features: int):
+def ops(options: TrainOptions, ranks: Ranks, dtype: torch.dtype, features: int, say: Callable[[str], None]):
     """The ops to train with: on kernels of ours if asked for, or where they were measured to be faster."""
     triton = ranks.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if options.backend == "triton" and not triton:
         raise EngineError(f"--backend triton needs an NVIDIA GPU and triton, not {ranks.device}; use --backend torch")
     if ranks.device.type == "cpu":
-        return _on_cpu(options, dtype, features)
+        return _on_cpu(options, dtype, features, say)
     if options.backend == "torch" or not triton:
         return reference
     from kernels import training
@@ -75,16 +75,19 @@ def ops(options: TrainOptions, ranks: Ranks, dtype: torch.dtype, features: int):
     return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
 
 
-def _on_cpu(options: TrainOptions, dtype: torch.dtype, features: int):
+def _on_cpu(options: TrainOptions, dtype: torch.dtype, features: int, say: Callable[[str], None]):
+    if options.backend == "torch":
+        return reference
     from kernels import winograd_cpu
     from kernels.winograd_cpu import training
 
-    reason = winograd_cpu.trouble()
-    if dtype != torch.float32 or features % winograd_cpu.CHANNELS:
+    if dtype == torch.float32 and features % winograd_cpu.CHANNELS == 0:
+        reason = winograd_cpu.ready(say, training=True)
+    else:
         reason = f"the kernels need fp32 and a multiple of {winograd_cpu.CHANNELS} features, not {features} in {dtype}"
     if options.backend == "winograd" and reason:
         raise EngineError(f"--backend winograd: {reason}; use --backend torch")
-    return reference if options.backend == "torch" or reason else training
+    return reference if reason else training
 
 
 def worth_collapsing(ranks: Ranks, batch: int, patch: int) -> bool:

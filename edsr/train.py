@@ -122,7 +122,7 @@ class _Run:
             pictures, options.patch, options.batch, options.seed, ranks.device, block, share, options.degradation
         )
         dtype = start.dtype(options, ranks)
-        ops = start.ops(options, ranks, dtype, model.config.features)
+        ops = start.ops(options, ranks, dtype, model.config.features, say)
         collapsed = start.worth_collapsing(ranks, options.batch, options.patch)
         self._build = lambda averaging: Step(
             model, feed, ranks, options.loss, averaging, dtype, ops, options.graph, say, collapsed

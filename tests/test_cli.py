@@ -125,7 +125,7 @@ def test_cpu_kernels_are_compiled_once_and_say_so(home, upscale, monkeypatch):
     save_model(network(2, features=16), "m.safetensors")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     for first in (True, False):
-        monkeypatch.setattr("kernels.winograd_cpu.native._loaded", None)
+        monkeypatch.setattr("kernels.winograd_cpu.native._loaded", {})
         code, out, err = upscale("photo.png", "--json", "--overwrite", "--device", "cpu")
         assert code == 0 and json.loads(out)["backend"] == "winograd"
         assert ("compiling the CPU kernels" in err) == first and bool(err) == first

@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def load():
-        monkeypatch.setattr(native, "_loaded", None)
+        monkeypatch.setattr(native, "_loaded", {})
         lines = []
         return native.load(lines.append), lines
 
@@ -48,12 +48,14 @@ def convolves(kernels) -> bool:
     run._block.cache_clear()
     run._gradient_block.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_loaded", kernels)
+        patch.setattr(native, "_loaded", dict.fromkeys((False, True), kernels))
         x = torch.randn(1, 48, 13, 18).contiguous(memory_format=torch.channels_last)
         weight, bias = torch.randn(80, 48, 3, 3) / 20, torch.randn(80)
         difference = winograd_cpu.conv3x3(x, weight, bias) - F.conv2d(x, weight, bias, padding=1)
         dy = torch.randn(1, 80, 13, 18).contiguous(memory_format=torch.channels_last)
-        gradient = run.wgrad(x, dy, 3)[0] - torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
+        gradient = torch.zeros(1)
+        if "wgrad3x3" in kernels.functions:
+            gradient = run.wgrad(x, dy, 3)[0] - torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
     run.kernels.cache_clear()
     run._block.cache_clear()
     run._gradient_block.cache_clear()
@@ -106,7 +108,7 @@ class TestCache:
     def test_two_processes_at_once(self, tmp_path):
         code = (
             "import sys; from kernels.winograd_cpu import native; sys.stdout.write('here\\n'); sys.stdout.flush()\n"
-            "sys.stdin.readline(); native.load(); native._loaded = None\n"
+            "sys.stdin.readline(); native.load(); native._loaded = {}\n"
             "native.load(lambda line: sys.exit(f'not kept: {line}'))"
         )
         start = [sys.executable, "-c", code]
@@ -145,7 +147,7 @@ class TestOtherMachines:
             pytest.skip(f"this CPU has no {needs}")
         shape = {"avx2": Shape(8, 6, 2), "avx512f": Shape(16, 3, 4), "sse2": Shape(4, 3, 4)}[needs]
         machine = native.Machine(cpu, "", shape)
-        assert convolves(native._link(machine, native.compiled(machine)))
+        assert convolves(native._link(machine, native.compiled(machine, training=True), training=True))
 
     def test_shapes(self, monkeypatch):
         monkeypatch.setattr(sys, "platform", "linux")
@@ -163,7 +165,7 @@ class TestOtherMachines:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         target = llvm.Target.from_triple("aarch64-linux-gnu").create_target_machine("neoverse-n1", opt=3)
-        module = llvm.parse_assembly(codegen.source(native.shape_for("aarch64", {})))
+        module = llvm.parse_assembly(codegen.source(native.shape_for("aarch64", {}), training=True))
         module.verify()
         passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
         passes.getModulePassManager().run(module, passes)
@@ -172,7 +174,7 @@ class TestOtherMachines:
         assert len(re.findall(r"fmla\s.*\.s\[\d\]", body)) == 15 * 12  # of 16 channels, the first is no sum
 
     def test_failure_is_one_line(self, cache, monkeypatch):
-        monkeypatch.setattr(native, "source", lambda shape: "this is no code")
+        monkeypatch.setattr(native, "source", lambda *_: "this is no code")
         with pytest.raises(native.NativeError, match=r"^the kernels could not be compiled: .*$"):
             cache()
 
@@ -188,7 +190,7 @@ def test_the_code_can_be_read():
 def test_tasks_agree():
     """What Python packs is what the compiled code reads."""
     run.kernels()
-    for name in codegen.NAMES:
+    for name in codegen.TRAINING_NAMES:
         layout, fields = run._layout(name)
         assert layout.size == 8 * len(fields) == 8 * len((ctypes.c_int64 * len(fields))())
         assert fields is codegen.TASKS[name[:-3]] and sum(field.startswith("next") for field in fields) == 1

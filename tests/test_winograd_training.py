@@ -245,6 +245,14 @@ class TestRuns:
         whole, parts = (load_model(tmp_path / name / "last.safetensors").state_dict() for name in ("whole", "parts"))
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
+    def test_compiling_is_said_once(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        for first in True, False:
+            monkeypatch.setattr("kernels.winograd_cpu.native._loaded", {})
+            lines: list[str] = []
+            list(train(self.options(folder, tmp_path / f"run{first}", steps=1), lines.append))
+            assert any("compiling the CPU kernels for training" in line for line in lines) == first
+
     def test_what_they_do_not_serve(self, folder, tmp_path, monkeypatch):
         monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=8))
         assert len(list(train(self.options(folder, tmp_path / "run")))) == 6

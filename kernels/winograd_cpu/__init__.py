@@ -99,7 +99,7 @@ def serves(
         and (gradients or not (torch.is_grad_enabled() and any(t.requires_grad for t in operands)))
         and not any(size % CHANNELS for size in (weight.shape[:2] if outputs else weight.shape[1:2]))
         and all(_channels_last(t) for t in (x, *maps) if t is not None)
-        and kernels() is not None
+        and kernels(gradients) is not None
     )
 
 

@@ -24,8 +24,10 @@ from kernels.winograd_cpu.wgrad import END_TASK, Wgrad
 from kernels.winograd_cpu.wgrad import TASK as WGRAD_TASK
 
 KERNELS = {"conv3x3": (4, 3), "conv5x5": (2, 5)}  # name -> (m outputs, r taps)
-NAMES = tuple(KERNELS) + tuple(f"{kind}{r}x{r}" for kind in ("filter", "wgrad", "wgrad_end") for r in (3, 5))
+NAMES = (*KERNELS, "filter3x3", "filter5x5")
 """Of the functions that `source` has."""
+TRAINING_NAMES = (*NAMES, "wgrad3x3", "wgrad5x5", "wgrad_end3x3", "wgrad_end5x5")
+"""Of those that it has for training."""
 
 TASK = (  # fields of what a kernel is called with, 64 bits each
     "x",  # address of the input's first float
@@ -59,11 +61,12 @@ TASKS = {"conv": TASK, "filter": FILTER_TASK, "wgrad": WGRAD_TASK, "wgrad_end": 
 """Kind of a function, without its size -> fields of what it is called with."""
 
 
-def source(shape: Shape) -> str:
+def source(shape: Shape, training: bool) -> str:
     """LLVM IR of all kernels: name(task, scratch), see `TASKS`. scratch: floats of the thread's own."""
-    tiles = _Convolutions(shape)
+    tiles = _Convolutions(shape, training)
     Filters(tiles)
-    Wgrad(tiles)
+    if training:
+        Wgrad(tiles)
     return str(tiles.module)
 
 
@@ -82,13 +85,13 @@ EPILOGUES = ("", "skip", "mask")
 
 
 class _Convolutions(Tiles):
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, masks: bool):
         super().__init__(shape)
         self.store_fence = ir.Function(self.module, ir.FunctionType(VOID, []), "llvm.x86.sse.sfence")
         self.multiply = {vectors: self._multiply(vectors) for vectors in range(1, shape.vectors + 1)}
         for name, (m, r) in KERNELS.items():
             past = (False, True) if goes_past_caches(shape) else (False,)
-            kinds = itertools.product(EPILOGUES, past)
+            kinds = itertools.product(EPILOGUES if masks else EPILOGUES[:2], past)
             outputs = {kind: self._transform_output(name, m, r, *kind) for kind in kinds}
             self._kernel(name, m, r, outputs)
 

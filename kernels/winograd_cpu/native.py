@@ -21,12 +21,12 @@ from llvmlite import __version__ as llvmlite_version
 from llvmlite import binding as llvm
 
 from kernels import cache
-from kernels.winograd_cpu.codegen import NAMES, goes_past_caches, source
+from kernels.winograd_cpu.codegen import NAMES, TRAINING_NAMES, goes_past_caches, source
 from kernels.winograd_cpu.tiles import Shape
 
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
 _lock = threading.Lock()
-_loaded: "Kernels | None" = None
+_loaded: "dict[bool, Kernels]" = {}  # by whether they are for training
 
 
 class NativeError(Exception):
@@ -36,7 +36,7 @@ class NativeError(Exception):
 class Kernels(NamedTuple):
     shape: Shape
     past_caches: bool  # whether they can write so
-    functions: dict[str, Function]  # by their names in `codegen.NAMES`
+    functions: dict[str, Function]  # by their names in `codegen`
     engine: Any  # keeps their code in memory
 
 
@@ -69,29 +69,29 @@ def shape_for(architecture: str, features: dict[str, bool]) -> Shape:
     raise NativeError(f"the kernels need AVX2, AVX-512 or NEON, which this CPU ({architecture}) has not")
 
 
-def load(say: Callable[[str], None] = lambda line: None) -> Kernels:
+def load(say: Callable[[str], None] = lambda line: None, training: bool = False) -> Kernels:
     """The kernels of this machine, from the cache or compiled now. say: gets a line if they have to be compiled.
 
-    Raises NativeError where that fails.
+    training: those with gradients, which take three times as long to compile. Raises NativeError where that fails.
     """
-    global _loaded
     with _lock:
-        if _loaded is None:
+        if training not in _loaded:
             machine = this_machine()
             try:
-                _loaded = _link(machine, _object(machine, say))
+                _loaded[training] = _link(machine, _object(machine, training, say), training)
             except (RuntimeError, OSError) as error:  # of LLVM, of the system
                 raise NativeError(f"the kernels could not be compiled: {str(error).splitlines()[0]}") from None
-        return _loaded
+        return _loaded[training]
 
 
-def _object(machine: Machine, say: Callable[[str], None]) -> bytes:
-    path = cache.folder() / f"winograd-{_key(machine)}.o"
+def _object(machine: Machine, training: bool, say: Callable[[str], None]) -> bytes:
+    path = cache.folder() / f"winograd-{_key(machine, training)}.o"
     found = _read(path)
     if found is None:
-        say(f"compiling the CPU kernels for {machine.cpu}, once on this machine")
+        what = "CPU kernels for training" if training else "CPU kernels"
+        say(f"compiling the {what} for {machine.cpu}, once on this machine")
         start = time.perf_counter()
-        found = compiled(machine)
+        found = compiled(machine, training)
         kept = _write(path, found)
         say(f"compiled in {time.perf_counter() - start:.1f} s{'' if kept else f'; {path.parent} cannot keep them'}")
     return found
@@ -102,10 +102,10 @@ def _target(machine: Machine) -> llvm.TargetMachine:
     return target.create_target_machine(cpu=machine.cpu, features=machine.features, opt=3, jit=True)
 
 
-def compiled(machine: Machine) -> bytes:
-    """Object code of all kernels."""
+def compiled(machine: Machine, training: bool = False) -> bytes:
+    """Object code of all kernels, those for training as well or not."""
     target = _target(machine)
-    module = llvm.parse_assembly(source(machine.shape))
+    module = llvm.parse_assembly(source(machine.shape, training))
     module.verify()
     module.triple = target.triple
     passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
@@ -113,21 +113,21 @@ def compiled(machine: Machine) -> bytes:
     return target.emit_object(module)
 
 
-def _link(machine: Machine, code: bytes) -> Kernels:
+def _link(machine: Machine, code: bytes, training: bool) -> Kernels:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-    functions = {name: kind(engine.get_function_address(name)) for name in NAMES}
+    functions = {name: kind(engine.get_function_address(name)) for name in (TRAINING_NAMES if training else NAMES)}
     return Kernels(machine.shape, goes_past_caches(machine.shape), functions, engine)
 
 
-def _key(machine: Machine) -> str:
+def _key(machine: Machine, training: bool = False) -> str:
     """Of all that the code depends on: what writes it, the CPU, the system and the compiler."""
     writers = "builder.py", "codegen.py", "filters.py", "native.py", "tiles.py", "transforms.py", "wgrad.py"
     sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in writers]
     versions = [llvmlite_version, *map(str, llvm.llvm_version_info), llvm.get_default_triple()]
-    parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape)]
+    parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape), str(training)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -156,4 +156,4 @@ def l2_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(source(this_machine().shape))
+    sys.stdout.write(source(this_machine().shape, training=True))

@@ -41,29 +41,29 @@ def trouble() -> str:
     return ""
 
 
-def ready(say: Callable[[str], None]) -> str:
+def ready(say: Callable[[str], None], training: bool = False) -> str:
     """Compiles the kernels unless that has been done on this machine; as `trouble` when that has been tried.
 
-    say: gets a line if they are compiled.
+    say: gets a line if they are compiled. training: those with gradients.
     """
     reason = trouble()
     if not reason:
         native = importlib.import_module("kernels.winograd_cpu.native")
         try:
-            native.load(say)
+            native.load(say, training)
         except native.NativeError as error:
             return str(error)
     return reason
 
 
 @cache
-def kernels():
+def kernels(training: bool = False):
     """The kernels, or None where there are none, which is told once."""
-    reason = ready(log.info)
+    reason = ready(log.info, training)
     if reason:
         log.warning("%s: PyTorch computes", reason)
         return None
-    return importlib.import_module("kernels.winograd_cpu.native").load()
+    return importlib.import_module("kernels.winograd_cpu.native").load(training=training)
 
 
 # --- filters
@@ -171,6 +171,7 @@ def convolve(
     _call(
         f"conv{taps}x{taps}",
         floats,
+        training=masks,
         x=x.data_ptr(),
         weight=filter_.u.data_ptr(),
         bias=bias.data_ptr(),
@@ -240,6 +241,7 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     _call(
         f"wgrad{taps}x{taps}",
         floats,
+        training=True,
         x=x.data_ptr(),
         dy=dy.data_ptr(),
         sums=sums.data_ptr(),
@@ -262,6 +264,7 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     _call(
         f"wgrad_end{taps}x{taps}",
         TILE * TILE * shape.lanes,
+        training=True,
         sums=sums.data_ptr(),
         dw=dw.data_ptr(),
         next_output=0,
@@ -300,12 +303,13 @@ def _gradient_block(inputs: int, outputs: int) -> tuple[int, int]:
 # --- calls
 
 
-def _call(name: str, floats: int = 1, **fields: float) -> None:
-    """A kernel on all threads. floats: of a thread's scratch. fields: all of its task's."""
+def _call(name: str, floats: int = 1, training: bool = False, **fields: float) -> None:
+    """A kernel on all threads. floats: of a thread's scratch. fields: all of its task's. training: whether it is one
+    of those that are compiled for that alone."""
     layout, names = _layout(name)
     task = (ctypes.c_int64 * len(names))()
     layout.pack_into(task, 0, *map(fields.__getitem__, names))
-    run_everywhere(kernels().functions[name], ctypes.addressof(task), floats, torch.get_num_threads())
+    run_everywhere(kernels(training).functions[name], ctypes.addressof(task), floats, torch.get_num_threads())
 
 
 @cache
