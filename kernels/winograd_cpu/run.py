@@ -22,7 +22,7 @@ from kernels.winograd_cpu.threads import run_everywhere
 from kernels.winograd_cpu.transforms import TILE
 
 log = logging.getLogger(__name__)
-TILES = 6  # in a block, at least: all weights are read once for each block
+TILES = 12  # in a block, at least: all weights are read once for each block, and those of most layers fit no L2 cache
 CHUNK, CHUNKS = 64, 16  # tiles at least that a gradient's sums are made of, and how many such sums at most
 
 
@@ -207,7 +207,7 @@ def _l2_bytes() -> int:
 
 @cache
 def _block(inputs: int, outputs: int) -> tuple[int, int]:
-    """(groups of tiles in a block, floats of a thread's scratch): an eighth of the L2 cache.
+    """(groups of tiles in a block, floats of a thread's scratch): an eighth of the L2 cache, or TILES tiles.
 
     The rest is for weights, and for what comes next.
     """
