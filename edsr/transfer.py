@@ -35,7 +35,7 @@ class Transfers:
     def to_device(self, rows: np.ndarray) -> Tensor:
         """[n, W, C] of any dtype -> the same on the device."""
         # Writable, because torch warns of what is not, and Pillow lends its pixels for reading alone.
-        source = torch.from_numpy(np.require(rows, requirements="CW"))
+        source = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
         if self._up is None:
             return source.to(self.device)
         locked = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
