@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.cases import SLACK, Unavailable, compiled, gflop_per_pixel, network
-from edsr import EDSR, EDSRConfig, start
+from edsr import EDSR, EDSRConfig
 from edsr.journal import NOTED
 from edsr.patches import Feed
 from edsr.pictures import Pictures, pack
@@ -41,6 +41,7 @@ from edsr.ranks import Ranks
 from edsr.recipe import ema_decay
 from edsr.resize import downscale
 from edsr.step import BLOCK_FLOPS, Step
+from edsr.tail import worth_collapsing
 from kernels import winograd_cpu
 
 LEARNING_RATE = 1e-4
@@ -235,7 +236,7 @@ class Ours:
         feed = Feed(work.pictures, work.patch, work.batch, SEED, work.device, self.portion)
         module, decay = importlib.import_module(f"kernels.{ops}"), ema_decay(300_000)
         ranks = Ranks(work.device)
-        said, collapsed = self._said.append, start.worth_collapsing(ranks, work.batch, work.patch)
+        said, collapsed = self._said.append, worth_collapsing(ranks.device, work.batch * work.patch**2)
         self._step = Step(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, said, collapsed)
         self._start = {name: tensor.clone() for name, tensor in self._step.tensors().items()}
 

@@ -14,8 +14,6 @@ from edsr.ranks import Ranks
 from edsr.step import BLOCK_FLOPS
 from kernels import reference
 
-COLLAPSED_FROM = 1024  # LR pixels of one process's patches in a step
-
 
 def pictures(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) -> tuple[Pictures, Pictures | None]:
     """To train on, and to validate on if there are any."""
@@ -88,15 +86,6 @@ def _on_cpu(options: TrainOptions, dtype: torch.dtype, features: int, say: Calla
     if options.backend == "winograd" and reason:
         raise EngineError(f"--backend winograd: {reason}; use --backend torch")
     return reference if reason else training
-
-
-def worth_collapsing(ranks: Ranks, batch: int, patch: int) -> bool:
-    """Whether to train on the collapsed tail (`edsr.tail`): where that was measured to be faster."""
-    # Time of a step on the plain tail by that on the collapsed one, x2 / x3 / x4, by the LR pixels of a batch; one
-    # thread of a Zen 4 (AVX-512), PyTorch's convolutions, 64 features: 1024 pixels 1.05 / 1.17 / 1.26, 2304 pixels
-    # 1.12 / 1.23 / 1.49, 36,864 pixels 1.14 / - / 1.73; 256 features, 1024 pixels: 1.22 / - / 1.25. But 64 features and
-    # 64 pixels: 0.90 / - / 0.61, as composing takes some 3 / 9 / 30 ms. On GPUs nobody has measured it.
-    return ranks.device.type == "cpu" and batch // ranks.world * patch**2 >= COLLAPSED_FROM
 
 
 def block(options: TrainOptions, model: EDSR, ranks: Ranks) -> int:

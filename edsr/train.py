@@ -28,6 +28,7 @@ from edsr.origin import Origin
 from edsr.patches import Feed
 from edsr.ranks import Ranks
 from edsr.step import Step
+from edsr.tail import worth_collapsing
 from edsr.validation import Scores, misfit, plain, probe, validate, worsened
 
 WORSE = 1.25  # times the misfit that a run began with: one that ends with more is told; with Watch.JUMP, it has failed
@@ -123,7 +124,7 @@ class _Run:
         )
         dtype = start.dtype(options, ranks)
         ops = start.ops(options, ranks, dtype, model.config.features, say)
-        collapsed = start.worth_collapsing(ranks, options.batch, options.patch)
+        collapsed = worth_collapsing(ranks.device, options.batch // ranks.world * options.patch**2)
         self._build = lambda averaging: Step(
             model, feed, ranks, options.loss, averaging, dtype, ops, options.graph, say, collapsed
         )

@@ -122,6 +122,7 @@ ALLOWED = {  # module -> the project modules it may import; cli and tests may im
         "edsr.recipe",
         "edsr.start",
         "edsr.step",
+        "edsr.tail",
         "edsr.validation",
         "edsr.weights",
     },

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from edsr import data, load_model, recipe, start
+from edsr import data, load_model, recipe, tail
 from edsr.fold import CLASSES, collapse
 from edsr.model import EDSR, EDSRConfig
 from edsr.patches import Feed
@@ -143,7 +143,7 @@ def test_steps_are_those_of_the_plain_tail_to_rounding(folder, dtype, apart, sca
 def test_a_run_on_the_collapsed_tail_resumes_to_the_bit(folder, tmp_path, tiny, monkeypatch, scale):
     taken, honest = [], CollapsedEDSR.reconstruct
     monkeypatch.setattr(CollapsedEDSR, "reconstruct", lambda *args: (taken.append(1), honest(*args))[1])
-    monkeypatch.setattr(start, "COLLAPSED_FROM", 128)
+    monkeypatch.setattr(tail, "COLLAPSED_FROM", 128)
     list(train(options(folder, tmp_path / "whole", scale=scale, init="none")))
     assert len(taken) == 12
     with contextlib.closing(train(options(folder, tmp_path / "parts", scale=scale, init="none"))) as steps:
@@ -157,9 +157,6 @@ def test_a_run_on_the_collapsed_tail_resumes_to_the_bit(folder, tmp_path, tiny, 
 
 
 def test_it_is_used_where_it_was_measured_to_be_faster():
-    ranks = SimpleNamespace(device=torch.device("cpu"), world=1)
-    assert start.worth_collapsing(ranks, 16, 48)
-    assert start.worth_collapsing(ranks, 4, 16)
-    assert not start.worth_collapsing(ranks, 4, 15)
-    assert not start.worth_collapsing(SimpleNamespace(device=ranks.device, world=2), 4, 16)
-    assert not start.worth_collapsing(SimpleNamespace(device=torch.device("cuda"), world=1), 16, 48)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert tail.worth_collapsing(cpu, 16 * 48**2) and tail.worth_collapsing(cpu, 4 * 16**2)
+    assert not tail.worth_collapsing(cpu, 4 * 15**2) and not tail.worth_collapsing(gpu, 16 * 48**2)
