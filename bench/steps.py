@@ -238,7 +238,7 @@ class Ours:
         ranks = Ranks(work.device)
         said, collapsed = self._said.append, worth_collapsing(ranks.device, work.batch * work.patch**2)
         self._step = Step(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, said, collapsed)
-        self._start = {name: tensor.clone() for name, tensor in self._step.tensors().items()}
+        self._start: dict[str, Tensor] | None = None  # kept where it is asked for: it is memory that no run needs
 
     def run(self, steps: int) -> None:
         """Raises AssertionError if there is no graph where there should be one."""
@@ -254,6 +254,9 @@ class Ours:
     def first(self) -> tuple[float, Tensor]:
         """Loss and direction of the first step, which is on the work's patches."""
         torch.backends.cudnn.benchmark = True
+        if self._start is None:
+            assert self._at == 0
+            self._start = {name: tensor.clone() for name, tensor in self._step.tensors().items()}
         for name, tensor in self._step.tensors().items():
             tensor.copy_(self._start[name])
         (loss,) = self._step.run(0, [LEARNING_RATE])
