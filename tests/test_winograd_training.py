@@ -78,25 +78,23 @@ def test_the_weight(height, width, inputs, outputs, batch, taps, scale):
 
 @pytest.mark.parametrize("many", [(16, 64, 48), (4, 64, 32), (2, 256, 24)], ids=["16 x 48", "4 x 32", "wide"])
 def test_accuracy(many):
-    """Of a residual block's gradients, as they are after a ReLU: the largest error no more than twice PyTorch's, and
-    the mean error three times, most of which is the rounding of sums that PyTorch makes of fewer terms."""
+    """Of a residual block's gradients: no worse than twice PyTorch's in fp32, the largest error and the mean one."""
     n, c, side = many
+    torch.manual_seed(0)
     x, dy = F.relu(features(n, c, side, side)), features(n, c, side, side)
     first, second = layer(c, c), layer(c, c)
 
     def gradients(ops, dtype):
-        operands = [t.to(dtype).requires_grad_() for t in (x, *first, *second)]
+        operands = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, *first, *second)]
         ops.resblock(*operands, 1.0).backward(dy.to(dtype))
         return [t.grad for t in operands]
 
-    true, ours, torch_ = (
-        gradients(*kind) for kind in ((reference, torch.float64), (training, torch.float32), (reference, torch.float32))
-    )
-    for t, a, b in zip(true, ours, torch_, strict=True):
-        # Sums of a bias are off by as much as PyTorch's by chance: by the size of their terms.
-        size = dy.abs().sum((0, 2, 3)).max() * 1e-7 if t.dim() == 1 else 0
-        assert (a - t).abs().max() <= 2 * (b - t).abs().max() + size
-        assert (a - t).abs().mean() <= 3 * (b - t).abs().mean() + size
+    true = gradients(reference, torch.float64)
+    for t, ours, torch_ in zip(
+        true, gradients(training, torch.float32), gradients(reference, torch.float32), strict=True
+    ):
+        assert 0 < (ours - t).abs().max() <= 2 * (torch_ - t).abs().max()
+        assert (ours - t).abs().mean() <= 2 * (torch_ - t).abs().mean()
 
 
 def test_any_number_of_threads_gives_the_same_bits():
