@@ -212,15 +212,9 @@ class _Convolutions(Tiles):
             # Tiles in: V.
             with b.loop(count, "tile") as i:
                 image, top, left = corner(b.add(first, i))
-                here = of("x", image)
-                top, left = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
-                fits = b.and_(b.within(top, TILE, field["height"]), b.within(left, TILE, field["width"]))
-                with b.if_then(b.not_(fits)):
-                    size = [field["height"], field["width"], inputs, b.i(TILE)]
-                    b.call(self.copy_in, [here, field["x_row"], top, left, *size, edge_in])
-                source = b.at(here, b.add(b.mul(top, field["x_row"]), b.mul(left, pixel)))
-                source = b.select(fits, source, edge_in)
-                row = b.select(fits, field["x_row"], b.mul(pixel, b.i(TILE)))
+                place = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
+                size = field["height"], field["width"]
+                source, row = self.window(b, of("x", image), field["x_row"], place, size, inputs, TILE, edge_in)
                 b.call(self.transform_input, [source, row, pixel, inputs, group_at(v, v_group, i)])
 
             # Products: M. Meanwhile memory is asked for: of a sixth of the tiles at a time, one row at each point.

@@ -108,6 +108,29 @@ class Tiles:
         b.ret_void()
         return function
 
+    def window(
+        self,
+        b: Builder,
+        map_: Value,
+        row: Value,
+        corner: tuple[Value, Value],
+        size: tuple[Value, Value],
+        vectors: Value,
+        side: int,
+        edge: Value,
+    ) -> tuple[Value, Value]:
+        """side x side pixels of a map at a corner: where they begin, and the floats from one row of them to the next.
+
+        size: rows and columns of the map. In place where they lie in it, else a copy with zeros around it, in `edge`.
+        """
+        (top, left), (height, width) = corner, size
+        pixel = b.mul(vectors, b.i(self.shape.lanes))
+        fits = b.and_(b.within(top, side, height), b.within(left, side, width))
+        with b.if_then(b.not_(fits)):
+            b.call(self.copy_in, [map_, row, top, left, height, width, vectors, b.i(side), edge])
+        source = b.at(map_, b.add(b.mul(top, row), b.mul(left, pixel)))
+        return b.select(fits, source, edge), b.select(fits, row, b.mul(pixel, b.i(side)))
+
     def linear(self, b: Builder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
         """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
         twins = _twins(matrix.T)

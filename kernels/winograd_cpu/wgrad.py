@@ -165,25 +165,14 @@ class Wgrad:
                     nowhere = b.add(b.add(field["height"], field["dy_height"]), field["padding"])
                     top = b.select(b.icmp_signed("<", i, count), top, nowhere)
                     here = b.at(dy, b.mul(image, field["dy_image"]))
-                    fits = b.and_(b.within(top, m, field["dy_height"]), b.within(left, m, field["width"]))
-                    with b.if_then(b.not_(fits)):
-                        size = [field["dy_height"], field["width"], outputs, b.i(m)]
-                        b.call(tiles_.copy_in, [here, field["dy_row"], top, left, *size, edge_dy])
-                    source = b.at(here, b.add(b.mul(top, field["dy_row"]), b.mul(left, dy_pixel)))
-                    source = b.select(fits, source, edge_dy)
-                    row = b.select(fits, field["dy_row"], b.mul(dy_pixel, b.i(m)))
+                    size = field["dy_height"], field["width"]
+                    source, row = tiles_.window(b, here, field["dy_row"], (top, left), size, outputs, m, edge_dy)
                     operands = [source, row, dy_pixel, outputs, group_at(w, w_group, i), block_bias]
                     b.call(transform_gradient, operands)
 
-                    top, left = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
-                    here = b.at(x, b.mul(image, field["x_image"]))
-                    fits = b.and_(b.within(top, TILE, field["height"]), b.within(left, TILE, field["width"]))
-                    with b.if_then(b.not_(fits)):
-                        size = [field["height"], field["width"], inputs, b.i(TILE)]
-                        b.call(tiles_.copy_in, [here, field["x_row"], top, left, *size, edge_in])
-                    source = b.at(here, b.add(b.mul(top, field["x_row"]), b.mul(left, pixel)))
-                    source = b.select(fits, source, edge_in)
-                    row = b.select(fits, field["x_row"], b.mul(pixel, b.i(TILE)))
+                    place = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
+                    here, size = b.at(x, b.mul(image, field["x_image"])), (field["height"], field["width"])
+                    source, row = tiles_.window(b, here, field["x_row"], place, size, inputs, TILE, edge_in)
                     b.call(tiles_.transform_input, [source, row, pixel, inputs, group_at(v, v_group, i)])
 
                 fresh = b.zext(b.icmp_signed("==", block, b.i(0)), I64)
