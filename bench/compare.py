@@ -30,15 +30,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cases import Run, Unavailable, Work, workloads
 from bench.frames import frames
+from bench.isolate import At, command, each, ending_on_sigterm, here, one_line, time_limit
 from bench.machine import Ceiling, clock, describe, machine_line, refused, repeats_for, synchronize
 from bench.ops import operations
 from bench.records import Found, Record
 from bench.records import write_whole as write_whole
 from bench.report import columns, heading, rounds_of, targets_table
 from bench.windows import largest
-from bench.worker import At, command, each, ending_on_sigterm, here, one_line, time_limit
+from bench.workloads import Run, Unavailable, Work, workloads
 
 SECONDS = 8.0  # on a GPU, for all rounds of one piece of work together
 # Seconds that a part of the work may take on a GPU.
@@ -188,7 +188,7 @@ def compare(
     at: At | None = None,
 ) -> dict:
     """The part of the record about one piece of work, told so far whenever there is more. failed, at: see
-    `bench.worker.each`."""
+    `bench.isolate.each`."""
     on_gpu, at = work.device == "cuda", at or At()
     found = Compared(work, failed or {})
     try:

@@ -5,9 +5,9 @@ import statistics
 import pytest
 import torch
 
-from bench.cases import Unavailable, Work
 from bench.compare import gpu_peak, settled
 from bench.machine import Ceiling, clock, describe, machine_line, repeats_for, synchronize
+from bench.workloads import Unavailable, Work
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 ROUNDS = {"cpu": 3, "cuda": 5}

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from bench import peers
-from bench.cases import Case, Run, Unavailable, Workload, compiled
 from bench.windows import Pair, cut, in_windows, largest, pairs, side_for
-from edsr import EDSR, PRESETS, EngineError, Upscaler
-from edsr.engine import PRECISIONS
-from kernels import reference
-from kernels.reference import Result
+from bench.workloads import Case, Run, Unavailable, Workload, compiled
+from edsr.devices import PRECISIONS
+from edsr.errors import EngineError
+from edsr.inference.upscaler import Upscaler
+from edsr.kernels import reference
+from edsr.kernels.interface import Result
+from edsr.models.edsr import EDSR, PRESETS
 
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "4K": (2160, 3840), "64x64": (64, 64)}  # rows, columns
 

@@ -103,7 +103,8 @@ def apart(function, *arguments) -> None:
 def save_one_block(path: str) -> None:
     import torch
 
-    from edsr import EDSR, EDSRConfig, save_model
+    from edsr.models.edsr import EDSR, EDSRConfig
+    from edsr.weights.edsr import save_model
 
     torch.manual_seed(0)
     save_model(EDSR(EDSRConfig(blocks=1)), path)
@@ -116,7 +117,8 @@ def check(model: str, source: Path, target: Path) -> None:
     """
     import numpy as np
 
-    from edsr import Upscaler, load_model
+    from edsr.inference.upscaler import Upscaler
+    from edsr.weights.edsr import load_model
 
     network = load_model(model)
     s, side = network.config.scale, CORNER + network.config.radius

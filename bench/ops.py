@@ -1,8 +1,8 @@
 """Single operations of the network on feature maps of one size: ours, cuDNN through PyTorch, torch.compile.
 
 Every case gets the same operands, channels_last and of one dtype. cuDNN computes a convolution alone: bias, ReLU and
-skip are kernels of their own (`kernels.reference`); torch.compile may fuse those. The gradients of a convolution are
-computed on patches, as in training.
+skip are kernels of their own (`edsr.kernels.reference`); torch.compile may fuse those. The gradients of a convolution
+are computed on patches, as in training.
 """
 
 import copy
@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import Case, Run, Unavailable, Work, compiled, gflop_of_end, network
 from bench.windows import Pair, cut, in_windows, largest, largest_difference, pairs, side_for
-from edsr import EDSR, EDSRConfig
-from edsr.fold import FoldedEDSR
-from edsr.model import DIV2K_MEAN
-from kernels import reference
-from kernels.reference import Result
+from bench.workloads import Case, Run, Unavailable, Work, compiled, gflop_of_end, network
+from edsr.kernels import reference
+from edsr.kernels.interface import Result
+from edsr.models.edsr import DIV2K_MEAN, EDSR, EDSRConfig
+from edsr.models.folding import FoldedEDSR
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ def plain_dgrad(op: Op) -> Call:
 
 def dgrad(op: Op) -> Call:
     dy, (weight, _), hidden = op.map(), op.weights(op.features), op.map(5).relu()
-    gradients = importlib.import_module("kernels.conv3x3_grad")
+    gradients = importlib.import_module("edsr.kernels.triton.conv3x3_backward")
     return lambda ops: gradients.dgrad(dy, weight, mask=hidden)
 
 
@@ -238,13 +237,13 @@ def plain_wgrad(op: Op) -> Call:
 
 def wgrad(op: Op) -> Call:
     dy, x = op.map(), op.map(5)
-    gradients = importlib.import_module("kernels.conv3x3_grad")
+    gradients = importlib.import_module("edsr.kernels.triton.conv3x3_backward")
     return lambda ops: gradients.wgrad(x, dy, dtype=x.dtype)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """plain: as peers do it; ours: as `kernels.fused` does; ways: cases besides ours and theirs."""
+    """plain: as peers do it; ours: as `edsr.kernels.triton.ops` does; ways: cases besides ours and theirs."""
 
     title: str
     plain: Callable[[Op], Call]
@@ -273,7 +272,7 @@ class Portable:
     @staticmethod
     def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False, skip: Tensor | None = None) -> Tensor:
         out = torch.empty_like(x)
-        importlib.import_module("kernels.conv3x3").portable(x, weight, bias, relu, 1.0, skip, 1, 1, out)
+        importlib.import_module("edsr.kernels.triton.conv3x3").portable(x, weight, bias, relu, 1.0, skip, 1, 1, out)
         return out
 
     @classmethod
@@ -287,12 +286,12 @@ class Hopper(Portable):
     @staticmethod
     def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False, skip: Tensor | None = None) -> Tensor:
         out = torch.empty_like(x)
-        importlib.import_module("kernels.hopper").conv3x3(x, weight, bias, relu, 1.0, skip, 1, out)
+        importlib.import_module("edsr.kernels.triton.hopper.dispatch").conv3x3(x, weight, bias, relu, 1.0, skip, 1, out)
         return out
 
 
 def ours(op: Op) -> Run:
-    call, fused = op.kind.ours(op), importlib.import_module("kernels.fused")
+    call, fused = op.kind.ours(op), importlib.import_module("edsr.kernels.triton.ops")
     return lambda: call(fused)
 
 
@@ -304,7 +303,7 @@ def portable(op: Op) -> Run:
 def hopper(op: Op) -> Run:
     weight, _ = op.weights(op.features)
     # It says so, too, where its own check of a kernel failed.
-    if not importlib.import_module("kernels.hopper").able(op.map(), weight, 1):
+    if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").able(op.map(), weight, 1):
         raise Unavailable(
             "there is one for 64, or a multiple of 128, features on Hopper GPUs only, where it is found right"
         )
@@ -314,10 +313,10 @@ def hopper(op: Op) -> Run:
 
 def one_kernel(op: Op) -> Run:
     weight, _ = op.weights(op.features)
-    if not importlib.import_module("kernels.hopper").able_block(op.map(), weight):
+    if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").able_block(op.map(), weight):
         raise Unavailable("there is one for 64 features on Hopper GPUs only, where it is found right")
     call = op.kind.ours(op)
-    return lambda: call(importlib.import_module("kernels.resblock"))
+    return lambda: call(importlib.import_module("edsr.kernels.triton.hopper.resblock"))
 
 
 def collapsed(op: Op) -> Run:

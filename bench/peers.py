@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.cases import Run, Unavailable, optional
-from bench.worker import one_line
-from kernels import reference
+from bench.isolate import one_line
+from bench.workloads import Run, Unavailable, optional
+from edsr.kernels import reference
 
 if TYPE_CHECKING:
     from bench.frames import Frame

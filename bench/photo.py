@@ -23,9 +23,13 @@ import numpy as np
 from PIL import Image
 
 from bench import drawings, machine
-from edsr import Upscaler, choice, imageio, load_model, metrics
-from edsr.lossy import Lossy, jpeg_quality
-from edsr.resize import bicubic, downscale
+from edsr.evaluation import metrics
+from edsr.images import find_pictures, read
+from edsr.images.compression import Lossy, jpeg_quality
+from edsr.images.resize import bicubic, downscale
+from edsr.inference.upscaler import Upscaler
+from edsr.weights import selection
+from edsr.weights.edsr import load_model
 
 QUALITIES = (95, 85, 75, 60, 40, 30)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -83,7 +87,7 @@ def scores(
     qualities: Sequence[int | None],
     shares: Sequence[float],
     noise: float = 0,
-    table: choice.Table | None = None,
+    table: selection.Table | None = None,
     measure: Callable[[np.ndarray, np.ndarray, int], float] = psnr,
 ) -> Scores:
     """Means over the originals, uint8 [H, W, 1 or 3]. table: what auto goes by, the package's if None. measure: of a
@@ -102,7 +106,7 @@ def scores(
                 assert found is not None
                 told = Lossy("JPEG", found, True)
             smooth = np.clip(np.floor(bicubic(given.astype(np.float64), height, width) + 0.5), 0, 255).astype(np.uint8)
-            auto = 0.0 if told is None else choice.share_for(told.quality, scale, table)
+            auto = 0.0 if told is None else selection.share_for(told.quality, scale, table)
             of_share = {share: measure(network(share)(given), original, scale) for share in {*shares, auto}}
             found = {"bicubic": measure(smooth, original, scale), "auto": of_share[auto]}
             for name, value in (found | {share: of_share[share] for share in shares}).items():
@@ -129,13 +133,13 @@ def best(shares: Sequence[float], values: Sequence[float]) -> float:
 def fit(found: Scores, shares: Sequence[float]) -> list[list[float]]:
     """[[quality, best share], ...], qualities ascending, shares multiples of choice.STEP."""
     tops = {q: best(shares, [by_name[share] for share in shares]) for q, by_name in found.items() if q is not None}
-    return [[q, round(round(tops[q] / choice.STEP) * choice.STEP, 2)] for q in sorted(tops)]
+    return [[q, round(round(tops[q] / selection.STEP) * selection.STEP, 2)] for q in sorted(tops)]
 
 
 def markdown(found: Scores, shares: Sequence[float], auto: bool = True) -> str:
     """A table of gains over bicubic in dB, the best mixture of each column in bold. auto: whether it has a row."""
     names: dict[str | float, str] = {share: f"share {share:g}" for share in shares}
-    names |= {0.0: choice.FAITHFUL, 1.0: choice.CLEAN} if shares else {}
+    names |= {0.0: selection.FAITHFUL, 1.0: selection.CLEAN} if shares else {}
     rows = [("", *("PNG" if q is None else str(q) for q in found))]
     rows.append(("bicubic, dB", *(f"{by_name['bicubic']:.2f}" for by_name in found.values())))
     for key in (*shares, "auto") if auto else shares:
@@ -150,7 +154,7 @@ def markdown(found: Scores, shares: Sequence[float], auto: bool = True) -> str:
 
 
 def drawn(
-    network: Network, scale: int, qualities: Sequence[int | None], table: choice.Table | None = None
+    network: Network, scale: int, qualities: Sequence[int | None], table: selection.Table | None = None
 ) -> tuple[dict[str, Scores], dict[str, Scores]]:
     """Name of a drawing -> PSNR, and -> `flat`, of the faithful network, the cleaning one and auto."""
     made = drawings.drawings()
@@ -166,7 +170,7 @@ def drawn(
 
 def drawn_markdown(gains: dict[str, Scores], flats: dict[str, Scores]) -> str:
     """Gains over bicubic in dB, and levels that flat areas are off."""
-    ways = {choice.FAITHFUL: 0.0, choice.CLEAN: 1.0, "auto": "auto"}
+    ways = {selection.FAITHFUL: 0.0, selection.CLEAN: 1.0, "auto": "auto"}
     qualities = list(next(iter(gains.values())))
     rows = [("", "", *("PNG" if q is None else str(q) for q in qualities))]
     for name, found in gains.items():
@@ -192,8 +196,8 @@ def write(path: Path, scale: int, points: list[list[float]]) -> None:
 
 
 def pictures(folder: str, most: int | None) -> Iterable[np.ndarray]:
-    for path in imageio.find_pictures(folder)[:most]:
-        yield imageio.read(path)
+    for path in find_pictures(folder)[:most]:
+        yield read(path)
 
 
 def main() -> None:
@@ -206,8 +210,8 @@ def main() -> None:
     parser.add_argument("--drawings", action="store_true", help="score drawings and a screenshot, made here")
     parser.add_argument("--fit", metavar="DIR", help="originals to find the best shares on")
     parser.add_argument("--write", action="store_true", help="put what --fit finds into the package")
-    parser.add_argument("--faithful", default=choice.FAITHFUL, metavar="NAME|FILE", help="the one end")
-    parser.add_argument("--clean", default=choice.CLEAN, metavar="NAME|FILE", help="the other")
+    parser.add_argument("--faithful", default=selection.FAITHFUL, metavar="NAME|FILE", help="the one end")
+    parser.add_argument("--clean", default=selection.CLEAN, metavar="NAME|FILE", help="the other")
     parser.add_argument("--most", type=int, metavar="N", help="of a folder's pictures")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", metavar="FILE", help="where to write the figures")
@@ -241,8 +245,8 @@ def run(options) -> None:
         print(f'\nbest shares: "{scale}": {json.dumps(points)}')
         figures["fit"] = points
         if options.write:
-            write(choice.TABLE, scale, points)
-            print(f"written into {choice.TABLE}")
+            write(selection.TABLE, scale, points)
+            print(f"written into {selection.TABLE}")
     for noise in options.noise if options.hr else ():
         qualities = [None, *options.qualities]
         found = scores(pictures(options.hr, options.most), network, scale, qualities, options.shares, noise, table)

@@ -17,8 +17,8 @@ FOLDER = "/tmp/edsr-triton-kernels"
 
 
 def compile_one(name: str, arch: int) -> list[str]:
-    """Compiles a case of `kernels.aot_cases` into Triton's cache; what went wrong."""
-    from kernels import aot, aot_cases
+    """Compiles a case of `edsr.kernels.aot_cases` into Triton's cache; what went wrong."""
+    from edsr.kernels import aot, aot_cases
 
     (case,) = (case for case in aot_cases.cases() if case.name == name)
     return [f"{name}: {reason}" for reason in aot.compile_case(case, arch).failures]
@@ -35,7 +35,7 @@ def main() -> int:
     folder = Path(os.environ.setdefault("TRITON_CACHE_DIR", FOLDER))
     os.environ |= {"TRITON_STORE_BINARY_ONLY": "1", "TRITON_INTERPRET": "0"}  # 0.3 MB a kernel; more is for reading
 
-    from kernels import aot_cases  # once Triton's settings are made
+    from edsr.kernels import aot_cases  # once Triton's settings are made
 
     chosen = [case for case in aot_cases.cases() if options.arch in case.archs and options.only in case.name]
     names = list(dict.fromkeys(case.name for case in chosen if case.kind in ("fp16", "bf16")))

@@ -1,6 +1,6 @@
 """Tries the kernels for Hopper GPUs on this GPU, and notes what was found for all of its kind: `python -m bench.probe`.
 
-As `python -m kernels.probe` does for one machine, each in a process of its own; the verdicts go into
+As `python -m kernels.triton.hopper.probe` does for one machine, each in a process of its own; the verdicts go into
 kernels/configs/<gpu>.json as `choices["hopper"]`, from where a kernel that is not right is never launched again.
 """
 
@@ -11,8 +11,9 @@ import torch
 
 from bench import tune
 from bench.machine import describe, machine_line, refused
-from kernels import launch, verdicts
-from kernels.probe import command, probe
+from edsr.kernels.triton import launch
+from edsr.kernels.triton.hopper import verification
+from edsr.kernels.triton.hopper.probe import command, probe
 
 
 def main() -> int:
@@ -31,15 +32,15 @@ def main() -> int:
     gpu, found = torch.cuda.get_device_name(), {}
     for key, words in probe([*command(0), "--one"], options.seconds, options.compiling):
         print(f"{key}: {words}", flush=True)
-        if words.startswith(verdicts.UNTRIED):
+        if words.startswith(verification.UNTRIED):
             continue
         found[key] = words
         record = tune.read(gpu)
-        record["choices"]["hopper"] = verdicts.to_ship(found)
+        record["choices"]["hopper"] = verification.to_ship(found)
         tune.write(gpu, record)  # after each: what comes next may take the machine with it
-    right = sum(words == verdicts.RIGHT for words in found.values())
-    print(f"{right} of {len(verdicts.ALL)} right; the others are not launched")
-    return 0 if right == len(verdicts.ALL) else 1
+    right = sum(words == verification.RIGHT for words in found.values())
+    print(f"{right} of {len(verification.ALL)} right; the others are not launched")
+    return 0 if right == len(verification.ALL) else 1
 
 
 if __name__ == "__main__":

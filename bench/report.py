@@ -167,7 +167,7 @@ def memory_table(record: dict) -> str:
 
 
 def check_summary(record: dict) -> str:
-    """What `bench.check` found: counts, and each case that was not right."""
+    """What `bench.verify` found: counts, and each case that was not right."""
     cases, missing = record["cases"], record["not_reached"]
     absent = [name for name, words in cases.items() if words.startswith("not here")]
     bad = [f"{name}: {words}" for name, words in cases.items() if not words.startswith(("off by", "not here"))]

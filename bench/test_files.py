@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
-from bench.cases import Workload
 from bench.machine import stopwatch
-from edsr import save_model
-from edsr.imageio import read
+from bench.workloads import Workload
+from edsr import cli
+from edsr.images.reader import read
+from edsr.weights.edsr import save_model
 
 ROUNDS = 2
 WIDTH, HEIGHT = 480, 320

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from bench.cases import workloads
 from bench.compare import compare, cpu_items, table
 from bench.conftest import DEVICES
 from bench.frames import Frame, frames
+from bench.workloads import workloads
 
 ROUNDS = 7
 FRAMES = {f"{work} {work.device}": work for work in frames()} if "cuda" in DEVICES else {}

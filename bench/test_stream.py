@@ -11,9 +11,9 @@ import statistics
 import pytest
 import torch
 
-from bench.cases import Workload, in_bands
 from bench.machine import stopwatch
-from edsr.stream import plan
+from bench.workloads import Workload, in_bands
+from edsr.inference.streaming import plan
 
 ROUNDS = 2
 

@@ -5,8 +5,8 @@ import statistics
 import pytest
 import torch
 
-from bench.cases import Workload
 from bench.machine import available_cores, stopwatch
+from bench.workloads import Workload
 
 ROUNDS = 7
 

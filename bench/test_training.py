@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 
-from bench.cases import Unavailable
 from bench.conftest import ceiling
-from bench.steps import WAYS, Training
 from bench.training import ready
-from edsr import EDSRConfig
+from bench.training_steps import WAYS, Training
+from bench.workloads import Unavailable
+from edsr.models.edsr import EDSRConfig
 
 ROUNDS = 3
 SMALL = EDSRConfig(blocks=2, features=32)

@@ -1,8 +1,8 @@
 """A step of training, ours beside its peers: `python -m bench.training [--model NAME ...] [--save] [--choose]`.
 
-The ways to do it are those of `bench.steps`. What is timed is steps one after another, with all they need: patches,
-forward, backward, optimizer, learning the losses. Timed are only ways found right, in turns, round by round and
-starting with another one each time, together with the machine's ceiling.
+The ways to do it are those of `bench.training_steps`. What is timed is steps one after another, with all they need:
+patches, forward, backward, optimizer, learning the losses. Timed are only ways found right, in turns, round by round
+and starting with another one each time, together with the machine's ceiling.
 
 Right means: the loss of the first step, on the same patches and weights, is off from fp64 by at most twice the mean
 error of what the network gives in eager PyTorch in the same precision, which bounds what that error does to the loss;
@@ -23,15 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from bench.cases import Unavailable
 from bench.compare import resident_peak, settled, turned
+from bench.isolate import At, command, each, ending_on_sigterm, here, one_line, time_limit
 from bench.machine import Ceiling, describe, machine_line, refused, stopwatch
 from bench.records import Found, Record
 from bench.report import targets_table, training_table
-from bench.steps import BASE, WAYS, Loop, Ours, Training, budget
-from bench.worker import At, command, each, ending_on_sigterm, here, one_line, time_limit
-from edsr import PRESETS
-from edsr.model import SCALES
+from bench.training_steps import BASE, WAYS, Loop, Ours, Training, budget
+from bench.workloads import Unavailable
+from edsr.models.edsr import PRESETS, SCALES
 
 TRAINED = 20  # steps after which the loss must have fallen
 PROFILED = 20  # steps at least that the GPU's share is taken from
@@ -107,7 +106,7 @@ class Item(NamedTuple):
 
 def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
     """The part of the record about one piece of work, told so far whenever there is more. failed, at: see
-    `bench.worker.each`."""
+    `bench.isolate.each`."""
     work, device = item.work, item.work.device
     console = Console(stderr=True)
     if PROFILER in failed and at.before is not None:  # it comes last, so all else is known

@@ -25,14 +25,16 @@ import torch
 import triton
 from rich.console import Console
 
-from bench.cases import Run, Unavailable, recorded
-from bench.compare import turned, write_whole
+from bench.compare import turned
+from bench.isolate import At, command, each, one_line, time_limit
 from bench.machine import Ceiling, clock, refused, repeats_for
 from bench.ops import PATCHES, Op
+from bench.records import write_whole
 from bench.report import markdown
-from bench.worker import At, command, each, one_line, time_limit
-from kernels import aot, launch
-from kernels.launch import Config
+from bench.workloads import Run, Unavailable, recorded
+from edsr.kernels import aot
+from edsr.kernels.triton import launch
+from edsr.kernels.triton.launch import Config
 
 
 class Sizes(NamedTuple):
@@ -234,7 +236,7 @@ def label(config: Config) -> str:
 
 
 def step(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
-    """Measures an item on the GPU; see `bench.worker.each`."""
+    """Measures an item on the GPU; see `bench.isolate.each`."""
     torch.backends.cudnn.benchmark = True
     try:
         return tuned(item, failed, at) if item.target else duel(item, failed, at)
@@ -341,7 +343,7 @@ def duel(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
 
 
 def main(began: float | None = None) -> int:
-    """began: see `bench.worker.time_limit`."""
+    """began: see `bench.isolate.time_limit`."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

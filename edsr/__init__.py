@@ -3,35 +3,33 @@
 from edsr import Upscaler, load_model
 
 upscaler = Upscaler(load_model("edsr-baseline", scale=2))
-large = upscaler(picture)  # [H, W, 3] uint8 -> [2·H, 2·W, 3] uint8
+large = upscaler(image)  # [H, W, 3] uint8 -> [2·H, 2·W, 3] uint8
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
-    from edsr.engine import EngineError, Upscaler
-    from edsr.model import EDSR, PRESETS, EDSRConfig
-    from edsr.weights import WeightsError, load_model, save_model
+    from edsr.errors import EDSRError as EDSRError
+    from edsr.errors import EngineError as EngineError
+    from edsr.errors import WeightsError as WeightsError
+    from edsr.inference import Upscaler as Upscaler
+    from edsr.models import EDSR as EDSR
+    from edsr.models import PRESETS as PRESETS
+    from edsr.models import EDSRConfig as EDSRConfig
+    from edsr.weights import load_model as load_model
+    from edsr.weights import save_model as save_model
 
-__all__ = [
-    "EDSR",
-    "PRESETS",
-    "EDSRConfig",
-    "EngineError",
-    "Upscaler",
-    "WeightsError",
-    "load_model",
-    "save_model",
-]
+__version__ = "0.1.0"
 
-_HOMES: dict[str, str] = dict.fromkeys(("EngineError", "Upscaler"), "edsr.engine")
-_HOMES |= dict.fromkeys(("EDSR", "PRESETS", "EDSRConfig"), "edsr.model")
-_HOMES |= dict.fromkeys(("WeightsError", "load_model", "save_model"), "edsr.weights")
-
-
-def __getattr__(name: str) -> Any:
-    # When first asked for: torch takes seconds to import, and the command line's help needs none of it.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+# When first asked for: torch takes seconds to import, and the command line's help needs none of it.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "errors": ["EDSRError", "EngineError", "WeightsError"],
+        "inference": ["Upscaler"],
+        "models": ["EDSR", "PRESETS", "EDSRConfig"],
+        "weights": ["load_model", "save_model"],
+    },
+)

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edsr import Upscaler, load_model
-from edsr.choice import by_quality
-from edsr.imageio import read
-from edsr.lossy import Lossy
-from edsr.resize import bicubic
+from edsr.images.compression import Lossy
+from edsr.images.reader import read
+from edsr.images.resize import bicubic
+from edsr.inference.upscaler import Upscaler
+from edsr.weights.edsr import load_model
+from edsr.weights.selection import by_quality
 from examples.draw import FOLDER
 
 DETAIL = (222, 196, 140, 90)  # left, top, width, height in the example

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edsr.imageio import Writer
-from edsr.resize import downscale
+from edsr.images.resize import downscale
+from edsr.images.writer import Writer
 
 WIDTH, HEIGHT = 480, 320  # of the example; drawn at UNIT times that
 UNIT = 8

@@ -26,8 +26,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from kernels import launch
-from kernels.aot_cases import PEAKS, QUICK, Case, cases
+from .aot_cases import PEAKS, QUICK, Case, cases
+from .triton import launch
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory that one block may have (CUDA programming guide)
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is known of each kernel there")
     options = parser.parse_args(arguments)
     if launch.interpreted():
-        sys.stderr.write("kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
+        sys.stderr.write("edsr.kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
         return 2
     chosen = [c for c in cases() if options.only in c.name and (c.name in QUICK or not options.quick)]
     report = Report(lambda text: (sys.stdout.write(text), sys.stdout.flush()))

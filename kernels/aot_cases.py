@@ -1,5 +1,5 @@
-"""The ops as the network calls them, on tensors of the device "meta", for `kernels.aot` to compile; and what each can
-take at the least."""
+"""The ops as the network calls them, on tensors of the device "meta", for `edsr.kernels.aot` to compile; and what
+each can take at the least."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import conv3x3, conv3x3_grad, fused, hopper, resblock
-from kernels.reference import Result
+from .interface import Result
+from .triton import conv3x3, conv3x3_backward
+from .triton import ops as fused
+from .triton.hopper import dispatch, resblock
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}  # of operands
 FULL = (1080, 1920)  # rows and columns of the picture that is made larger
@@ -94,7 +96,7 @@ def _conv3x3(
         out = _map(co // shuffle**2, kind, height * shuffle, width * shuffle)
         operands = (x, *_weight(co, ci, kind), relu, scale, y)
         if way == "copies":
-            hopper.KERNELS["copies"](*operands, padding, out)
+            dispatch.KERNELS["copies"](*operands, padding, out)
         else:
             (fused.conv3x3 if way == "conv3x3" else conv3x3.portable)(*operands, shuffle, padding, out)
 
@@ -201,7 +203,7 @@ def _dgrad(kind: str, ci: int, co: int, *, mask=False, skip=False, size=PATCHES,
     def call():
         weight, _ = _weight(co, ci, kind)
         maps = [_map(ci, kind, height, width, n) if wanted else None for wanted in (mask, skip)]
-        conv3x3_grad.dgrad(_map(co, kind, height, width, n), weight, 0.1 if mask else 1.0, *maps)
+        conv3x3_backward.dgrad(_map(co, kind, height, width, n), weight, 0.1 if mask else 1.0, *maps)
 
     return Case(
         f"dgrad {kind} {ci}-{co}{' mask' * mask}{' skip' * skip}{label}",
@@ -217,7 +219,7 @@ def _wgrad(kind: str, ci: int, co: int, *, size=PATCHES, label="") -> Case:
     pixels, dtype = n * height * width, KINDS[kind]
 
     def call():
-        conv3x3_grad.wgrad(_map(ci, kind, height, width, n), _map(co, kind, height, width, n), dtype=dtype)
+        conv3x3_backward.wgrad(_map(ci, kind, height, width, n), _map(co, kind, height, width, n), dtype=dtype)
 
     return Case(
         f"wgrad {kind} {ci}-{co}{label}",

@@ -2,7 +2,7 @@
 
 `products` below is a namespace with
 
-    convolve(x, weight, bias, relu, scale, skip, shuffle)    as `kernels.reference.conv3x3`
+    convolve(x, weight, bias, relu, scale, skip, shuffle)    as `edsr.kernels.reference.conv3x3`
     dgrad(dy, weight, scale, mask, skip)    of the input: skip + scale * (dy * turned weight), 0 where mask <= 0
     wgrad(x, dy, weight, scale)    of weight and bias
 

@@ -6,32 +6,18 @@ cross-correlations of stride 1 with zero padding that keeps W, and H unless `pad
 of a picture brings the rows above and below itself along, and takes none of zeros.
 
 All ops work in the dtype of their weights; the two edges, `head` and the tails, meet the picture in at
-least fp32, so that the mean shift loses nothing in half precision. `kernels.fused` has the same ops as
+least fp32, so that the mean shift loses nothing in half precision. `edsr.kernels.triton.ops` has the same ops as
 Triton kernels.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-UNIT = {torch.uint8: 1 / 255, torch.uint16: 1 / 65535, torch.float32: 1.0, torch.float64: 1.0}  # of a picture's values
-LEVELS = {torch.uint8: 255, torch.uint16: 65535, None: 0}  # of a result's values; 0: as computed
-
-
-class Result(NamedTuple):
-    """What a tail gives. dtype: None for values as computed, in at least fp32 and not clamped; torch.uint8 or
-    torch.uint16 for values clamped to 0..1, stretched to the full range and rounded to nearest. overflow: an
-    int32 tensor [1] that is set to 1 where a value is NaN or infinite, None to go without."""
-
-    dtype: torch.dtype | None = None
-    overflow: Tensor | None = None
-
-
-AS_COMPUTED = Result()
+from .interface import AS_COMPUTED, FIRST, INNER, LAST, LEVELS, ONLY, Result
 
 
 def head(
@@ -123,7 +109,7 @@ def collapsed_tail(
     """pixel_shuffle(conv5x5(x)) + mean, with weights of their own in the outermost ring of pixels.
 
     x: [N, Ci, H, W]. weight: [4, 4, 3·r², Ci, 5, 5], bias: [4, 4, 3·r²], indexed by the border class of
-    a pixel's row and column (see `edsr.fold`). padding: rows of zeros above and below, 2 or 0. ends: whether
+    a pixel's row and column (see `edsr.models.folding`). padding: rows of zeros above and below, 2 or 0. ends: whether
     the first and the last row that come out are the picture's. Gives [N, 3, r·H', r·W], see `Result`.
     """
     y = F.conv2d(x, weight[INNER, INNER], bias[INNER, INNER], padding=(padding, 2))
@@ -160,7 +146,6 @@ def quantise(y: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 NEAR = 3  # rows of the picture that its first row sees
-INNER, FIRST, LAST, ONLY = range(4)  # border class of a row or column: 1 = first of the picture, 2 = last, 3 = both
 
 
 def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: int, top: bool, bottom: bool) -> None:
@@ -212,9 +197,9 @@ def ringed_conv5x5(
 ) -> Tensor:
     """`collapsed_tail` before its pixel shuffle, of whole pictures, differentiable once: maps are not written to.
 
-    x: [N, Ci, H, W]. weights, biases: by border class of row and of column, as `edsr.tail.compose` gives them.
-    conv5x5: for all but the outermost ring, for which it gets a gradient of zeros; not called where all is ring. The
-    gradient of x that it gives is written to, and must be of its own making. Gives [N, 3·r², H, W].
+    x: [N, Ci, H, W]. weights, biases: by border class of row and of column, as `edsr.models.collapsed.compose` gives
+    them. conv5x5: for all but the outermost ring, for which it gets a gradient of zeros; not called where all is
+    ring. The gradient of x that it gives is written to, and must be of its own making. Gives [N, 3·r², H, W].
     """
     height, width = x.shape[2:]
     x, top, bottom, left, right = _Strips.apply(x)

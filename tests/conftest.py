@@ -11,12 +11,12 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported
 
-import cli
-from edsr import save_model
-from edsr.model import EDSR, PRESETS, EDSRConfig
-from edsr.options import TrainOptions
-from kernels import winograd_cpu
-from tests import interpreter
+from edsr import cli
+from edsr.kernels.winograd import ops as winograd_cpu
+from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
+from edsr.training.config import TrainOptions
+from edsr.weights.edsr import save_model
+from tests.support import interpreter
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
     interpreter.mend()

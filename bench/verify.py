@@ -1,0 +1,143 @@
+"""Whether every kernel gives right results on this GPU: `python -m bench.verify [--seconds N]`. Times nothing.
+
+On small pictures of odd sizes, in fp16 and bf16, against fp64. Each case is checked as it is, and again with the work
+narrowed to one multiprocessor, because only so do the rings in shared memory turn: where the work is shared by 132, a
+block of threads computes a row. Several processes work side by side. A kernel that hangs or crashes is named, too.
+
+The record of the day, of kind "check", is on file at any moment. `--seconds` counts from the start of the process and
+ends it in time; what was not reached by then counts as not right: exit code 1.
+"""
+
+import argparse
+import contextlib
+import importlib
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from bench.frames import Frame
+from bench.isolate import At, command, ending_on_sigterm, side_by_side, time_limit
+from bench.machine import available_cores, describe, machine_line, refused
+from bench.ops import operations
+from bench.records import now, save
+from bench.windows import largest
+from bench.workloads import Unavailable, Work
+from edsr.models.edsr import PRESETS
+
+SIZE = (17, 131)  # rows, columns: narrowed to one multiprocessor, the deepest ring turns three times
+PROCESSES = 8  # at most
+LIMIT = 20.0  # seconds for a case, compiling included
+NARROWED = ", narrowed"
+
+
+class Checked(NamedTuple):
+    """A piece of work, and how its cases are called."""
+
+    work: Work
+
+    def __str__(self) -> str:
+        return f"{self.work} {str(self.work.dtype).removeprefix('torch.')}"
+
+    def parts(self) -> dict[str, tuple[str, bool]]:
+        """What is checked: name -> (case, whether narrowed)."""
+        ours = [name for name, case in self.work.cases.items() if case.ours]
+        return {name + NARROWED * narrow: (name, narrow) for name in ours for narrow in (False, True)}
+
+    def names(self) -> list[str]:
+        return [f"{self} {part}" for part in self.parts()]
+
+
+def works(device: str = "cuda", height: int = SIZE[0], width: int = SIZE[1]) -> list[Work]:
+    found: list[Work] = []
+    for dtype in (torch.float16, torch.bfloat16):
+        found += operations(height, width, device=device, dtype=dtype)
+        baseline = PRESETS["edsr-baseline"]
+        found += [Frame(replace(baseline, scale=scale), height, width, device, dtype) for scale in (2, 4)]
+    return found
+
+
+def check(item: Checked, failed: dict[str, str], at: At) -> dict[str, str]:
+    """What became of each part, told as soon as it is known; see `bench.isolate.each`."""
+    work, said = item.work, {**(at.before or {}), **failed}
+    at("the result in fp64", LIMIT)
+    _ = work.yardstick
+    for part, (name, narrow) in item.parts().items():
+        if part in said:
+            continue
+        at(part, LIMIT)
+        with narrowed() if narrow else contextlib.nullcontext():
+            said[part] = verdict(work, name)
+        at.so_far(dict(said))
+    return said
+
+
+def verdict(work: Work, name: str) -> str:
+    try:
+        run = work.cases[name].run(work)  # anew, and with it the graphs that it records
+        # Thrice: the first may be computed in another way than the second and those after it (CUDA graphs).
+        return f"off by {largest([work.check(run, poison=True) for _ in range(3)]):.1e}"
+    except Unavailable as error:
+        return f"not here: {error}"
+    except AssertionError as error:
+        return f"WRONG: {error}"
+
+
+def narrowed() -> Any:
+    """Inside, launchers share work out as if there were one multiprocessor."""
+    return importlib.import_module("edsr.kernels.triton.launch").narrowed(1)
+
+
+def is_bad(words: str) -> bool:
+    return not words.startswith(("off by", "not here"))
+
+
+def main(began: float | None = None) -> int:
+    """began: when the process did, by time.monotonic(); None for now."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after; default: never")
+    options = parser.parse_args()
+    deadline = time_limit(options.seconds, began)
+    if refused("cuda"):
+        return 2
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    machine = describe("cuda")
+    console.print(machine_line(machine))
+    items = [Checked(work) for work in works()]
+    cases: dict[str, str] = {}
+    record: dict[str, Any] = {"kind": "check", "machine": machine, "run": now()}
+
+    def keep() -> None:
+        missing = [name for item in items for name in item.names() if name not in cases]
+        save(record | {"cases": cases, "wrong": sum(map(is_bad, cases.values())), "not_reached": missing})
+
+    def tell(item: Checked, said: dict[str, str]) -> None:
+        for part, words in said.items():
+            name = f"{item} {part}"
+            if cases.get(name) != words:
+                cases[name] = words
+                console.print(f"{name}: {words}", style="red" if is_bad(words) else None)
+        keep()
+
+    processes = min(PROCESSES, len(available_cores()), len(items))
+    try:
+        with ending_on_sigterm():
+            for item, said in side_by_side(check, items, processes, deadline, tell):
+                if isinstance(said, str):  # nothing of it could be done any more
+                    said = {part: said for part in item.parts() if f"{item} {part}" not in cases}
+                tell(item, said)
+    finally:
+        keep()
+    missing = [name for item in items for name in item.names() if name not in cases]
+    for name in missing:
+        console.print(f"{name}: not reached", style="red")
+    bad = sum(map(is_bad, cases.values()))
+    console.print(f"{len(cases) - bad} right or not here, {bad} wrong, {len(missing)} not reached")
+    return 1 if bad or missing else 0
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,40 @@
+"""Standard input and output as picture files: by way of temporary ones, so that what goes out is whole."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from edsr.errors import ImageError
+from edsr.images import EXTENSIONS, identify
+
+STDIN, STDOUT = "standard input", "standard output"
+
+
+@contextlib.contextmanager
+def received(stream: BinaryIO) -> Iterator[Path]:
+    """A file of what the stream holds, with the ending of its format; gone afterwards. Raises ImageError."""
+    with TemporaryDirectory(prefix="edsr-") as folder:
+        path = Path(folder, "stdin")
+        try:
+            with open(path, "xb") as file:
+                shutil.copyfileobj(stream, file, 2**20)
+            with open(path, "rb") as file:
+                path = path.rename(path.with_suffix(EXTENSIONS.get(identify(file.read(16)), "")))
+        except OSError as error:
+            raise ImageError(f"{STDIN}: cannot be kept in {folder} ({error.strerror})") from None
+        yield path
+
+
+@contextlib.contextmanager
+def sent(stream: BinaryIO, extension: str) -> Iterator[Path]:
+    """A place for a file of that extension, which goes into the stream when the context is left without an error."""
+    with TemporaryDirectory(prefix="edsr-") as folder:
+        path = Path(folder, "stdout").with_suffix(extension)
+        yield path
+        if path.exists():
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, stream, 2**20)
+            stream.flush()

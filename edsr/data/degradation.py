@@ -1,0 +1,258 @@
+"""Pictures as people have them: blurred a little, noisy, resized and saved as JPEG or WebP, all of it by drawn amounts.
+
+What is done to a patch follows from (seed, step, index in the batch) alone, by a counter-based generator, so that a
+resumed run, and each of several processes, has the same bits. Pillow blurs, resizes and saves; all is in 8 bits.
+"""
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+CELL = 16  # pixels between blocks of a 4:2:0 JPEG, chroma's included, and between macroblocks of WebP
+TWICE = 0.2  # of the pictures saved have been saved once before
+WEBP = 0.25  # of the pictures saved are WebP, where both are asked for
+CLEAN = 0.2  # of the patches stay as they are, unless told
+SUBSAMPLINGS = ((0.7, "4:2:0"), (0.85, "4:2:2"), (1.0, "4:4:4"))  # each up to its number of a draw in 0..1
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+TILT = 0.25  # how much more or less noise there is, at most, in black and in white than in middle gray
+_PAGE = 1 << 64  # words of a generator for one patch; and the other half of its key, so that no Sampler has its words
+
+
+class Range(NamedTuple):
+    """What an amount is drawn from, evenly, ends included."""
+
+    low: float
+    high: float
+
+    def at(self, share: float) -> float:
+        return self.low + share * (self.high - self.low)
+
+    def whole(self, share: float) -> int:
+        """Of whole numbers; share: below 1."""
+        return int(self.low) + int(share * (self.high - self.low + 1))
+
+
+class Save(NamedTuple):
+    """How a picture was saved. at: rows and columns, 1..CELL, that its grid of blocks begins before what is kept."""
+
+    kind: str
+    quality: int
+    subsampling: str
+    at: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.quality} {self.subsampling}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to one picture. blur: sigma in pixels. noise: sigma in 8-bit levels at middle gray; tilt: how much
+    more of it in white. resize: to so many times the size, and back. saves: first to last."""
+
+    blur: float
+    noise: float
+    tilt: float
+    resize: float
+    filter: Image.Resampling
+    saves: tuple[Save, ...]
+    normal: np.random.Generator
+
+    def __str__(self) -> str:
+        amounts = {"blur": self.blur, "noise": self.noise, "resize": 0 if self.resize == 1 else self.resize}
+        return ", ".join([f"{name} {value:.2f}" for name, value in amounts.items() if value] + [*map(str, self.saves)])
+
+    def reach(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels around a picture of this size that `apply` wants: ((above, below), (left, right))."""
+        above, tall = self._outermost(height, 0)
+        left, wide = self._outermost(width, 1)
+        around = self._around
+        return (above + around, tall - above - height + around), (left + around, wide - left - width + around)
+
+    def apply(self, window: np.ndarray, height: int, width: int) -> np.ndarray:
+        """uint8 [height, width, 3], degraded, from uint8 [.., .., 3] with what `reach` wants around it. Once only: the
+        noise is drawn here."""
+        image = Image.fromarray(np.ascontiguousarray(window))
+        if self.blur:
+            image = image.filter(ImageFilter.GaussianBlur(self.blur))
+        if self.noise:
+            image = Image.fromarray(self._noisy(np.asarray(image)))
+        if self.resize != 1:
+            size = image.size
+            image = image.resize([max(1, round(side * self.resize)) for side in size], self.filter)  # pyright: ignore[reportArgumentType]: any sequence will do
+            image = image.resize(size, self.filter)
+        top = left = self._around
+        tall, wide = self._spans(height, 0), self._spans(width, 1)
+        for save, h, w in zip(self.saves, tall, wide, strict=True):
+            image = _saved(image.crop((left, top, left + w, top + h)), save)
+            top, left = save.at
+        return np.asarray(image.crop((left, top, left + width, top + height)))
+
+    @property
+    def _around(self) -> int:
+        """Pixels on each side for blur and resizing, whose ends are not those of the picture."""
+        return math.ceil(3 * self.blur) + (0 if self.resize == 1 else math.ceil(3 / min(1, self.resize)))
+
+    def _spans(self, size: int, axis: int) -> list[int]:
+        """Rows, or columns, that each save saves: whole blocks, and one pixel more at least than is kept of it."""
+        spans = []
+        for save in reversed(self.saves):
+            size = -(-(save.at[axis] + size + 1) // CELL) * CELL
+            spans.append(size)
+        return spans[::-1]
+
+    def _outermost(self, size: int, axis: int) -> tuple[int, int]:
+        """(where the picture begins in what is saved first, how much that is)."""
+        return sum(save.at[axis] for save in self.saves), (*self._spans(size, axis), size)[0]
+
+    def _noisy(self, image: np.ndarray) -> np.ndarray:
+        levels = image.astype(np.float32)
+        noise = self.normal.standard_normal(levels.shape, np.float32)
+        noise *= levels * np.float32(self.noise * self.tilt / 127.5) + np.float32(self.noise * (1 - self.tilt))
+        noise += levels
+        return np.rint(noise, out=noise).clip(0, 255, out=noise).astype(np.uint8)
+
+
+def _saved(image: Image.Image, save: Save) -> Image.Image:
+    file = io.BytesIO()  # which the picture opened keeps until it is decoded
+    if save.kind == "webp":
+        image.save(file, "WEBP", quality=save.quality)
+    else:
+        image.save(file, "JPEG", quality=save.quality, subsampling=save.subsampling)
+    return Image.open(file, formats=[save.kind.upper()])
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What may be done to pictures, None what is not. jpeg, webp: quality. noise: sigma in 8-bit levels. blur: sigma in
+    pixels. resize: a factor. clean: the share left as it is."""
+
+    jpeg: Range | None = None
+    webp: Range | None = None
+    noise: Range | None = None
+    blur: Range | None = None
+    resize: Range | None = None
+    clean: float = CLEAN
+
+    BOUNDS: ClassVar = {
+        "jpeg": Range(1, 100),
+        "webp": Range(1, 100),
+        "noise": Range(0, 50),
+        "blur": Range(0, 5),
+        "resize": Range(0.5, 2),
+    }
+
+    def __str__(self) -> str:
+        """As `parse` reads it; one spelling for all that mean the same."""
+        ranges = {name: getattr(self, name) for name in self.BOUNDS}
+        parts = [f"{name}:{_exact(r.low)}-{_exact(r.high)}" for name, r in ranges.items() if r is not None]
+        return ",".join([*parts, f"clean:{_exact(self.clean)}"])
+
+    def draw(self, seed: int, step: int, index: int) -> Plan | None:
+        """What is done to one patch, by its index in the whole batch; None: nothing.
+
+        Every amount has its own word, drawn whether it is needed or not: asking for more changes nothing of the rest.
+        """
+        # 256 bits of counter: the lowest 64 count the words of one patch.
+        words = np.random.Philox(key=seed % _PAGE + _PAGE, counter=(step * _PAGE + index) * _PAGE)
+        random = np.random.Generator(words)
+        clean, blur, noise, tilt, resize, kernel, kind, twice, *saves = random.random(16).tolist()
+        if clean < self.clean:
+            return None
+        return Plan(
+            blur=self.blur.at(blur) if self.blur else 0.0,
+            noise=self.noise.at(noise) if self.noise else 0.0,
+            tilt=TILT * (2 * tilt - 1),
+            resize=self.resize.at(resize) if self.resize else 1.0,
+            filter=FILTERS[int(kernel * len(FILTERS))],
+            saves=self._saves(kind, twice, saves),
+            normal=random,
+        )
+
+    def _saves(self, kind: float, twice: float, words: list[float]) -> tuple[Save, ...]:
+        qualities = self.webp if self.jpeg is None or (self.webp and kind < WEBP) else self.jpeg
+        if qualities is None:
+            return ()
+        name, saves = "webp" if qualities is self.webp else "jpeg", []
+        for quality, subsampling, down, right in (words[:4], words[4:])[: 2 if twice < TWICE else 1]:
+            sampled = "4:2:0" if name == "webp" else next(text for end, text in SUBSAMPLINGS if subsampling < end)
+            at = 1 + int(down * CELL), 1 + int(right * CELL)
+            saves.append(Save(name, qualities.whole(quality), sampled, at))
+        return tuple(saves)
+
+
+def parse(spec: str) -> Degradation:
+    """What "jpeg:40-95,noise:0-10,clean:0.3" means. Raises ValueError, in one line that says what is known."""
+    found: dict[str, Range | float] = {}
+    for part in spec.split(","):
+        name, _, values = part.strip().partition(":")
+        if name != "clean" and name not in Degradation.BOUNDS:
+            known = ", ".join(f"{known}:LOW-HIGH" for known in Degradation.BOUNDS)
+            raise ValueError(f"{part.strip()!r} is not known; there are {known} and clean:SHARE")
+        if name in found:
+            raise ValueError(f"{name} is named twice")
+        found[name] = _share(values) if name == "clean" else _range(name, values)
+    if not found.keys() - {"clean"}:
+        raise ValueError(f"clean alone degrades nothing; add one of {', '.join(Degradation.BOUNDS)}")
+    return Degradation(**found)  # pyright: ignore[reportArgumentType]: by name
+
+
+def _range(name: str, text: str) -> Range:
+    whole, bounds = name in ("jpeg", "webp"), Degradation.BOUNDS[name]
+    number = "[0-9]{1,9}" if whole else r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+    match = re.fullmatch(f"({number})(?:-({number}))?", text.strip())
+    low, high = (float(match[1]), float(match[2] or match[1])) if match else (math.nan, math.nan)
+    if not bounds.low <= low <= high <= bounds.high:
+        kind = "whole numbers" if whole else "numbers"
+        raise ValueError(
+            f"{name}:{text} must be {name}:LOW-HIGH, {kind} in order from {bounds.low:g} to {bounds.high:g}"
+        )
+    return Range(low, high)
+
+
+def _exact(number: float) -> str:
+    return np.format_float_positional(number, trim="-")
+
+
+def _share(text: str) -> float:
+    if not re.fullmatch(r"[0-9](\.[0-9]{1,9})?", text.strip()) or float(text) > 1:
+        raise ValueError(f"clean:{text} must be clean:SHARE, a number from 0 to 1")
+    return float(text)
+
+
+def window(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: Plan | None) -> np.ndarray:
+    """The patch [side, side, 3] at (y, x) of a picture [h, w, 3], turned as in `edsr.data.patches.locate`; with what
+    a plan wants around it, beyond the picture's ends its outermost pixels. It is the turned patch that is saved: a
+    camera stands upright on its side, too. A view where possible."""
+    rows, columns = ((0, 0), (0, 0)) if plan is None else plan.reach(side, side)
+    if turn & 4:
+        rows, columns = columns, rows
+    rows, columns = rows[:: -1 if turn & 1 else 1], columns[:: -1 if turn & 2 else 1]
+    (top, bottom), (left, right) = (y - rows[0], y + side + rows[1]), (x - columns[0], x + side + columns[1])
+    height, width = image.shape[:2]
+    cut = image[max(top, 0) : bottom, max(left, 0) : right]
+    beyond = (max(-top, 0), max(bottom - height, 0)), (max(-left, 0), max(right - width, 0))
+    if any(map(any, beyond)):
+        cut = np.pad(cut, (*beyond, (0, 0)), mode="edge")
+    cut = cut[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
+    return cut.transpose(1, 0, 2) if turn & 4 else cut
+
+
+def degraded(image: np.ndarray, plan: Plan | None) -> np.ndarray:
+    """A whole picture [h, w, 3], uint8 or uint16, in its dtype; with a plan 8 bits are left of 16."""
+    if plan is None:
+        return image
+    h, w = image.shape[:2]
+    return applied(plan, np.pad(image, (*plan.reach(h, w), (0, 0)), mode="edge"), h, w)
+
+
+def applied(plan: Plan, window: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Plan.apply for uint8 or uint16, in its dtype."""
+    if window.dtype == np.uint8:
+        return plan.apply(window, height, width)
+    eight = ((window.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return plan.apply(eight, height, width).astype(np.uint16) * 257

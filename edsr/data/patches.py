@@ -1,0 +1,241 @@
+"""Training patches: which ones belong to a step, and how they are cut, all of a batch in one gather on the device.
+
+LR patches that are degraded are cut and degraded on the host instead, by threads, ahead of the steps.
+"""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .degradation import Degradation, applied, window
+from .store import Pictures
+
+THREADS = 8  # that degrade patches, at most: much of it holds Python's lock
+
+
+class Sampler:
+    """Which patches belong to which step: (seed, step) alone decides, so that a resumed run needs no state.
+
+    table: as in Pictures. patch: LR pixels a side. Every position in every picture is as likely as any other, so
+    pictures are drawn in proportion to how many they have; each of the eight turns of a square is as likely as any.
+    Raises ValueError if no picture is as large as a patch.
+    """
+
+    def __init__(self, table: np.ndarray, patch: int, batch: int, seed: int):
+        self.batch, self._key = batch, seed % 2**64
+        down, self._across = (np.maximum(table[:, column] - patch + 1, 0) for column in (2, 3))
+        self._ends = np.cumsum(down * self._across)
+        if len(table) == 0 or self._ends[-1] == 0:
+            raise ValueError(f"no picture has {patch} LR pixels a side")
+
+    def draw(self, first: int, count: int) -> np.ndarray:
+        """int64 [count, batch, 4] for steps first, first + 1, ...: row of the table, LR row, LR column, turn 0..7."""
+        # A counter-based generator: words of any step are had without those before. It gives four to a count.
+        counts = -(-self.batch // 4)
+        words = np.random.Philox(key=self._key, counter=first * counts).random_raw(count * counts * 4)
+        words = words.reshape(count, counts * 4)[:, : self.batch]
+        # The remainder favours some places, by less than 2^-64 times their number.
+        place, turn = np.divmod((words % np.uint64(8 * self._ends[-1])).astype(np.int64), 8)
+        row = np.searchsorted(self._ends, place, side="right")
+        y, x = np.divmod(place - np.concatenate(([0], self._ends))[row], self._across[row])
+        return np.stack([row, y, x, turn], 2)
+
+
+def locate(pictures: Pictures, drawn: np.ndarray, patch: int) -> np.ndarray:
+    """Where drawn patches lie in the flat buffers: int64 [count, 2, 3, batch], for LR and HR what `cut` takes.
+
+    drawn: as Sampler.draw gives it. Turn: 1 flips rows, 2 flips columns, 4 then swaps them, and their sums.
+    """
+    row, y, x, turn = np.moveaxis(drawn, 2, 0)
+    found = []
+    for column, factor in (1, 1), (0, pictures.scale):
+        pitch, last = pictures.table[row, 3] * factor, patch * factor - 1
+        flip_down, flip_right, swap = turn & 1, turn >> 1 & 1, turn >> 2
+        down, right = pitch * (1 - 2 * flip_down), 1 - 2 * flip_right
+        corner = pictures.table[row, column] + y * factor * pitch + x * factor
+        corner = corner + last * (flip_down * pitch + flip_right)
+        found.append(np.stack([corner, np.where(swap, right, down), np.where(swap, down, right)], 1))
+    return np.stack(found, 1)
+
+
+def cut(pixels: Tensor, corner: Tensor, down: Tensor, right: Tensor, side: int) -> Tensor:
+    """Patches as the network takes them: float32 [B, 3, side, side] in 0..1, channels_last.
+
+    pixels: [P, 3], uint8 or int16 as in Pictures. corner, down, right: int64 [B], where in `pixels` the first pixel
+    of each patch lies, and how far it is from a pixel to the one below and to the one on its right.
+    """
+    return _to_unit(_gather(pixels, corner, down, right, side))
+
+
+def _gather(pixels: Tensor, corner: Tensor, down: Tensor, right: Tensor, side: int) -> Tensor:
+    """[B, side, side, 3], as they are stored."""
+    steps = torch.arange(side, device=pixels.device)
+    index = corner[:, None, None] + down[:, None, None] * steps[:, None] + right[:, None, None] * steps
+    return pixels.index_select(0, index.view(-1)).view(-1, side, side, 3)
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    """Float32 [B, 3, h, w] in 0..1 from [B, h, w, 3] as stored; int16 holds the bits of unsigned levels."""
+    if pixels.dtype == torch.int16:
+        values = pixels.int().bitwise_and_(0xFFFF).float().div_(65535)
+    else:
+        values = pixels.float().div_(255)
+    return values.permute(0, 3, 1, 2)
+
+
+class Degraded:
+    """Degraded LR patches, each step's made by a thread, of steps that may be asked for soon.
+
+    pictures: their LR pixels on the host. first: index, in the whole batch, of the first patch of a step. ahead: how
+    many steps may be under way at once.
+    """
+
+    def __init__(self, pictures: Pictures, patch: int, seed: int, degradation: Degradation, first: int, ahead: int):
+        pixels = pictures.lr.numpy()
+        self._pixels = pixels.view(np.uint16) if pixels.dtype == np.int16 else pixels
+        self._table, self._patch, self._seed, self._degradation = pictures.table, patch, seed, degradation
+        self._first, self._ahead = first, ahead
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(min(THREADS, cores), "degrade")
+        self._coming: dict[int, Future[np.ndarray]] = {}
+
+    def begin(self, first: int, drawn: np.ndarray) -> None:
+        """Has steps first, first + 1, ... made of what was drawn for them, but for those that are under way, and
+        forgets what is far from them."""
+        for step in [step for step in self._coming if not first <= step < first + self._ahead]:
+            self._coming.pop(step).cancel()
+        for step, places in enumerate(drawn, first):
+            if step not in self._coming:
+                self._coming[step] = self._pool.submit(self._make, step, places)
+
+    def take(self, first: int, count: int) -> np.ndarray:
+        """[count, b, p, p, 3] of steps that were begun, as Pictures holds them; waits for those not yet made."""
+        made = np.stack([self._coming.pop(step).result() for step in range(first, first + count)])
+        return made.view(np.int16) if made.dtype == np.uint16 else made
+
+    def close(self) -> None:
+        """Makes no more."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _make(self, step: int, places: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(step, k, *place) for k, place in enumerate(places.tolist(), self._first)])
+
+    def _one(self, step: int, index: int, row: int, y: int, x: int, turn: int) -> np.ndarray:
+        _, start, height, width, _ = self._table[row].tolist()
+        image = self._pixels[start : start + height * width].reshape(height, width, 3)
+        plan = self._degradation.draw(self._seed, step, index)
+        cut = window(image, y, x, self._patch, turn, plan)
+        return cut if plan is None else applied(plan, cut, self._patch, self._patch)
+
+
+class Feed:
+    """Batches for the training step, from buffers of fixed addresses, so that a CUDA graph may hold them.
+
+    steps: the most that are loaded at once. share: (rank, world): of each batch of `batch` patches only the rank's
+    part; ValueError if `batch` cannot be divided so. Pictures that fit lie on the device and only places are uploaded
+    for each step; else patches are gathered on the host and uploaded. degradation: of LR patches, which then are
+    uploaded always; HR patches stay as they are.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        patch: int,
+        batch: int,
+        seed: int,
+        device: torch.device | str,
+        steps: int,
+        share: tuple[int, int] = (0, 1),
+        degradation: Degradation | None = None,
+    ):
+        rank, world = share
+        if batch % world:
+            raise ValueError(f"a batch of {batch} cannot be shared by {world} processes")
+        self.steps, self._device = steps, torch.device(device)
+        self._sampler = Sampler(pictures.table, patch, batch, seed)
+        size = batch // world
+        self._mine = slice(rank * size, (rank + 1) * size)
+        self._sides = patch, patch * pictures.scale
+        self._degraded = None
+        if degradation is not None:
+            self._degraded = Degraded(pictures, patch, seed, degradation, self._mine.start, 2 * steps)
+        self._resident = _fits(pictures.nbytes, self._device)
+        if self._resident and degradation is None:
+            pictures = pictures.to(self._device)
+        elif self._resident:  # LR pixels stay where they are degraded
+            pictures = replace(pictures, hr=pictures.hr.to(self._device))
+        self._pictures = pictures
+        uploaded = self._sides if not self._resident else self._sides[:1] if degradation is not None else ()
+        kinds = [((size, side, side, 3), pictures.hr.dtype) for side in uploaded]
+        kinds += [((2, 3, size), torch.int64)] if self._resident else []
+        self._loaded = [torch.zeros(steps, *shape, dtype=dtype, device=self._device) for shape, dtype in kinds]
+        self._prepared: tuple[int, int, list[Tensor]] | None = None
+
+    def prepare(self, first: int, count: int) -> None:
+        """Does what of `load` can be done while the device still works through the steps loaded before."""
+        if self._prepared is None or self._prepared[:2] != (first, count):
+            drawn = self._sampler.draw(first, count)[:, self._mine]
+            if self._degraded is not None:
+                self._degraded.begin(first, drawn)
+            self._prepared = (first, count, self._uploads(drawn))
+
+    def load(self, first: int, count: int) -> None:
+        """Makes steps first, first + 1, ..., first + count - 1 what `batch` gives; waits for nothing on the device.
+
+        The upload goes to the current stream, where `batch` must follow it. Raises ValueError if count > steps.
+        """
+        if count > self.steps:
+            raise ValueError(f"{count} steps asked for, {self.steps} at most")
+        self.prepare(first, count)
+        assert self._prepared is not None
+        uploads = self._prepared[2]
+        if self._degraded is not None:
+            uploads = [self._pinned(torch.from_numpy(self._degraded.take(first, count))), *uploads]
+        for buffer, values in zip(self._loaded, uploads, strict=True):
+            buffer[:count].copy_(values, non_blocking=True)
+        self._prepared = None
+
+    def batch(self, i: Tensor) -> tuple[Tensor, Tensor]:
+        """(LR [b, 3, p, p], HR [b, 3, s·p, s·p]) float32 in 0..1, channels_last, of the i-th of the steps loaded.
+
+        i: int64 [1] or [] on the device. Works on the device alone, so that it can be recorded in a CUDA graph.
+        """
+        values = [buffer.index_select(0, i.view(1))[0] for buffer in self._loaded]
+        if not self._resident:
+            return _to_unit(values[0]), _to_unit(values[1])
+        low, high = values[-1]
+        small, large = self._sides
+        patches = cut(self._pictures.lr, *low, side=small) if self._degraded is None else _to_unit(values[0])
+        return patches, cut(self._pictures.hr, *high, side=large)
+
+    def close(self) -> None:
+        """Degrades no more patches; nothing is to be loaded after that."""
+        if self._degraded is not None:
+            self._degraded.close()
+
+    def _uploads(self, drawn: np.ndarray) -> list[Tensor]:
+        """What is uploaded, but for degraded patches."""
+        places = torch.from_numpy(locate(self._pictures, drawn, self._sides[0]))
+        if self._resident:
+            return [self._pinned(places)]
+        pin, gathered = self._device.type == "cuda", []
+        pixels = [(self._pictures.lr, 0), (self._pictures.hr, 1)][self._degraded is not None :]
+        for flat, k in pixels:
+            shape = (*drawn.shape[:2], self._sides[k], self._sides[k], 3)
+            gathered.append(torch.empty(shape, dtype=flat.dtype, pin_memory=pin))
+            for step in range(len(drawn)):
+                gathered[-1][step] = _gather(flat, *places[step, k], side=self._sides[k])
+        return gathered
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        """Page-locked memory comes from torch's pool, which keeps it until the upload is over."""
+        return values.pin_memory() if self._device.type == "cuda" else values
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    """Whether pictures of so many bytes go onto the device: into less than half of what a GPU has free."""
+    return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2

@@ -1,0 +1,188 @@
+"""What training pictures lie in: folders, DIV2K's layout, picture files, HDF5; found and measured, not yet decoded."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from edsr.errors import DataError, ImageError
+from edsr.images import Reader, find_pictures, read
+
+_HDF5 = (".h5", ".hdf5")
+_BLOCK = 2**22  # HR pixels read at once from HDF5
+
+
+class File(NamedTuple):
+    """A picture or HDF5 file; low: the file of its reduction, where the layout has one."""
+
+    path: Path
+    low: Path | None = None
+
+
+def find(path: Path) -> list[File]:
+    if not path.is_dir():
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; give another with --data")
+        return [File(path)]
+    found = _list(path, recursive=True)
+    for file in found:
+        if "DIV2K_train_HR" in file.parts[len(path.parts) :]:
+            # Taken as any folder, its reductions and its validation pictures would be trained on as well.
+            root = Path(*file.parts[: file.parts.index("DIV2K_train_HR")])
+            raise DataError(f"{path}: DIV2K lies deeper in it; give {root} itself with --data")
+    return [File(file) for file in found]
+
+
+def div2k(folder: Path, part: str, scale: int) -> list[File]:
+    low = folder / f"DIV2K_{part}_LR_bicubic" / f"X{scale}"
+    pairs = [(path, low / f"{path.stem}x{scale}.png") for path in _list(folder / f"DIV2K_{part}_HR")]
+    return [File(path, low if low.is_file() else None) for path, low in pairs]
+
+
+def _list(folder: Path, recursive: bool = False) -> list[Path]:
+    try:
+        return find_pictures(folder, recursive)
+    except ImageError as error:
+        raise DataError(f"{error}; give another with --data") from None
+
+
+class Plan(NamedTuple):
+    scale: int
+    patch: int
+    crop: int | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Pictures of one size that are read together: a file's one, or many from HDF5. height, width: HR pixels.
+
+    sixteen: whether any of it has 16 bits. read: gives HR [count, height, width, 1 or 3], uint8 or uint16, and LR if
+    that is there as well; raises ImageError.
+    """
+
+    name: str
+    count: int
+    height: int
+    width: int
+    sixteen: bool
+    read: Callable[[], tuple[np.ndarray, ...]]
+
+    def pixels(self, plan: Plan) -> int:
+        """HR pixels that are kept."""
+        unit = plan.crop or plan.scale
+        return self.count * (self.height // unit * unit) * (self.width // unit * unit)
+
+
+def measure(file: File, plan: Plan) -> list[Stack]:
+    """What a file holds, without decoding it. Raises ImageError, or DataError for HDF5."""
+    if file.path.suffix.lower() in _HDF5:
+        return _measure_hdf5(file.path, plan.scale)
+    low = None if plan.crop else file.low
+    with Reader(file.path, sixteen=True) as reader:
+        size, sixteen = (reader.height, reader.width), reader.dtype == np.uint16
+    if low is not None:
+        with Reader(low, sixteen=True) as reader:
+            if (reader.height, reader.width) != (size[0] // plan.scale, size[1] // plan.scale):
+                sizes = f"{reader.width} x {reader.height} pixels, {file.path} {size[1]} x {size[0]}"
+                raise ImageError(f"{low}: has {sizes}, not {plan.scale} times as many each way")
+            sixteen = sixteen or reader.dtype == np.uint16
+    return [Stack(str(file.path), 1, *size, sixteen, partial(_read_picture, file.path, low))]
+
+
+def _read_picture(path: Path, low: Path | None) -> tuple[np.ndarray, ...]:
+    return tuple(read(p, sixteen=True)[None] for p in (path, low) if p is not None)
+
+
+@contextmanager
+def _open_hdf5(path: Path, kind: type[Exception]) -> Iterator[Any]:
+    """An h5py.File; whatever goes wrong with it becomes one line of this kind of exception."""
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"{path}: HDF5 is read through h5py: pip install 'edsr-triton[train]'") from None
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        raise kind(f"{path}: cannot be read as HDF5 ({why}), get an intact copy") from None
+
+
+def _measure_hdf5(path: Path, scale: int) -> list[Stack]:
+    with _open_hdf5(path, DataError) as file:
+        many = hasattr(file.get("hr"), "ndim")  # a dataset with all pictures, not a group with one for each
+        names = [""] if many else [f"/{name}" for name in sorted(file.get("hr") or [""], key=lambda n: (len(n), n))]
+        keys = [(f"lr{name}", f"hr{name}") for name in names]
+        _check_datasets(path, file, [key for pair in keys for key in pair], (3, 4) if many else (2, 3))
+        white = _white(file, [high for _, high in keys])
+        return [stack for pair in keys for stack in _measure_pair(path, file, *pair, many, white, scale)]
+
+
+def _check_datasets(path: Path, file: Any, keys: list[str], axes: tuple[int, int]) -> None:
+    for key in keys:
+        data = file.get(key)
+        if not hasattr(data, "ndim"):
+            raise DataError(f"{path}: holds no {key}; in the 91-image layout there are lr and hr, of equal number")
+        shape = _to_stack(_hollow(data), axes == (3, 4)).shape if data.ndim in axes else (0,)
+        if not (data.dtype.kind == "f" or data.dtype in (np.uint8, np.uint16)) or shape[-1] not in (1, 3):
+            kinds = "gray or RGB pictures of uint8, uint16 or floating point"
+            raise DataError(f"{path}: {key} is {data.dtype} {list(data.shape)}, not {kinds}")
+
+
+def _hollow(data: Any) -> np.ndarray:
+    """An array of a dataset's shape, with no memory behind it."""
+    return np.broadcast_to(np.uint8(0), data.shape)
+
+
+def _measure_pair(path: Path, file: Any, low: str, high: str, many: bool, white: float, scale: int) -> list[Stack]:
+    lr, hr = (_to_stack(_hollow(file[key]), many) for key in (low, high))
+    if hr.shape[:3] != (len(lr), lr.shape[1] * scale, lr.shape[2] * scale):
+        why = "; files written for SRCNN hold enlarged lr, of no use here" if lr.shape == hr.shape else ""
+        raise DataError(f"{path}: {high} {list(file[high].shape)} is not {scale} x {low} {list(file[low].shape)}{why}")
+    sixteen = np.uint16 in (file[low].dtype, file[high].dtype)
+    step = max(1, _BLOCK // max(1, hr.shape[1] * hr.shape[2]))
+    stacks = []
+    for start in range(0, len(hr), step):
+        stop = min(start + step, len(hr))
+        name = f"{path}: {high}[{start}:{stop}]" if many else f"{path}: {high}"
+        read = partial(_read_hdf5, path, (high, low), slice(start, stop) if many else (), white)
+        stacks.append(Stack(name, stop - start, hr.shape[1], hr.shape[2], sixteen, read))
+    return stacks
+
+
+def _white(file: Any, keys: list[str]) -> float:
+    """1 if floating point values are in 0..1, else 255: told by whether any is well above 1."""
+    for key in keys:
+        if file[key].dtype.kind != "f":
+            return 255.0
+        step = max(1, _BLOCK // max(1, int(np.prod(file[key].shape[1:]))))
+        if any((file[key][start : start + step] > 2).any() for start in range(0, len(file[key]), step)):
+            return 255.0
+    return 1.0
+
+
+def _read_hdf5(path: Path, keys: tuple[str, str], rows: slice | tuple[()], white: float) -> tuple[np.ndarray, ...]:
+    with _open_hdf5(path, ImageError) as file:
+        return tuple(_to_levels(_to_stack(file[key][rows], rows != ()), white, f"{path}: {key}") for key in keys)
+
+
+def _to_stack(values: np.ndarray, many: bool) -> np.ndarray:
+    """[N, h, w, C] from the axes that HDF5 files have; without N if not `many`."""
+    values = values if many else values[None]
+    if values.ndim == 3:
+        return values[..., None]
+    return np.moveaxis(values, 1, 3) if values.shape[3] not in (1, 3) and values.shape[1] in (1, 3) else values
+
+
+def _to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
+    if values.dtype in (np.uint8, np.uint16):
+        return values
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name}: holds values that are no numbers")
+    return np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)

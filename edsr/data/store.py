@@ -1,0 +1,228 @@
+"""Decoded pictures end to end in two flat buffers, in memory or in files mapped into it."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edsr.errors import DataError
+
+_FORMAT = 1  # of the cache: to be raised when what is stored, or how pictures are reduced, changes
+
+
+@dataclass
+class Pictures:
+    """Decoded pictures and their reductions, end to end, row by row, in two flat buffers.
+
+    hr: [P·s², 3], lr: [P, 3]; uint8, or, if any picture has 16 bits, the bits of uint16 levels as int16, because
+    torch gathers int16 on every device, but not uint16. Gray is repeated to three channels.
+    table: int64 [n, 5], in pixels: offset into hr, offset into lr, LR height, LR width; then the number of the
+    picture in the set, which crops of one picture share. An HR picture is `scale` times as high and wide.
+    """
+
+    scale: int
+    hr: Tensor
+    lr: Tensor
+    table: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def nbytes(self) -> int:
+        return self.hr.nbytes + self.lr.nbytes
+
+    def pair(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(LR [h, w, 3], HR [s·h, s·w, 3]) of a row of the table, uint8 or uint16; views where possible."""
+        high, low, height, width, _ = self.table[i].tolist()
+        s = self.scale
+        return _cut_out(self.lr, low, height, width), _cut_out(self.hr, high, s * height, s * width)
+
+    def to(self, device: torch.device | str) -> "Pictures":
+        return replace(self, hr=self.hr.to(device), lr=self.lr.to(device))
+
+
+def pack(pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> Pictures:
+    """Pictures from (LR [h, w, 3], HR [s·h, s·w, 3]) pairs, all uint8 or all uint16."""
+    heights, widths = np.array([low.shape[:2] for low, _ in pairs], np.int64).T
+    ends = np.cumsum(heights * widths)
+    starts = ends - heights * widths
+    table = np.stack([starts * scale**2, starts, heights, widths, np.arange(len(pairs))], 1)
+    lr, hr = (np.concatenate([pair[side].reshape(-1, 3) for pair in pairs]) for side in (0, 1))
+    return Pictures(scale, _to_tensor(hr), _to_tensor(lr), table)
+
+
+def _cut_out(pixels: Tensor, start: int, height: int, width: int) -> np.ndarray:
+    flat = pixels[start : start + height * width].cpu().numpy()
+    return (flat.view(np.uint16) if flat.dtype == np.int16 else flat).reshape(height, width, 3)
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels)
+
+
+class Memory:
+    """The buffers in memory, filled from their beginning; what stays empty is never touched."""
+
+    def __init__(self, pixels: int, scale: int, dtype: np.dtype):
+        low = pixels // scale**2
+        need, available = (pixels + low) * 3 * dtype.itemsize, _available_memory()
+        if available is not None and need > available // 2:
+            sizes = f"{need / 1e9:.1f} GB decoded, more than half of the {available / 1e9:.1f} GB of memory available"
+            raise DataError(f"the pictures are {sizes}; add --cache DIR to keep them in files")
+        self.scale, self.used = scale, 0
+        try:
+            self.hr, self.lr = np.empty((pixels, 3), dtype), np.empty((low, 3), dtype)
+        except MemoryError:
+            raise DataError(f"no memory for {need / 1e9:.1f} GB of pictures; add --cache DIR") from None
+
+    def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
+        start, self.used = self.used, self.used + lr.size // 3
+        area = self.scale**2
+        self.lr[start : self.used] = lr.reshape(-1, 3)
+        self.hr[start * area : self.used * area] = hr.reshape(-1, 3)
+
+    def finish(self, table: np.ndarray) -> Pictures:
+        hr, lr = self.hr[: self.used * self.scale**2], self.lr[: self.used]
+        return Pictures(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+
+
+class Cache:
+    """The buffers as files: a folder for each set of sources and each plan, with hr.bin, lr.bin, table.bin, index.json.
+
+    The index is written last, and the folder gets its name when all is on disk. It holds what the set was made of.
+    """
+
+    def __init__(self, root: Path, scale: int, name: Sequence[str], settings: Sequence, paths: Sequence[Path]):
+        self.root, self.scale = root, scale
+        self.folder = root / f"x{scale}-{_digest((*map(os.fsencode, name), scale, *settings))[:16]}"
+        self.key = _digest((_FORMAT, *map(_stamp, paths)))
+
+    def open(self, say: Callable[[str], None]) -> Pictures | None:
+        """What is kept, or None if there is nothing, or nothing of use, of which `say` is told."""
+        try:
+            index = json.loads((self.folder / "index.json").read_text())
+            if index["key"] != self.key:
+                say(f"{self.folder}: the pictures have changed since, reading them again")
+                return None
+            dtype, low = np.dtype(index["dtype"]), index["pixels"]
+            rows = (self.folder / "table.bin").read_bytes()
+            if zlib.crc32(rows) != index["table"] or dtype not in (np.uint8, np.uint16):
+                raise ValueError
+            table = np.frombuffer(rows, np.int64).reshape(-1, 5)
+            hr, lr = (self._map(name, n, dtype) for name, n in (("hr.bin", low * self.scale**2), ("lr.bin", low)))
+        except FileNotFoundError:
+            if self.folder.exists():
+                say(f"{self.folder}: incomplete, reading the pictures again")
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            say(f"{self.folder}: damaged, reading the pictures again")
+            return None
+        say(f"{len(table)} pictures found in {self.folder}")
+        return Pictures(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+
+    def _map(self, name: str, pixels: int, dtype: np.dtype) -> np.ndarray:
+        path = self.folder / name
+        if path.stat().st_size != pixels * 3 * dtype.itemsize:
+            raise ValueError
+        return np.memmap(path, dtype, "c", shape=(pixels, 3))  # "c": torch wants to be allowed to write
+
+
+class CacheWriter:
+    """Fills a cache, one picture after the other, in a folder that gets the cache's name in the end, or goes."""
+
+    def __init__(self, cache: Cache, pixels: int, dtype: np.dtype):
+        self.cache, self.dtype, self.pixels, self.used = cache, dtype, pixels, 0
+        self.part = cache.folder.with_name(f"{cache.folder.name}.{secrets.token_hex(4)}.part")
+        self.files: list[BinaryIO] = []
+
+    def __enter__(self) -> "CacheWriter":
+        need = (self.pixels + self.pixels // self.cache.scale**2) * 3 * self.dtype.itemsize
+        with self._one_line():
+            self.cache.root.mkdir(parents=True, exist_ok=True)
+            for old in self.cache.root.glob("x?-*.part"):  # of runs that were killed
+                if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > 3600:
+                    shutil.rmtree(old, ignore_errors=True)
+            free = shutil.disk_usage(self.cache.root).free
+            if need > free:
+                sizes = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
+                raise DataError(f"{self.cache.root}: {sizes}; choose another folder with --cache")
+            self.part.mkdir()
+            self.files = [open(self.part / name, "xb") for name in ("hr.bin", "lr.bin")]  # noqa: SIM115
+        return self
+
+    def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
+        with self._one_line():
+            for file, pixels in zip(self.files, (hr, lr), strict=True):
+                file.write(pixels.data)
+        self.used += lr.size // 3
+
+    def finish(self, table: np.ndarray) -> Pictures:
+        index = {
+            "key": self.cache.key,
+            "dtype": self.dtype.name,
+            "pixels": self.used,
+            "table": zlib.crc32(table.tobytes()),
+        }
+        with self._one_line():
+            for name, content in ("table.bin", table.tobytes()), ("index.json", json.dumps(index).encode()):
+                self.files.append(open(self.part / name, "xb"))  # noqa: SIM115
+                self.files[-1].write(content)
+            for file in self.files:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            shutil.rmtree(self.cache.folder, ignore_errors=True)
+            os.rename(self.part, self.cache.folder)
+        pictures = self.cache.open(lambda line: None)
+        if pictures is None:
+            raise DataError(f"{self.cache.folder}: cannot be read after it was written; choose another with --cache")
+        return pictures
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files:
+            with suppress(OSError):
+                file.close()
+        shutil.rmtree(self.part, ignore_errors=True)
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = f"cannot be written ({error.strerror})"
+            raise DataError(f"{self.cache.root}: {why}; choose another folder with --cache") from None
+
+
+def _digest(value: tuple) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple:
+    try:
+        status = path.stat()
+    except OSError:
+        return (os.fsencode(path),)
+    return os.path.abspath(os.fsencode(path)), status.st_size, status.st_mtime_ns
+
+
+def _available_memory() -> int | None:
+    """Bytes that could be used without swapping, where the system says so."""
+    try:
+        with open("/proc/meminfo") as file:
+            sizes = dict(line.split(":") for line in file)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

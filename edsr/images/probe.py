@@ -1,0 +1,161 @@
+"""What the first bytes of a picture file say and libvips does not: its format, animation, colours it would misread."""
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from edsr.errors import ImageError
+
+from . import exif
+from .formats import FORMATS, LONGEST
+
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",  # BigTIFF
+    b"MM\0+": "TIFF",
+}
+EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"}
+"""Format -> its usual file name extension."""
+_LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}  # the others: heifload
+_HEIF = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
+# Of the colour codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
+_PRIMARIES, _TRANSFERS = (1, 2, 5, 6), (1, 2, 4, 5, 6, 13, 14, 15)
+_PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by another white than the file's
+    4: "a transparency mask",
+    6: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32803: "a camera's colour filter array",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "a camera's linear colours",
+}
+
+
+class Header(NamedTuple):
+    """Of a file: the format's name, the libvips operation that reads it, and what that leaves out.
+
+    gray: its colours are all gray, though the decoder gives RGB. Of a TIFF: tags of the first directory, 0 if not a
+    number; exif, as `edsr.images.exif.pack` makes it, and whether that is all of it.
+    """
+
+    format: str
+    loader: str
+    gray: bool = False
+    tags: dict[int, int] = {}  # noqa: RUF012 - never changed
+    exif: bytes = b""
+    exif_whole: bool = True
+
+
+def identify(head: bytes) -> str:
+    """The format that a file's first 16 bytes say it has; "" if that is none of EXTENSIONS."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp":
+        return _HEIF.get(head[8:12], "")
+    return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), "")
+
+
+def look(path: Path) -> Header:
+    """Looks at the file. Raises ImageError if it is missing, no picture, animated or of misleading colours."""
+    if os.path.isdir(path):
+        raise ImageError(f"{path}: is a folder, not a picture")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ImageError(f"{path}: is not a regular file")
+    try:
+        with open(path, "rb") as file:
+            return _look(path, file)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+
+
+def _look(path: Path, file: BinaryIO) -> Header:
+    head = file.read(16)
+    if not head:
+        raise ImageError(f"{path}: is empty, get an intact copy")
+    name = identify(head)
+    if not name:
+        raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF or AVIF picture")
+    loader = _LOADERS.get(name, "heifload")
+    if name == "PNG":
+        _check_png(path, file)
+    if name == "TIFF":
+        tags = _check_tiff(path, file)
+        found, whole = exif.parse(file)
+        return Header(name, loader, tags=tags, exif=exif.pack(found), exif_whole=whole)
+    if loader == "heifload":
+        return Header(name, loader, _check_heif(path, file))
+    return Header(name, loader)
+
+
+def _check_png(path: Path, file: BinaryIO) -> None:
+    file.seek(8)
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        if kind == b"IDAT":
+            return
+        data = file.read(min(length, 4))
+        if kind == b"acTL":
+            refuse_pages(path, "animation frames", int.from_bytes(data, "big"))
+        if kind == b"cICP" and len(data) == 4:
+            _check_colours(path, data[0], data[1])
+        file.seek(length - len(data) + 4, os.SEEK_CUR)
+
+
+def _check_tiff(path: Path, file: BinaryIO) -> dict[int, int]:
+    # Camera raw files begin like a TIFF, but what is read from them is a thumbnail.
+    form = FORMATS.get(path.suffix.lower())
+    if form is None or form.name != "TIFF":
+        raise ImageError(f"{path}: is a TIFF or camera raw file; a TIFF must be named .tif or .tiff")
+    tags = _read_tags(file)
+    colour = _PHOTOMETRIC.get(tags.get(262, 2), "")
+    if colour and not (colour == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
+        raise ImageError(f"{path}: the colour space {colour} is not supported, convert it to RGB")
+    if tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(262) not in (2, 5):  # of which libvips makes noise
+        raise ImageError(f"{path}: gray with alpha in separate planes is not supported, store them interleaved")
+    return tags
+
+
+def _read_tags(file: BinaryIO) -> dict[int, int]:
+    found = exif.find_first(file)
+    if found is None:
+        return {}
+    entries, _ = exif.read_directory(file, *found)
+    return {tag: exif.read_number(found[0], entry) or 0 for tag, entry in entries.items()}
+
+
+def _check_heif(path: Path, file: BinaryIO) -> bool:
+    """Whether it is gray throughout."""
+    file.seek(0)
+    boxes = file.read(2**16)  # what describes the pictures comes before them
+    if boxes[8:12] in (b"avis", b"hevc", b"hevx"):
+        sizes = boxes.find(b"stsz")
+        refuse_pages(
+            path, "animation frames", int.from_bytes(boxes[sizes + 12 : sizes + 16], "big") if sizes > 0 else 0
+        )
+    for size in boxes.split(b"ispe")[1:]:  # version, width, height
+        if len(size) >= 12 and max(struct.unpack_from(">II", size, 4)) > LONGEST:  # libvips would print a warning
+            raise ImageError(f"{path}: damaged, get an intact copy (more than {LONGEST} pixels a side)")
+    coded = boxes.find(b"colrnclx")
+    if coded > 0 and b"colrprof" not in boxes and b"colrrICC" not in boxes and len(boxes) >= coded + 12:
+        _check_colours(path, *struct.unpack_from(">HH", boxes, coded + 8))
+    codecs = boxes.split(b"av1C")[1:]  # one for each of the pictures, tiles and masks; a mask is gray
+    return bool(codecs) and all(len(codec) > 2 and codec[2] & 0x10 for codec in codecs)
+
+
+def _check_colours(path: Path, primaries: int, transfer: int) -> None:
+    if primaries not in _PRIMARIES or transfer not in _TRANSFERS:
+        codes = f"colour primaries {primaries} and transfer {transfer} of ITU-T H.273"
+        raise ImageError(f"{path}: has {codes}, as HDR and wide-gamut pictures do; convert it to sRGB")
+
+
+def refuse_pages(path: Path, what: str, count: int) -> None:
+    """Raises the ImageError of a file that holds more than one picture. count: 0 if that is unknown."""
+    raise ImageError(f"{path}: has {count or 'several'} {what}, save each as a picture of its own")

@@ -1,0 +1,324 @@
+"""Picture files written row by row, complete or not at all."""
+
+import io
+import os
+import stat
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyvips
+
+from edsr.errors import ImageError
+from edsr.system import lock, publish, temporary
+
+from . import exif
+from .formats import FORMATS, Format, check_memory, fitting, reason, to_srgb
+from .reader import Reader
+from .samples import Reduced, quantise, reduce
+
+_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's colour type
+_CHUNK = 2**20  # bytes handed to the encoder at once
+_BIGTIFF = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
+
+
+class Writer:
+    """A picture file being written, row by row; encoding runs beside the caller's own work.
+
+    path: its extension chooses the format (FORMATS). width, height: pixels. channels, dtype: of the rows to come, 1
+    (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied) of uint8, uint16 or float32 in 0..1;
+    stored as `fitting` says, rounded to nearest. WebP and AVIF store gray as RGB. like: the Reader whose metadata
+    is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC profile. quality: 1..100 for JPEG, WebP and
+    AVIF; PNG and TIFF are lossless at any. reduced: what the picture is reduced to on its way to the file; its dtype is
+    then what `fitting` starts from. `losses`: a line for each thing the file will not hold.
+
+    Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when
+    the context is left; if it is left by an exception or with rows missing, nothing has changed. An existing
+    file stays untouched unless `overwrite`, which replaces it in one step.
+
+    `held`: about how many bytes the encoder needs for the picture as a whole. 0 for PNG, JPEG and TIFF, which go row by
+    row; the encoders of WebP and AVIF hold it all, 18 and 38 bytes a pixel, twice that with alpha or 16 bits.
+
+    Raises ImageError, before any work, for what can be known to fail; ValueError for a wrong argument.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        width: int,
+        height: int,
+        channels: int,
+        like: Reader | None = None,
+        overwrite: bool = False,
+        quality: int | None = None,
+        dtype: Any = np.uint8,
+        reduced: Reduced | None = None,
+    ) -> None:
+        self.dtype = np.dtype(dtype)
+        self._reduced = reduced or Reduced(width, height, self.dtype)
+        if width < 1 or height < 1 or channels not in _COLOURS or self.dtype not in (np.uint8, np.uint16, np.float32):
+            raise ValueError(f"cannot write {width} x {height} pixels of {channels} channels of {self.dtype}")
+        if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
+            raise ValueError(f"cannot reduce {width} x {height} to {self._reduced.width} x {self._reduced.height}")
+        if quality is not None and not 1 <= quality <= 100:
+            raise ValueError(f"quality must be 1 to 100, got {quality}")
+        self.path = Path(path)
+        self.width, self.height, self.channels = width, height, channels
+        self._overwrite = overwrite
+        self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
+        self._stored = fitting(self.path.suffix, channels, np.dtype(self._reduced.dtype))
+        # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
+        self._sent = np.dtype(np.float32) if reduced else self._stored.dtype
+        more = self._stored.channels in (2, 4) or self._stored.dtype != np.uint8
+        self.held = self._reduced.width * self._reduced.height * self._format.held * (2 if more else 1)
+        check_memory(self.path, self.held)
+        self._options = self._choose_options(quality)
+        self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
+        self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
+        self.losses = self._stored.losses + tuple(self._drop_metadata())
+        # Created with open(), for the usual permissions.
+        self._temporary = temporary(self.path)
+        self._lock: BinaryIO | None = None
+        self._written = 0
+        self._error = ""  # why the encoder has failed
+        self._pipe: BinaryIO | None = None
+        self._thread = threading.Thread()
+
+    def _choose_options(self, quality: int | None) -> dict[str, Any]:
+        options = dict(self._format.options)
+        if quality is not None and "Q" in options:
+            options["Q"] = quality
+        stored = self._stored.dtype
+        if self._format.name == "TIFF":
+            size = self._reduced.width * self._reduced.height * self._stored.channels * stored.itemsize
+            options |= {"bigtiff": size > _BIGTIFF} | ({"predictor": "float"} if stored == np.float32 else {})
+        if self._format.name == "AVIF":
+            options["bitdepth"] = 12 if stored == np.uint16 else 8
+        return options
+
+    def _drop_metadata(self) -> Iterator[str]:
+        """Leaves out of the metadata what does not suit the file. A line for each such thing."""
+        profile = next((value[16:20] for _, name, value in self._metadata if name == "icc-profile-data"), None)
+        own, of = (b"GRAY", "gray") if self.channels <= 2 else (b"RGB ", "RGB")
+        if profile is not None and profile != own:
+            yield f"the colour profile is left out, it is not for {of} pictures"
+            self._metadata = [entry for entry in self._metadata if entry[1] != "icc-profile-data"]
+        blob = next((value for _, name, value in self._metadata if name == "exif-data"), b"")
+        self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
+        if self._format.name == "TIFF":
+            if blob and not whole:
+                yield exif.loss(exif.MOST)
+            if exif.DESCRIPTION in self._exif.directories.get(0, {}):  # byte for byte; libvips would keep UTF-8 only
+                self._metadata = [entry for entry in self._metadata if entry[1] != "image-description"]
+        elif unknown := exif.list_unknown(self._exif):
+            yield f"EXIF data is left out in part: {unknown}"
+        if self._format.name != "TIFF" and len(blob) > exif.LARGEST:
+            trimmed = exif.trim(self._exif, exif.LARGEST)
+            if not whole or trimmed != self._exif:
+                yield exif.loss(exif.LARGEST)
+            self._metadata = [entry for entry in self._metadata if entry[1] != "exif-data"]
+            if packed := exif.pack(trimmed):
+                self._metadata.append((pyvips.GValue.blob_type, "exif-data", packed))
+
+    def __enter__(self) -> "Writer":
+        try:
+            self._begin()
+        except BaseException as error:  # a signal, too: no __exit__ will follow
+            if self._pipe is not None:
+                self._pipe.close()
+            if self._thread.is_alive():
+                self._thread.join()  # it might create the file again otherwise
+            self._unlock()
+            with suppress(OSError):
+                self._temporary.unlink()
+            if isinstance(error, OSError):
+                raise ImageError(f"{self.path}: cannot write into its folder ({error.strerror})") from None
+            raise
+        return self
+
+    def _begin(self) -> None:
+        self._lock = open(self._temporary, "xb")  # noqa: SIM115 - closed by _unlock
+        with suppress(OSError):  # a file system without locks, where abandoned files stay
+            lock(self._lock)
+        source, sink = os.pipe()
+        self._pipe = open(sink, "wb")  # noqa: SIM115 - closed by __exit__
+        self._thread = threading.Thread(target=self._encode, args=(source,), daemon=True)
+        self._thread.start()
+        # libvips takes rows as they come in one way only: as a picture format it can read from a pipe. PNG
+        # with "stored" (level 0) data is the one that every build has; it costs a copy and two checksums.
+        # PNG has no floats: each goes as a pixel of four 8-bit samples, its bytes.
+        self._deflate = zlib.compressobj(level=0)
+        self._pipe.write(b"\x89PNG\r\n\x1a\n")
+        channels = self._stored.channels
+        if self._sent == np.float32:
+            layout = self.width * channels, self.height, 8, 6, 0, 0, 0
+        else:
+            layout = self.width, self.height, self._sent.itemsize * 8, _COLOURS[channels], 0, 0, 0
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
+
+    def write(self, rows: np.ndarray) -> None:
+        """Append rows, [any number, width, channels] of `dtype`. Does not keep a reference to them.
+
+        Raises ImageError if the encoder has failed (disk full, ...); ValueError for rows of another shape or
+        type, for more rows than height, and outside the context.
+        """
+        if self._pipe is None:
+            raise ValueError("write() works inside the Writer's context only")
+        if rows.dtype != self.dtype or rows.ndim != 3 or rows.shape[1:] != (self.width, self.channels):
+            expected = f"{self.dtype} [rows, {self.width}, {self.channels}]"
+            raise ValueError(f"expected {expected}, got {rows.dtype} {list(rows.shape)}")
+        if self._written + len(rows) > self.height:
+            raise ValueError(f"{self._written + len(rows)} rows for a picture of {self.height}")
+        step = max(1, _CHUNK // (self.width * self.channels * self.dtype.itemsize))
+        for y in range(0, len(rows), step):
+            part = convert(rows[y : y + step], self._stored.channels, self._sent, self._format.bits)
+            part = part.astype(part.dtype.newbyteorder(">") if part.dtype == np.uint16 else part.dtype, "C", copy=False)
+            data = part.view(np.uint8).reshape(len(part), -1)
+            lines = np.zeros((len(part), 1 + data.shape[1]), np.uint8)  # first the filter: none
+            lines[:, 1:] = data
+            self._chunk(b"IDAT", self._deflate.compress(lines.data))
+            self._raise_error()
+        self._written += len(rows)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._pipe is not None
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._pipe.close()  # a stream that ends too early makes the encoder give up
+            self._pipe = None
+            self._thread.join()
+            self._unlock()
+            with suppress(OSError):
+                self._temporary.unlink()  # there is none after success
+
+    def _finish(self) -> None:
+        assert self._pipe is not None
+        if self._written < self.height:
+            missing = self.height - self._written
+            raise ImageError(f"{self.path}: not saved, {missing} of {self.height} rows are missing")
+        self._chunk(b"IDAT", self._deflate.flush())
+        self._chunk(b"IEND", b"")
+        self._pipe.close()
+        self._thread.join()
+        self._raise_error()
+        try:
+            with open(self._temporary, "rb+") as file:
+                if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
+                    self.losses += ("EXIF data is left out, the file would become larger than 4 GB",)
+                file.flush()
+                os.fsync(file.fileno())
+            self._unlock()  # Windows renames no open files
+            publish(self._temporary, self.path, self._overwrite)
+        except FileExistsError:
+            raise ImageError(_exists(self.path)) from None
+        except OSError as error:
+            raise ImageError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _chunk(self, kind: bytes, data: bytes) -> None:
+        assert self._pipe is not None
+        check = zlib.crc32(data, zlib.crc32(kind))
+        self._pipe.write(b"".join((struct.pack(">I4s", len(data), kind), data, struct.pack(">I", check))))
+
+    def _raise_error(self) -> None:
+        if self._error:
+            raise ImageError(f"{self.path}: cannot be written ({self._error})")
+
+    def _encode(self, source: int) -> None:
+        """The encoder thread: from the pipe to the temporary file."""
+        try:
+            self._save(source)
+        except Exception as error:
+            self._error = reason(error)
+        # Until the writing end is closed, take what still comes, so that it never blocks nor breaks.
+        with open(source, "rb", buffering=0) as rest:
+            while rest.read(2**16):
+                pass
+
+    def _save(self, source: int) -> None:
+        stream = pyvips.Source.new_from_descriptor(source)
+        image = pyvips.Operation.call("pngload_source", stream, access="sequential", fail_on="error")
+        channels, dtype, _ = self._stored
+        if self._sent == np.float32:
+            image = image.copy(format="float", bands=1, interpretation="b-w").bandfold(factor=channels)
+            image = image.copy(interpretation="scrgb" if channels >= 3 else "b-w")
+        if self._reduced[:2] != (self.width, self.height):
+            image = reduce(image, self._reduced)
+        if dtype != self._sent:
+            image = quantise(image, dtype, self._format.bits)
+        image = image.copy()
+        for kind, name, value in self._metadata:
+            image.set_type(kind, name, value)
+        # Setting exif-data sets the resolution as well, and fields; what is missing among these will not be written.
+        xres, yres = self._resolution
+        image = image.copy(xres=xres, yres=yres)
+        for name in image.get_fields():
+            if name.startswith("exif-ifd1-") or name == "jpeg-thumbnail-data":
+                image.remove(name)
+        image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # else the one inside exif-data is used
+        if channels <= 2 and not self._format.gray and image.get_typeof("icc-profile-data"):
+            image = to_srgb(image)  # what is stored is RGB
+        pyvips.Operation.call(self._format.saver, image, os.fsencode(self._temporary), **self._options)
+
+
+def convert(rows: np.ndarray, channels: int, dtype: np.dtype, bits: int) -> np.ndarray:
+    """Rows [n, width, C] as they are stored: in C or, laid over white, C - 1 `channels` of `dtype`, rounded to nearest.
+
+    bits: that are stored; 12 of uint16 come out as the upper ones.
+    """
+    white = 1 if rows.dtype == np.float32 else np.iinfo(rows.dtype).max
+    if rows.shape[2] > channels:
+        values = rows / np.float64(white)
+        alpha = values[..., -1:]
+        rows, white = 1 - alpha + alpha * values[..., :-1], 1
+    if dtype == np.float32:
+        return rows.astype(np.float32, copy=False)
+    if rows.dtype == dtype and bits >= 8 * dtype.itemsize:
+        return rows
+    levels = 2 ** min(bits, 8 * dtype.itemsize) - 1
+    if rows.dtype.kind == "f":
+        values = np.rint(rows.clip(0, 1) * np.float64(levels)).astype(dtype)
+    else:
+        values = ((rows * np.uint32(levels) + white // 2) // white).astype(dtype)
+    return values << (16 - bits) if dtype == np.uint16 and bits < 16 else values
+
+
+def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:
+    """The format that `path` is written in, after all checks that need no work."""
+    found = FORMATS.get(path.suffix.lower())
+    folder = path.parent
+    if os.path.isdir(path):
+        raise ImageError(f"{path}: is a folder, name a file in it")
+    if found is None:
+        raise ImageError(f"{path}: unknown extension {path.suffix!r}, use one of {', '.join(FORMATS)}")
+    if not os.path.isdir(folder):
+        raise ImageError(f"{path}: there is no folder {folder}, create it first")
+    if not os.access(folder, os.W_OK):
+        raise ImageError(f"{path}: no permission to write into the folder {folder}")
+    try:
+        taken = stat.S_IFMT(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        taken = 0
+    except (OSError, ValueError) as error:  # a name too long, ...
+        raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', error)})") from None
+    if taken and not overwrite:
+        raise ImageError(_exists(path))
+    if max(width, height) > found.longest:
+        size = f"{width} x {height}"
+        raise ImageError(f"{path}: {size} is more than this format's {found.longest} pixels a side, use .png or .tif")
+    return found
+
+
+def _exists(path: Path) -> str:
+    return f"{path}: exists; add --overwrite to replace it"

@@ -1,0 +1,109 @@
+"""EDSR (Lim et al., CVPRW 2017): the network, written once against a handful of ops.
+
+Pixel values are RGB in 0..1 at both ends; inside, they are the same values minus `EDSRConfig.mean`.
+That is the one value range of this project: checkpoints that count in 0..255 are brought to it when
+they are loaded (`edsr.weights`), exactly, because the network is homogeneous: dividing every bias by
+255 divides the output by 255.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from edsr.kernels import AS_COMPUTED, Result, load_ops
+
+reference = load_ops("torch")
+
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB, of full range; from the authors' code
+SCALES = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class EDSRConfig:
+    """The shape of a network.
+
+    scale: 2, 3 or 4. blocks: residual blocks. features: channels between them. residual_scale: factor on
+    each block's branch (0.1 keeps wide networks trainable, section 3.3 of the paper). mean: RGB in 0..1,
+    subtracted before the head and added after the tail. Raises ValueError on values no network can have.
+    """
+
+    scale: int = 2
+    blocks: int = 16
+    features: int = 64
+    residual_scale: float = 1.0
+    mean: tuple[float, float, float] = DIV2K_MEAN
+
+    def __post_init__(self):
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be 2, 3 or 4, not {self.scale}")
+        if self.blocks < 0 or self.features < 1:
+            raise ValueError(f"blocks must be 0 or more and features 1 or more, not {self.blocks} and {self.features}")
+
+    @property
+    def shuffles(self) -> tuple[int, ...]:
+        """Pixel-shuffle factors of the upsampler, in order: (2,), (3,) or (2, 2)."""
+        return (2, 2) if self.scale == 4 else (self.scale,)
+
+    @property
+    def radius(self) -> int:
+        """How many input pixels in each direction an output pixel can depend on (upsampler and tail: 2)."""
+        return 1 + 2 * self.blocks + 1 + 2
+
+
+PRESETS = {  # table 1 of the paper
+    "edsr-baseline": EDSRConfig(blocks=16, features=64, residual_scale=1.0),
+    "edsr": EDSRConfig(blocks=32, features=256, residual_scale=0.1),
+}
+
+
+class ResBlock(nn.Module):
+    """x + residual_scale * conv2(relu(conv1(x))): figure 2(c) of the paper, without batch normalisation."""
+
+    def __init__(self, features: int, residual_scale: float):
+        super().__init__()
+        self.conv1 = conv(features, features)
+        self.conv2 = conv(features, features)
+        self.residual_scale = residual_scale
+
+    def forward(self, x, ops):
+        first, second = self.conv1, self.conv2
+        return ops.resblock(x, first.weight, first.bias, second.weight, second.bias, self.residual_scale)
+
+
+class EDSR(nn.Module):
+    """The network of figure 3 of the paper.
+
+    `forward` never touches a feature map itself: it hands each to the next op of `ops`, a namespace such
+    as `edsr.kernels.reference` or an object such as `edsr.inference.streaming.RowOps` that remembers rows between
+    calls.
+    """
+
+    def __init__(self, config: EDSRConfig):
+        super().__init__()
+        self.config = config
+        c = config.features
+        self.head = conv(3, c)
+        self.body = nn.ModuleList(ResBlock(c, config.residual_scale) for _ in range(config.blocks))
+        self.body_end = conv(c, c)
+        self.upsampler = nn.ModuleList(conv(c, r * r * c) for r in config.shuffles)
+        self.tail = conv(c, 3)
+
+    def forward(self, x: Tensor, ops: Any = reference, result: Result = AS_COMPUTED) -> Tensor:
+        """x: [N, 3, H, W] RGB in 0..1, or uint8 or uint16 of full range. Gives [N, 3, s·H, s·W], see `Result`."""
+        x = ops.head(x, self.head.weight, self.head.bias, self.config.mean)
+        y = x
+        for block in self.body:
+            y = block(y, ops)
+        y = ops.conv3x3(y, self.body_end.weight, self.body_end.bias, skip=x)
+        return self.reconstruct(y, ops, result)
+
+    def reconstruct(self, x, ops, result=AS_COMPUTED):
+        """Body to picture: the linear part of the network, which `edsr.models.folding` replaces by one convolution."""
+        for layer, r in zip(self.upsampler, self.config.shuffles, strict=True):
+            x = ops.conv3x3(x, layer.weight, layer.bias, shuffle=r)
+        return ops.tail(x, self.tail.weight, self.tail.bias, self.config.mean, result)
+
+
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)

@@ -1,0 +1,19 @@
+"""Training runs: what they are, how they go, and how they go on after a stop."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from .config import TrainOptions as TrainOptions
+    from .preview import write_preview as write_preview
+    from .trainer import train as train
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["TrainOptions"],
+        "preview": ["write_preview"],
+        "trainer": ["train"],
+    },
+)

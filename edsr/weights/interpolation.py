@@ -1,0 +1,82 @@
+"""Mixtures of networks by their weights: of networks that have one ancestor, one between them, at no cost in speed.
+
+A network trained further from another still lies near it, and on the straight line between the two every point is a
+network that works; the best point depends on the pictures. A mixture is named by its parts and their shares:
+"edsr-baseline:0.3+edsr-photo:0.7".
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+
+from edsr.models import EDSR, EDSRConfig
+
+_NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)"
+# A name ends where a colon, a number and a plus sign, or nothing, follow, so that C:\my+net.pt:0.3 is one part.
+_PART = re.compile(rf"(.+?):({_NUMBER})(?:\+|$)", re.DOTALL)
+
+
+def parse(text: str) -> dict[str, float] | None:
+    """Name -> share of a mixture, the shares' sum made 1, in the order given; None if the text names no mixture.
+
+    text: NAME:SHARE, or several with + between them; a name that comes twice has the sum of its shares. A share may
+    be negative, which goes beyond the others. Raises ValueError unless the sum is above 0 and finite.
+    """
+    parts: dict[str, float] = {}
+    at = 0
+    while at < len(text):
+        part = _PART.match(text, at)
+        if part is None or (part.end() == len(text) and text.endswith("+")):
+            return None
+        parts[part[1]] = parts.get(part[1], 0.0) + float(part[2])
+        at = part.end()
+    if not parts:
+        return None
+    total = sum(parts.values())
+    if not (total > 0 and math.isfinite(total)):
+        raise ValueError(f"the shares sum to {total:g}, give some that sum to more than 0")
+    return {name: share / total for name, share in parts.items()}
+
+
+def name(parts: dict[str, float]) -> str:
+    """The text that `parse` takes for these parts."""
+    return "+".join(f"{part}:{share:.15g}" for part, share in parts.items())
+
+
+def mix(models: Sequence[EDSR], shares: Sequence[float], names: Sequence[str]) -> EDSR:
+    """The network whose tensors are the sum of share · tensor, in fp64, rounded once to fp32.
+
+    models: on the CPU, none of them changed. names: what to call them in errors. Raises ValueError, which names two of
+    them, where one's configuration is not the first one's, or where a sum is not finite.
+    """
+    first = models[0]
+    for other, other_name in zip(models[1:], names[1:], strict=True):
+        if difference := _difference(first.config, other.config):
+            raise ValueError(f"{names[0]} and {other_name} do not mix: {difference}")
+    states = [model.state_dict() for model in models]
+    mixed = {}
+    for key in states[0]:
+        total = sum(share * state[key].double() for share, state in zip(shares, states, strict=True))
+        assert isinstance(total, torch.Tensor)
+        mixed[key] = total.float()
+        if not mixed[key].isfinite().all():
+            raise ValueError(f"the mixture's {key} is not finite")
+    with torch.device("meta"):  # shapes only
+        model = EDSR(first.config)
+    model.load_state_dict(mixed, assign=True)
+    return model.eval()
+
+
+def _difference(a: EDSRConfig, b: EDSRConfig) -> str:
+    """In what two configurations differ; empty if in nothing."""
+    said = {
+        "scale": lambda c: f"x{c.scale}",
+        "blocks": lambda c: f"{c.blocks} blocks",
+        "features": lambda c: f"{c.features} features",
+        "residual_scale": lambda c: f"residual scale {c.residual_scale:g}",
+        "mean": lambda c: f"mean {', '.join(f'{m:g}' for m in c.mean)}",
+    }
+    pairs = [(say(a), say(b)) for field, say in said.items() if getattr(a, field) != getattr(b, field)]
+    return "; ".join(f"{one} against {other}" for one, other in pairs)

@@ -1,0 +1,271 @@
+"""3x3 convolution with everything that follows it in one kernel: bias, ReLU, scale, skip, pixel shuffle.
+
+An implicit matrix product, channels by pixels: out[Co, pixels] is the sum over nine taps and Ci of
+weight[Co, tap, Ci] times x[pixels + tap, Ci]. The pixels are a rectangle of BLOCK_H x BLOCK_W, so that the
+nine taps read nearly the same ones. Every pixel's sum runs over taps and channels in one fixed order: the
+result does not depend on where in a picture, band or tile a pixel lies, bit for bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .hopper import dispatch
+from .launch import Config, KernelError
+
+# Columns below which there is a configuration of its own. Patches for training, 48 wide as a rule, would leave a
+# quarter of blocks 32 wide empty, and smaller blocks give all multiprocessors work at once.
+NARROW = 64
+
+
+# Sizes are not specialised on: a kernel compiled for one picture serves all.
+@triton.jit(do_not_specialize=["H", "W"])
+def _conv3x3(
+    x_ptr,  # [N, H + 2 - 2*PADDING, W, Ci]
+    weight_ptr,  # [Co, 3, 3, Ci], or [Ci, 3, 3, Co] to be TURNED: read with taps in reverse and channels exchanged
+    bias_ptr,  # [Co]; a turned convolution has none
+    mask_ptr,  # [N, H, W, Co]
+    skip_ptr,  # [N, H, W, Co]
+    out_ptr,  # [N, H, W, Co] or [N, SHUFFLE*H, SHUFFLE*W, Co // SHUFFLE**2]
+    H,
+    W,
+    x_picture,  # strides of pictures and rows, in elements; pixels are dense
+    x_row,
+    mask_picture,
+    mask_row,
+    skip_picture,
+    skip_row,
+    out_picture,
+    out_row,
+    scale,
+    Ci: tl.constexpr,
+    Co: tl.constexpr,
+    PADDING: tl.constexpr,
+    TURNED: tl.constexpr,
+    RELU: tl.constexpr,
+    SCALE: tl.constexpr,
+    MASK: tl.constexpr,
+    SKIP: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+    BLOCK_CI: tl.constexpr,
+):
+    # Channel blocks of one rectangle run side by side, so that its pixels are read from the L2 cache but once.
+    blocks_co: tl.constexpr = (Co + BLOCK_CO - 1) // BLOCK_CO
+    pid = tl.program_id(0)
+    co = (pid % blocks_co) * BLOCK_CO + tl.arange(0, BLOCK_CO)
+    pid = pid // blocks_co
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    blocks_h = tl.cdiv(H, BLOCK_H)
+    w0 = (pid % blocks_w) * BLOCK_W
+    pid = pid // blocks_w
+    h0 = (pid % blocks_h) * BLOCK_H
+    n = (pid // blocks_h).to(tl.int64)
+
+    # Pixels are addressed from their rectangle's corner, which is where 64 bits are needed.
+    pixel = tl.arange(0, BLOCK_H * BLOCK_W)
+    i = pixel // BLOCK_W
+    j = pixel % BLOCK_W
+    ci = tl.arange(0, BLOCK_CI)
+    x_ptr += n * x_picture + (h0 - PADDING).to(tl.int64) * x_row + (w0 - 1) * Ci
+    x_offset = i * x_row + j * Ci
+    rows = H + 2 - 2 * PADDING
+    mask_co = co < Co
+
+    acc = tl.zeros((BLOCK_CO, BLOCK_H * BLOCK_W), tl.float32)
+    CHUNKS: tl.constexpr = Ci // BLOCK_CI
+    for step in range(9 * CHUNKS):
+        tap = step // CHUNKS
+        c0 = (step % CHUNKS) * BLOCK_CI
+        dy = tap // 3
+        dx = tap % 3
+        h = h0 + i + (dy - PADDING)
+        w = w0 + j + (dx - 1)
+        mask = (h >= 0) & (h < rows) & (w >= 0) & (w < W)
+        offset = x_offset + (dy * x_row + dx * Ci + c0)
+        x = tl.load(x_ptr + offset[:, None] + ci[None, :], mask=mask[:, None], other=0.0)
+        if TURNED:
+            weight_offset = ((c0 + ci) * (9 * Co) + (8 - tap) * Co)[None, :] + co[:, None]
+        else:
+            weight_offset = co[:, None] * (9 * Ci) + (tap * Ci + c0) + ci[None, :]
+        weight = tl.load(weight_ptr + weight_offset, mask=mask_co[:, None], other=0.0)
+        acc = tl.dot(weight, x.T, acc, input_precision=PRECISION)
+
+    if not TURNED:
+        acc += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[:, None]
+    if RELU:
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)  # or an overflow would end here unseen
+    if SCALE:
+        acc *= scale
+    y = tl.trans(acc)
+    mask = ((h0 + i < H) & (w0 + j < W))[:, None] & mask_co[None, :]
+    if MASK:
+        mask_ptr += n * mask_picture + h0.to(tl.int64) * mask_row + w0 * Co
+        passed = tl.load(mask_ptr + (i * mask_row + j * Co)[:, None] + co[None, :], mask=mask, other=0.0)
+        y = tl.where(passed <= 0, 0.0, y)  # NaN lets through
+    if SKIP:
+        skip_ptr += n * skip_picture + h0.to(tl.int64) * skip_row + w0 * Co
+        y += tl.load(skip_ptr + (i * skip_row + j * Co)[:, None] + co[None, :], mask=mask, other=0.0).to(tl.float32)
+    # Channel c*SHUFFLE² + u*SHUFFLE + v goes to channel c of the pixel u rows down and v columns on.
+    AREA: tl.constexpr = SHUFFLE * SHUFFLE
+    u = co // SHUFFLE % SHUFFLE
+    v = co % SHUFFLE
+    out_ptr += n * out_picture + (SHUFFLE * h0).to(tl.int64) * out_row + w0 * (Co // SHUFFLE)
+    pixels = (SHUFFLE * i) * out_row + j * (Co // SHUFFLE)
+    channels = u * out_row + v * (Co // AREA) + co // AREA
+    tl.store(out_ptr + pixels[:, None] + channels[None, :], y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    relu: bool = False,
+    scale: float = 1.0,
+    skip: Tensor | None = None,
+    shuffle: int = 1,
+    padding: int = 1,
+    out: Tensor | None = None,
+) -> Tensor:
+    """pixel_shuffle(skip + scale * relu(x * weight + bias)), computed in fp32 and rounded once.
+
+    x: [N, Ci, H, W], Ci a multiple of 16. weight: [Co, Ci, 3, 3]. bias: [Co]. skip: [N, Co, H', W]. padding: rows
+    of zeros above and below x, 1 or 0; H' = H - 2 + 2*padding. All in fp16, bf16 or fp32 on one device, maps and
+    weight channels_last; the rows of a map may lie apart. shuffle: 1, 2 or 3.
+    out: where to write, [N, Co / shuffle², shuffle*H', shuffle*W], not overlapping x; may be skip itself where
+    shuffle is 1. Raises KernelError where an operand is none of these.
+    """
+    launch.check("conv3x3", x, weight=weight, bias=bias, skip=skip, out=out)
+    n, ci, h, w = x.shape
+    co = weight.shape[0]
+    rows = h - 2 + 2 * padding
+    if tuple(weight.shape[1:]) != (ci, 3, 3) or ci % 16 or tuple(bias.shape) != (co,):
+        raise KernelError(
+            f"conv3x3: {ci} channels need weight [Co, {ci}, 3, 3], {ci} a multiple of 16, and bias [Co], "
+            f"not {list(weight.shape)} and {list(bias.shape)}"
+        )
+    if rows < 1 or n < 1 or w < 1 or co % (shuffle * shuffle):
+        raise KernelError(f"conv3x3: nothing comes of {list(x.shape)} with padding {padding}, {co} / {shuffle}²")
+    for name, other in (("weight", weight), ("bias", bias), ("skip", skip), ("out", out)):
+        if other is not None and other.dtype != x.dtype:
+            raise KernelError(f"conv3x3: {name} is {other.dtype}, x {x.dtype}")
+    size = (n, co // (shuffle * shuffle), rows * shuffle, w * shuffle)
+    if out is None:
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    for name, other, shape in (("skip", skip, (n, co, rows, w)), ("out", out, size)):
+        if other is not None and tuple(other.shape) != shape:
+            raise KernelError(f"conv3x3: {name} is {list(other.shape)}, not {list(shape)}")
+    if not weight.permute(0, 2, 3, 1).is_contiguous():
+        raise KernelError("conv3x3: the weight is not channels_last")
+    x, out = launch.channels_last("conv3x3", x), launch.channels_last("conv3x3", out)
+    skip = None if skip is None else launch.channels_last("conv3x3", skip)
+
+    if dispatch.serves(x, weight, shuffle):
+        dispatch.conv3x3(x, weight, bias, relu, scale, skip, padding, out)
+    else:
+        portable(x, weight, bias, relu, scale, skip, shuffle, padding, out)
+    return out
+
+
+def portable(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    scale: float,
+    skip: Tensor | None,
+    shuffle: int,
+    padding: int,
+    out: Tensor,
+    config: Config | None = None,
+    mask: Tensor | None = None,
+) -> None:
+    """`conv3x3` by the plain Triton kernel, its operands already checked.
+
+    Without a bias the weight is turned, see `edsr.kernels.triton.conv3x3_backward.dgrad`: x has the channels that it
+    gives, out those that it takes. mask: a map like out; where it is 0 or below, nothing is added to the skip.
+    """
+    n, ci, _, w = x.shape
+    turned = bias is None
+    co, rows = weight.shape[int(turned)], out.shape[2] // shuffle
+    if config is None:
+        key = f"{launch.NAMES[x.dtype]} {ci}-{co}" + (" narrow" if w < NARROW else "")
+        config = launch.config(
+            "dgrad" if turned else "conv3x3", key, default_config(ci, co, shuffle, w, x.dtype, x.device), x.device
+        )
+    blocks = launch.cdiv(rows, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
+    launch.run(
+        _conv3x3,
+        (n * blocks * launch.cdiv(co, config["BLOCK_CO"]),),
+        x,
+        weight,
+        x if bias is None else bias,
+        x if mask is None else mask,
+        x if skip is None else skip,
+        out,
+        rows,
+        w,
+        x.stride(0),
+        x.stride(2),
+        0 if mask is None else mask.stride(0),
+        0 if mask is None else mask.stride(2),
+        0 if skip is None else skip.stride(0),
+        0 if skip is None else skip.stride(2),
+        out.stride(0),
+        out.stride(2),
+        float(scale),
+        Ci=ci,
+        Co=co,
+        PADDING=padding,
+        TURNED=turned,
+        RELU=relu,
+        SCALE=scale != 1.0,
+        MASK=mask is not None,
+        SKIP=skip is not None,
+        SHUFFLE=shuffle,
+        PRECISION=precision(x.dtype),
+        **config,
+    )
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How fp32 operands are multiplied: as they are, unless torch may use tf32 as well."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def default_config(ci: int, co: int, shuffle: int, w: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """A configuration that fits every GPU from sm_80 on; not measured."""
+    arch = launch.architecture(device)
+    channels = next(c for c in (64, 32, 16) if ci % c == 0)
+    if dtype == torch.float32:
+        return {
+            "BLOCK_H": 8,
+            "BLOCK_W": 16,
+            "BLOCK_CO": 32 if co >= 32 else 16,
+            "BLOCK_CI": min(channels, 32),
+            "num_warps": 8,
+            "num_stages": 2,
+        }
+    if arch < 90:
+        return {
+            "BLOCK_H": 8,
+            "BLOCK_W": 16,
+            "BLOCK_CO": 128 if co >= 128 else 64 if co > 32 else 32 if co > 16 else 16,
+            "BLOCK_CI": min(channels, 32),
+            "num_warps": 8 if co >= 128 else 4,
+            "num_stages": 3,
+        }
+    narrow = w < NARROW
+    return {
+        "BLOCK_H": 8 if shuffle < 3 else 4,  # or the addresses of a shuffle by 3 spill (triton 3.6)
+        "BLOCK_W": 16 if narrow else 32,
+        "BLOCK_CO": 256 if narrow and co % 256 == 0 and shuffle == 1 else 128 if co >= 128 else 64,
+        "BLOCK_CI": channels,
+        "num_warps": 8 if co >= 128 else 4,
+        "num_stages": 3,
+    }

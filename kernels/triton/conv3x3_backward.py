@@ -1,0 +1,242 @@
+"""Gradients of the 3x3 convolution, for training.
+
+By its input (`dgrad`) it is a convolution again, of the turned weight: taps in reverse, channels exchanged. The kernel
+of `edsr.kernels.triton.conv3x3` reads the weight so; a turned copy would be one or two launches more, for patches a
+third of the convolution's time.
+
+By the weight (`wgrad`) it is a matrix product over all pixels p, for each of nine taps (a, b):
+
+    dweight[co, a, b, ci] = sum over p of dy[p, co] · x[p + (a - 1, b - 1), ci]
+                          = sum over p of dy[p - (a - 1, 0), co] · x[p + (0, b - 1), ci].
+
+Put the second way, the nine products of some pixels take three shifts of dy by rows and three of x by columns: six
+reads from the L2 cache instead of ten or eighteen. A block of threads adds up a run of pixels, for a block of channels
+and all taps, which fills the registers, and writes its sums in fp32; a second kernel adds those of all runs. No order
+depends on chance: the same operands give the same bits.
+
+Predicted for one H200 and not measured, in microseconds for 16 pictures of 48 x 48, bf16, 64 and 256 channels:
+`dgrad` 12 and 93, all of it reads from L2. `wgrad` 14 (5 for reads, 7 to write and read the sums) and 91 (82, 7).
+With three taps to a block of threads `wgrad` would take 15 and 170; with one tap 18, and 97 in blocks of 128 x 256.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .conv3x3 import portable, precision
+from .hopper import dispatch
+from .launch import Config, KernelError
+
+ADDED = 128  # elements of a gradient that a program of the second kernel adds: as many programs as fill a GPU
+
+
+# Sizes are not specialised on: a kernel compiled for one picture serves all.
+@triton.jit(do_not_specialize=["H", "W", "rectangles", "run"])
+def _wgrad(
+    x_ptr,  # [N, H, W, Ci]
+    dy_ptr,  # [N, H, W, Co]
+    sums_ptr,  # [runs, Co * 9 * Ci + Co]: gradients of weight [Co, 3, 3, Ci] and bias [Co]
+    H,
+    W,
+    rectangles,  # of all pictures
+    run,  # how many of them a program takes
+    x_picture,  # strides of pictures and rows, in elements; pixels are dense
+    x_row,
+    dy_picture,
+    dy_row,
+    Ci: tl.constexpr,
+    Co: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+    BLOCK_CI: tl.constexpr,
+):
+    # Channel blocks of one run of pixels go side by side, so that they are read from the L2 cache but once.
+    blocks_ci: tl.constexpr = Ci // BLOCK_CI
+    blocks_co: tl.constexpr = (Co + BLOCK_CO - 1) // BLOCK_CO
+    pid = tl.program_id(0)
+    block_ci = pid % blocks_ci
+    pid = pid // blocks_ci
+    ci = block_ci * BLOCK_CI + tl.arange(0, BLOCK_CI)
+    co = (pid % blocks_co) * BLOCK_CO + tl.arange(0, BLOCK_CO)
+    pid = pid // blocks_co
+    mask_co = co < Co
+
+    # Both operands are read as the matrix product wants them: dy^T with its pixels as columns, x with them as rows.
+    pixel = tl.arange(0, BLOCK_H * BLOCK_W)
+    i = pixel // BLOCK_W
+    j = pixel % BLOCK_W
+    x_offset = (i * x_row + j * Ci)[:, None] + ci[None, :]
+    dy_offset = co[:, None] + (i * dy_row + j * Co)[None, :]
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    blocks_h = tl.cdiv(H, BLOCK_H)
+
+    # The gradient of the bias is a product with ones. A plain sum would be a use of dy besides products, for which
+    # Triton (3.6, 3.7) keeps a buffer too few: on Hopper it would be written to while products still read it.
+    ones = tl.full((BLOCK_H * BLOCK_W, 16), 1.0, tl.float32).to(dy_ptr.dtype.element_ty)
+    bias = tl.zeros((BLOCK_CO, 16), tl.float32)
+    zero = tl.zeros((BLOCK_CO, BLOCK_CI), tl.float32)
+    acc = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    for r in range(pid * run, tl.minimum((pid + 1) * run, rectangles)):
+        w0 = (r % blocks_w) * BLOCK_W
+        h0 = (r // blocks_w % blocks_h) * BLOCK_H
+        n = (r // blocks_w // blocks_h).to(tl.int64)
+        x_corner = x_ptr + (n * x_picture + h0.to(tl.int64) * x_row + w0 * Ci)
+        dy_corner = dy_ptr + (n * dy_picture + h0.to(tl.int64) * dy_row + w0 * Co)
+        h = h0 + i
+        w = w0 + j
+        inside = (h < H) & (w < W)
+        xs = ()
+        for b in tl.static_range(3):
+            mask = inside & (w + (b - 1) >= 0) & (w + (b - 1) < W)
+            xs += (tl.load(x_corner + (b - 1) * Ci + x_offset, mask=mask[:, None], other=0.0),)
+        added = ()
+        for a in tl.static_range(3):
+            mask = (h - (a - 1) >= 0) & (h - (a - 1) < H) & (w < W)
+            dy = tl.load(dy_corner - (a - 1) * dy_row + dy_offset, mask=mask[None, :] & mask_co[:, None], other=0.0)
+            if a == 1:
+                bias = tl.dot(dy, ones, bias, input_precision=PRECISION)
+            for b in tl.static_range(3):
+                added += (tl.dot(dy, xs[b], acc[3 * a + b], input_precision=PRECISION),)
+        acc = added
+
+    sums_ptr += pid * (Co * 9 * Ci + Co)
+    for tap in tl.static_range(9):
+        tl.store(sums_ptr + co[:, None] * (9 * Ci) + (tap * Ci + ci)[None, :], acc[tap], mask=mask_co[:, None])
+    # The sixteen columns are the same; their sum is exact.
+    tl.store(sums_ptr + Co * 9 * Ci + co, tl.sum(bias, 1) / 16, mask=mask_co & (block_ci == 0))
+
+
+@triton.jit(do_not_specialize=["runs"])
+def _add_runs(
+    sums_ptr,  # [runs, length]
+    out_ptr,  # [length]
+    runs,
+    length,
+    scale,
+    BLOCK_RUNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = element < length
+    run = tl.arange(0, BLOCK_RUNS)
+    offset = run[:, None] * length + element[None, :]
+    acc = tl.zeros((BLOCK_RUNS, BLOCK), tl.float32)
+    for first in range(0, runs, BLOCK_RUNS):
+        mask_run = first + run < runs
+        acc += tl.load(sums_ptr + first * length + offset, mask=mask_run[:, None] & mask[None, :], other=0.0)
+    tl.store(out_ptr + element, (tl.sum(acc, 0) * scale).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def dgrad(
+    dy: Tensor, weight: Tensor, scale: float = 1.0, mask: Tensor | None = None, skip: Tensor | None = None
+) -> Tensor:
+    """The gradient of `conv3x3` by its input: skip + scale * (dy * turned weight), the product 0 where mask <= 0.
+
+    Computed in fp32 and rounded once. dy: [N, Co, H, W], Co a multiple of 16. weight: [Co, Ci, 3, 3]. mask and skip:
+    [N, Ci, H, W], what a ReLU gave and the convolution took, and a gradient to add. All in fp16, bf16 or fp32 on one
+    device, maps and weight channels_last; the rows of a map may lie apart. Gives [N, Ci, H, W]. Raises KernelError
+    where an operand is none of these.
+    """
+    launch.check("dgrad", dy, weight=weight, mask=mask, skip=skip)
+    n, co, h, w = dy.shape
+    ci = weight.shape[1]
+    if tuple(weight.shape) != (co, ci, 3, 3) or co % 16 or min(n, h, w) < 1:
+        raise KernelError(
+            f"dgrad: {list(dy.shape)} needs weight [{co}, Ci, 3, 3], {co} a multiple of 16, not {list(weight.shape)}"
+        )
+    if weight.dtype != dy.dtype or not weight.permute(0, 2, 3, 1).is_contiguous():
+        raise KernelError(f"dgrad: expects a channels_last weight of {dy.dtype}, not {weight.dtype} {weight.stride()}")
+    dy = launch.channels_last("dgrad", dy)
+    for name, other in (("mask", mask), ("skip", skip)):
+        if other is None:
+            continue
+        if tuple(other.shape) != (n, ci, h, w) or other.dtype != dy.dtype:
+            raise KernelError(f"dgrad: {name} is {other.dtype} {list(other.shape)}, not {dy.dtype} {[n, ci, h, w]}")
+        launch.channels_last("dgrad", other)
+    dx = torch.empty((n, ci, h, w), dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    turned = weight.transpose(0, 1)
+    if mask is None and dispatch.serves(dy, turned, 1):
+        turned = turned.flip(2, 3).contiguous(memory_format=torch.channels_last)
+        dispatch.conv3x3(dy, turned, weight.new_zeros(ci), False, scale, skip, 1, dx)
+    else:
+        portable(dy, weight, None, False, scale, skip, 1, 1, dx, mask=mask)
+    return dx
+
+
+def wgrad(
+    x: Tensor, dy: Tensor, scale: float = 1.0, dtype: torch.dtype = torch.float32, config: Config | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `conv3x3` by its weight and bias, times scale: sums over all pixels of dy times x, and of dy.
+
+    Computed in fp32, in the same order each time, and rounded once to `dtype`. x: [N, Ci, H, W], dy: [N, Co, H, W], Ci
+    and Co multiples of 16, both in fp16, bf16 or fp32 on one device, channels_last; the rows of a map may lie apart.
+    Gives ([Co, Ci, 3, 3] channels_last, [Co]), in one piece of memory. Raises KernelError where an operand is none of
+    these.
+    """
+    launch.check("wgrad", x, dy=dy)
+    n, ci, h, w = x.shape
+    co = dy.shape[1]
+    if tuple(dy.shape) != (n, co, h, w) or dy.dtype != x.dtype or ci % 16 or co % 16 or min(n, h, w) < 1:
+        raise KernelError(
+            f"wgrad: x {x.dtype} {list(x.shape)} needs dy [{n}, Co, {h}, {w}] of its dtype, {ci} and Co multiples of "
+            f"16, not {dy.dtype} {list(dy.shape)}"
+        )
+    x, dy = launch.channels_last("wgrad", x), launch.channels_last("wgrad", dy)
+    if config is None:
+        key = f"{launch.NAMES[x.dtype]} {ci}-{co}"
+        config = launch.config("wgrad", key, default_wgrad_config(ci, x.dtype, x.device), x.device)
+    rectangles = n * launch.cdiv(h, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
+    blocks = ci // config["BLOCK_CI"] * launch.cdiv(co, config["BLOCK_CO"])
+    run = launch.cdiv(rectangles, max(1, launch.multiprocessors(x.device) // blocks))
+    runs = launch.cdiv(rectangles, run)
+    weights = co * 9 * ci
+    sums = torch.empty((runs, weights + co), dtype=torch.float32, device=x.device)
+    launch.run(
+        _wgrad,
+        (runs * blocks,),
+        x,
+        dy,
+        sums,
+        h,
+        w,
+        rectangles,
+        run,
+        x.stride(0),
+        x.stride(2),
+        dy.stride(0),
+        dy.stride(2),
+        Ci=ci,
+        Co=co,
+        PRECISION=precision(x.dtype),
+        **config,
+    )
+    gradients = torch.empty(weights + co, dtype=dtype, device=x.device)
+    launch.run(
+        _add_runs,
+        (launch.cdiv(weights + co, ADDED),),
+        sums,
+        gradients,
+        runs,
+        weights + co,
+        float(scale),
+        BLOCK_RUNS=32,
+        BLOCK=ADDED,
+        num_warps=4,
+    )
+    return gradients[:weights].view(co, 3, 3, ci).permute(0, 3, 1, 2), gradients[weights:]
+
+
+def default_wgrad_config(ci: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """A configuration that fits every GPU from sm_80 on; not measured."""
+    channels = next(c for c in (64, 32, 16) if ci % c == 0)
+    if dtype != torch.float32 and launch.architecture(device) >= 90:
+        warps = 8 if channels == 64 else 4
+        blocks = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": channels}
+        return blocks | {"num_warps": warps, "num_stages": 4}
+    # Nine sums and their operands in registers: twice as many of anything would spill.
+    blocks = {"BLOCK_H": 1, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": min(channels, 32)}
+    return blocks | ({"num_warps": 8, "num_stages": 2} if dtype == torch.float32 else {"num_warps": 4, "num_stages": 3})

@@ -1,0 +1,417 @@
+"""Both ends of the network: picture -> features in one kernel, features -> picture in two.
+
+The tail is the 5x5 convolution that `edsr.models.folding` makes of upsampler and tail, from Ci to O = 3·r² outputs.
+Done directly it would read each feature 25 times. Here a matrix product first sums over Ci and the five rows for each
+of the five columns by itself,
+
+    partial[h, p, (dx, o)] = sum over dy, ci of weight[o, ci, dy, dx] · x[h + dy - 2, p, ci],
+
+and a second kernel adds five neighbours, output[h, w, o] = sum over dx of partial[h, w + dx - 2, (dx, o)], and makes
+pixels of them. Five reads instead of 25, and 5·O columns fill the matrix units, where O alone would not.
+
+A partial sum belongs to one output column, w = p + 2 - dx. So the weights of the border ring, which depend on the
+output's row and column, can be chosen in the first kernel: by row throughout, and for the six (p, dx) that meet the
+first and the last column in a few extra programs, whose pixels run down a column instead of along a row.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import reference
+from ..interface import AS_COMPUTED, Result
+from . import launch
+from .conv3x3 import conv3x3, precision
+from .launch import Config, KernelError
+
+PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the L2 cache (40 MB on sm_80, 50 on sm_90)
+
+SUM_PIXELS = 32  # a program of the second kernel makes; with 64 ptxas aims at 80 registers and spills (x3, uint16)
+
+
+# Sizes are not specialised on: a kernel compiled for one picture serves all.
+@triton.jit(do_not_specialize=["H", "W", "rows", "pad_top", "x_picture", "x_row", "x_column", "x_channel"])
+def _head(
+    x_ptr,  # [N, rows, W, 3] in any order
+    weight_ptr,  # [Co, 3, 3, 3]
+    bias_ptr,  # [Co]
+    out_ptr,  # [N, H, W, Co]
+    H,
+    W,
+    rows,
+    pad_top,
+    x_picture,  # strides of x and out, in elements
+    x_row,
+    x_column,
+    x_channel,
+    out_picture,
+    out_row,
+    unit,
+    mean_r,
+    mean_g,
+    mean_b,
+    Co: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+):
+    co = tl.program_id(1) * BLOCK_CO + tl.arange(0, BLOCK_CO)
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    pid = tl.program_id(0)
+    w = (pid % blocks_w) * BLOCK_W + tl.arange(0, BLOCK_W)
+    pid = pid // blocks_w
+    h = pid % H
+    n = (pid // H).to(tl.int64)
+    # The 27 terms of each sum, padded to 32: k = 9·dy + 3·dx + channel, the order of the weight in memory.
+    k = tl.arange(0, 32)
+    row = h + k // 9 - pad_top
+    column = w[:, None] + (k // 3 % 3 - 1)[None, :]
+    channel = k % 3
+    mask = ((row >= 0) & (row < rows) & (k < 27))[None, :] & (column >= 0) & (column < W)
+    x_ptr += n * x_picture
+    x_offset = (row.to(tl.int64) * x_row + channel * x_channel)[None, :] + column * x_column
+    x = tl.load(x_ptr + x_offset, mask=mask, other=0).to(tl.float32)
+    mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
+    # The padding is zero after the mean is gone.
+    x = tl.where(mask, x * unit - mean[None, :], 0.0).to(weight_ptr.dtype.element_ty)
+    mask_co = co < Co
+    weight = tl.load(weight_ptr + co[None, :] * 27 + k[:, None], mask=(k < 27)[:, None] & mask_co[None, :], other=0.0)
+    y = tl.dot(x, weight, input_precision=PRECISION)
+    y += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[None, :]
+    out_ptr += n * out_picture + h.to(tl.int64) * out_row
+    tl.store(
+        out_ptr + w[:, None] * Co + co[None, :],
+        y.to(out_ptr.dtype.element_ty),
+        mask=(w < W)[:, None] & mask_co[None, :],
+    )
+
+
+def head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Sequence[float],
+    padding: tuple[int, int] = (1, 1),
+    out: Tensor | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """conv3x3(x - mean), x in 0..1; `edsr.kernels.reference.head` in one kernel.
+
+    x: [N, 3, H, W] RGB, uint8 or uint16 of full range or float32 in 0..1, any strides. weight: [Co, 3, 3, 3]
+    channels_last, bias: [Co], both fp16, bf16 or fp32. padding: rows of zeros above and below, each 0 or 1.
+    out: where to write, [N, Co, H', W] channels_last. Raises KernelError for other operands.
+    """
+    launch.check("head", weight, x=x, bias=bias, out=out)
+    n, channels, rows, w = x.shape
+    co, height = weight.shape[0], rows - 2 + sum(padding)
+    if channels != 3 or tuple(weight.shape[1:]) != (3, 3, 3) or tuple(bias.shape) != (co,) or height < 1 or w < 1:
+        raise KernelError(f"head: cannot take {list(x.shape)} with weight {list(weight.shape)}, padding {padding}")
+    if x.dtype not in reference.UNIT or not weight.permute(0, 2, 3, 1).is_contiguous():
+        raise KernelError(f"head: expects uint8, uint16 or float32, not {x.dtype}, and a channels_last weight")
+    if out is None:
+        out = torch.empty((n, co, height, w), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
+    elif tuple(out.shape) != (n, co, height, w) or out.dtype != weight.dtype:
+        raise KernelError(f"head: out is {out.dtype} {list(out.shape)}, not {weight.dtype} {[n, co, height, w]}")
+    out = launch.channels_last("head", out)
+    if config is None:
+        default = {"BLOCK_W": 128, "BLOCK_CO": 64 if co >= 64 else 16, "num_warps": 4, "num_stages": 1}
+        config = launch.config("head", f"{launch.NAMES[weight.dtype]} {co}", default, x.device)
+    launch.run(
+        _head,
+        (n * height * launch.cdiv(w, config["BLOCK_W"]), launch.cdiv(co, config["BLOCK_CO"])),
+        x,
+        weight,
+        bias,
+        out,
+        height,
+        w,
+        rows,
+        padding[0],
+        x.stride(0),
+        x.stride(2),
+        x.stride(3),
+        x.stride(1),
+        out.stride(0),
+        out.stride(2),
+        reference.UNIT[x.dtype],
+        *mean,
+        Co=co,
+        PRECISION=precision(weight.dtype),
+        **config,
+    )
+    return out
+
+
+@triton.jit
+def _border_class(h, rows, top, bottom):
+    """0 inside, 1 in the picture's first row, 2 in its last, 3 in its only one (`edsr.kernels.reference.INNER` and
+    on)."""
+    return (h == 0).to(tl.int32) * top + (h == rows - 1).to(tl.int32) * (2 * bottom)
+
+
+@triton.jit(do_not_specialize=["first", "last", "rows", "W", "top", "bottom"])
+def _tail_partial(
+    x_ptr,  # one picture, [rows + 4 - 2·PADDING, W, Ci]
+    weight_ptr,  # [4, 4, O, 5, 5, Ci]
+    partial_ptr,  # [last - first, W, columns]
+    first,  # the strip of rows to compute
+    last,
+    rows,
+    W,
+    top,
+    bottom,
+    x_row,
+    Ci: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    PADDING: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_CI: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    m = tl.arange(0, BLOCK_W)
+    pid = tl.program_id(0)
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    along_rows = (last - first) * blocks_w
+    if pid < along_rows:  # the pixels of a tile lie along a row
+        h = first + pid // blocks_w
+        w = (pid % blocks_w) * BLOCK_W
+        down = 0
+        row_class = _border_class(h, rows, top, bottom)
+        column_class = 0
+        only_dx = -1
+        end = 1
+    else:  # they lie down a column, for one (p, dx) that meets the first or the last output column
+        inside = tl.cdiv(last - first, BLOCK_W)
+        blocks_h = inside + 2 * ((first == 0) | (last == rows)).to(tl.int32)
+        pid -= along_rows
+        pair = pid // blocks_h
+        block = pid % blocks_h
+        left = pair < 3
+        only_dx = tl.where(left, pair + 2, pair - 3)
+        w = tl.where(left, pair, W - 6 + pair)
+        column_class = tl.where(W == 1, 3, tl.where(left, 1, 2))
+        if block < inside:
+            h = first + block * BLOCK_W
+            down = 1
+            row_class = 0
+            end = last
+        else:  # the picture's first row or its last
+            h = tl.where(block == inside, 0, rows - 1)
+            down = 0
+            row_class = _border_class(h, rows, top, bottom)
+            end = ((h >= first) & (h < last) & (row_class != 0)).to(tl.int32)
+        end *= ((w >= 0) & (w < W) & (left | (W > 1))).to(tl.int32)
+    h_m = h + m * down
+    w_m = w + m * (only_dx < 0).to(tl.int32)
+
+    j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
+    dx = j // O
+    o = j % O
+    mask_j = j < 5 * O
+    ci = tl.arange(0, BLOCK_CI)
+    weight_ptr += (row_class * 4 + column_class) * (O * 25 * Ci)
+    weight_offset = o * (25 * Ci) + dx * Ci
+    x_offset = h_m.to(tl.int64) * x_row + w_m * Ci
+    mask_w = (w_m >= 0) & (w_m < W)
+
+    acc = tl.zeros((BLOCK_W, BLOCK_J), tl.float32)
+    CHUNKS: tl.constexpr = Ci // BLOCK_CI
+    for step in range(5 * CHUNKS):
+        dy = step // CHUNKS
+        c0 = (step % CHUNKS) * BLOCK_CI
+        row = h_m + (dy - PADDING)
+        mask = mask_w & (row >= 0) & (row < rows + 4 - 2 * PADDING)
+        x_step = (dy - PADDING) * x_row + c0
+        x = tl.load(x_ptr + (x_offset + x_step)[:, None] + ci[None, :], mask=mask[:, None], other=0.0)
+        weight = tl.load(
+            weight_ptr + weight_offset[:, None] + (dy * (5 * Ci) + c0) + ci[None, :], mask=mask_j[:, None], other=0.0
+        )
+        acc = tl.dot(x, weight.T, acc, input_precision=PRECISION)
+
+    if only_dx < 0:
+        column = w_m[:, None] + (2 - dx)[None, :]
+        mask = mask_w[:, None] & (column > 0) & (column < W - 1)
+    elif down == 1:
+        mask_h = (h_m < end) & (_border_class(h_m, rows, top, bottom) == 0)
+        mask = mask_h[:, None] & (dx == only_dx)[None, :]
+    else:
+        mask = (m < end)[:, None] & (dx == only_dx)[None, :]
+    partial_offset = ((h_m - first).to(tl.int64) * W + w_m) * COLUMNS
+    tl.store(
+        partial_ptr + partial_offset[:, None] + j[None, :],
+        acc.to(partial_ptr.dtype.element_ty),
+        mask=mask & mask_j[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=["first", "rows", "W", "top", "bottom", "out_row"])
+def _tail_sum(
+    partial_ptr,  # [last - first, W, columns]
+    bias_ptr,  # [4, 4, O]
+    out_ptr,  # one picture, [R·rows, R·W, 3]
+    overflow_ptr,  # [1]
+    first,
+    rows,
+    W,
+    top,
+    bottom,
+    out_row,
+    mean_r,
+    mean_g,
+    mean_b,
+    O: tl.constexpr,  # noqa: E741
+    R: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    line = tl.program_id(0) // blocks_w
+    w = (tl.program_id(0) % blocks_w) * BLOCK_W + tl.arange(0, BLOCK_W)
+    h = first + line
+    o = tl.arange(0, BLOCK_O)
+    mask_w = w < W
+    mask_o = o < O
+    partial_ptr += line.to(tl.int64) * W * COLUMNS
+    acc = tl.zeros((BLOCK_W, BLOCK_O), tl.float32)
+    for dx in tl.static_range(5):
+        p = w + (dx - 2)
+        mask = ((p >= 0) & (p < W) & mask_w)[:, None] & mask_o[None, :]
+        acc += tl.load(partial_ptr + p[:, None] * COLUMNS + (dx * O + o)[None, :], mask=mask, other=0.0).to(tl.float32)
+    border = _border_class(h, rows, top, bottom) * 4 + _border_class(w, W, 1, 1)
+    mask = mask_w[:, None] & mask_o[None, :]
+    acc += tl.load(bias_ptr + border[:, None] * O + o[None, :], mask=mask, other=0.0).to(tl.float32)
+    channel = o // (R * R)
+    acc += tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))[None, :]
+    broken = tl.where(mask, acc - acc, 0.0) != 0.0  # NaN and infinities alone differ from themselves
+    if tl.max(tl.max(broken.to(tl.int32), 1), 0) != 0:
+        tl.store(overflow_ptr, 1)
+    if LEVELS > 0:
+        acc = tl.minimum(tl.maximum(acc, 0.0), 1.0) * LEVELS
+        acc = (acc + 12582912.0) - 12582912.0  # 1.5·2²³: leaves no digits behind the point, ties to even
+    out_ptr += (R * h).to(tl.int64) * out_row
+    offset = (o // R % R) * out_row + (o % R) * 3 + channel
+    tl.store(out_ptr + (3 * R * w)[:, None] + offset[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def collapsed_tail(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Sequence[float],
+    shuffle: int,
+    result: Result = AS_COMPUTED,
+    padding: int = 2,
+    ends: tuple[bool, bool] = (True, True),
+    config: Config | None = None,
+) -> Tensor:
+    """pixel_shuffle(conv5x5(x)) + mean, border ring exact; `edsr.kernels.reference.collapsed_tail` in two kernels.
+
+    x: [N, Ci, H, W] channels_last, fp16, bf16 or fp32, Ci a multiple of 16. weight: [4, 4, 3·r², Ci, 5, 5] with Ci
+    innermost in memory, bias: [4, 4, 3·r²]. padding: rows of zeros above and below, 2 or 0 (x then carries them).
+    ends: whether the first and the last row of the result are the picture's.
+    Gives [N, 3, r·H', r·W] channels_last in fp32 or result.dtype. Raises KernelError for other operands.
+    """
+    launch.check("collapsed_tail", x, weight=weight, bias=bias, overflow=result.overflow)
+    n, ci, height, w = x.shape
+    rows, outputs = height - 4 + 2 * padding, 3 * shuffle * shuffle
+    if tuple(weight.shape) != (4, 4, outputs, ci, 5, 5) or tuple(bias.shape) != (4, 4, outputs) or ci % 16:
+        raise KernelError(f"collapsed_tail: {ci} channels and factor {shuffle} do not go with {list(weight.shape)}")
+    if rows < 1 or w < 1 or weight.dtype != x.dtype or bias.dtype != x.dtype:
+        raise KernelError(f"collapsed_tail: cannot take {x.dtype} {list(x.shape)} with a weight of {weight.dtype}")
+    if not weight.permute(0, 1, 2, 4, 5, 3).is_contiguous() or not bias.is_contiguous():
+        raise KernelError(
+            "collapsed_tail: the weight's input channels must be innermost in memory (edsr.models.folding)"
+        )
+    x = launch.channels_last("collapsed_tail", x)
+    if config is None:
+        key = f"{launch.NAMES[x.dtype]} {ci}-{outputs}"
+        config = launch.config("collapsed_tail", key, default_tail_config(ci, outputs, x.dtype), x.device)
+    block_w, block_j = config["BLOCK_W"], config["BLOCK_J"]
+    columns = launch.cdiv(5 * outputs, 16) * 16
+    strip = max(1, min(rows, PARTIAL_BYTES // (w * columns * x.element_size())))
+    partial = torch.empty((strip, w, columns), dtype=x.dtype, device=x.device)
+    out = torch.empty((n, shuffle * rows, shuffle * w, 3), dtype=result.dtype or torch.float32, device=x.device)
+    overflow = result.overflow if result.overflow is not None else x.new_zeros(1, dtype=torch.int32)
+    top, bottom = map(int, ends)
+    for picture, target in zip(x, out, strict=True):
+        for first in range(0, rows, strip):
+            last = min(first + strip, rows)
+            blocks_w = launch.cdiv(w, block_w)
+            border = 6 * (launch.cdiv(last - first, block_w) + (2 if first == 0 or last == rows else 0))
+            launch.run(
+                _tail_partial,
+                ((last - first) * blocks_w + border, launch.cdiv(columns, block_j)),
+                picture,
+                weight,
+                partial,
+                first,
+                last,
+                rows,
+                w,
+                top,
+                bottom,
+                x.stride(2),
+                Ci=ci,
+                O=outputs,
+                PADDING=padding,
+                PRECISION=precision(x.dtype),
+                COLUMNS=columns,
+                **config,
+            )
+            launch.run(
+                _tail_sum,
+                ((last - first) * launch.cdiv(w, SUM_PIXELS),),
+                partial,
+                bias,
+                target,
+                overflow,
+                first,
+                rows,
+                w,
+                top,
+                bottom,
+                out.stride(1),
+                *mean,
+                O=outputs,
+                R=shuffle,
+                LEVELS=reference.LEVELS[result.dtype],
+                BLOCK_W=SUM_PIXELS,
+                BLOCK_O=triton.next_power_of_2(outputs),
+                COLUMNS=columns,
+                num_warps=4,
+            )
+    return out.permute(0, 3, 1, 2)
+
+
+def default_tail_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
+    """A configuration that fits every GPU from sm_80 on; not measured."""
+    channels = next(c for c in (64, 32, 16) if ci % c == 0)
+    if dtype == torch.float32:
+        return {"BLOCK_W": 64, "BLOCK_J": 32, "BLOCK_CI": min(channels, 32), "num_warps": 4, "num_stages": 2}
+    # One block of columns for x2 (5 · 12 = 60), two for x3 (135) and x4 (240).
+    return {
+        "BLOCK_W": 128,
+        "BLOCK_J": 64 if outputs <= 12 else 128,
+        "BLOCK_CI": channels,
+        "num_warps": 4 if outputs <= 12 else 8,
+        "num_stages": 3,
+    }
+
+
+def tail(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Sequence[float],
+    result: Result = AS_COMPUTED,
+    padding: int = 1,
+) -> Tensor:
+    """conv3x3(x) + mean; `edsr.kernels.reference.tail`. Only networks that were not folded come here."""
+    return reference.finish(conv3x3(x, weight, bias, padding=padding), mean, result)

@@ -1,0 +1,159 @@
+"""Kernels made into machine code: once per machine, kept on disk, loaded in milliseconds.
+
+llvmlite translates what `codegen` writes, for the CPU found. The object code lies in the user's cache folder, under a
+name made from all that it depends on, after a checksum of itself; it is written under another name and renamed when
+whole, so processes that start at once do not disturb each other, and what is damaged is made again.
+
+`python -m kernels.winograd.jit` prints the code before it is translated.
+"""
+
+import ctypes
+import hashlib
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llvmlite import __version__ as llvmlite_version
+from llvmlite import binding as llvm
+
+from .. import cache
+from .codegen import NAMES, TRAINING_NAMES, goes_past_caches, source
+from .tiles import Shape
+
+Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
+_lock = threading.Lock()
+_loaded: "dict[bool, Kernels]" = {}  # by whether they are for training
+
+
+class NativeError(Exception):
+    """There are no kernels for this CPU; one line that says why."""
+
+
+class Kernels(NamedTuple):
+    shape: Shape
+    past_caches: bool  # whether they can write so
+    functions: dict[str, Function]  # by their names in `codegen`
+    engine: Any  # keeps their code in memory
+
+
+class Machine(NamedTuple):
+    """What code is made for: name and features of a CPU as LLVM knows them, and what the features are worth."""
+
+    cpu: str
+    features: str
+    shape: Shape
+
+
+def this_machine() -> Machine:
+    """Raises NativeError where the CPU has no vectors that we know."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features()
+    return Machine(llvm.get_host_cpu_name(), features.flatten(), shape_for(platform.machine(), features))
+
+
+def shape_for(architecture: str, features: dict[str, bool]) -> Shape:
+    """Vectors as wide as the CPU's, and the register block that is fastest with its 32 or 16 registers."""
+    if sys.platform == "win32":
+        raise NativeError("the kernels have not been tried on Windows")
+    if features.get("avx512f"):
+        return Shape(16, 3, 4)
+    if features.get("avx2") and features.get("fma"):
+        return Shape(8, 6, 2)
+    if architecture.lower() in ("arm64", "aarch64"):
+        return Shape(4, 3, 4)
+    raise NativeError(f"the kernels need AVX2, AVX-512 or NEON, which this CPU ({architecture}) has not")
+
+
+def load(say: Callable[[str], None] = lambda line: None, training: bool = False) -> Kernels:
+    """The kernels of this machine, from the cache or compiled now. say: gets a line if they have to be compiled.
+
+    training: those with gradients, which take three times as long to compile. Raises NativeError where that fails.
+    """
+    with _lock:
+        if training not in _loaded:
+            machine = this_machine()
+            try:
+                _loaded[training] = _link(machine, _object(machine, training, say), training)
+            except (RuntimeError, OSError) as error:  # of LLVM, of the system
+                raise NativeError(f"the kernels could not be compiled: {str(error).splitlines()[0]}") from None
+        return _loaded[training]
+
+
+def _object(machine: Machine, training: bool, say: Callable[[str], None]) -> bytes:
+    path = cache.folder() / f"winograd-{_key(machine, training)}.o"
+    found = _read(path)
+    if found is None:
+        what = "CPU kernels for training" if training else "CPU kernels"
+        say(f"compiling the {what} for {machine.cpu}, once on this machine")
+        start = time.perf_counter()
+        found = compiled(machine, training)
+        kept = _write(path, found)
+        say(f"compiled in {time.perf_counter() - start:.1f} s{'' if kept else f'; {path.parent} cannot keep them'}")
+    return found
+
+
+def _target(machine: Machine) -> llvm.TargetMachine:
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=machine.cpu, features=machine.features, opt=3, jit=True)
+
+
+def compiled(machine: Machine, training: bool = False) -> bytes:
+    """Object code of all kernels, those for training as well or not."""
+    target = _target(machine)
+    module = llvm.parse_assembly(source(machine.shape, training))
+    module.verify()
+    module.triple = target.triple
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(module, passes)
+    return target.emit_object(module)
+
+
+def _link(machine: Machine, code: bytes, training: bool) -> Kernels:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(machine))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+    functions = {name: kind(engine.get_function_address(name)) for name in (TRAINING_NAMES if training else NAMES)}
+    return Kernels(machine.shape, goes_past_caches(machine.shape), functions, engine)
+
+
+def _key(machine: Machine, training: bool = False) -> str:
+    """Of all that the code depends on: what writes it, the CPU, the system and the compiler."""
+    writers = "ir_builder.py", "codegen.py", "filters.py", "jit.py", "tiles.py", "transforms.py", "wgrad.py"
+    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in writers]
+    versions = [llvmlite_version, *map(str, llvm.llvm_version_info), llvm.get_default_triple()]
+    parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape), str(training)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> bytes | None:
+    """Object code that was kept after its checksum, if all of it is there."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> bool:
+    """Whole or not at all; whether it could."""
+    return cache.write_whole(path, hashlib.sha256(code).digest() + code)
+
+
+def l2_bytes() -> int:
+    """The size of a core's L2 cache; 1 MiB where the system does not tell."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+        return int(text.removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 1 << 20
+
+
+if __name__ == "__main__":
+    sys.stdout.write(source(this_machine().shape, training=True))

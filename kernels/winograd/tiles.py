@@ -1,0 +1,182 @@
+"""What all kernels are written in: tiles into and out of Winograd's domain, and the layout they have there.
+
+Maps are NHWC: pixel (row, column) of a map of C channels begins at row · row stride + column · C. A tile is TILE x TILE
+pixels of input and m x m of output. Tiles are taken in groups of `Shape.tiles`, and in each group channels are cut into
+vectors of `Shape.lanes`:
+
+    [group][vector of C][36][tile][lane]
+
+so that every distance inside a group is known to the compiler, whatever the number of channels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+
+from .ir_builder import F32, FLOAT_BYTES, I64, PTR, VOID, Builder, Value
+from .transforms import TILE, matrices
+
+AREA = TILE * TILE
+LINE = 64 // FLOAT_BYTES  # floats of a cache line
+BLOCK = 16  # channels that are summed by themselves; numbers of channels are multiples of it
+
+
+class Shape(NamedTuple):
+    """What a kernel is compiled for. lanes: floats in a vector register, 4, 8 or 16. tiles, vectors: the register
+    block of the matrix products, tiles x vectors sums of 16 channels and as many of those sums' sums."""
+
+    lanes: int
+    tiles: int
+    vectors: int
+
+
+class Tiles:
+    """A module of LLVM IR with what every kernel calls."""
+
+    def __init__(self, shape: Shape):
+        self.shape = shape
+        self.vector = ir.VectorType(F32, shape.lanes)
+        self.module = ir.Module(name="winograd")
+        self.ask_for = self._ask_for()
+        self.copy_in = self._copy_in()
+        self.transform_input = self._transform_input()
+
+    def function(self, name: str, arguments: str, internal: bool = True) -> tuple[ir.Function, Builder]:
+        """A function of 64-bit whole numbers and, where a name ends in `_ptr`, addresses; and what writes its body."""
+        names = arguments.split()
+        kinds = [PTR if n.endswith("_ptr") else I64 for n in names]
+        function = ir.Function(self.module, ir.FunctionType(VOID, kinds), name)
+        if internal:
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+        for argument, n in zip(function.args, names, strict=True):
+            argument.name = n
+        return function, Builder(function.append_basic_block("entry"), self.vector)
+
+    def _ask_for(self) -> ir.Function:
+        """Brings so many vectors from an address on into the L2 cache; nothing waits for them, wherever it points."""
+        function, b = self.function("ask_for", "x_ptr vectors")
+        x, vectors = function.args
+        i32 = ir.IntType(32)
+        prefetch = ir.Function(self.module, ir.FunctionType(VOID, [PTR, i32, i32, i32]), "llvm.prefetch.p0")
+        read, into_l2, data = (ir.Constant(i32, value) for value in (0, 2, 1))
+        with b.loop(b.cdiv(b.mul(vectors, b.i(self.shape.lanes)), b.i(LINE)), "line") as line:
+            b.call(prefetch, [b.at(x, b.mul(line, b.i(LINE))), read, into_l2, data])
+        b.ret_void()
+        return function
+
+    def _transform_input(self) -> ir.Function:
+        """V of one tile: Bᵀ d B for every vector of channels."""
+        s = self.shape
+        function, b = self.function("transform_input", "x_ptr row column inputs v_ptr")
+        x, row, column, inputs, v = function.args
+        bt = matrices(4, 3)[2]  # those of 5x5 are the same
+        with b.loop(inputs, "vector") as c:
+            start = b.at(x, b.mul(c, b.i(s.lanes)))
+            rows = [b.at(start, b.mul(row, b.i(i))) for i in range(TILE)]
+            half = []  # columns of Bᵀ d
+            for k in range(TILE):
+                d = [b.get(b.at(rows[i], b.mul(column, b.i(k)))) for i in range(TILE)]
+                half.append(self.linear(b, bt, d))
+            target = b.at(v, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
+            for i in range(TILE):
+                for k, value in enumerate(self.linear(b, bt, [half[k][i] for k in range(TILE)])):
+                    b.put(value, b.at(target, (i * TILE + k) * s.tiles * s.lanes))
+        b.ret_void()
+        return function
+
+    def _copy_in(self) -> ir.Function:
+        """side x side pixels at (top, left) of a map of height x width, zeros where they leave it, densely."""
+        function, b = self.function("copy_in", "x_ptr row top left height width vectors side to_ptr")
+        x, row, top, left, height, width, vectors, side, to = function.args
+        lanes = b.i(self.shape.lanes)
+        pixel = b.mul(vectors, lanes)
+        with b.loop(side, "row") as i, b.loop(side, "column") as k:
+            y, column = b.add(top, i), b.add(left, k)
+            # Unsigned: what lies above or to the left of the map is far below it.
+            inside = b.and_(b.icmp_unsigned("<", y, height), b.icmp_unsigned("<", column, width))
+            target = b.at(to, b.mul(b.add(b.mul(i, side), k), pixel))
+            with b.if_else(inside) as (then, otherwise):
+                with then:
+                    source = b.at(x, b.add(b.mul(y, row), b.mul(column, pixel)))
+                    with b.loop(vectors, "vector") as c:
+                        b.put(b.get(b.at(source, b.mul(c, lanes))), b.at(target, b.mul(c, lanes)))
+                with otherwise, b.loop(vectors, "vector") as c:
+                    b.put(ir.Constant(self.vector, [0.0] * self.shape.lanes), b.at(target, b.mul(c, lanes)))
+        b.ret_void()
+        return function
+
+    def window(
+        self,
+        b: Builder,
+        map_: Value,
+        row: Value,
+        corner: tuple[Value, Value],
+        size: tuple[Value, Value],
+        vectors: Value,
+        side: int,
+        edge: Value,
+    ) -> tuple[Value, Value]:
+        """side x side pixels of a map at a corner: where they begin, and the floats from one row of them to the next.
+
+        size: rows and columns of the map. In place where they lie in it, else a copy with zeros around it, in `edge`.
+        """
+        (top, left), (height, width) = corner, size
+        pixel = b.mul(vectors, b.i(self.shape.lanes))
+        fits = b.and_(b.within(top, side, height), b.within(left, side, width))
+        with b.if_then(b.not_(fits)):
+            b.call(self.copy_in, [map_, row, top, left, height, width, vectors, b.i(side), edge])
+        source = b.at(map_, b.add(b.mul(top, row), b.mul(left, pixel)))
+        return b.select(fits, source, edge), b.select(fits, row, b.mul(pixel, b.i(side)))
+
+    def linear(self, b: Builder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
+        """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
+        twins = _twins(matrix.T)
+        if twins:  # of columns: combine the two inputs first
+            matrix, x = matrix.copy(), list(x)
+            for i, j in twins:
+                x[i], x[j] = b.fadd(x[i], x[j]), b.fsub(x[i], x[j])
+                even = np.isclose(matrix[:, i], matrix[:, j])
+                matrix[:, i], matrix[:, j] = np.where(even, matrix[:, i], 0), np.where(even, 0, matrix[:, i])
+            return [self._sum(b, row, x) for row in matrix]
+        twins = _twins(matrix)
+        found: dict[int, Value] = {}
+        for i, j in twins:  # of rows: even ± odd part
+            same = np.isclose(matrix[i], matrix[j])
+            even = self._sum(b, np.where(same, matrix[i], 0), x)
+            odd = np.where(same, 0, matrix[i])
+            factor = odd[np.flatnonzero(odd)[-1]]
+            part = self._sum(b, odd / factor, x)
+            found[i], found[j] = (b.fma(b.number(f, part.type), part, even) for f in (factor, -factor))
+        return [found[i] if i in found else self._sum(b, row, x) for i, row in enumerate(matrix)]
+
+    def _sum(self, b: Builder, row: np.ndarray, x: Sequence[Value]) -> Value:
+        """row · x; terms of factor 1 first, which need no multiplication."""
+        terms = sorted(np.flatnonzero(row), key=lambda i: row[i] != 1)
+        first, *others = terms
+        total = x[first] if row[first] == 1 else b.fmul(b.number(row[first], x[first].type), x[first])
+        for i in others:
+            if row[i] == 1:
+                total = b.fadd(total, x[i])
+            else:
+                total = b.fma(b.number(row[i], x[i].type), x[i], total)
+        return total
+
+
+def field_of(b: Builder, task: Value, name: str, fields: Sequence[str], kind: ir.Type = I64) -> Value:
+    """A field of what a kernel is called with."""
+    return b.load(b.gep(task, [b.i(fields.index(name))], source_etype=I64), name=name, typ=kind)
+
+
+def _twins(matrix: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of rows that differ in signs alone, in some but not in all of at least two entries."""
+    pairs = []
+    for i in range(len(matrix)):
+        for j in range(i + 1, len(matrix)):
+            a, b = matrix[i], matrix[j]
+            signs = np.sign(a * b)
+            if np.allclose(abs(a), abs(b)) and 1 in signs and -1 in signs:
+                pairs.append((i, j))
+    return pairs

@@ -1,0 +1,524 @@
+"""What a person meets: files that appear, lines that are printed, exit codes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edsr import cli
+from edsr.images.resize import downscale
+from edsr.inference.upscaler import Upscaler
+from edsr.kernels.winograd import ops as winograd_cpu
+from edsr.weights.edsr import load_model, save_model
+from tests.conftest import ROOT, network, picture
+
+
+def listing(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_default_output_lies_beside_the_input(home, upscale):
+    code, out, err = upscale("photo.png")
+    assert code == 0 and err == "" and out.startswith("photo_x2.png  80 x 60")
+    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(picture(30, 40))
+    np.testing.assert_array_equal(np.asarray(Image.open(home / "photo_x2.png")), want)
+    assert listing(home) == ["m.safetensors", "photo.png", "photo_x2.png"]
+
+
+@pytest.mark.parametrize("tile", ["32", "33", "512", "auto"])
+def test_every_tile_gives_the_same_picture(home, upscale, tile):
+    Image.fromarray(picture(50, 200)).save("photo.png")
+    assert upscale("photo.png", "--tile", tile)[0] == 0
+    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(picture(50, 200)).astype(int)
+    got = np.asarray(Image.open(home / "photo_x2.png"))
+    assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3  # one accumulation order, then rounding
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_scales(home, upscale, scale):
+    save_model(network(scale), "m.safetensors")
+    assert upscale("photo.png")[0] == 0
+    assert Image.open(f"photo_x{scale}.png").size == (40 * scale, 30 * scale)
+    assert upscale("photo.png", "-o", "again.png", "--scale", scale)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.webp", "out.tif"])
+def test_the_ending_chooses_the_format(home, upscale, name):
+    assert upscale("photo.png", "-o", name)[0] == 0
+    kinds = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF"}
+    assert Image.open(name).format == kinds[name[4:]]
+
+
+def test_folders_in_and_out(home, upscale):
+    (home / "in").mkdir()
+    (home / "out").mkdir()
+    for i in range(3):
+        Image.fromarray(picture(9, 9, seed=i)).save(home / "in" / f"{i}.png")
+    assert upscale("in", "-o", "out")[0] == 0
+    assert listing(home / "out") == ["0_x2.png", "1_x2.png", "2_x2.png"]
+
+
+def test_a_batch_survives_bad_files_and_goes_on_where_it_stopped(home, upscale):
+    (home / "in" / "deep").mkdir(parents=True)
+    for name in "a.png", "deep/b.png", "deep/c.png":
+        Image.fromarray(picture(9, 9)).save(home / "in" / name)
+    (home / "in" / "broken.png").write_bytes((home / "in" / "a.png").read_bytes()[:60])
+    (home / "in" / "empty.jpg").touch()
+    code, out, err = upscale("in", "-o", "out/", "--recursive")
+    assert code == 1 and out.count("\n") == 3
+    assert "3 of 5 pictures done, 2 failed:" in err and err.count("broken.png") == err.count("empty.jpg") == 2
+    assert listing(home / "out") == ["a_x2.png", "deep"]
+    assert listing(home / "out" / "deep") == ["b_x2.png", "c_x2.png"]
+    (home / "out" / "deep" / "c_x2.png").unlink()
+    before = (home / "out" / "a_x2.png").stat().st_mtime_ns
+    code, out, err = upscale("in", "-o", "out/", "--recursive", "--skip-existing")
+    assert code == 1 and out.count("\n") == 1 and "c_x2.png" in out
+    assert "1 of 5 pictures done, 2 there already, 2 failed:" in err
+    assert (home / "out" / "a_x2.png").stat().st_mtime_ns == before
+    assert listing(home / "out" / "deep") == ["b_x2.png", "c_x2.png"]
+
+
+def test_gray_stays_gray_and_unicode_names_work(home, upscale):
+    Image.fromarray(picture(9, 9, 1)[:, :, 0]).save("ÿ 画像.png")
+    assert upscale("ÿ 画像.png")[0] == 0
+    assert Image.open("ÿ 画像_x2.png").mode == "L"
+
+
+def test_self_ensemble(home, upscale):
+    assert upscale("photo.png", "--self-ensemble")[0] == 0
+    want = Upscaler(load_model("m.safetensors"), device="cpu")(picture(30, 40), self_ensemble=True)
+    np.testing.assert_array_equal(np.asarray(Image.open("photo_x2.png")), want)
+
+
+def test_json_is_one_line_per_file(home, upscale):
+    code, out, _ = upscale("photo.png", "missing.png", "--json", "--precision", "fp32", "--device", "cpu")
+    assert code == 1
+    done, failed = map(json.loads, out.splitlines())
+    assert done | {"seconds": 0, "megapixels_per_second": 0} == {
+        "input": "photo.png",
+        "output": "photo_x2.png",
+        "input_size": [40, 30],
+        "output_size": [80, 60],
+        "seconds": 0,
+        "megapixels_per_second": 0,
+        "skipped": False,
+        "losses": [],
+        "model": "m.safetensors",
+        "device": "cpu",
+        "precision": "fp32",
+        "backend": "torch",
+        "error": None,
+    }
+    assert failed["output"] is None and "missing.png" in failed["error"]
+    assert set(failed) == set(done)
+
+
+@pytest.mark.skipif(bool(winograd_cpu.trouble()), reason="needs llvmlite and AVX2, AVX-512 or NEON")
+def test_cpu_kernels_are_compiled_once_and_say_so(home, upscale, monkeypatch):
+    save_model(network(2, features=16), "m.safetensors")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    for first in (True, False):
+        monkeypatch.setattr("edsr.kernels.winograd.jit._loaded", {})
+        code, out, err = upscale("photo.png", "--json", "--overwrite", "--device", "cpu")
+        assert code == 0 and json.loads(out)["backend"] == "winograd"
+        assert ("compiling the CPU kernels" in err) == first and bool(err) == first
+    code, out, err = upscale("photo.png", "--json", "--overwrite", "--device", "cpu", "--backend", "torch")
+    assert code == 0 and json.loads(out)["backend"] == "torch" and err == ""
+
+
+def test_threads(home, upscale):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            assert upscale("photo.png", "--overwrite", "--threads", threads)[0] == 0
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_quiet_and_pipes_get_no_progress(home, upscale):
+    assert upscale("photo.png", "--quiet") == (0, "", "")
+    result = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "upscale", "photo.png", "-o", "b.png", "--model", "m.safetensors"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and result.stderr == ""
+    assert re.fullmatch(r"b\.png  80 x 60, [\d.]+ s, [\d.]+ Mpx/s, m\.safetensors\n", result.stdout)
+
+
+def test_a_terminal_gets_progress(home):
+    pty = pytest.importorskip("pty", reason="needs a Unix terminal")
+    leader, follower = pty.openpty()
+    command = [sys.executable, ROOT / "cli.py", "upscale", "photo.png", "--model", "m.safetensors"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=os.environ | {"TERM": "xterm"})
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    process.communicate(timeout=60)
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"rows" in shown and b"Mpx/s" in shown
+
+
+# --- bad input: one line, naming the file; exit code 1; nothing written, nothing lost
+
+
+def damaged(kind, path):
+    data = path.read_bytes()
+    path.unlink()
+    if kind == "not a picture":
+        path.write_bytes(b"just some text, not a picture at all")
+    elif kind == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "a folder without pictures":
+        path.mkdir()
+    elif kind == "an animation":
+        frames = [Image.fromarray(np.full((5, 5, 3), value, np.uint8)) for value in (0, 99)]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    else:
+        assert kind == "missing"
+
+
+@pytest.mark.parametrize(
+    "kind", ["not a picture", "truncated", "empty", "missing", "a folder without pictures", "an animation"]
+)
+def test_bad_pictures(home, upscale, kind):
+    Image.fromarray(picture(200, 200)).save("photo.png")
+    damaged(kind, home / "photo.png")
+    before = listing(home)
+    code, out, err = upscale("photo.png")
+    assert code == 1 and out == ""
+    assert err.startswith("error: ") and "photo.png" in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
+def test_unreadable_picture(home, upscale):
+    os.chmod("photo.png", 0)
+    if os.access("photo.png", os.R_OK):
+        pytest.skip("this user may read every file")
+    code, _, err = upscale("photo.png")
+    assert code == 1 and "photo.png" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+@pytest.mark.parametrize("arguments", [("/proc/self/mem",), ("photo.png", "-o", "/proc/out.png")])
+def test_what_even_root_cannot_read_or_write(home, upscale, arguments):
+    before = listing(home)
+    code, out, err = upscale(*arguments)
+    assert code == 1 and out == "" and "/proc/" in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
+def test_a_bad_file_does_not_stop_the_others(home, upscale):
+    (home / "bad.png").write_bytes(b"x")
+    code, out, err = upscale("bad.png", "photo.png")
+    assert code == 1 and "bad.png" in err and "photo_x2.png" in out and (home / "photo_x2.png").exists()
+
+
+def test_nothing_is_overwritten(home, upscale):
+    (home / "photo_x2.png").write_bytes(b"precious")
+    code, _, err = upscale("photo.png")
+    assert code == 1 and "--overwrite" in err and (home / "photo_x2.png").read_bytes() == b"precious"
+    assert upscale("photo.png", "--overwrite")[0] == 0
+    assert Image.open("photo_x2.png").size == (80, 60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("-o", "photo.png"), "input itself"),
+        (("-o", "./photo.png", "--overwrite"), "input itself"),
+        (("-o", "nowhere/out.png"), "create it first"),
+        (("-o", "out.bmp"), "unknown extension"),
+        (("--device", "cuda"), "no CUDA device"),
+        (("--device", "abacus"), "unknown device"),
+        (("--precision", "fp16", "--device", "cpu"), "no fast fp16"),
+        (("--backend", "triton"), "--backend triton: the kernels need"),
+        (
+            ("--backend", "winograd", "--device", "cpu"),
+            "--backend winograd: the kernels need a multiple of 16 features",
+        ),
+        (("--scale", "3"), "scale"),
+        (("m.safetensors", "-o", "one.png"), "2 pictures need a folder after -o"),
+    ],
+)
+def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("edsr.inference.upscaler.cpu_has", lambda precision: False)
+    before = listing(home), (home / "photo.png").read_bytes()
+    code, out, err = upscale("photo.png", *arguments)
+    assert code == 1 and out == "" and says in err and err.count("\n") == 1
+    assert (listing(home), (home / "photo.png").read_bytes()) == before
+
+
+def test_unknown_models_and_scales_without_weights(home, upscale, monkeypatch):
+    code, _, err = upscale("photo.png", model="srcnn")
+    assert code == 1 and "srcnn" in err and "edsr-baseline" in err and err.count("\n") == 1
+    monkeypatch.setattr("edsr.weights.FOLDER", home)
+    code, _, err = upscale("photo.png", "--scale", "4", model="edsr-baseline")
+    assert code == 1 and "edsr-baseline" in err and "--model" in err and err.count("\n") == 1
+
+
+def test_an_output_folder_that_cannot_be_written(home, upscale):
+    (home / "locked").mkdir()
+    os.chmod(home / "locked", 0o500)
+    if os.access(home / "locked", os.W_OK):
+        pytest.skip("this user may write into every folder")
+    code, _, err = upscale("photo.png", "-o", "locked/out.png")
+    assert code == 1 and "locked" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "width"), [("out.jpg", 33_000), ("out.webp", 8_200)])
+def test_sides_a_format_cannot_hold(home, upscale, name, width):
+    Image.fromarray(picture(1, width)).save("wide.png")
+    before = listing(home)
+    code, _, err = upscale("wide.png", "-o", name)
+    assert code == 1 and ".png" in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["upscale"],
+        ["upscale", "a.png", "--scale", "5"],
+        ["upscale", "a.png", "--tile", "7"],
+        ["upscale", "a.png", "--threads", "0"],
+        ["sharpen"],
+        [],
+    ],
+)
+def test_misuse_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(home):
+    with pytest.raises(Exception, match=r"missing\.png"):
+        cli.main(["upscale", "missing.png", "--model", "m.safetensors", "--debug"])
+
+
+def test_an_unexpected_error_is_not_hidden(home, monkeypatch):
+    def broken(*arguments):
+        raise AssertionError("a defect of ours")
+
+    monkeypatch.setattr("edsr.inference.upscaler.Upscaler.bands", broken)
+    with pytest.raises(AssertionError):
+        cli.main(["upscale", "photo.png", "--model", "m.safetensors"])
+    assert listing(home) == ["m.safetensors", "photo.png"]
+
+
+def test_a_defect_does_not_end_a_batch(home, upscale, monkeypatch):
+    honest = Upscaler.bands
+
+    def broken(self, rows, width, self_ensemble=False):
+        if width == 41:
+            raise AssertionError("here")
+        return honest(self, rows, width, self_ensemble)
+
+    monkeypatch.setattr("edsr.inference.upscaler.Upscaler.bands", broken)
+    Image.fromarray(picture(30, 41)).save(home / "odd.png")
+    code, out, err = upscale("odd.png", "photo.png")
+    assert code == 1 and "photo_x2.png" in out
+    assert err.splitlines()[0] == "error: odd.png: AssertionError('here'), a defect; --debug shows where"
+    assert listing(home) == ["m.safetensors", "odd.png", "photo.png", "photo_x2.png"]
+
+
+def test_interruption_leaves_no_half_file(home, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edsr.kernels.reference.quantise", interrupted)
+    assert cli.main(["upscale", "photo.png", "--model", "m.safetensors"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert listing(home) == ["m.safetensors", "photo.png"]
+
+
+def wait_for(happened, process, seconds=120):
+    """Until something has happened, the process has ended, or it took too long."""
+    end = time.monotonic() + seconds
+    while not happened() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("files", "devices"), [(1, "cpu"), (1, "cpu,cpu"), (2, "cpu,cpu")])
+def test_sigterm_leaves_no_half_file(home, files, devices):
+    """A real signal, half way through pictures that would take a minute."""
+    names = [f"large{i}.png" for i in range(files)]
+    for name in names:
+        Image.fromarray(picture(3000, 1000)).resize((2000, 12000)).save(name, compress_level=1)
+    save_model(network(2, blocks=8, features=64), "m.safetensors")
+    command = [sys.executable, ROOT / "cli.py", "upscale", *names, "--model", "m.safetensors", "--device", devices]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    wait_for(lambda: any(p.name.endswith(".part") for p in home.iterdir()), process)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == b"interrupted\n"
+    assert listing(home) == [*names, "m.safetensors", "photo.png"]
+
+
+# --- compare
+
+
+@pytest.fixture
+def compare(run_cli):
+    return partial(run_cli, "compare")
+
+
+def test_compare_draws_a_figure_or_a_page(home, compare):
+    Image.fromarray(picture(60, 80)).save("original.png")
+    Image.fromarray(downscale(picture(60, 80), 2)).save("photo.png")
+    assert compare("photo.png") == (0, "photo_compare.png\n", "")
+    code, out, err = compare("photo.png", "--hr", "original.png", "--html", "--detail", "10,20,30")
+    assert code == 0 and err == "" and out.splitlines()[0] == "photo_compare.html" and out.count(" dB") == 2
+    assert compare("--hr", "original.png", "-o", "new.png", "--quiet") == (0, "", "")
+    assert listing(home) == [
+        "m.safetensors",
+        "new.png",
+        "original.png",
+        "photo.png",
+        "photo_compare.html",
+        "photo_compare.png",
+    ]
+    assert all(Image.open(name).mode == "RGB" for name in ("photo_compare.png", "new.png"))
+    assert (home / "photo_compare.html").read_text(encoding="utf-8").count("data:image/webp") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "--hr"),
+        (("photo.png", "--hr", "photo.png"), "check --scale"),
+        (("photo.png", "-o", "photo.png", "--overwrite"), "input itself"),
+        (("photo.png", "-o", "there.png"), "--overwrite"),
+        (("photo.png", "-o", "a.jpg"), "as .png"),
+        (("photo.png", "--detail", "70,0,20"), "not inside"),
+        (("missing.png",), "no such file"),
+    ],
+)
+def test_what_cannot_be_compared(home, compare, arguments, says):
+    (home / "there.png").touch()
+    before = listing(home)
+    code, out, err = compare(*arguments)
+    assert code == 1 and out == "" and says in err and err.count("\n") == 1
+    assert listing(home) == before
+
+
+# --- the other commands
+
+
+def test_train_then_upscale(home, capsys):
+    (home / "data").mkdir()
+    for i in range(3):
+        Image.fromarray(picture(64, 64, seed=i)).save(home / "data" / f"{i}.png")
+    arguments = ["train", "--data", "data", "--out", "run", "--steps", "2", "--batch", "1", "--patch", "8"]
+    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    assert "validation" in capsys.readouterr().err
+    assert cli.main(["upscale", "photo.png", "--model", "run/best.safetensors"]) == 0
+    assert cli.main([*arguments, "--device", "cpu"]) == 1
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_training_is_resumed_by_its_name_and_decayed(home, capsys):
+    (home / "data").mkdir()
+    for i in range(3):
+        Image.fromarray(picture(64, 64, seed=i)).save(home / "data" / f"{i}.png")
+    small = ["--batch", "1", "--patch", "8", "--device", "cpu", "--schedule", "wsd", "--lr", "1e-3"]
+    assert cli.main(["train", "--data", "data", "--out", "run", "--steps", "2", *small]) == 0
+    assert cli.main(["train", "--resume", "run", "--steps", "3", "--device", "cpu"]) == 0
+    assert "resuming run at step 2" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--out", "run", "--device", "cpu"]) == 0
+    assert "has had its 3 steps already" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "run", "--decay", "2", "--device", "cpu"]) == 0
+    assert "run-decay-3/best.safetensors is ready" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "run", "--batch", "16", "--device", "cpu"]) == 1
+    assert "was started with --batch 1, not 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "data"], "--out"),
+        (["--out", "run"], "--data"),
+        (["--resume"], "--out"),
+        (["--resume", "run", "--out", "other"], "--decay"),
+        (["--out", "run", "--data", "data", "--decay", "5"], "--resume RUN"),
+        (["--resume", "--out", "run", "--decay", "5"], "--resume RUN"),
+        (["--resume", "run", "--decay", "5", "--steps", "9"], "--steps"),
+    ],
+)
+def test_a_training_that_makes_no_sense_is_misuse(home, capsys, arguments, says):
+    assert cli.main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_training_stopped_in_another_process_says_so(home, capsys, monkeypatch):
+    """A signal to one process of several ends the run in all; no --minutes were given."""
+    from edsr.training.trainer import Progress
+
+    def train(*_):
+        yield Progress(3, 9, home / "run", 0.1, 1e-4, 5.0)
+
+    monkeypatch.setattr("edsr.training.trainer.train", train)
+    assert cli.main(["train", "--data", "data", "--out", "run"]) == 130
+    assert f"interrupted and saved at step 3 of 9; continue with --resume {home / 'run'}" in capsys.readouterr().err
+
+
+def test_a_stopped_training_is_saved_and_continues(home):
+    (home / "data").mkdir()
+    Image.fromarray(picture(64, 64)).save(home / "data" / "a.png")
+    command = [sys.executable, ROOT / "cli.py", "train", "--data", "data", "--out", "run", "--device", "cpu"]
+    command += ["--batch", "1", "--patch", "8", "--save-every", "1"]
+    process = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(p.name > "checkpoint-00000001" for p in (home / "run").glob("checkpoint-*")), process)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "continue with --resume" in err
+    step = int(re.findall(r"saved at step (\d+)", err)[0])
+    assert (home / "run" / f"checkpoint-{step:08d}" / "state.json").exists()
+    assert not [name for name in listing(home / "run") if name.endswith(".part")]
+
+
+def test_info_and_convert(home, capsys):
+    assert cli.main(["info", "m.safetensors"]) == 0
+    assert "blocks" in capsys.readouterr().out
+    assert cli.main(["info", "m.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["features"] == 8
+    assert cli.main(["convert", "m.safetensors", "n.safetensors"]) == 0
+    assert (home / "n.safetensors").exists()
+    assert cli.main(["convert", "m.safetensors", "n.safetensors"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert cli.main(["convert", "m.safetensors", "n.pth"]) == 1
+    assert cli.main(["info", "photo.png"]) == 1
+    assert "photo.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["upscale", "compare", "evaluate", "train", "info", "convert"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0 and "--debug" in out
+    if command == "train":  # though a resumed run takes them from what it was
+        assert all(f"(default: {value})" in out for value in ("300000", "16", "48", "0.0002", "l1", "cosine"))

@@ -1,0 +1,103 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edsr import cli
+from edsr.errors import EvaluateError, ImageError
+from edsr.evaluation.scoring import evaluate, mean
+from edsr.images.resize import downscale
+from edsr.inference.upscaler import Upscaler
+from edsr.weights.edsr import load_model, packaged
+from tests.conftest import network, picture
+
+BICUBIC = {  # PSNR on luma, as papers report it
+    ("Set5", 2): 33.65,
+    ("Set5", 3): 30.39,
+    ("Set5", 4): 28.42,
+    ("Set14", 2): 30.22,
+    ("Set14", 3): 27.53,
+    ("Set14", 4): 25.99,
+}
+
+
+@pytest.mark.parametrize("given_lr", [True, False])
+@pytest.mark.parametrize(("name", "scale"), BICUBIC)
+def test_bicubic_scores_what_papers_report(shared, name, scale, given_lr):
+    folder = shared / "data/eval" / name
+    up = Upscaler(network(scale, blocks=0, features=1), device="cpu")
+    images = list(evaluate(up, folder / "HR", folder / f"LRx{scale}" if given_lr else None))
+    assert len(images) == {"Set5": 5, "Set14": 14}[name]
+    assert round(mean(images)["bicubic_psnr"], 2) == BICUBIC[name, scale]
+
+
+@pytest.mark.parametrize("variant", ["", "_stdtopology"])
+def test_a_network_trained_by_others_scores_as_published(shared, variant):
+    model = load_model(shared / f"weights/mlcommons_edsr_f64b5_x2{variant}.safetensors")
+    images = list(evaluate(Upscaler(model, device="cpu"), shared / "data/eval/Set5/HR"))
+    assert round(mean(images)["psnr"], 1) == 37.6
+
+
+@pytest.mark.parametrize("scale", packaged().get("edsr-baseline", ()))
+def test_packaged_weights_beat_bicubic(shared, scale):
+    up = Upscaler(load_model("edsr-baseline", scale), device="cpu")
+    scores = mean(list(evaluate(up, shared / "data/eval/Set5/HR")))
+    assert scores["psnr"] > scores["bicubic_psnr"] + (3 if scale == 2 else 1)
+    assert scores["ssim"] > scores["bicubic_ssim"]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two originals and their reductions, one of them gray and of odd size."""
+    for name in "hr", "lr":
+        (tmp_path / name).mkdir()
+    for name, image in ("a", picture(43, 51)), ("b", picture(41, 40, 1)[:, :, 0]):
+        Image.fromarray(image).save(tmp_path / "hr" / f"{name}.png")
+        Image.fromarray(downscale(image, 2)).save(tmp_path / "lr" / (f"{name}x2.png" if name == "a" else f"{name}.png"))
+    return tmp_path
+
+
+def test_reductions_made_and_given_score_the_same(folders):
+    up = Upscaler(network(), device="cpu")
+    made, given = list(evaluate(up, folders / "hr")), list(evaluate(up, folders / "hr", folders / "lr"))
+    assert made == given
+    assert [image["name"] for image in made] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("protocol", ["y", "rgb", "div2k"])
+def test_json_is_one_document(folders, capsys, protocol, tmp_path):
+    from edsr.weights.edsr import save_model
+
+    save_model(network(), tmp_path / "m.safetensors")
+    arguments = [
+        "--hr",
+        str(folders / "hr"),
+        "--model",
+        str(tmp_path / "m.safetensors"),
+        "--protocol",
+        protocol,
+    ]
+    assert cli.main(["evaluate", *arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    fields = {"psnr", "ssim", "bicubic_psnr", "bicubic_ssim"}
+    assert set(document) == {"images", "mean"} and set(document["mean"]) == fields
+    assert [set(image) for image in document["images"]] == [fields | {"name"}] * 2
+    assert document["mean"]["psnr"] == pytest.approx(np.mean([image["psnr"] for image in document["images"]]))
+    assert cli.main(["evaluate", *arguments]) == 0
+    assert "mean of 2" in capsys.readouterr().out
+
+
+def test_folders_that_do_not_fit(folders, tmp_path):
+    up = Upscaler(network(), device="cpu")
+    with pytest.raises(EvaluateError, match="check --scale"):
+        list(evaluate(up, folders / "lr", folders / "lr"))
+    (folders / "lr" / "b.png").unlink()
+    with pytest.raises(EvaluateError, match=r"no reduction of b\.png"):
+        list(evaluate(up, folders / "hr", folders / "lr"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no pictures"):
+        list(evaluate(up, tmp_path / "empty"))
+    Image.fromarray(picture(9, 9)).save(tmp_path / "empty" / "small.png")
+    with pytest.raises(EvaluateError, match="too small to score"):
+        list(evaluate(up, tmp_path / "empty"))

@@ -1,0 +1,105 @@
+"""One picture on several devices."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edsr.inference.multi_device import Team
+from edsr.inference.streaming import Stream
+from edsr.inference.upscaler import Upscaler
+from tests.conftest import network, picture
+
+
+def team(size: int, model, **options) -> Team:
+    return Team([Upscaler(model, device="cpu", **options) for _ in range(size)])
+
+
+def by_bands(up, image: np.ndarray, step: int, **options) -> np.ndarray:
+    rows = (image[i : i + step] for i in range(0, len(image), step))
+    return np.concatenate(list(up.bands(rows, image.shape[1], **options)))
+
+
+@given(st.integers(1, 4), st.integers(1, 150), st.integers(1, 40), st.integers(1, 41), st.data())
+@settings(deadline=None, max_examples=30)
+def test_columns_shared_are_the_whole_picture(size, width, height, step, data):
+    """To rounding, for any number of devices, whatever each one's pace."""
+    model, channels, ensemble = network(blocks=1), data.draw(st.integers(1, 4)), data.draw(st.booleans())
+    image = picture(height, width, channels, seed=width)
+    shared = team(size, model)
+    for member in shared.members:
+        member.tile = data.draw(st.sampled_from([32, 64, 256]))
+    got = by_bands(shared, image, step, self_ensemble=ensemble).astype(int)
+    want = Upscaler(model, device="cpu")(image, ensemble).astype(int)
+    assert got.shape == (2 * height, 2 * width, channels)
+    assert np.abs(got - want).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [2, 3])
+def test_same_as_one_device(size, channels):
+    model = network()
+    image = picture(50, 140, channels)
+    want = Upscaler(model, device="cpu")(image).astype(int)
+    got = by_bands(team(size, model), image, 11).astype(int)
+    assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3
+
+
+def test_float_results_are_the_same_to_rounding():
+    model = network()
+    image = picture(40, 120).astype(np.float32) / 255
+    np.testing.assert_allclose(by_bands(team(3, model), image, 7), Upscaler(model, "cpu")(image), rtol=0, atol=2e-6)
+
+
+def test_all_take_part_and_only_where_the_picture_is_wide_enough():
+    shared = team(3, network())  # radius 7
+    assert len(shared._slabs(3 * 4 * shared.members[0].model.config.radius)) == 3
+    assert len(shared._slabs(20)) == 1
+    assert shared.device == "cpu,cpu,cpu"
+
+
+def test_one_that_fails_ends_all(monkeypatch):
+    """Its error arrives, and no thread is left."""
+    honest, shared = Stream.__call__, team(2, network())
+    before = threading.active_count()
+
+    def call(self, x, last=False):
+        if self.model is shared.members[1].model:
+            raise ZeroDivisionError("the second")
+        return honest(self, x, last)
+
+    monkeypatch.setattr(Stream, "__call__", call)
+    with pytest.raises(ZeroDivisionError, match="the second"):
+        by_bands(shared, picture(90, 120), 10)
+    assert threading.active_count() == before
+
+
+def test_closing_early_leaves_no_thread():
+    shared, image = team(2, network()), picture(300, 120)
+    before = threading.active_count()
+    bands = shared.bands((image[i : i + 10] for i in range(0, 300, 10)), 120)
+    next(bands)
+    bands.close()
+    assert threading.active_count() == before
+
+
+def test_memory_that_runs_out_on_one_device(monkeypatch):
+    model, image = network(), picture(90, 140)
+    want = Upscaler(model, device="cpu")(image).astype(int)
+    honest, shared, calls, lines = Stream.__call__, team(2, model), [], []
+    for member in shared.members:
+        member.say = lines.append
+
+    def call(self, x, last=False):
+        calls.append(self)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no memory")
+        return honest(self, x, last)
+
+    monkeypatch.setattr(Stream, "__call__", call)
+    got = by_bands(shared, image, 60).astype(int)
+    assert len(lines) == 1 and "ran out of memory" in lines[0]
+    assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-2

@@ -1,0 +1,200 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edsr.inference.streaming import FOOTROOM, HEADROOM, MIN_TILE, Band, Stream, plan
+from edsr.models.folding import FoldedEDSR
+from tests.conftest import network
+
+
+def streamed(model, x, heights, columns=None):
+    """The picture in bands of the given heights, the last repeated."""
+    stream, parts, first = Stream(model, x.shape[3], columns), [], 0
+    while first < x.shape[2]:
+        height = heights[min(len(parts), len(heights) - 1)]
+        end = min(first + height, x.shape[2])
+        parts.append(stream(x[:, :, first:end], last=end == x.shape[2]))
+        first = end
+    return torch.cat(parts, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 30),
+    heights=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    scale=st.sampled_from([2, 3, 4]),
+    blocks=st.integers(0, 4),
+    batch=st.integers(1, 2),
+    folded=st.booleans(),
+    residual_scale=st.sampled_from([1.0, 0.1]),
+)
+def test_bands_equal_the_whole_picture(height, width, heights, scale, blocks, batch, folded, residual_scale):
+    m = network(scale, blocks, residual_scale=residual_scale)
+    m = FoldedEDSR(m) if folded else m
+    x = torch.rand(batch, 3, height, width, dtype=torch.float64)
+    torch.testing.assert_close(streamed(m, x, heights), m(x), rtol=0, atol=1e-14)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(30, 90),
+    band=st.integers(1, 9),
+    extra=st.integers(1, 30),
+    scale=st.sampled_from([2, 3, 4]),
+    blocks=st.integers(0, 2),
+)
+def test_split_columns_equal_the_whole_picture(height, width, band, extra, scale, blocks):
+    m = FoldedEDSR(network(scale, blocks))
+    x = torch.rand(1, 3, height, width, dtype=torch.float64)
+    y = streamed(m, x, [band], columns=2 * m.config.radius + extra)
+    torch.testing.assert_close(y, m(x), rtol=0, atol=1e-14)
+
+
+def shipped():
+    """The network as shipped and run on a CPU: 64 channels, fp32, channels_last."""
+    return FoldedEDSR(network(2, blocks=4, features=64).float()).to(memory_format=torch.channels_last)
+
+
+def adds_in_one_order(model, x, rows):
+    """Whether this backend's convolutions give the same bits for a band as for the whole picture."""
+    for layer in model.head, model.body_end:
+        z = torch.rand(1, layer.in_channels, *x.shape[2:]).contiguous(memory_format=torch.channels_last)
+        whole = layer(z)[:, :, 1 : rows + 1]
+        band = torch.nn.functional.conv2d(z[:, :, : rows + 2], layer.weight, layer.bias, padding=(0, 1))
+        if not torch.equal(whole, band):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("rows", [8, 32, 64])
+def test_bands_equal_the_whole_picture_bit_for_bit(rows):
+    m, x = shipped(), torch.rand(1, 3, 96, 256)
+    with torch.no_grad():
+        if not adds_in_one_order(m, x, rows):
+            pytest.skip(f"the convolution of this CPU adds in another order for bands of {rows} rows")
+        whole = m(x)
+    assert torch.equal(streamed(m, x, [rows]), whole)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 32])
+def test_bands_are_as_accurate_as_the_whole_picture(rows):
+    """fp64 is the truth, the whole picture in fp32 the yardstick."""
+    m, x = shipped(), torch.rand(1, 3, 48, 40)
+    with torch.no_grad():
+        whole = m(x)
+        truth = copy.deepcopy(m).double()(x.double())
+    error = (streamed(m, x, [rows]) - truth).abs().max()
+    assert error <= 2 * (whole - truth).abs().max()
+
+
+def test_the_overlap_is_exactly_the_radius():
+    """A pixel farther away than the radius changes nothing; at the radius it does (all weights positive)."""
+    m = network(2, blocks=2, features=4)
+    with torch.no_grad():
+        for p in m.parameters():
+            p.abs_()
+    r = m.config.radius
+    x = torch.ones(1, 3, 1, 2 * r + 3, dtype=torch.float64)
+    at, beyond = x.clone(), x.clone()
+    at[..., r], beyond[..., r + 1] = 2, 2
+    first = slice(0, 2)  # the output pixels of column 0
+    assert not torch.equal(m(at)[..., first], m(x)[..., first])
+    assert torch.equal(m(beyond)[..., first], m(x)[..., first])
+
+
+def test_memory_does_not_depend_on_height():
+    m = FoldedEDSR(network(2, blocks=3))
+    stream, band = Stream(m, 20), torch.rand(1, 3, 4, 20, dtype=torch.float64)
+    (*_, ops) = stream._pieces[0]
+
+    def held():
+        tensors = [t for memory in ops._memories for t in (memory.carried, *memory.delayed) if t is not None]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    sizes = []
+    for _ in range(40):
+        stream(band)
+        sizes.append(held())
+    assert len(set(sizes[20:])) <= 2  # a delay line alternates between pieces, but does not grow
+    assert max(sizes[30:]) <= max(sizes[:30])
+
+
+def test_dtypes_and_devices_follow_the_weights():
+    m = FoldedEDSR(network(2, blocks=1).float()).bfloat16()
+    y = streamed(m, torch.rand(1, 3, 9, 9), [4])
+    assert y.dtype == torch.float32 and y.shape == (1, 3, 18, 18) and torch.isfinite(y).all()
+
+
+class Repeated:
+    """A CUDA graph's stand-in on a CPU: computes again on what is in the same places, into the same place."""
+
+    made = 0
+
+    def __init__(self, compute, pool=None):
+        self._compute, self._result = compute, None
+        type(self).made += 1
+
+    def replay(self):
+        y = self._compute()
+        self._result = y if self._result is None else self._result.copy_(y)
+        return self._result
+
+
+@pytest.mark.parametrize(("rows", "columns", "recordings"), [(9, None, 1), (3, None, 1), (5, 24, 4)])
+def test_recorded_bands_equal_the_others(rows, columns, recordings, monkeypatch):
+    monkeypatch.setattr("edsr.inference.cuda.Recorded", Repeated)
+    monkeypatch.setattr(Repeated, "made", 0)
+    m, x = FoldedEDSR(network(2, blocks=2)), torch.rand(1, 3, 100, 31, dtype=torch.float64)
+    bands = [*x[:, :, :70].split(rows, 2), x[:, :, 70:73], *x[:, :, 73:].split(rows, 2)]
+    streams = [Stream(m, 31, columns, recorded=recorded) for recorded in (False, True)]
+    plain, recorded = (torch.cat([s(b, b is bands[-1]) for b in bands], 2) for s in streams)
+    assert torch.equal(plain, recorded) and plain.shape[2] == 200
+    # Once for each piece of columns, and perhaps again after the band of another height.
+    assert recordings <= Repeated.made <= 2 * recordings
+
+
+def test_wrong_width_is_refused():
+    with pytest.raises(ValueError, match="20 pixels wide"):
+        Stream(network(), 20)(torch.rand(1, 3, 4, 21, dtype=torch.float64))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 2_000_000), st.integers(MIN_TILE, 4096), st.sampled_from([4, 36, 68]))
+def test_plan_keeps_the_budget(width, tile, radius):
+    rows, columns = plan(width, tile, radius)
+    assert 1 <= columns <= width
+    assert rows >= 1
+    assert (rows + HEADROOM + FOOTROOM) * columns <= max(tile * tile, 4 * radius * (1 + HEADROOM + FOOTROOM))
+    assert columns == width or columns >= 4 * radius
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 60), st.integers(MIN_TILE, 64))
+def test_no_feature_map_is_larger_than_a_tile(width, height, tile):
+    """Every buffer that is allocated, as planned, for a network of radius 6."""
+    m = FoldedEDSR(network(2, blocks=1, features=2))
+    rows, columns = plan(width, tile, m.config.radius)
+    largest, original = 0, Band.empty.__func__
+
+    def watched(cls, like, channels, count, wide, dtype):
+        nonlocal largest
+        band = original(cls, like, channels, count, wide, dtype)
+        largest = max(largest, band.buffer[0, 0].numel())
+        return band
+
+    Band.empty = classmethod(watched)
+    try:
+        streamed(m, torch.rand(1, 3, height, width, dtype=torch.float64), [rows], columns)
+    finally:
+        Band.empty = classmethod(original)
+    assert largest <= tile * tile
+
+
+def test_plan_refuses_tiny_tiles():
+    with pytest.raises(ValueError, match="too small"):
+        plan(100, MIN_TILE - 1, 36)

@@ -1,0 +1,240 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edsr.devices import cpu_has
+from edsr.errors import EngineError
+from edsr.inference.upscaler import Upscaler, _tile
+from tests.conftest import network, picture
+
+
+def plain(model, image):
+    """What an Upscaler must give: the plain network on the whole picture in fp64, clamped and rounded."""
+    x = torch.from_numpy(image.astype(np.float64) / {np.uint8: 255, np.uint16: 65535}.get(image.dtype.type, 1)).permute(
+        2, 0, 1
+    )[None]
+    with torch.no_grad():
+        y = model(x.expand(1, 3, -1, -1))[0].permute(1, 2, 0).numpy()
+    return np.clip(y.mean(2, keepdims=True) if image.shape[2] == 1 else y, 0, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 140),
+    st.sampled_from([2, 3, 4]),
+    st.sampled_from([32, 40, 256]),
+    st.integers(0, 2),
+)
+def test_every_size_and_tile(height, width, scale, tile, blocks):
+    m = network(scale, blocks)
+    image = picture(height, width)
+    result = Upscaler(m, device="cpu", tile=tile)(image)
+    assert result.shape == (height * scale, width * scale, 3) and result.dtype == np.uint8
+    assert np.abs(result - plain(m, image) * 255).max() <= 0.501  # rounding to a whole number, and fp32's
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float_pictures(channels):
+    m = network()
+    image = picture(9, 11, channels).astype(np.float32) / 255
+    result = Upscaler(m, device="cpu")(image)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, plain(m, image), rtol=0, atol=1e-5)
+    assert Upscaler(m, device="cpu")(image[:, :, 0]).shape == (18, 22)
+
+
+def test_non_contiguous_pictures():
+    up = Upscaler(network(), device="cpu")
+    image = picture(20, 30)
+    np.testing.assert_array_equal(up(image[::-2, ::3]), up(image[::-2, ::3].copy()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_may_only_be_read():
+    """As Pillow lends them."""
+    up, image = Upscaler(network(), device="cpu"), picture(40, 60)
+    lent = image.view()
+    lent.flags.writeable = False
+    torch.set_warn_always(True)  # not once per process
+    try:
+        np.testing.assert_array_equal(up(lent), up(image))
+    finally:
+        torch.set_warn_always(False)
+
+
+def test_bands_arrive_in_order_and_late():
+    up = Upscaler(network(blocks=4), device="cpu", tile=32)
+    image = picture(60, 50)
+    step = up.band_rows(50, 60)
+    pieces = list(up.bands((image[i : i + step] for i in range(0, 60, step)), 50))
+    assert len(pieces) > 2
+    np.testing.assert_array_equal(np.concatenate(pieces), up(image))
+
+
+def test_bands_pull_no_more_than_they_need():
+    """One band ahead, to know whether the picture ends; never the whole of it."""
+    up, pulled = Upscaler(network(blocks=0), device="cpu", tile=32), 0
+
+    def rows():
+        nonlocal pulled
+        for _ in range(50):
+            pulled += 1
+            yield picture(10, 40)
+
+    next(up.bands(rows(), 40))
+    assert pulled <= 3
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_self_ensemble_is_the_mean_of_eight(scale):
+    m = network(scale)
+    image = picture(13, 9).astype(np.float32) / 255
+    total = 0
+    for turns in range(4):
+        for flip in (False, True):
+            turned = np.rot90(image, turns)
+            turned = turned[:, ::-1] if flip else turned
+            x = torch.from_numpy(turned.astype(np.float64)).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                y = m(x)[0].permute(1, 2, 0).numpy()
+            total = total + np.rot90(y[:, ::-1] if flip else y, -turns)
+    result = Upscaler(m, device="cpu")(image, self_ensemble=True)
+    np.testing.assert_allclose(result, np.clip(total / 8, 0, 1), rtol=0, atol=1e-5)
+    eight = Upscaler(m, device="cpu")(picture(13, 9), self_ensemble=True)
+    assert eight.dtype == np.uint8 and eight.shape == (13 * scale, 9 * scale, 3)
+
+
+def test_several_threads_at_once():
+    up = Upscaler(network(blocks=3), device="cpu", tile=32)
+    images = [picture(30 + i, 40 + 3 * i, seed=i) for i in range(4)]
+    want = [up(image) for image in images]
+    got: list = [None] * 4
+
+    def work(i):
+        for _ in range(3):
+            got[i] = up(images[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bf16_is_close_where_the_cpu_has_it():
+    if not cpu_has("bf16"):
+        pytest.skip("this CPU has no fast bf16")
+    m = network(features=64)
+    image = picture(20, 20)
+    fast = Upscaler(m, device="cpu", precision="bf16")(image).astype(int)
+    assert np.abs(fast - plain(m, image) * 255).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"device": "cuda"}, "no CUDA device"),
+        ({"device": "cuda:0"}, "no CUDA device"),
+        ({"device": "mps"}, "no Apple GPU"),
+        ({"device": "gpu"}, "unknown device"),
+        ({"device": "meta"}, "unknown device"),
+        ({"precision": "fp16", "device": "cpu"}, "no fast fp16"),
+        ({"precision": "bf16", "device": "cpu"}, "no fast bf16"),
+        ({"precision": "fp8"}, "unknown precision"),
+        ({"backend": "triton"}, "multiple of 16 features"),
+        ({"backend": "tvm"}, "unknown backend"),
+        ({"tile": 31}, "32 or more"),
+        ({"tile": "large"}, "32 or more"),
+    ],
+)
+def test_what_cannot_be_had(wrong, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("edsr.inference.upscaler.cpu_has", lambda precision: False)
+    with pytest.raises(EngineError, match=says) as caught:
+        Upscaler(network(), **wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros((4,), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 3, 1), np.uint8),
+    ],
+)
+def test_shapes_that_are_no_pictures(image):
+    with pytest.raises(ValueError, match="pictures are"):
+        Upscaler(network(), device="cpu")(image)
+
+
+def test_the_tile_fits_a_small_gpu(monkeypatch):
+    cuda, m = torch.device("cuda"), network(features=256)
+    sizes = []
+    for free in (140 << 30, 10 << 30, 1 << 20):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 0))
+        sizes.append(_tile("auto", cuda, m, "fp16", "triton"))
+        assert _tile(640, cuda, m, "fp16", "triton") == 640
+    assert sizes[0] == 2048 and sizes[2] == 32
+    assert sizes[1] ** 2 * 256 * 2 * 5 < 5 << 30 < (sizes[1] + 2) ** 2 * 256 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("backend", "features", "tile", "side"),
+    [
+        ("winograd", 64, "auto", 512),
+        ("winograd", 64, 300, 300),
+        ("winograd", 128, "auto", 362),
+        ("winograd", 256, 512, 256),
+        ("winograd", 16, 4096, 512),
+        ("torch", 64, "auto", 256),
+        ("torch", 64, 512, 256),
+        ("torch", 64, 40, 40),
+    ],
+)
+def test_small_pictures_are_computed_whole(monkeypatch, backend, features, tile, side):
+    """On a CPU up to `side` pixels squared, larger ones in bands within 256 x 256."""
+    monkeypatch.setattr("edsr.inference.upscaler._no_winograd", lambda *_: "")
+    up = Upscaler(network(blocks=1, features=features), "cpu", backend=backend, tile=tile)
+    assert up.plan(2 * side, side // 2) == (side // 2, 2 * side)
+    rows, columns = up.plan(2 * side, side // 2 + 1)
+    assert rows < side // 2 and rows * columns <= min(side, 256) ** 2
+
+
+def test_dtypes_that_are_no_pictures():
+    with pytest.raises(TypeError, match="int32"):
+        Upscaler(network(), device="cpu")(np.zeros((4, 4, 3), np.int32))
+    with pytest.raises(ValueError, match="float32"):
+        Upscaler(network(), device="cpu").frame(torch.zeros(4, 4, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_pictures_keep_their_depth(channels):
+    m = network()
+    image = picture(20, 35, channels).astype(np.uint16) * 201 + 7
+    result = Upscaler(m, device="cpu", tile=32)(image)
+    assert result.dtype == np.uint16 and len(np.unique(result)) > 256
+    assert np.abs(result - plain(m, image) * 65535).max() <= 0.6  # rounding to a whole number, and fp32's
+
+
+def test_frames_are_pictures_as_tensors():
+    up, images = Upscaler(network(), device="cpu"), np.stack([picture(9, 14, seed=i) for i in range(2)])
+    batch = up.frame(torch.from_numpy(images)).numpy()
+    np.testing.assert_array_equal(batch, np.stack([up(image) for image in images]))
+    np.testing.assert_array_equal(up.frame(torch.from_numpy(images[0])).numpy(), batch[0])
+
+
+def test_the_model_is_left_alone():
+    m = network()
+    before = m.head.weight.clone()
+    Upscaler(m, device="cpu")(picture(5, 5))
+    assert m.head.weight.dtype == torch.float64 and torch.equal(before, m.head.weight)

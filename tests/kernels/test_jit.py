@@ -1,0 +1,197 @@
+"""Machine code of the Winograd kernels: made once, kept safely, right for other CPUs too."""
+
+import ctypes
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edsr.kernels.winograd import ops as winograd_cpu
+from tests.conftest import ROOT
+
+if winograd_cpu.trouble():
+    pytest.skip(winograd_cpu.trouble(), allow_module_level=True)
+
+from llvmlite import binding as llvm
+
+from edsr.kernels.winograd import codegen, jit, run
+from edsr.kernels.winograd.tiles import Shape
+
+HERE = jit.this_machine()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder of this process's own; gives what loads the kernels as if for the first time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def load():
+        monkeypatch.setattr(jit, "_loaded", {})
+        lines = []
+        return jit.load(lines.append), lines
+
+    load.folder = tmp_path / "edsr-triton"
+    return load
+
+
+@pytest.fixture(scope="module")
+def code() -> bytes:
+    return jit.compiled(HERE)
+
+
+def convolves(kernels) -> bool:
+    """Whether the kernels give what PyTorch gives, on edges and inside, in strips full and not."""
+    run.kernels.cache_clear()
+    run._block.cache_clear()
+    run._gradient_block.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jit, "_loaded", dict.fromkeys((False, True), kernels))
+        x = torch.randn(1, 48, 13, 18).contiguous(memory_format=torch.channels_last)
+        weight, bias = torch.randn(80, 48, 3, 3) / 20, torch.randn(80)
+        difference = winograd_cpu.conv3x3(x, weight, bias) - F.conv2d(x, weight, bias, padding=1)
+        dy = torch.randn(1, 80, 13, 18).contiguous(memory_format=torch.channels_last)
+        gradient = torch.zeros(1)
+        if "wgrad3x3" in kernels.functions:
+            gradient = run.wgrad(x, dy, 3)[0] - torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
+    run.kernels.cache_clear()
+    run._block.cache_clear()
+    run._gradient_block.cache_clear()
+    return difference.abs().max().item() < 2e-5 and gradient.abs().max().item() < 2e-4
+
+
+class TestCache:
+    def test_compiled_once(self, cache):
+        kernels, lines = cache()
+        assert re.fullmatch("compiling the CPU kernels for .*, once on this machine", lines[0])
+        assert re.fullmatch(r"compiled in \d+\.\d s", lines[1]) and convolves(kernels)
+        (kept,) = cache.folder.iterdir()
+        before = kept.stat()
+        kernels, lines = cache()
+        assert not lines and convolves(kernels)
+        assert kept.stat().st_mtime_ns == before.st_mtime_ns
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda code: b"",
+            lambda code: code[:20],
+            lambda code: code[: len(code) // 2],
+            lambda code: code[:-1],
+            lambda code: code[:5000] + bytes([code[5000] ^ 1]) + code[5001:],
+            lambda code: b"\0" * len(code),
+        ],
+        ids=["empty", "no checksum", "half", "a byte short", "a bit turned", "zeros"],
+    )
+    def test_damage_is_mended(self, cache, damage, code):
+        kept = cache.folder / f"winograd-{jit._key(HERE)}.o"
+        jit._write(kept, code)
+        whole = kept.read_bytes()
+        kept.write_bytes(damage(whole))
+        kernels, lines = cache()
+        assert len(lines) == 2 and convolves(kernels)
+        assert kept.read_bytes() == whole
+
+    @pytest.mark.parametrize("obstacle", ["a file for the folder", "a folder for the file"])
+    def test_nowhere_to_keep_it(self, cache, obstacle):
+        if obstacle == "a file for the folder":
+            cache.folder.write_bytes(b"")
+        else:
+            (cache.folder / f"winograd-{jit._key(HERE)}.o").mkdir(parents=True)
+        for _ in range(2):
+            kernels, lines = cache()
+            assert len(lines) == 2 and lines[1].endswith(f"{cache.folder} cannot keep them") and convolves(kernels)
+        assert cache.folder.is_file() or len(list(cache.folder.iterdir())) == 1  # nothing half-written
+
+    def test_two_processes_at_once(self, tmp_path):
+        code = (
+            "import sys; from edsr.kernels.winograd import jit\n"
+            "sys.stdout.write('here\\n'); sys.stdout.flush()\n"
+            "sys.stdin.readline(); jit.load(); jit._loaded = {}\n"
+            "jit.load(lambda line: sys.exit(f'not kept: {line}'))"
+        )
+        start = [sys.executable, "-c", code]
+        env = {"XDG_CACHE_HOME": str(tmp_path), "PATH": ""}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        both = [subprocess.Popen(start, cwd=ROOT, env=env, text=True, **pipes) for _ in range(2)]
+        for process in both:
+            assert process.stdout.readline() == "here\n"
+        for process in both:  # both wait to be let go, and neither has compiled
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in both:
+            _, trouble = process.communicate(timeout=60)
+            assert process.returncode == 0, trouble
+        (kept,) = (tmp_path / "edsr-triton").iterdir()
+        assert jit._read(kept)
+
+    def test_the_name_tells_all_it_depends_on(self, monkeypatch):
+        keys = {jit._key(HERE), jit._key(HERE._replace(cpu="z80")), jit._key(HERE._replace(features="+x"))}
+        keys.add(jit._key(HERE._replace(shape=Shape(4, 1, 1))))
+        monkeypatch.setattr(jit, "llvmlite_version", "0")
+        keys.add(jit._key(HERE))
+        monkeypatch.setattr(jit.Path, "read_text", lambda path, encoding: path.name)
+        keys.add(jit._key(HERE))
+        assert len(keys) == 6
+
+
+class TestOtherMachines:
+    @pytest.mark.parametrize(
+        ("cpu", "needs"),
+        [("haswell", "avx2"), ("skylake-avx512", "avx512f"), ("x86-64", "sse2")],
+    )
+    def test_other_vectors(self, cpu, needs):
+        features = llvm.get_host_cpu_features()
+        if not features.get(needs):
+            pytest.skip(f"this CPU has no {needs}")
+        shape = {"avx2": Shape(8, 6, 2), "avx512f": Shape(16, 3, 4), "sse2": Shape(4, 3, 4)}[needs]
+        machine = jit.Machine(cpu, "", shape)
+        assert convolves(jit._link(machine, jit.compiled(machine, training=True), training=True))
+
+    def test_shapes(self, monkeypatch):
+        monkeypatch.setattr(sys, "platform", "linux")
+        assert jit.shape_for("x86_64", {"avx512f": True, "avx2": True, "fma": True}).lanes == 16
+        assert jit.shape_for("x86_64", {"avx512f": False, "avx2": True, "fma": True}).lanes == 8
+        assert jit.shape_for("arm64", {}).lanes == 4
+        with pytest.raises(jit.NativeError, match="AVX2"):
+            jit.shape_for("x86_64", {"avx2": True, "fma": False})
+        monkeypatch.setattr(sys, "platform", "win32")
+        with pytest.raises(jit.NativeError, match="Windows"):
+            jit.shape_for("AMD64", {"avx2": True, "fma": True})
+
+    def test_neon(self):
+        """Translated for ARM: multiplied by one lane of a vector, so that there is nothing to broadcast."""
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        target = llvm.Target.from_triple("aarch64-linux-gnu").create_target_machine("neoverse-n1", opt=3)
+        module = llvm.parse_assembly(codegen.source(jit.shape_for("aarch64", {}), training=True))
+        module.verify()
+        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+        passes.getModulePassManager().run(module, passes)
+        text = target.emit_assembly(module)
+        body = text[text.index("multiply_4:") : text.index(".size\tmultiply_4")]
+        assert len(re.findall(r"fmla\s.*\.s\[\d\]", body)) == 15 * 12  # of 16 channels, the first is no sum
+
+    def test_failure_is_one_line(self, cache, monkeypatch):
+        monkeypatch.setattr(jit, "source", lambda *_: "this is no code")
+        with pytest.raises(jit.NativeError, match=r"^the kernels could not be compiled: .*$"):
+            cache()
+
+
+def test_the_code_can_be_read():
+    printed = subprocess.run(
+        [sys.executable, "-m", "edsr.kernels.winograd.jit"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert printed.returncode == 0 and f"<{HERE.shape.lanes} x float>" in printed.stdout
+    llvm.parse_assembly(printed.stdout).verify()
+
+
+def test_tasks_agree():
+    """What Python packs is what the compiled code reads."""
+    run.kernels()
+    for name in codegen.TRAINING_NAMES:
+        layout, fields = run._layout(name)
+        assert layout.size == 8 * len(fields) == 8 * len((ctypes.c_int64 * len(fields))())
+        assert fields is codegen.TASKS[name[:-3]] and sum(field.startswith("next") for field in fields) == 1

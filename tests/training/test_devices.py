@@ -1,0 +1,115 @@
+"""Several processes: torchrun on a CPU, with gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from edsr.devices import Ranks
+from edsr.training import checkpoint
+from edsr.weights.edsr import load_model
+from tests.conftest import ROOT, picture
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or sys.platform == "win32", reason="needs torch.distributed with gloo"
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(picture(60 + i, 70, seed=i)).save(folder / f"{i}.png")
+    return folder
+
+
+def command(processes: int, data, out, *more: str) -> subprocess.Popen:
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    arguments = ["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--batch", "2", "--patch", "8"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [*arguments, *more] if data else ["train", "--device", "cpu", *more]
+    command = [*start, str(ROOT / "cli.py"), *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_alone_there_is_nothing_to_agree_on():
+    ranks = Ranks("cpu")
+    assert ranks.first and ranks.world == 1
+    assert ranks.mean([1.0, 2.0]) == [1.0, 2.0] and ranks.any(True) and not ranks.any(False)
+    tensor = torch.randn(3)
+    before = tensor.clone()
+    assert ranks.spread([tensor], {"step": 1}) == {"step": 1} and torch.equal(tensor, before)
+    ranks.wait()
+    ranks.leave()
+
+
+def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp_path):
+    """To rounding: measured against the way the weights went, a thousandth. And so they do when resumed."""
+    steps = "--steps", "6", "--save-every", "3", "--lr", "1e-3"
+    texts = []
+    for processes, out in (1, "one"), (2, "two"):
+        process = command(processes, data, tmp_path / out, *steps)
+        texts.append(process.communicate(timeout=300)[1])
+        assert process.returncode == 0, texts[-1]
+    one, two = (checkpoint.newest(tmp_path / out, print) for out in ("one", "two"))
+    start = checkpoint._read(tmp_path / "one" / "checkpoint-00000003")
+    assert one.step == two.step == 6
+    for name in one.tensors:
+        if name.startswith("model.") and name.endswith("weight"):
+            way = (one.tensors[name] - start.tensors[name]).norm()
+            assert way > 0 and (one.tensors[name] - two.tensors[name]).norm() < 1e-3 * way, name
+    # One process speaks.
+    assert texts[1].count("pictures to train on") == 1 and texts[1].count("is ready for upscale") == 1
+    last = load_model(tmp_path / "two" / "last.safetensors").state_dict()
+    assert all(torch.equal(last[name], two.tensors[f"average.{name}"]) for name in last)
+
+
+def test_two_processes_stop_together_and_go_on(data, tmp_path):
+    out = tmp_path / "run"
+    process = command(2, data, out, "--steps", "100000", "--save-every", "1000000")
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=100)[1]
+    stopped = checkpoint.newest(out, print).step
+    assert stopped >= 50, text
+    assert f"saved at step {stopped} of 100000" in text
+    process = command(2, data, out, "--steps", "100000", "--resume", "--minutes", "0.0001")
+    text = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, text
+    assert f"resuming {out} at step {stopped}" in text and "stopped after 0.0001 minutes" in text
+    assert checkpoint.newest(out, print).step == stopped + 1
+
+
+def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
+    """By the first one's clock. What the others do not know, pictures and options, it tells them."""
+    out = tmp_path / "run"
+    process = command(2, data, out, "--steps", "auto", "--minutes", "0.1", "--schedule", "wsd")
+    text = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, text
+    last = checkpoint.newest(out, print)
+    steps = last.record["options"]["steps"]
+    assert text.count("steps a second") == 1 and f"{steps:,} steps until the 0.1 minutes are over" in text
+    process = command(2, None, None, "--resume", str(out), "--decay", "auto", "--minutes", "0.1")
+    text = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, text
+    decay = checkpoint.newest(tmp_path / f"run-decay-{last.step}", print)
+    more = decay.record["options"]["steps"] - last.step
+    assert f"{more:,} steps until" in text and last.step < decay.step <= last.step + more
+
+
+def test_a_batch_that_cannot_be_shared_is_told(data, tmp_path):
+    process = command(2, data, tmp_path / "run", "--batch", "3")
+    text = process.communicate(timeout=200)[1]
+    assert process.returncode != 0 and "--batch 3 cannot be shared evenly by 2 processes" in text
+    assert not (tmp_path / "run").exists()
