@@ -134,5 +134,5 @@ def test_modules_that_are_named_exist(path):
     if path.name in ("log.md", "CHANGELOG.md"):
         return
     for name in re.findall(r"`((?:edsr|kernels|bench|tests|examples)/[\w/.-]*\w)/?`", prose(path)):
-        if not re.search(r"[<*]", name):
+        if not name.endswith("_x2.png"):  # a result
             assert (ROOT / name).exists(), f"{path.name}: {name}"
