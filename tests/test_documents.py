@@ -1,0 +1,138 @@
+"""What the documents say: their examples run, their commands parse, their links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edsr.cli import build_parser
+from edsr.images import ImageWriter
+from tests.conftest import ROOT
+
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")], key=lambda path: path.as_posix()
+)
+REPLACED = {  # words of earlier names; the new ones are in docs/glossary.md
+    "astray", "colour", "enlarge", "engine", "grey", "journal", "licence", "passage", "picture", "pictures",
+    "setback", "team", "truth", "verdict", "verdicts", "yardstick",
+}  # fmt: skip
+
+documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def prose(path: Path) -> str:
+    """The document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def headings(path: Path) -> list[str]:
+    return re.findall(r"^#+ +(.+)$", prose(path), re.M)
+
+
+def anchor(heading: str) -> str:
+    """What a heading is called in a link: as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """The current folder, with the images that the examples name."""
+    with Image.open(ROOT / "examples" / "harbour.png") as file:
+        image = np.asarray(file.convert("RGB"))[:40, :56]
+    (tmp_path / "examples").mkdir()
+    for name in ("photo.png", "examples/harbour.png"):
+        Image.fromarray(image).save(tmp_path / name)
+    deep = image.astype(np.uint16) * 257
+    with ImageWriter(tmp_path / "scan.tif", deep.shape[1], deep.shape[0], 3, dtype=deep.dtype) as writer:
+        writer.write(deep)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/api.md"])
+def test_examples_in_python_run(name, desk):
+    """In order, in one namespace."""
+    namespace: dict = {}
+    found = blocks(ROOT / name, "python")
+    assert found
+    for source in found:
+        exec(compile(source, name, "exec"), namespace)
+    written = {"README.md": "large.png", "docs/api.md": "scan_x2.tif"}[name]
+    with Image.open(desk / written) as file:
+        assert file.size == (112, 80)
+
+
+@documents
+def test_commands_parse(path):
+    parser = build_parser()
+    for block in blocks(path, "sh"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            words = words[: next((i for i, word in enumerate(words) if word in ("<", ">")), None)]
+            if "cli.py" not in words:
+                continue
+            arguments = words[words.index("cli.py") + 1 :]
+            try:
+                parser.parse_args(arguments)
+            except SystemExit:
+                pytest.fail(f"{path.name}: {line}")
+
+
+def test_every_option_in_prose_is_one():
+    """Of `python cli.py ...` in running text, too: each command that is written out whole."""
+    parser = build_parser()
+    for path in DOCUMENTS:
+        for command in re.findall(r"`python cli\.py ([^`\n]+)`", prose(path)):
+            words = shlex.split(command)
+            if len(words) > 1:
+                try:
+                    parser.parse_args(words)
+                except SystemExit:
+                    pytest.fail(f"{path.name}: {command}")
+
+
+@documents
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, fragment = target.partition("#")
+        linked = path.parent / name if name else path
+        assert linked.exists(), f"{path.name}: {target}"
+        if fragment:
+            assert fragment in map(anchor, headings(linked)), f"{path.name}: {target}"
+
+
+@documents
+def test_headings_have_the_words_of_today(path):
+    for heading in headings(path):
+        assert not REPLACED & set(re.findall(r"\w+", heading.lower())), heading
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
+
+
+def test_readme_has_the_two_commands_that_ci_takes():
+    """`.ci/run` runs the second block, and puts another folder in the place of `.venv`."""
+    first, second = blocks(ROOT / "README.md", "sh")[:2]
+    assert first.startswith("python3 -m venv .venv && ") and "upscale examples/harbour.png" in first
+    assert second.startswith("python3 -m venv .venv && ") and "-m pytest" in second
+
+
+@documents
+def test_modules_that_are_named_exist(path):
+    """Paths of source files in backquotes; the log may name what is gone."""
+    if path.name in ("log.md", "CHANGELOG.md"):
+        return
+    for name in re.findall(r"`((?:edsr|kernels|bench|tests|examples)/[\w/.-]*\w)/?`", prose(path)):
+        if not name.endswith("_x2.png"):  # a result
+            assert (ROOT / name).exists(), f"{path.name}: {name}"
