@@ -1,7 +1,7 @@
 """python -m bench.ablation --data DIR...: what each choice of the training recipe is worth, on a small network.
 
 Every variant differs from the first in what its name says, and trains on the same number of pixels; the score is the
-validation PSNR (held-back pictures of --data, never Set5 or Set14) of the averaged weights, and of those not averaged.
+validation PSNR (held-back images of --data, never Set5 or Set14) of the averaged weights, and of those not averaged.
 A small network ranks choices as a large one does only roughly; what it finds is checked on the real one.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench import machine
 from edsr.data.dataset import hold_back, load
-from edsr.data.store import Pictures
+from edsr.data.store import Images
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
 from edsr.training import checkpoint, step
 from edsr.training.config import TrainOptions
@@ -39,9 +39,9 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def run(options: TrainOptions, held: Pictures, clip: float | None) -> dict:
-    """Trains, and scores the end of the run on `held`, the same pictures for all: a run of larger patches leaves small
-    pictures out, and would hold others back."""
+def run(options: TrainOptions, held: Images, clip: float | None) -> dict:
+    """Trains, and scores the end of the run on `held`, the same images for all: a run of larger patches leaves small
+    images out, and would hold others back."""
     usual = step.CLIP
     step.CLIP = usual if clip is None else clip
     try:
@@ -84,10 +84,10 @@ def compare(options, cache: str) -> None:
     base = TrainOptions(
         tuple(options.data), "", scale=options.scale, lr=options.lr, device=options.device, cache=cache, **sizes
     )
-    pictures, held = load(base.data, base.scale, base.patch, print, cache=cache)
-    held = hold_back(pictures)[1] if held is None else held
+    images, held = load(base.data, base.scale, base.patch, print, cache=cache)
+    held = hold_back(images)[1] if held is None else held
     if held is None:
-        raise SystemExit("one picture cannot be held back; give more with --data")
+        raise SystemExit("one image cannot be held back; give more with --data")
     print(machine.machine_line(machine.describe(options.device)))
     print(f"{options.blocks} blocks of {options.features}, {sizes}, lr {options.lr:g}")
     print(f"{'':24}{'PSNR':>9}{'raw':>9}{'steps':>8}{'s':>7}")

@@ -135,7 +135,7 @@ def with_cases(items: list[Item], cases: list[str], works: Iterable[Work]) -> li
 
 
 def cpu_items(rounds: int, only: list[str] | None = None, cases: list[str] | None = None) -> list[Item]:
-    """Large pictures take minutes in some cases: three rounds of them."""
+    """Large images take minutes in some cases: three rounds of them."""
     works = chosen(workloads(), only or [])
     items = [(work, tuple(work.cases), rounds if work.height < 1024 else min(rounds, 3)) for work in works]
     return with_cases(items, cases or [], workloads())

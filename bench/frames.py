@@ -1,4 +1,4 @@
-"""The whole network on a GPU: a picture in its memory, uint8 [H, W, 3], to one there, uint8 [s·H, s·W, 3].
+"""The whole network on a GPU: an image in its memory, uint8 [H, W, 3], to one there, uint8 [s·H, s·W, 3].
 
 So every case converts, computes, clamps and rounds, as users of a network have to. The peers do so with the same
 operations of PyTorch; torch.compile gets all of it to fuse.
@@ -26,7 +26,7 @@ SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "4K": (2160, 3840), "64x64"
 
 @dataclass(frozen=True)
 class Frame(Workload):
-    """A network with random weights on a random picture, checked in windows (`bench.windows`)."""
+    """A network with random weights on a random image, checked in windows (`bench.windows`)."""
 
     base = "channels_last"
     rounding = 0.5001 / 255  # a result is rounded to whole levels
@@ -48,8 +48,8 @@ class Frame(Workload):
         return {"model": self.model_name} | super().described()
 
     @cached_property
-    def picture(self) -> Tensor:
-        """uint8 [H, W, 3]. Features of a large picture do not fit in any cache, so one picture is as good as many."""
+    def image(self) -> Tensor:
+        """uint8 [H, W, 3]. Features of a large image do not fit in any cache, so one image is as good as many."""
         generator = torch.Generator().manual_seed(1)
         size = (self.height, self.width, 3)
         return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator).to(self.device)
@@ -60,7 +60,7 @@ class Frame(Workload):
 
     def in_windows(self, model: EDSR) -> list[Tensor]:
         """What `model` makes of each window, not rounded; the part that counts, [1, 3, n, m]."""
-        x = self.picture.permute(2, 0, 1)[None]
+        x = self.image.permute(2, 0, 1)[None]
         # No autotuning for shapes that are met but once.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
             return in_windows(model, x, self.windows, self.config.scale)
@@ -108,7 +108,7 @@ def ours(work: Frame) -> Run:
         upscaler = Upscaler(work.model, work.device, precision, backend="triton")
     except EngineError as error:
         raise Unavailable(str(error)) from None
-    return lambda: upscaler.frame(work.picture)
+    return lambda: upscaler.frame(work.image)
 
 
 def folded(work: Frame) -> Run:
@@ -117,7 +117,7 @@ def folded(work: Frame) -> Run:
         upscaler = Upscaler(work.model, work.device, precision, backend="torch")
     except EngineError as error:
         raise Unavailable(str(error)) from None
-    return lambda: upscaler.frame(work.picture)
+    return lambda: upscaler.frame(work.image)
 
 
 def on_pixels(model: Callable[..., Tensor], memory_format: torch.memory_format) -> Callable[[Tensor], Tensor]:
@@ -132,20 +132,20 @@ def on_pixels(model: Callable[..., Tensor], memory_format: torch.memory_format) 
 
 def channels_last(work: Frame) -> Run:
     through = on_pixels(work.plain(torch.channels_last), torch.channels_last)
-    return lambda: through(work.picture)
+    return lambda: through(work.image)
 
 
 def max_autotune(work: Frame) -> Run:
     through = on_pixels(work.plain(torch.channels_last), torch.channels_last)
     run = compiled(through, mode="max-autotune", dynamic=False)
     with torch.inference_mode():
-        run(work.picture)
-    return lambda: run(work.picture)
+        run(work.image)
+    return lambda: run(work.image)
 
 
 def nchw(work: Frame) -> Run:
     through = on_pixels(work.plain(dtype=torch.float32), torch.contiguous_format)
-    return lambda: through(work.picture)
+    return lambda: through(work.image)
 
 
 def autocast(work: Frame) -> Run:
@@ -155,7 +155,7 @@ def autocast(work: Frame) -> Run:
 
     def run() -> Tensor:
         with torch.autocast(work.device, work.dtype):
-            return through(work.picture)
+            return through(work.image)
 
     return run
 

@@ -2,7 +2,7 @@
 # The first minutes on a GPU, in the order of worth: which kernels are right, how fast they are, tests, tuning, peers that
 # take long to compile, and training with what time is left. Ten minutes in all.
 #
-#   bench/gpu.sh [DATA...]   DATA: folders of pictures to train on; without them nothing is trained
+#   bench/gpu.sh [DATA...]   DATA: folders of images to train on; without them nothing is trained
 #
 #   OUT=folder               where results.tar goes, which is whole at any moment, whatever is cut off; default: a new one
 #   TIME=570                 seconds in all; of a plan that takes longer the last parts are cut short or left out

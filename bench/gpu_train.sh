@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains edsr-baseline on a GPU for a while, and goes on with it another time:
 #
-#   bench/gpu_train.sh DATA... [--resume CHECKPOINT]      DATA: folders of pictures, CHECKPOINT: of an earlier $OUT
+#   bench/gpu_train.sh DATA... [--resume CHECKPOINT]      DATA: folders of images, CHECKPOINT: of an earlier $OUT
 #
 # The run never ends by itself: its learning rate is constant after the warm-up (--schedule wsd). Of what is reached, a
 # copy goes through a decay of the rate each time, and gives the weights to use: last.safetensors in results.tar.
@@ -45,7 +45,7 @@ else
     begin="--out $run --init $(quoted "${INIT:-edsr-baseline}") --scale $scale --schedule wsd --steps 1000000000"
     begin+=" --lr ${LR:-4e-4}"
 fi
-pictures="$(quoted "${data[@]}") --cache $(dirname "$run")/pictures"
+images="$(quoted "${data[@]}") --cache $(dirname "$run")/images"
 decay=${DECAY:-75} score=20 left=$((${TIME:-570} - 25 - 2 * 5))
 scores=
 IFS=: read -ra tests <<<"${TEST:-}"
@@ -62,7 +62,7 @@ done
 exec "$python" -m bench.parts --seconds "${TIME:-570}" --elapsed "$SECONDS" --out "$out" --run "$run" \
     --keep "$released/metrics.jsonl" "$released/last.safetensors" "$run/plot.png" \
     --end "$python -m bench.findings --logs {logs} --run $released" <<PLAN
-train    $((left - decay)) $python cli.py train $begin --data $pictures --minutes {minutes-15}
-decay    $decay $python cli.py train --resume $run --decay auto --minutes {minutes-15} --out $released --data $pictures
+train    $((left - decay)) $python cli.py train $begin --data $images --minutes {minutes-15}
+decay    $decay $python cli.py train --resume $run --decay auto --minutes {minutes-15} --out $released --data $images
 $scores
 PLAN

@@ -1,9 +1,9 @@
-"""Memory of the command line by the height of the picture: `python -m bench.memory [--save]`.
+"""Memory of the command line by the height of the image: `python -m bench.memory [--save]`.
 
-Runs `cli.py upscale` in a process of its own on drawn pictures, and reports the most resident memory that
+Runs `cli.py upscale` in a process of its own on drawn images, and reports the most resident memory that
 process ever held (what the kernel counts, interpreter and libraries included) and its seconds. Memory that
 grows with the width and the tile only is the claim. Each result is checked first: the lower right corner,
-which knows of every band before, must be what the network makes of that part of the picture alone.
+which knows of every band before, must be what the network makes of that part of the image alone.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--tile", default="512", help="default: %(default)s")
     parser.add_argument("--format", choices=("png", "tiff"), default="png", help="of the results; default: %(default)s")
-    parser.add_argument("--folder", help="where the pictures go, gigabytes of them; default: the system's")
+    parser.add_argument("--folder", help="where the images go, gigabytes of them; default: the system's")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--save", action="store_true", help="write the document into bench/results, too")
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def measure(folder: Path, size: str, model: str, options) -> dict:
-    """One picture; prints a line for a person to standard error."""
+    """One image; prints a line for a person to standard error."""
     width, height = map(int, size.split("x"))
     source, target = folder / f"{size}.png", folder / f"{size}_large.{options.format}"
     draw(width, height, source)
@@ -83,12 +83,12 @@ def measure(folder: Path, size: str, model: str, options) -> dict:
 
 
 def draw(width: int, height: int, path: Path) -> None:
-    """A picture of rings and ramps, drawn and written row by row."""
+    """An image of rings and ramps, drawn and written row by row."""
     rings = pyvips.Image.zone(width, height, uchar=True)
     x, y = pyvips.Image.xyz(width, height).bandsplit()
     across, down = (x * (255 / width)).cast("uchar"), (y * (255 / height)).cast("uchar")
-    picture = rings.bandjoin(across).bandjoin(down)
-    picture.copy(interpretation="srgb").pngsave(str(path), compression=1)
+    image = rings.bandjoin(across).bandjoin(down)
+    image.copy(interpretation="srgb").pngsave(str(path), compression=1)
 
 
 def apart(function, *arguments) -> None:
@@ -130,7 +130,7 @@ def check(model: str, source: Path, target: Path) -> None:
 
 
 def corner(path: Path, side: int):
-    """The lower right pixels of a picture file, [side, side, 3], or less where the picture is smaller."""
+    """The lower right pixels of an image file, [side, side, 3], or less where the image is smaller."""
     image = pyvips.Image.new_from_file(str(path), access="sequential")
     left, top = max(0, image.width - side), max(0, image.height - side)
     return image.crop(left, top, image.width - left, image.height - top).numpy()

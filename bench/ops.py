@@ -26,10 +26,10 @@ from edsr.models.folding import FoldedEDSR
 
 @dataclass(frozen=True)
 class Op(Work):
-    """One operation on one map, or picture, with random operands from fixed seeds.
+    """One operation on one map, or image, with random operands from fixed seeds.
 
-    name: a key of KINDS. device "meta": operands have no values, for compiling without a GPU. scale: of the picture,
-    for tails. result: what a tail gives, see `Result`. wide: the same operands in fp64. pictures: how many at once.
+    name: a key of KINDS. device "meta": operands have no values, for compiling without a GPU. scale: of the image,
+    for tails. result: what a tail gives, see `Result`. wide: the same operands in fp64. images: how many at once.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Op(Work):
     scale: int = 1
     result: torch.dtype | None = torch.uint8
     wide: bool = False
-    pictures: int = 1
+    images: int = 1
 
     base = "cudnn"
 
@@ -58,7 +58,7 @@ class Op(Work):
 
     @property
     def small(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.pictures > 1
+        return self.images > 1
 
     @property
     def rounding(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -66,13 +66,13 @@ class Op(Work):
 
     def described(self) -> dict:
         title = self.kind.title + (f" x{self.scale}" if self.scale > 1 else "")
-        title += f", {self.pictures} pictures" if self.pictures > 1 else ""
+        title += f", {self.images} images" if self.images > 1 else ""
         precision = str(self.dtype).removeprefix("torch.")
         size = {"width": self.width, "height": self.height, "precision": precision}
         return {"op": self.name, "title": title, "features": self.features, "scale": self.scale} | size
 
     def gflop(self, collapsed: bool) -> float:
-        c, pixels = self.features, self.pictures * self.height * self.width
+        c, pixels = self.features, self.images * self.height * self.width
         if self.name == "tail":
             return gflop_of_end(c, self.scale, collapsed) * pixels
         return self.kind.convolutions * 2 * 9 * (3 if self.name == "head" else c) * c * pixels / 1e9
@@ -90,10 +90,10 @@ class Op(Work):
 
     def map(self, seed: int = 0) -> Tensor:
         """A feature map. At 1080p one of 64 channels is larger than any cache, so one is as good as several."""
-        return self.draw(seed, self.pictures, self.features, self.height, self.width)
+        return self.draw(seed, self.images, self.features, self.height, self.width)
 
     def pixels(self) -> Tensor:
-        """A picture, uint8 [1, 3, H, W] in the memory of [H, W, 3]."""
+        """An image, uint8 [1, 3, H, W] in the memory of [H, W, 3]."""
         size = (1, self.height, self.width, 3)
         values = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return values.to(self.device).permute(0, 3, 1, 2)
@@ -349,7 +349,7 @@ CASES = {
 }
 
 
-PATCHES = (16, 48, 48)  # pictures, rows, columns
+PATCHES = (16, 48, 48)  # images, rows, columns
 
 
 def operations(
@@ -360,5 +360,5 @@ def operations(
     ops += [Op("tail", c, height, width, scale=s, **where) for c in (64, 256) for s in (2, 4)]
     n, rows, columns = patches
     for c in (64, 256):
-        ops += [Op(name, c, rows, columns, pictures=n, **where) for name in ("dgrad", "wgrad")]
+        ops += [Op(name, c, rows, columns, images=n, **where) for name in ("dgrad", "wgrad")]
     return ops

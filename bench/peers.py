@@ -49,8 +49,8 @@ def built(work: "Frame", build: Callable[["Frame"], Network]) -> Run:
         network = build(work)
 
         def run() -> Tensor:
-            y = network(work.picture.permute(2, 0, 1)[None].float().div_(255))
-            return reference.quantise(y.float(), torch.uint8)[0].permute(1, 2, 0).contiguous()
+            y = network(work.image.permute(2, 0, 1)[None].float().div_(255))
+            return reference.quantize(y.float(), torch.uint8)[0].permute(1, 2, 0).contiguous()
 
         with torch.inference_mode():
             run()

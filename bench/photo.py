@@ -1,13 +1,13 @@
-"""python -m bench.photo --hr DIR --scale 2: what mixtures are worth on compressed pictures, and `--model auto` on them.
+"""python -m bench.photo --hr DIR --scale 2: what mixtures are worth on compressed images, and `--model auto` on them.
 
-Of each original the small picture is made by MATLAB's bicubic, noised if asked for, saved as JPEG 4:2:0 in memory and
+Of each original the small image is made by MATLAB's bicubic, noised if asked for, saved as JPEG 4:2:0 in memory and
 made larger. Prints mean PSNR on luma (a border of SCALE pixels left out, as for Set5 and Set14) of bicubic
 interpolation, and in dB over that each share of the cleaning network and what auto chooses, by quality.
 
 --drawings does the same to lines, lettering, a screenshot and a chart, one by one, and prints also how far flat areas
 are from flat (`flat`), which must not be farther than by bicubic.
 
---fit DIR finds the best share at each quality on pictures held back for that (never Set5, Set14, B100, Urban100 or
+--fit DIR finds the best share at each quality on images held back for that (never Set5, Set14, B100, Urban100 or
 Manga109), prints the table and takes it for auto; --write puts it into the package.
 """
 
@@ -24,7 +24,7 @@ from PIL import Image
 
 from bench import drawings, machine
 from edsr.evaluation import metrics
-from edsr.images import find_pictures, read
+from edsr.images import find_images, read
 from edsr.images.compression import Lossy, jpeg_quality
 from edsr.images.resize import bicubic, downscale
 from edsr.inference.upscaler import Upscaler
@@ -38,7 +38,7 @@ FIT_QUALITIES = (100, 98)
 FIT_SHARES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 
 FLAT = 8
-"""Pixels around one that have to have its colour for it to be in a flat area: a block of a JPEG."""
+"""Pixels around one that have to have its color for it to be in a flat area: a block of a JPEG."""
 
 Network = Callable[[float], Callable[[np.ndarray], np.ndarray]]
 """Share of the cleaning network -> what makes [H, W, C] uint8 larger."""
@@ -46,19 +46,17 @@ Scores = dict[int | None, dict[str | float, float]]
 """Quality (None: not compressed) -> "bicubic", "auto" or a share -> mean PSNR in dB."""
 
 
-def compressed(picture: np.ndarray, quality: int) -> tuple[np.ndarray, bytes]:
+def compressed(image: np.ndarray, quality: int) -> tuple[np.ndarray, bytes]:
     """uint8 [H, W, 1 or 3] through a JPEG 4:2:0, and the JPEG."""
     file = io.BytesIO()
-    Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(
-        file, "JPEG", quality=quality, subsampling=2
-    )
-    return np.array(Image.open(file)).reshape(picture.shape), file.getvalue()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "JPEG", quality=quality, subsampling=2)
+    return np.array(Image.open(file)).reshape(image.shape), file.getvalue()
 
 
-def noisy(picture: np.ndarray, level: float, seed: int) -> np.ndarray:
+def noisy(image: np.ndarray, level: float, seed: int) -> np.ndarray:
     """With Gaussian noise of that standard deviation in levels of 255, the same for the same seed."""
-    noise = np.random.default_rng(seed).normal(0, level, picture.shape)
-    return np.clip(np.round(picture + noise), 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(seed).normal(0, level, image.shape)
+    return np.clip(np.round(image + noise), 0, 255).astype(np.uint8)
 
 
 def psnr(result: np.ndarray, original: np.ndarray, scale: int) -> float:
@@ -66,7 +64,7 @@ def psnr(result: np.ndarray, original: np.ndarray, scale: int) -> float:
 
 
 def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
-    """Root mean square error of luma, in levels of 255, where the original is of one colour FLAT pixels around.
+    """Root mean square error of luma, in levels of 255, where the original is of one color FLAT pixels around.
 
     nan where nothing is.
     """
@@ -111,16 +109,16 @@ def scores(
             found = {"bicubic": measure(smooth, original, scale), "auto": of_share[auto]}
             for name, value in (found | {share: of_share[share] for share in shares}).items():
                 sums[quality].setdefault(name, []).append(value)
-        print(f"picture {number + 1}", end="\r", file=sys.stderr, flush=True)
+        print(f"image {number + 1}", end="\r", file=sys.stderr, flush=True)
     return {
         quality: {name: float(np.mean(values)) for name, values in by_name.items()} for quality, by_name in sums.items()
     }
 
 
 def best(shares: Sequence[float], values: Sequence[float]) -> float:
-    """Where a curve through these values is highest: the top of the parabola through the best and its neighbours.
+    """Where a curve through these values is highest: the top of the parabola through the best and its neighbors.
 
-    shares: ascending, three or more. Never beyond the neighbours.
+    shares: ascending, three or more. Never beyond the neighbors.
     """
     i = min(max(int(np.argmax(values)), 1), len(shares) - 2)
     x, y = np.array(shares[i - 1 : i + 2]), np.array(values[i - 1 : i + 2])
@@ -160,8 +158,8 @@ def drawn(
     made = drawings.drawings()
     by_measure = [
         {
-            name: scores([picture], network, scale, qualities, (0.0, 1.0), table=table, measure=measure)
-            for name, picture in made.items()
+            name: scores([image], network, scale, qualities, (0.0, 1.0), table=table, measure=measure)
+            for name, image in made.items()
         }
         for measure in (psnr, flat)
     ]
@@ -195,8 +193,8 @@ def write(path: Path, scale: int, points: list[list[float]]) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def pictures(folder: str, most: int | None) -> Iterable[np.ndarray]:
-    for path in find_pictures(folder)[:most]:
+def images(folder: str, most: int | None) -> Iterable[np.ndarray]:
+    for path in find_images(folder)[:most]:
         yield read(path)
 
 
@@ -212,7 +210,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put what --fit finds into the package")
     parser.add_argument("--faithful", default=selection.FAITHFUL, metavar="NAME|FILE", help="the one end")
     parser.add_argument("--clean", default=selection.CLEAN, metavar="NAME|FILE", help="the other")
-    parser.add_argument("--most", type=int, metavar="N", help="of a folder's pictures")
+    parser.add_argument("--most", type=int, metavar="N", help="of a folder's images")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", metavar="FILE", help="where to write the figures")
     options = parser.parse_args()
@@ -238,7 +236,7 @@ def run(options) -> None:
     table = None
     if options.fit:
         qualities = sorted({*options.qualities, *FIT_QUALITIES}, reverse=True)
-        found = scores(pictures(options.fit, options.most), network, scale, qualities, FIT_SHARES)
+        found = scores(images(options.fit, options.most), network, scale, qualities, FIT_SHARES)
         points = fit(found, FIT_SHARES)
         table = {str(scale): points}
         print(f"\nx{scale}, {options.fit}: gain over bicubic in dB\n\n{markdown(found, FIT_SHARES, auto=False)}")
@@ -249,7 +247,7 @@ def run(options) -> None:
             print(f"written into {selection.TABLE}")
     for noise in options.noise if options.hr else ():
         qualities = [None, *options.qualities]
-        found = scores(pictures(options.hr, options.most), network, scale, qualities, options.shares, noise, table)
+        found = scores(images(options.hr, options.most), network, scale, qualities, options.shares, noise, table)
         said = f", noise of {noise:g} levels" if noise else ""
         print(
             f"\nx{scale}, {options.hr}{said}: gain over bicubic in dB\n\n{markdown(found, options.shares)}", flush=True

@@ -163,7 +163,7 @@ def memory_table(record: dict) -> str:
         speed = f"{pixels / run['seconds']:.2f}"
         size = f"{run['width']} x {run['height']}"
         rows.append((size, f"{pixels:.1f}", f"{run['peak_mib']:,.0f}", f"{run['seconds']:.1f}", speed))
-    return text + "\n\n" + markdown(("picture", "Mpx", "peak MiB", "seconds", "Mpx/s"), rows)
+    return text + "\n\n" + markdown(("image", "Mpx", "peak MiB", "seconds", "Mpx/s"), rows)
 
 
 def check_summary(record: dict) -> str:
@@ -173,7 +173,7 @@ def check_summary(record: dict) -> str:
     bad = [f"{name}: {words}" for name, words in cases.items() if not words.startswith(("off by", "not here"))]
     right = len(cases) - len(absent) - len(bad)
     counts = f"{right} right, {record['wrong']} wrong, {len(absent)} not here, {len(missing)} not reached"
-    lines = [machine_line(record["machine"]), f"Kernels on small pictures, as they are and narrowed: {counts}."]
+    lines = [machine_line(record["machine"]), f"Kernels on small images, as they are and narrowed: {counts}."]
     lines += [f"Not here: {', '.join(absent)}."] if absent else []
     lines += [f"Not reached: {', '.join(missing)}."] if missing else []
     return "\n\n".join(lines + bad)
@@ -321,11 +321,11 @@ def targets_table(record: dict) -> str:
 # --- chart
 
 WIDTH, BAR, GAP, LEFT, RIGHT = 860, 18, 6, 250, 120
-COLOURS = {True: "#2563a8", False: "#b4bcc6"}  # ours, theirs
+COLORS = {True: "#2563a8", False: "#b4bcc6"}  # ours, theirs
 
 
 def chart(record: dict) -> str:
-    """An SVG picture: for each network at 1080p, a bar of frames per second for every way to run it."""
+    """An SVG image: for each network at 1080p, a bar of frames per second for every way to run it."""
     entries = [e for e in record["workloads"] if "model" in e and e["height"] == 1080 and e["cases"]]
     body, y = [], 58
     for entry in entries:
@@ -337,13 +337,13 @@ def chart(record: dict) -> str:
             frames, ours = 1 / case["median"], case["title"].startswith("ours")
             length = max(1.0, (WIDTH - LEFT - RIGHT) * frames / fastest)
             body.append(text(LEFT - 8, y + 13, case["title"], "bold" if ours else "normal", "end"))
-            body.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="{COLOURS[ours]}"/>')
+            body.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="{COLORS[ours]}"/>')
             body.append(text(LEFT + length + 8, y + 13, f"{frames:,.1f}" if frames < 100 else f"{frames:,.0f}"))
             y += BAR + GAP
         y += 28
     machine = record["machine"]
     versions = f"{machine['name']}, torch {machine['torch']}, Triton {machine['triton']}, {machine['date']}"
-    body.insert(0, text(16, 28, f"Frames per second, uint8 picture to uint8 picture. {versions}"))
+    body.insert(0, text(16, 28, f"Frames per second, uint8 image to uint8 image. {versions}"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" '
         'font-family="system-ui, sans-serif" font-size="13">\n'

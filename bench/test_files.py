@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 480, 320
 
 
 def drawn() -> Image.Image:
-    """A smooth picture with edges and a little noise, which compresses about as photographs do."""
+    """A smooth image with edges and a little noise, which compresses about as photographs do."""
     y, x, c = np.mgrid[:HEIGHT, :WIDTH, :3]
     smooth = 128 + 80 * np.sin(y / 31 + c) * np.cos(x / 23) + 30 * ((x // 60 + y // 40) % 2)
     noise = np.random.default_rng(0).normal(0, 3, smooth.shape)

@@ -1,4 +1,4 @@
-"""One picture through the network, every way to run it. On a CPU in turns, in one run, as `bench.compare` does."""
+"""One image through the network, every way to run it. On a CPU in turns, in one run, as `bench.compare` does."""
 
 import functools
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""What bands cost over the whole picture at once, on the same folded network: at most 5 % is the aim.
+"""What bands cost over the whole image at once, on the same folded network: at most 5 % is the aim.
 
-Tiles that would make bands too thin for a picture this wide split its columns, too, and compute the
-overlap twice: that price is theirs by design. Where the whole picture leaves the cache, bands cost less
+Tiles that would make bands too thin for an image this wide split its columns, too, and compute the
+overlap twice: that price is theirs by design. Where the whole image leaves the cache, bands cost less
 than nothing.
 """
 
@@ -18,19 +18,19 @@ from edsr.inference.streaming import plan
 ROUNDS = 2
 
 
-@functools.lru_cache(maxsize=1)  # tests of one picture follow each other
+@functools.lru_cache(maxsize=1)  # tests of one image follow each other
 def prepared(width: int, height: int, device: str) -> tuple[Workload, torch.Tensor]:
     work = Workload.baseline(2, height, width, device)
     model = work.upscaler.model
     with torch.inference_mode():
-        return work, model(work.picture, work.upscaler.ops)
+        return work, model(work.image, work.upscaler.ops)
 
 
 @pytest.mark.parametrize("tile", [64, 128, 256])
 @pytest.mark.parametrize(("width", "height"), [(512, 256), (1024, 128)])
 def test_bands(benchmark, device, width, height, tile):
     work, expected = prepared(width, height, device)
-    model, ops, x = work.upscaler.model, work.upscaler.ops, work.picture
+    model, ops, x = work.upscaler.model, work.upscaler.ops, work.image
     rows, columns = plan(width, tile, model.config.radius)
     difference = (in_bands(model, x, rows, columns, ops) - expected).abs().max().item()
     # A few roundings apart at most: kernels may sum in another order for another height.

@@ -21,7 +21,7 @@ def test_second_thread(benchmark, side):
     @torch.inference_mode()
     def take(threads: int) -> None:
         torch.set_num_threads(threads)
-        seconds[threads].append(stopwatch(lambda: model(work.picture, ops), "cpu"))
+        seconds[threads].append(stopwatch(lambda: model(work.image, ops), "cpu"))
 
     try:
         take(1)

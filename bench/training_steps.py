@@ -1,6 +1,6 @@
 """A step of training: what is trained, and the ways to do it. `bench.training` times them.
 
-Every way goes from the same decoded pictures in memory to new weights of the same network:
+Every way goes from the same decoded images in memory to new weights of the same network:
 
 triton         `edsr.training.step` on this project's kernels, in bf16, as one CUDA graph. On a GPU only.
 winograd       The same on the kernels for CPUs, in fp32. On a CPU only.
@@ -8,7 +8,7 @@ torch          The same on PyTorch's operations.
 plain          The loop of the well-known code (EDSR-PyTorch by S. Son: src/trainer.py, src/loss, src/data). Eager,
                NCHW, fp32 with TF32; DataLoader workers cut, flip and convert the patches; page-locked memory, copied
                when it is needed; L1, Adam as it comes, and the loss fetched by item() between forward and backward.
-               Not copied, to its advantage: pictures unpickled anew for each patch, mean shifts as convolutions,
+               Not copied, to its advantage: images unpickled anew for each patch, mean shifts as convolutions,
                timers and log.
 channels_last  The plain loop with channels_last, fused Adam, and item() at the end alone. On a CPU only.
 eager          Ours as `torch`, launched one by one. Not on a CPU, where there are no graphs.
@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.workloads import SLACK, Unavailable, compiled, gflop_per_pixel, network
 from edsr.data.patches import Feed
-from edsr.data.store import Pictures, pack
+from edsr.data.store import Images, pack
 from edsr.devices import Ranks
 from edsr.images.resize import downscale
 from edsr.kernels.winograd import ops as winograd_cpu
@@ -46,7 +46,7 @@ from edsr.training.step import BLOCK_FLOPS, Step
 
 LEARNING_RATE = 1e-4
 SEED = 0
-PICTURES = 4
+IMAGES = 4
 
 
 class Derivatives(NamedTuple):
@@ -62,7 +62,7 @@ class Training:
     """Training a network from random weights, `batch` patches of `patch` LR pixels a side at a time.
 
     name: of the network. dtype: what all but the plain loop compute in. workers: DataLoader's, in peers. size: of the
-    pictures, HR rows and columns.
+    images, HR rows and columns.
     """
 
     name: str
@@ -81,19 +81,19 @@ class Training:
     def gflop(self) -> float:
         """10⁹ operations of a step: 3 times those of the forward pass, see `gflop_per_pixel`.
 
-        Each convolution's gradients, by its input and by its weight, are as much work as itself. (That by the picture,
+        Each convolution's gradients, by its input and by its weight, are as much work as itself. (That by the image,
         a thousandth of all, is counted but not computed.)
         """
         return 3 * gflop_per_pixel(self.config, collapsed=False) * self.batch * self.patch**2
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def images(self) -> Images:
         return drawn(self.size, self.config.scale)
 
     @cached_property
     def patches(self) -> tuple[Tensor, Tensor]:
         """(LR, HR) of our first step."""
-        feed = Feed(self.pictures, self.patch, self.batch, SEED, self.device, 1)
+        feed = Feed(self.images, self.patch, self.batch, SEED, self.device, 1)
         feed.load(0, 1)
         return feed.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
 
@@ -138,13 +138,13 @@ def budget(work: Training, dtype: torch.dtype) -> tuple[float, float]:
 
 
 @cache
-def drawn(size: tuple[int, int], scale: int) -> Pictures:
-    """Shapes, waves and noise, reduced as `edsr train` reduces. No files, for which a picture library is needed."""
+def drawn(size: tuple[int, int], scale: int) -> Images:
+    """Shapes, waves and noise, reduced as `edsr train` reduces. No files, for which an image library is needed."""
     generator = np.random.default_rng(SEED)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     height, width = (length // scale * scale for length in size)
     pairs = []
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         layers = []
         for a, b, c in generator.uniform(5, 60, (3, 3)):
             layers.append(128 + 60 * np.sin(x / a + y / b) + 40 * ((x // (2 * c) + y // c) % 2))
@@ -158,11 +158,11 @@ def drawn(size: tuple[int, int], scale: int) -> Pictures:
 
 
 class Patches(Dataset):
-    """Random patches of the i-th picture, LR [3, p, p] and HR [3, s·p, s·p], float32 in 0..1, in one of eight turns."""
+    """Random patches of the i-th image, LR [3, p, p] and HR [3, s·p, s·p], float32 in 0..1, in one of eight turns."""
 
-    def __init__(self, pictures: Pictures, patch: int):
-        self._pairs = [pictures.pair(i) for i in range(len(pictures))]
-        self._scale, self._patch = pictures.scale, patch
+    def __init__(self, images: Images, patch: int):
+        self._pairs = [images.pair(i) for i in range(len(images))]
+        self._scale, self._patch = images.scale, patch
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -172,8 +172,8 @@ class Patches(Dataset):
         y, x = (random.randrange(length - p + 1) for length in low.shape[:2])
         down, right, swap = (random.random() < 0.5 for _ in range(3))
         parts = []
-        for picture, r in zip(self._pairs[i], (1, s), strict=True):
-            part = picture[y * r : (y + p) * r, x * r : (x + p) * r]
+        for image, r in zip(self._pairs[i], (1, s), strict=True):
+            part = image[y * r : (y + p) * r, x * r : (x + p) * r]
             part = part[:: -1 if down else 1, :: -1 if right else 1].transpose((2, 1, 0) if swap else (2, 0, 1))
             parts.append(torch.from_numpy(np.ascontiguousarray(part)).float().mul_(1 / 255))
         return tuple(parts)
@@ -191,7 +191,7 @@ class Loop:
         self.model = work.start(self._layout)
         self._net = compiled(self.model, dynamic=False) if fast and compile_ else self.model
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, fused=fast or None)
-        patches = Patches(work.pictures, work.patch)
+        patches = Patches(work.images, work.patch)
         endless = RandomSampler(patches, replacement=True, num_samples=1 << 40)
         options = {"num_workers": work.workers, "pin_memory": work.device == "cuda"}
         self._batches = iter(DataLoader(patches, work.batch, sampler=endless, **options))
@@ -233,7 +233,7 @@ class Ours:
         self.portion = max(1, min(NOTED, int(BLOCK_FLOPS / 1e9 / work.gflop))) if on_gpu else 1
         self.lead, self.dtype, self._at, self._said = self.portion, work.dtype, 0, []
         self.model = work.start(torch.channels_last)
-        feed = Feed(work.pictures, work.patch, work.batch, SEED, work.device, self.portion)
+        feed = Feed(work.images, work.patch, work.batch, SEED, work.device, self.portion)
         module, decay = importlib.import_module(f"kernels.{ops}"), ema_decay(300_000)
         ranks = Ranks(work.device)
         said, collapsed = self._said.append, worth_collapsing(ranks.device, work.batch * work.patch**2)

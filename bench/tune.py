@@ -38,7 +38,7 @@ from edsr.kernels.triton.launch import Config
 
 
 class Sizes(NamedTuple):
-    """What a kernel is tuned on: (pictures, rows, columns) each.
+    """What a kernel is tuned on: (images, rows, columns) each.
 
     small: no multiple of any block, but the same kernel as for full: rows odd, columns a multiple of 16.
     """
@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     full: tuple[int, int, int]
 
 
-PICTURE = Sizes((1, 13, 144), (1, 13, 131), (1, 1080, 1920))
+IMAGE = Sizes((1, 13, 144), (1, 13, 131), (1, 1080, 1920))
 NARROW = Sizes((2, 13, 48), (2, 13, 35), PATCHES)  # in training
 FINALISTS, ROUNDS = 6, 7
 SHARED = 227 << 10  # bytes of shared memory of one block on sm_90
@@ -70,7 +70,7 @@ class Target:
     case: str
     works: tuple[tuple[str, int], ...]
     archs: tuple[int, ...] = ()  # those that have it; none: all
-    sizes: Sizes = PICTURE
+    sizes: Sizes = IMAGE
 
     def __str__(self) -> str:
         scale = f"-x{self.works[0][1]}" if self.op == "collapsed_tail" else ""
@@ -79,7 +79,7 @@ class Target:
 
     def operations(self, size: tuple[int, int, int], device: str = "cuda") -> list[Op]:
         n, *area = size
-        return [Op(name, self.features, *area, device=device, scale=scale, pictures=n) for name, scale in self.works]
+        return [Op(name, self.features, *area, device=device, scale=scale, images=n) for name, scale in self.works]
 
     def candidates(self, shared: int = SHARED) -> list[Config]:
         """All worth trying, in a fixed order."""
@@ -319,7 +319,7 @@ def duel(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
     name, features, cases = item.rival
     found, wrong = item.found or {}, dict(failed)
     with configured(lambda op, key, default: found.get(op, {}).get(key, default)):
-        full, small = Op(name, features, *PICTURE.full[1:]), Op(name, features, *PICTURE.odd[1:])
+        full, small = Op(name, features, *IMAGE.full[1:]), Op(name, features, *IMAGE.odd[1:])
         runs = {}
         for case in cases:
             if case in failed:

@@ -1,6 +1,6 @@
 """Whether every kernel gives right results on this GPU: `python -m bench.verify [--seconds N]`. Times nothing.
 
-On small pictures of odd sizes, in fp16 and bf16, against fp64. Each case is checked as it is, and again with the work
+On small images of odd sizes, in fp16 and bf16, against fp64. Each case is checked as it is, and again with the work
 narrowed to one multiprocessor, because only so do the rings in shared memory turn: where the work is shared by 132, a
 block of threads computes a row. Several processes work side by side. A kernel that hangs or crashes is named, too.
 

@@ -1,4 +1,4 @@
-"""Windows of a large picture: a result is judged by them where fp64 of all would take too long, or too much memory.
+"""Windows of a large image: a result is judged by them where fp64 of all would take too long, or too much memory.
 
 A convolutional network's result depends on nothing farther away than its radius. So what it makes of a window that
 brings along so much around itself is exact in the window.
@@ -32,7 +32,7 @@ class Window(NamedTuple):
         return slice(scale * (self.first - self.start), scale * (self.end - self.start))
 
     def outside(self, scale: int) -> slice:
-        """The same part, in the result of the whole picture."""
+        """The same part, in the result of the whole image."""
         return slice(scale * self.first, scale * self.end)
 
 
@@ -44,7 +44,7 @@ def side_for(features: int) -> int:
 
 
 def windows(length: int, radius: int, side: int) -> list[Window]:
-    """The first, middle and last `side` rows or columns with `radius` more around; all of a small picture."""
+    """The first, middle and last `side` rows or columns with `radius` more around; all of a small image."""
     if length <= side + 2 * radius:
         return [Window(0, length, 0, length)]
     middle, last = (length - side) // 2, length - side
@@ -56,7 +56,7 @@ def windows(length: int, radius: int, side: int) -> list[Window]:
 
 
 def pairs(height: int, width: int, radius: int, side: int) -> list[Pair]:
-    """Windows at two corners and in the middle of a picture."""
+    """Windows at two corners and in the middle of an image."""
     rows, columns = (windows(length, radius, side) for length in (height, width))
     return [(rows[i % len(rows)], columns[i % len(columns)]) for i in range(max(len(rows), len(columns)))]
 

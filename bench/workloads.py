@@ -71,7 +71,7 @@ def gflop_of_end(c: int, scale: int, collapsed: bool) -> float:
 class Work:
     """Something to be done in several ways, and how to tell whether it was done right."""
 
-    height: int  # of the picture
+    height: int  # of the image
     width: int
     device: str
     dtype: torch.dtype
@@ -118,7 +118,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Workload(Work):
-    """A network with random weights on a random float picture, both from fixed seeds."""
+    """A network with random weights on a random float image, both from fixed seeds."""
 
     config: EDSRConfig
     height: int
@@ -161,7 +161,7 @@ class Workload(Work):
         return network(self.config)
 
     @cached_property
-    def picture(self) -> Tensor:
+    def image(self) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         return torch.rand(1, 3, self.height, self.width, generator=generator).to(self.device)
 
@@ -177,28 +177,28 @@ class Workload(Work):
 
     @cached_property
     def truth(self) -> Tensor:
-        """The result in fp64, [1, 3, s·H, s·W]; in bands, because the maps of a large picture would fill the memory."""
+        """The result in fp64, [1, 3, s·H, s·W]; in bands, because the maps of a large image would fill the memory."""
         with torch.inference_mode():
-            return in_bands(self.plain(dtype=torch.float64), self.picture, 64, self.width)
+            return in_bands(self.plain(dtype=torch.float64), self.image, 64, self.width)
 
     @cached_property
     def yardstick(self) -> float:
         """Of both memory formats: oneDNN sums in another order in each, and which errs less depends on the CPU."""
         with torch.inference_mode():
             layouts = torch.contiguous_format, torch.channels_last
-            return largest(self.distance(self.plain(layout)(self.picture)) for layout in layouts)
+            return largest(self.distance(self.plain(layout)(self.image)) for layout in layouts)
 
     def distance(self, y: Tensor) -> float:
         return largest_difference(y, self.truth)
 
     @cached_property
     def onnx(self) -> bytes:
-        """The plain network as an ONNX file for float pictures of this size. Needs `onnx` and `onnxscript`."""
+        """The plain network as an ONNX file for float images of this size. Needs `onnx` and `onnxscript`."""
         optional("onnx")
         optional("onnxscript")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of what other packages lack
-        picture = torch.zeros(1, 3, self.height, self.width, device=self.device)
-        program = torch.onnx.export(self.plain(), (picture,), dynamo=True, verbose=False)
+        image = torch.zeros(1, 3, self.height, self.width, device=self.device)
+        program = torch.onnx.export(self.plain(), (image,), dynamo=True, verbose=False)
         assert program is not None
         return program.model_proto.SerializeToString()
 
@@ -252,39 +252,39 @@ def recorded(run: Run) -> Run:
 def bands(work: Workload) -> Run:
     model, ops = work.upscaler.model, work.upscaler.ops
     rows, columns = work.upscaler.plan(work.width)
-    return lambda: in_bands(model, work.picture, rows, columns, ops)
+    return lambda: in_bands(model, work.image, rows, columns, ops)
 
 
 def in_bands(model: EDSR, x: Tensor, rows: int, columns: int, ops: Any = reference) -> Tensor:
-    """The picture through a Stream, `rows` at a time and no more than `columns` side by side."""
+    """The image through a Stream, `rows` at a time and no more than `columns` side by side."""
     height, stream = x.shape[2], Stream(model, x.shape[3], columns, ops)
     return torch.cat([stream(x[:, :, i : i + rows], i + rows >= height) for i in range(0, height, rows)], 2)
 
 
 def whole(work: Workload) -> Run:
     model, ops = work.upscaler.model, work.upscaler.ops
-    return lambda: model(work.picture, ops)
+    return lambda: model(work.image, ops)
 
 
 def folded(work: Workload) -> Run:
     model = work.upscaler.model
-    return lambda: model(work.picture)
+    return lambda: model(work.image)
 
 
 def eager(work: Workload) -> Run:
     model = work.plain()
-    return lambda: model(work.picture)
+    return lambda: model(work.image)
 
 
 def channels_last(work: Workload) -> Run:
     model = work.plain(torch.channels_last)
-    x = work.picture.contiguous(memory_format=torch.channels_last)
+    x = work.image.contiguous(memory_format=torch.channels_last)
     return lambda: model(x)
 
 
 def compiled_frozen(work: Workload) -> Run:
     model = work.plain(torch.channels_last)
-    x = work.picture.contiguous(memory_format=torch.channels_last)
+    x = work.image.contiguous(memory_format=torch.channels_last)
     run = compiled(model, options={"freezing": True})
     with torch.inference_mode():
         run(x)
@@ -296,7 +296,7 @@ def onnx_runtime(work: Workload) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(work.onnx, options, providers=["CPUExecutionProvider"])
-    inputs = {session.get_inputs()[0].name: work.picture.numpy()}
+    inputs = {session.get_inputs()[0].name: work.image.numpy()}
     return lambda: torch.from_numpy(session.run(None, inputs)[0])
 
 
@@ -309,7 +309,7 @@ def openvino(work: Workload) -> Run:
     }
     core = ov.Core()
     network = core.compile_model(core.read_model(work.onnx), "CPU", settings)
-    x = work.picture.numpy()
+    x = work.image.numpy()
     return lambda: torch.from_numpy(network([x], share_inputs=True, share_outputs=True)[0])
 
 
@@ -328,7 +328,7 @@ def ncnn(work: Workload) -> Run:
 
     def run() -> Tensor:
         extractor = net.create_extractor()
-        x = (work.picture - mean)[0].numpy()  # a Mat does not keep it
+        x = (work.image - mean)[0].numpy()  # a Mat does not keep it
         extractor.input("x", package.Mat(x))
         _, y = extractor.extract("y")
         return torch.from_numpy(y.numpy())[None] + mean
@@ -370,7 +370,7 @@ class Case:
 
 CASES = {
     "bands": Case("ours, in bands", bands, collapsed=True),
-    "whole": Case("ours, whole picture", whole, collapsed=True),
+    "whole": Case("ours, whole image", whole, collapsed=True),
     "folded": Case("ours, on PyTorch", folded, collapsed=True),
     "eager": Case("PyTorch, NCHW", eager),
     "channels_last": Case("PyTorch, channels_last", channels_last),

@@ -8,7 +8,7 @@ class EDSRError(Exception):
 
 
 class ImageError(EDSRError):
-    """A picture cannot be read or written: one line that names the file and says why or what to do."""
+    """An image cannot be read or written: one line that names the file and says why or what to do."""
 
 
 class WeightsError(EDSRError):
@@ -24,7 +24,7 @@ class EngineError(EDSRError):
 
 
 class DataError(EDSRError):
-    """The pictures given cannot be trained on; one line that says what to do."""
+    """The images given cannot be trained on; one line that says what to do."""
 
 
 class EvaluateError(EDSRError):
@@ -32,7 +32,7 @@ class EvaluateError(EDSRError):
 
 
 class CompareError(EDSRError):
-    """Pictures that cannot be compared, or no place for the outcome; one line that says what to do."""
+    """Images that cannot be compared, or no place for the outcome; one line that says what to do."""
 
 
 class CheckpointError(EDSRError):

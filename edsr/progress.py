@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """A picture being enlarged."""
+    """An image being enlarged."""
 
     def advance(self, rows: int) -> None:
         """So many rows more are done."""
@@ -16,7 +16,7 @@ class Bars(Protocol):
     """A batch of files."""
 
     def file(self, name: str, width: int, height: int) -> AbstractContextManager[Bar]:
-        """The progress of one picture of width x height, for as long as it is worked on."""
+        """The progress of one image of width x height, for as long as it is worked on."""
         ...
 
     def done(self) -> None:

@@ -1,6 +1,6 @@
-"""Makes the README's two pictures: `python -m examples.before_after [--scale 2] [--quality 50]`.
+"""Makes the README's two images: `python -m examples.before_after [--scale 2] [--quality 50]`.
 
-before_after.png: the example picture by bicubic interpolation and by `edsr-baseline`. compressed.png: the same picture
+before_after.png: the example image by bicubic interpolation and by `edsr-baseline`. compressed.png: the same image
 after it was saved as JPEG, by both and by what `--model auto` chooses. A detail of each, every pixel shown as 2 x 2.
 """
 
@@ -31,8 +31,8 @@ def main() -> None:
     options = parser.parse_args()
     s, low = options.scale, read(FOLDER / "harbour.png")
 
-    def by(model: str, picture: np.ndarray) -> np.ndarray:
-        return Upscaler(load_model(model, s))(picture)
+    def by(model: str, image: np.ndarray) -> np.ndarray:
+        return Upscaler(load_model(model, s))(image)
 
     after = by("edsr-baseline", low)
     before = bicubic(low, *after.shape[:2])
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def save(path: Path, shown: Sequence[tuple[str, np.ndarray]], detail: tuple[int, int, int, int], scale: int) -> None:
-    """Writes a detail of each picture, side by side, its title in a corner. detail: before enlarging."""
+    """Writes a detail of each image, side by side, its title in a corner. detail: before enlarging."""
     x, y, w, h = (v * scale for v in detail)
     font, sides = ImageFont.load_default(size=17), []
     for title, image in shown:

@@ -1,7 +1,7 @@
-"""Draws the example picture of this repository: `python -m examples.draw` writes examples/harbour.png.
+"""Draws the example image of this repository: `python -m examples.draw` writes examples/harbour.png.
 
 Everything a network has to get right is in it: slanted edges, thin ropes, lettering, waves, soft skies.
-Drawn eight times larger than needed, then reduced twice, the second time as training pictures are.
+Drawn eight times larger than needed, then reduced twice, the second time as training images are.
 """
 
 import math
@@ -28,19 +28,19 @@ def scene() -> np.ndarray:
     image = Image.fromarray(rows.round().astype(np.uint8))
     draw = ImageDraw.Draw(image)
 
-    def polygon(points, colour):
-        draw.polygon([(x * u, y * u) for x, y in points], colour)
+    def polygon(points, color):
+        draw.polygon([(x * u, y * u) for x, y in points], color)
 
-    def line(points, colour, width):
-        draw.line([(x * u, y * u) for x, y in points], colour, round(width * u), joint="curve")
+    def line(points, color, width):
+        draw.line([(x * u, y * u) for x, y in points], color, round(width * u), joint="curve")
 
-    def disc(x, y, r, colour):
-        draw.ellipse([(x - r) * u, (y - r) * u, (x + r) * u, (y + r) * u], colour)
+    def disc(x, y, r, color):
+        draw.ellipse([(x - r) * u, (y - r) * u, (x + r) * u, (y + r) * u], color)
 
     disc(372, 66, 24, (255, 244, 214))
-    for k, colour in enumerate([(146, 158, 178), (112, 128, 150), (80, 102, 120)]):
+    for k, color in enumerate([(146, 158, 178), (112, 128, 150), (80, 102, 120)]):
         ridge = [(x, 168 - 12 * k + 14 * math.sin(x / (37 - 6 * k) + k) + 6 * math.sin(x / 11 + k)) for x in range(481)]
-        polygon([*ridge, (480, 190), (0, 190)], colour)
+        polygon([*ridge, (480, 190), (0, 190)], color)
     for i in range(11):  # houses on the quay
         x, top, w = 6 + 25 * i, 118 + random.integers(0, 34), 23
         shade = tuple(int(v) for v in random.integers(110, 235, 3))
@@ -76,8 +76,8 @@ def scene() -> np.ndarray:
 
 
 if __name__ == "__main__":
-    picture = downscale(scene(), 2)
+    image = downscale(scene(), 2)
     target = FOLDER / "harbour.png"
     with Writer(target, WIDTH, HEIGHT, 3, overwrite=True) as writer:
-        writer.write(picture)
+        writer.write(image)
     print(target)

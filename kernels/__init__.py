@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .interface import Result as Result
     from .reference import conv5x5 as conv5x5
     from .reference import finish as finish
-    from .reference import quantise as quantise
+    from .reference import quantize as quantize
     from .reference import ringed_conv5x5 as ringed_conv5x5
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -32,6 +32,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "allocator": ["empty_map"],
         "backends": ["BACKENDS", "load_ops", "load_training_ops"],
         "interface": ["AS_COMPUTED", "FIRST", "INNER", "LAST", "LEVELS", "ONLY", "Result"],
-        "reference": ["conv5x5", "finish", "quantise", "ringed_conv5x5"],
+        "reference": ["conv5x5", "finish", "quantize", "ringed_conv5x5"],
     },
 )

@@ -1,7 +1,7 @@
 """Memory for feature maps on a CPU, used again.
 
 Feature maps are tens of megabytes, and the C library gives such blocks back to the system when they are freed. The next
-map is then new memory, which the system clears page by page as it is touched: for large pictures more time than the
+map is then new memory, which the system clears page by page as it is touched: for large images more time than the
 convolutions take. Here the last few blocks that were freed are kept.
 """
 
@@ -17,7 +17,7 @@ SMALL = 1 << 20  # bytes; smaller maps are left to the C library
 KEPT = 4  # blocks; a residual block has four maps alive, and bands a few sizes
 KEPT_IN_TRAINING = 160  # what a forward pass makes of them is needed until the backward pass
 LINE = 64  # bytes that a map's address is a multiple of, a cache line
-WASTE = 4  # a block serves for a map if it is at most so many times as large: a picture's first bands have many sizes
+WASTE = 4  # a block serves for a map if it is at most so many times as large: an image's first bands have many sizes
 
 _returned: deque[np.ndarray] = deque()  # filled by whoever frees a map, at any moment, so without the lock
 _kept: list[np.ndarray] = []  # the latest last

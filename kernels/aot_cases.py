@@ -14,9 +14,9 @@ from .triton import ops as fused
 from .triton.hopper import dispatch, resblock
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}  # of operands
-FULL = (1080, 1920)  # rows and columns of the picture that is made larger
+FULL = (1080, 1920)  # rows and columns of the image that is made larger
 ODD = (1081, 1919)  # Triton compiles anew for sizes that are no multiples of 16
-PATCHES = (16, 48, 48)  # pictures, rows and columns that are trained on at once
+PATCHES = (16, 48, 48)  # images, rows and columns that are trained on at once
 LARGE = (4, 96, 96)  # wide enough for Hopper's own kernels
 MEAN = (0.4488, 0.4371, 0.4040)
 
@@ -60,11 +60,11 @@ class Case:
         )
 
 
-# The ops as the network calls them: whole pictures, and bands that carry the rows around themselves.
+# The ops as the network calls them: whole images, and bands that carry the rows around themselves.
 
 
-def _map(channels: int, kind: str, height: int, width: int, pictures: int = 1) -> Tensor:
-    size = (pictures, channels, height, width)
+def _map(channels: int, kind: str, height: int, width: int, images: int = 1) -> Tensor:
+    size = (images, channels, height, width)
     return torch.empty(size, dtype=KINDS[kind], device="meta", memory_format=torch.channels_last)
 
 
@@ -110,25 +110,25 @@ def _conv3x3(
     )
 
 
-def _head(kind: str, co: int, picture: torch.dtype, padding: tuple[int, int] = (1, 1), size=FULL, label="") -> Case:
+def _head(kind: str, co: int, image: torch.dtype, padding: tuple[int, int] = (1, 1), size=FULL, label="") -> Case:
     height, width = size
 
     def call():
         rows = height + 2 - sum(padding)
-        x = torch.empty((1, 3, rows, width), dtype=picture, device="meta", memory_format=torch.channels_last)
+        x = torch.empty((1, 3, rows, width), dtype=image, device="meta", memory_format=torch.channels_last)
         fused.head(x, *_weight(co, 3, kind), MEAN, padding)
 
     return Case(
-        f"head {kind} {_short(picture)}-{co}{label}",
+        f"head {kind} {_short(image)}-{co}{label}",
         kind,
         call,
         flops=2 * 9 * 3 * co * height * width,
-        traffic=height * width * (3 * picture.itemsize + co * KINDS[kind].itemsize),
+        traffic=height * width * (3 * image.itemsize + co * KINDS[kind].itemsize),
     )
 
 
 def _collapsed_tail(
-    kind: str, ci: int, shuffle: int, picture: torch.dtype | None, padding=2, ends=(True, True), size=FULL, label=""
+    kind: str, ci: int, shuffle: int, image: torch.dtype | None, padding=2, ends=(True, True), size=FULL, label=""
 ) -> Case:
     height, width = size
     outputs = 3 * shuffle**2
@@ -138,15 +138,15 @@ def _collapsed_tail(
         weight = x.new_empty((4, 4, outputs, 5, 5, ci)).permute(0, 1, 2, 5, 3, 4)
         overflow = x.new_zeros(1, dtype=torch.int32)
         fused.collapsed_tail(
-            x, weight, x.new_empty((4, 4, outputs)), MEAN, shuffle, Result(picture, overflow), padding, ends
+            x, weight, x.new_empty((4, 4, outputs)), MEAN, shuffle, Result(image, overflow), padding, ends
         )
 
     return Case(
-        f"collapsed_tail {kind} {ci} x{shuffle} {_short(picture)}{label}",
+        f"collapsed_tail {kind} {ci} x{shuffle} {_short(image)}{label}",
         kind,
         call,
         flops=2 * 25 * ci * outputs * height * width,
-        traffic=height * width * (ci * KINDS[kind].itemsize + outputs * (picture or torch.float32).itemsize),
+        traffic=height * width * (ci * KINDS[kind].itemsize + outputs * (image or torch.float32).itemsize),
     )
 
 
@@ -230,8 +230,8 @@ def _wgrad(kind: str, ci: int, co: int, *, size=PATCHES, label="") -> Case:
     )
 
 
-def _short(picture: torch.dtype | None) -> str:
-    return str(picture or torch.float32).removeprefix("torch.")
+def _short(image: torch.dtype | None) -> str:
+    return str(image or torch.float32).removeprefix("torch.")
 
 
 def cases() -> list[Case]:
@@ -252,13 +252,13 @@ def cases() -> list[Case]:
                     _conv3x3("plain", kind, c, c, way=way),
                 ]
             found += [_conv3x3(f"shuffle {r}", kind, c, c * r * r, shuffle=r) for r in (2, 3)]
-            found += [_head(kind, c, picture) for picture in (torch.uint8, torch.uint16, torch.float32)]
+            found += [_head(kind, c, image) for image in (torch.uint8, torch.uint16, torch.float32)]
             found += [
                 _head(kind, c, torch.uint8, padding=(0, 0), label=", band"),
                 _head(kind, c, torch.uint8, size=ODD, label=", odd"),
             ]
             found += [
-                _collapsed_tail(kind, c, r, picture) for r in (2, 3, 4) for picture in (torch.uint8, torch.uint16, None)
+                _collapsed_tail(kind, c, r, image) for r in (2, 3, 4) for image in (torch.uint8, torch.uint16, None)
             ]
             found += [
                 _collapsed_tail(kind, c, 2, torch.uint8, padding=0, ends=(False, False), label=", band"),

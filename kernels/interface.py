@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-UNIT = {torch.uint8: 1 / 255, torch.uint16: 1 / 65535, torch.float32: 1.0, torch.float64: 1.0}  # of a picture's values
+UNIT = {torch.uint8: 1 / 255, torch.uint16: 1 / 65535, torch.float32: 1.0, torch.float64: 1.0}  # of an image's values
 LEVELS = {torch.uint8: 255, torch.uint16: 65535, None: 0}  # of a result's values; 0: as computed
 
 
@@ -20,4 +20,4 @@ class Result(NamedTuple):
 
 AS_COMPUTED = Result()
 
-INNER, FIRST, LAST, ONLY = range(4)  # border class of a row or column: 1 = first of the picture, 2 = last, 3 = both
+INNER, FIRST, LAST, ONLY = range(4)  # border class of a row or column: 1 = first of the image, 2 = last, 3 = both

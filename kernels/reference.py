@@ -1,11 +1,11 @@
 """Every op of the network in plain PyTorch: oracle, fair baseline and CPU path.
 
-Letters: N pictures, H rows, W columns, Ci and Co channels in and out, r shuffle factor. Tensors are
+Letters: N images, H rows, W columns, Ci and Co channels in and out, r shuffle factor. Tensors are
 torch's [N, C, H, W], in any memory format (channels_last is the fast one). Convolutions are
 cross-correlations of stride 1 with zero padding that keeps W, and H unless `padding` says otherwise: a band
-of a picture brings the rows above and below itself along, and takes none of zeros.
+of an image brings the rows above and below itself along, and takes none of zeros.
 
-All ops work in the dtype of their weights; the two edges, `head` and the tails, meet the picture in at
+All ops work in the dtype of their weights; the two edges, `head` and the tails, meet the image in at
 least fp32, so that the mean shift loses nothing in half precision. `edsr.kernels.triton.ops` has the same ops as
 Triton kernels.
 """
@@ -110,7 +110,7 @@ def collapsed_tail(
 
     x: [N, Ci, H, W]. weight: [4, 4, 3·r², Ci, 5, 5], bias: [4, 4, 3·r²], indexed by the border class of
     a pixel's row and column (see `edsr.models.folding`). padding: rows of zeros above and below, 2 or 0. ends: whether
-    the first and the last row that come out are the picture's. Gives [N, 3, r·H', r·W], see `Result`.
+    the first and the last row that come out are the image's. Gives [N, 3, r·H', r·W], see `Result`.
     """
     y = F.conv2d(x, weight[INNER, INNER], bias[INNER, INNER], padding=(padding, 2))
     ring_conv5x5(y, x, weight, bias, padding, *ends)
@@ -137,22 +137,22 @@ def finish(y: Tensor, mean: Sequence[float], result: Result) -> Tensor:
     y = y + _mean(mean, y)
     if result.overflow is not None:
         result.overflow.logical_or_(~torch.isfinite(y).all())
-    return y if result.dtype is None else quantise(y, result.dtype)
+    return y if result.dtype is None else quantize(y, result.dtype)
 
 
-def quantise(y: Tensor, dtype: torch.dtype) -> Tensor:
+def quantize(y: Tensor, dtype: torch.dtype) -> Tensor:
     """Values in 0..1 as whole numbers of full range, clamped and rounded to nearest. In place on y."""
     return y.clamp_(0, 1).mul_(LEVELS[dtype]).round_().to(dtype)
 
 
-NEAR = 3  # rows of the picture that its first row sees
+NEAR = 3  # rows of the image that its first row sees
 
 
 def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: int, top: bool, bottom: bool) -> None:
     """The ring of `collapsed_tail`, written into y, which has the weights of inner pixels everywhere.
 
     y: [N, Co, H', W]. x, weight, bias, padding: as there. top and bottom say whether the first and the last of y's rows
-    are the picture's; left and right are always the picture's. In thin strips: the columns, the rows, the corners.
+    are the image's; left and right are always the image's. In thin strips: the columns, the rows, the corners.
     """
     rows, columns = y.shape[2:]
     left_right = [(0, ONLY)] if columns == 1 else [(0, FIRST), (columns - 1, LAST)]
@@ -195,7 +195,7 @@ def ringed_conv5x5(
     biases: Sequence[Sequence[Tensor]],
     conv5x5: Callable[[Tensor, Tensor, Tensor], Tensor] = conv5x5,
 ) -> Tensor:
-    """`collapsed_tail` before its pixel shuffle, of whole pictures, differentiable once: maps are not written to.
+    """`collapsed_tail` before its pixel shuffle, of whole images, differentiable once: maps are not written to.
 
     x: [N, Ci, H, W]. weights, biases: by border class of row and of column, as `edsr.models.collapsed.compose` gives
     them. conv5x5: for all but the outermost ring, for which it gets a gradient of zeros; not called where all is
@@ -224,7 +224,7 @@ def ringed_conv5x5(
 
 
 def _parts(size: int) -> list[tuple[int, slice]]:
-    """The border classes of rows from the first on, with the taps that find rows of the picture."""
+    """The border classes of rows from the first on, with the taps that find rows of the image."""
     near = min(NEAR, size)
     if size == 1:
         return [(ONLY, slice(1))]

@@ -36,7 +36,7 @@ def compiled_kernels(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of evaluation pictures and foreign weights, where there is one."""
+    """The folder of evaluation images and foreign weights, where there is one."""
     if not SHARED.is_dir():
         pytest.skip("needs the folder ../shared with Set5, Set14 and foreign weights")
     return SHARED
@@ -54,8 +54,8 @@ def chip(request) -> torch.device:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A folder with a picture and a small network; the current folder."""
-    Image.fromarray(picture(30, 40)).save(tmp_path / "photo.png")
+    """A folder with an image and a small network; the current folder."""
+    Image.fromarray(make_image(30, 40)).save(tmp_path / "photo.png")
     save_model(network(2), tmp_path / "m.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -92,11 +92,11 @@ def tiny(monkeypatch) -> EDSRConfig:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Pictures to train on, one of which will be held back."""
-    where = tmp_path / "pictures"
+    """Images to train on, one of which will be held back."""
+    where = tmp_path / "images"
     where.mkdir()
     for i in range(4):
-        Image.fromarray(picture(60 + i, 70, seed=i)).save(where / f"{i}.png")
+        Image.fromarray(make_image(60 + i, 70, seed=i)).save(where / f"{i}.png")
     return where
 
 
@@ -116,7 +116,7 @@ def training(folder, out, **more) -> TrainOptions:
     return TrainOptions(**{"data": (str(folder),), "out": str(out)} | usual | more)
 
 
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+def make_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     """uint8 [H, W, C]: soft shapes and sharp edges, no two rows or columns alike."""
     y, x = np.mgrid[0:height, 0:width]
     random = np.random.default_rng(seed)

@@ -116,7 +116,8 @@ def test_packages_are_met_at_their_faces(module):
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_faces_define_nothing(package):
-    """But `__all__`, `__getattr__`, `__dir__` and a version; and give out all they name, none of it called as a module is."""
+    """But `__all__`, `__getattr__`, `__dir__` and a version; what they hand out is there, and no module is called
+    so."""
     tree = ast.parse(MODULES[package].read_text(encoding="utf-8"))
     stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert stored <= {"__all__", "__getattr__", "__dir__", "__version__"}
@@ -183,7 +184,7 @@ def test_what_is_not_needed_is_not_imported(code, absent):
 def test_upscaling_imports_no_more_of_torch_than_it_needs(tmp_path):
     """Differentiating, exporting or compiling would import sympy: half a second and 60 MB."""
     Image.new("RGB", (9, 8)).save(tmp_path / "a.png")
-    code = "import sys, torch\nbefore = 'sympy' in sys.modules\nfrom edsr.cli import main\nassert main(sys.argv[1:]) == 0\n"
-    code += "assert before or 'sympy' not in sys.modules"
+    code = "import sys, torch\nbefore = 'sympy' in sys.modules\nfrom edsr.cli import main\n"
+    code += "assert main(sys.argv[1:]) == 0\nassert before or 'sympy' not in sys.modules"
     result = python("-c", code, "upscale", str(tmp_path / "a.png"), "--device", "cpu")
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Which pictures a batch is of, and where each goes."""
+"""Which images a batch is of, and where each goes."""
 
 import glob
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edsr.errors import ImageError
-from edsr.images import FORMATS, READABLE, find_pictures
+from edsr.images import FORMATS, READABLE, find_images
 
 
 class Job(NamedTuple):
-    """A picture and the file it is to become, of which no two jobs have the same."""
+    """An image and the file it is to become, of which no two jobs have the same."""
 
     source: Path
     output: Path
@@ -26,24 +26,24 @@ class _Found(NamedTuple):
 def plan_jobs(
     inputs: Sequence[str], output: str | None, tag: str, form: str | None = None, recursive: bool = False
 ) -> list[Job]:
-    """The pictures of `inputs`, each once, in order, and their outputs.
+    """The images of `inputs`, each once, in order, and their outputs.
 
     inputs: files; folders, with those in them if `recursive`; patterns such as `*.png`, for shells that leave them
-    alone; `@list.txt`, a file with one of these in each line. output: None for NAME_x2.png beside each picture, x2
+    alone; `@list.txt`, a file with one of these in each line. output: None for NAME_x2.png beside each image, x2
     being the `tag`; a file for a single one; a folder for many, below which the tree of each input folder is mirrored,
-    and which is made if the name ends in a slash. form: the format, as `output_path` takes it. Pictures of one name
+    and which is made if the name ends in a slash. form: the format, as `output_path` takes it. Images of one name
     (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. What an earlier run has left (a_x2.png beside a.png) is
     not taken for an input.
     Raises ImageError where there is nothing to do, or no place for it.
     """
     found = list({os.path.realpath(item.source): item for name in inputs for item in _find(name, recursive)}.values())
     if not found:
-        raise ImageError("no pictures given; name files or folders")
+        raise ImageError("no images given; name files or folders")
     several = len(found) > 1 or found[0].folder is not None
     if output is not None and output.endswith(("/", os.sep)):
         Path(output).mkdir(parents=True, exist_ok=True)
     if output is not None and several and not os.path.isdir(output):
-        raise ImageError(f"{output}: {len(found)} pictures need a folder after -o; to have it made, end it in a slash")
+        raise ImageError(f"{output}: {len(found)} images need a folder after -o; to have it made, end it in a slash")
     found = _without_results(found, output, tag, form)
     planned = _apart([Job(item.source, _target(item, output, tag, form)) for item in found], tag)
     owner: dict[Path, Path] = {}
@@ -84,7 +84,7 @@ def _find(name: str, recursive: bool, listed: bool = False) -> list[_Found]:
             raise ImageError(f"{name[1:]}: the list cannot be read ({why})") from None
         return [item for line in lines if line.strip() for item in _find(line.strip(), recursive, True)]
     if os.path.isdir(name):
-        return [_Found(path, Path(name)) for path in find_pictures(name, recursive)]
+        return [_Found(path, Path(name)) for path in find_images(name, recursive)]
     if not os.path.exists(name) and glob.has_magic(name):
         matches = sorted(glob.glob(name, recursive=True))
         if not matches:

@@ -1,4 +1,4 @@
-"""Picture files made larger: one, or a batch over one device or several."""
+"""Image files made larger: one, or a batch over one device or several."""
 
 import contextlib
 import queue
@@ -67,7 +67,7 @@ class Networks:
         except ValueError as error:
             raise WeightsError(f"{model}: {error}") from None
         first = load_model(self._fixed.model, scale or next((s for s in known if s >= likely), None))
-        self.scale: int = first.config.scale  # where a picture asks for none
+        self.scale: int = first.config.scale  # where an image asks for none
         self.scales: tuple[int, ...] = known or (self.scale,)
         self._loaded[self._fixed.model, self.scale] = first, {}
         for i in range(len(devices)):
@@ -78,7 +78,7 @@ class Networks:
         return len(self._devices)
 
     def choose(self, source: Path, scale: int) -> Choice:
-        """The network for a picture, at one of `scales`."""
+        """The network for an image, at one of `scales`."""
         return by_file(source, scale, self._say_once) if self._auto else self._fixed
 
     def _say_once(self, line: str) -> None:
@@ -114,7 +114,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of every picture. size: see `edsr.batch.sizes`. linear: reduce in linear light. quality: see
+    """What is wanted of every image. size: see `edsr.batch.sizes`. linear: reduce in linear light. quality: see
     `Writer`.
 
     make_folders: whether the folder of an output is made where there is none. skip_existing: leave what is there,
@@ -136,7 +136,7 @@ class Outcome:
 
     model: what a person is told of the network.
     error: why there is no output; skipped: because it was there already. losses: a line for each thing that the file
-    does not hold though the picture did.
+    does not hold though the image did.
     """
 
     job: Job
@@ -162,7 +162,7 @@ class Outcome:
 def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars: Bars) -> Iterator[Outcome]:
     """An Outcome for each job, in the order in which they end. A job that fails does not end the others.
 
-    Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each picture.
+    Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each image.
     When the generator is closed, or a KeyboardInterrupt comes, unfinished outputs are gone when it has ended.
     """
     if request.skip_existing:
@@ -235,7 +235,7 @@ def _enlarge(
     bars: Bars,
     stopped: Callable[[], bool],
 ) -> None:
-    """One picture from file to file."""
+    """One image from file to file."""
     start = time.perf_counter()
     source, output = outcome.job
     if request.make_folders:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """The size asked for: `outscale` times the picture's, or `width` and/or `height` in pixels; nothing: the network's.
+    """The size asked for: `outscale` times the image's, or `width` and/or `height` in pixels; nothing: the network's.
 
-    One side alone keeps the picture's proportions; both are taken as they are.
+    One side alone keeps the image's proportions; both are taken as they are.
     """
 
     outscale: float | None = None
@@ -20,7 +20,7 @@ class Size:
         return bool(self.outscale or self.width or self.height)
 
     def of(self, width: int, height: int) -> tuple[int, int]:
-        """The result's (width, height) for a picture of width x height, each 1 or more."""
+        """The result's (width, height) for an image of width x height, each 1 or more."""
         if self.outscale:
             sides = width * self.outscale, height * self.outscale
         else:

@@ -1,4 +1,4 @@
-"""Standard input and output as picture files: by way of temporary ones, so that what goes out is whole."""
+"""Standard input and output as image files: by way of temporary ones, so that what goes out is whole."""
 
 import contextlib
 import shutil

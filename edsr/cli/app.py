@@ -74,7 +74,7 @@ def make_upscaler(options, quiet: bool, model: str | None = None):
 
 
 def wished(options):
-    """The Choice that --model and --strength make for all pictures, or None for auto. Raises Misuse."""
+    """The Choice that --model and --strength make for all images, or None for auto. Raises Misuse."""
     from edsr.weights import AUTO, Choice, by_strength
 
     if options.strength is None:
@@ -151,14 +151,14 @@ def check_upscale(options) -> list[str]:
     piped = [name for name in (*options.inputs, options.output) if name == "-"]
     if piped:
         if len(options.inputs) > 1:
-            raise Misuse("- is one picture: give no other input with it, and no output - for several")
+            raise Misuse("- is one image: give no other input with it, and no output - for several")
         if "-" in options.inputs and sys.stdin.isatty():
-            raise Misuse("-: standard input is a terminal; pipe a picture into it")
+            raise Misuse("-: standard input is a terminal; pipe an image into it")
         if options.output in (None, "-"):
             if sys.stdout.isatty():
                 raise Misuse("-: standard output is a terminal; redirect it, or name a file with -o")
             if options.json:
-                raise Misuse("--json and the picture cannot both go to standard output; name a file with -o")
+                raise Misuse("--json and the image cannot both go to standard output; name a file with -o")
     if options.outscale and (options.width or options.height):
         raise Misuse("--outscale and --width or --height contradict each other; give one of them")
     return piped
@@ -207,7 +207,7 @@ def summary(records: list[dict]) -> str:
     """How a batch went, failures named again."""
     failures = [record["error"] for record in records if record["error"]]
     skipped = sum(record["skipped"] for record in records)
-    parts = [f"{len(records) - len(failures) - skipped} of {len(records)} pictures done"]
+    parts = [f"{len(records) - len(failures) - skipped} of {len(records)} images done"]
     parts += [f"{skipped} there already"] if skipped else []
     parts += [f"{len(failures)} failed:"] if failures else []
     return "\n".join([", ".join(parts), *(f"  {line}" for line in failures)])
@@ -232,7 +232,7 @@ def run_compare(options) -> int:
     elif options.image is not None:
         model, said = by_file(options.image, scale, lambda line: None if options.quiet else tell(line))
     else:
-        model, said = by_strength(0)  # the small picture is made here, and loses nothing
+        model, said = by_strength(0)  # the small image is made here, and loses nothing
     upscaler = make_upscaler(options, options.quiet, model)
     with progress.bars(options.quiet, 1) as bars:
         found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
@@ -259,7 +259,7 @@ def run_evaluate(options) -> int:
     from edsr.evaluation import FIELDS, evaluate, mean
 
     if options.model == "auto":
-        raise Misuse("evaluate scores one network for all pictures, not auto; name it with --model")
+        raise Misuse("evaluate scores one network for all images, not auto; name it with --model")
     upscaler = make_upscaler(options, quiet=False)
     images = []
     if not options.json:
@@ -345,7 +345,7 @@ def training_options(options) -> dict:
     if not named and not options.out and not options.preview:
         raise Misuse("name the folder of the run with --out")
     if not resumed and not options.data:
-        raise Misuse("name the pictures to train on with --data")
+        raise Misuse("name the images to train on with --data")
     ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview", "threads"}
     chosen = {name: value for name, value in vars(options).items() if name not in ours}
     chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}

@@ -74,7 +74,7 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHe
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edsr",
-        description="Makes pictures 2, 3 or 4 times larger with EDSR (Lim et al. 2017), exactly, whatever their size.",
+        description="Makes images 2, 3 or 4 times larger with EDSR (Lim et al. 2017), exactly, whatever their size.",
         epilog="Start with: python cli.py upscale photo.png",
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         metavar=form,
         default="auto",
-        help=f"{names}; auto, the default: edsr-baseline for lossless pictures, for JPEG, WebP, AVIF, HEIC a mixture "
+        help=f"{names}; auto, the default: edsr-baseline for lossless images, for JPEG, WebP, AVIF, HEIC a mixture "
         "with edsr-photo by how much the file was compressed",
     )
     chosen.add_argument(
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=share,
         metavar="0..1",
         help="how much compression and noise is cleaned away: 0 is edsr-baseline, faithful, 1 edsr-photo; default: "
-        "for each picture by its file",
+        "for each image by its file",
     )
     network.add_argument(
         "--tile",
@@ -151,9 +151,9 @@ def add_upscale(commands, parents) -> None:
     command = commands.add_parser(
         "upscale",
         parents=parents,
-        help="make pictures larger",
+        help="make images larger",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Writes NAME_x2.png beside each picture. Nothing is overwritten unless told so. A file that fails\n"
+        description="Writes NAME_x2.png beside each image. Nothing is overwritten unless told so. A file that fails\n"
         "is named, and the others go on. Exit code 0: all done, 1: a file failed, 2: misuse, 130: interrupted.",
         epilog="examples:\n"
         "  python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512\n"
@@ -167,7 +167,7 @@ def add_upscale(commands, parents) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="PNG, JPEG, WebP, TIFF or AVIF pictures, folders of them, patterns, @list.txt with one of these in each "
+        help="PNG, JPEG, WebP, TIFF or AVIF images, folders of them, patterns, @list.txt with one of these in each "
         "line, or - for standard input",
     )
     command.add_argument(
@@ -180,7 +180,7 @@ def add_upscale(commands, parents) -> None:
     output = command.add_argument_group("output")
     output.add_argument("-o", "--output", metavar="FILE|DIR/|-", help="where to; the ending chooses the format")
     output.add_argument(
-        "--format", choices=("keep", "png", "jpg", "webp", "tiff", "avif"), help="default: png; keep: the picture's own"
+        "--format", choices=("keep", "png", "jpg", "webp", "tiff", "avif"), help="default: png; keep: the image's own"
     )
     output.add_argument(
         "--quality", type=whole(1, 100), metavar="N", help="1 to 100, for JPEG and WebP (95) and AVIF (90)"
@@ -202,12 +202,12 @@ def add_compare(commands, parents) -> None:
         "compare",
         parents=parents,
         help="bicubic, EDSR and the original in one figure, or on a page with a slider",
-        description="Writes NAME_compare.png: the picture by bicubic interpolation and by EDSR, with a detail enlarged "
+        description="Writes NAME_compare.png: the image by bicubic interpolation and by EDSR, with a detail enlarged "
         "pixel by pixel; with --hr beside the original, with PSNR and SSIM (luma, border of SCALE pixels left out).",
         epilog="Example: python cli.py compare --hr Set5/HR/003.png --html",
     )
     command.add_argument(
-        "image", nargs="?", type=Path, metavar="IMAGE", help="the small picture; made from the original if left out"
+        "image", nargs="?", type=Path, metavar="IMAGE", help="the small image; made from the original if left out"
     )
     command.add_argument("--hr", type=Path, metavar="ORIGINAL", help="its original, SCALE times as large")
     command.add_argument(
@@ -226,7 +226,7 @@ def add_evaluate(commands, parents) -> None:
         "evaluate",
         parents=parents,
         help="PSNR and SSIM on a folder of originals",
-        description="Scores beside bicubic's. Reduced pictures are made as MATLAB's imresize does, unless given.",
+        description="Scores beside bicubic's. Reduced images are made as MATLAB's imresize does, unless given.",
         epilog="Example: python cli.py evaluate --hr Set5/HR --scale 2",
     )
     command.add_argument("--hr", required=True, metavar="DIR", help="the originals")
@@ -245,9 +245,9 @@ def add_train(commands, parents) -> None:
         "train",
         parents=parents,
         formatter_class=Defaults,
-        help="train a network on folders of pictures",
+        help="train a network on folders of images",
         description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C\n"
-        "saves; --resume RUN continues, with the pictures and options that the run remembers.\n"
+        "saves; --resume RUN continues, with the images and options that the run remembers.\n"
         "Several GPUs: torchrun --nproc-per-node N cli.py train ...",
         epilog="examples:\n"
         "  python cli.py train --data DIV2K_train_HR --out runs/x2\n"
@@ -266,7 +266,7 @@ def add_train(commands, parents) -> None:
         "--data",
         nargs="+",
         metavar="PATH",
-        help="folders of high-resolution pictures, DIV2K's folder, or HDF5 files of lr and hr",
+        help="folders of high-resolution images, DIV2K's folder, or HDF5 files of lr and hr",
     )
     command.add_argument("--out", metavar="RUN", help="folder of the run; of a decay: RUN-decay-STEP, unless given")
     command.add_argument(
@@ -319,17 +319,17 @@ def add_train(commands, parents) -> None:
         recipe,
         "--degrade",
         metavar="SPEC",
-        help="make LR patches what people's pictures are, each amount drawn from its range: jpeg:40-95, webp:50-90 "
+        help="make LR patches what people's images are, each amount drawn from its range: jpeg:40-95, webp:50-90 "
         "(quality), noise:0-10 (8-bit levels), blur:0-1 (pixels), resize:0.8-1.2 (and back), by commas; clean:0.2 is "
         "the share left as it is. Best weights are then those of the best mean of clean and degraded PSNR",
     )
     recipe.add_argument(
         "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
     )
-    pictures = command.add_argument_group("pictures")
-    add(pictures, "--val", metavar="PATH", help="validation pictures (none: some of --data are held back)")
-    add(pictures, "--crop", type=int, metavar="N", help="cut pictures into squares of N pixels beforehand")
-    add(pictures, "--cache", metavar="DIR", help="keep decoded pictures there, not in memory")
+    images = command.add_argument_group("images")
+    add(images, "--val", metavar="PATH", help="validation images (none: some of --data are held back)")
+    add(images, "--crop", type=int, metavar="N", help="cut images into squares of N pixels beforehand")
+    add(images, "--cache", metavar="DIR", help="keep decoded images there, not in memory")
     machine = command.add_argument_group("execution")
     often = "default: so often that it takes less than 2 %% of the time"
     add(

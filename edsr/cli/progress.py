@@ -11,7 +11,7 @@ from rich.table import Column
 
 
 class Bar:
-    """A picture being enlarged: rows done, megapixels of input per second, time left."""
+    """An image being enlarged: rows done, megapixels of input per second, time left."""
 
     def __init__(self, progress: Progress | None, name: str, width: int, height: int):
         self._progress, self._width = progress, width
@@ -27,7 +27,7 @@ class Bar:
 
     def end(self) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.refresh()  # a small picture might not be seen at all
+            self._progress.refresh()  # a small image might not be seen at all
             self._progress.remove_task(self._task)
 
 
@@ -41,7 +41,7 @@ class Bars:
 
     @contextlib.contextmanager
     def file(self, name: str, width: int, height: int) -> Iterator[Bar]:
-        """The line of a picture of width x height."""
+        """The line of an image of width x height."""
         bar = Bar(self._progress, name, width, height)
         try:
             yield bar

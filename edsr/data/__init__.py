@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .degradation import degraded as degraded
     from .degradation import parse as parse
     from .patches import Feed as Feed
-    from .store import Pictures as Pictures
+    from .store import Images as Images
     from .store import pack as pack
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dataset": ["hold_back", "load"],
         "degradation": ["Degradation", "degraded", "parse"],
         "patches": ["Feed"],
-        "store": ["Pictures", "pack"],
+        "store": ["Images", "pack"],
     },
 )

@@ -1,8 +1,8 @@
-"""Pictures to train on: found (`edsr.data.sources`), decoded once, reduced once, and kept (`edsr.data.store`).
+"""Images to train on: found (`edsr.data.sources`), decoded once, reduced once, and kept (`edsr.data.store`).
 
 `load` reads folders (with those inside), single files, DIV2K's layout, and HDF5 in the layout of the 91-image files,
 and gives what to train on; and what to validate on, where DIV2K's layout brings it. Elsewhere `hold_back` takes some
-pictures out of training for that.
+images out of training for that.
 """
 
 import os
@@ -22,11 +22,11 @@ from edsr.errors import DataError, ImageError
 from edsr.images import downscale
 
 from .sources import File, Plan, Stack, div2k, find, measure
-from .store import Cache, CacheWriter, Memory, Pictures, pack
+from .store import Cache, CacheWriter, Images, Memory, pack
 
-__all__ = ["DataError", "Pictures", "hold_back", "load", "pack"]
+__all__ = ["DataError", "Images", "hold_back", "load", "pack"]
 
-VALIDATION = 10  # pictures of DIV2K's validation set that are used
+VALIDATION = 10  # images of DIV2K's validation set that are used
 
 
 def load(
@@ -38,20 +38,20 @@ def load(
     crop: int | None = None,
     cache: str | Path | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[Pictures, Pictures | None]:
-    """(pictures to train on, pictures to validate on or None).
+) -> tuple[Images, Images | None]:
+    """(images to train on, images to validate on or None).
 
-    sources: folders, in which pictures are looked for at any depth; picture files; HDF5 files (*.h5, *.hdf5) with
+    sources: folders, in which images are looked for at any depth; image files; HDF5 files (*.h5, *.hdf5) with
     datasets `lr` and `hr`, [N, h, w], [N, h, w, C] or [N, C, h, w], or groups of those names with a dataset for each
-    picture; folders that hold DIV2K_train_HR, from which DIV2K_train_LR_bicubic/X{scale} is used where it is there,
-    and the first 10 pictures of DIV2K_valid_HR are given to validate on. HDF5 values: uint8, uint16, or floating
+    image; folders that hold DIV2K_train_HR, from which DIV2K_train_LR_bicubic/X{scale} is used where it is there,
+    and the first 10 images of DIV2K_valid_HR are given to validate on. HDF5 values: uint8, uint16, or floating
     point in 0..1 or 0..255, which is rounded to 8 bits.
-    patch: LR pixels a side; smaller pictures are left out. say: told in one line what is left out, and why.
-    crop: cuts every picture into squares of so many HR pixels, from its top left corner on, leaving the rest out;
-    each is then a picture of its own, reduced by itself, also where there are LR files.
-    cache: a folder in which the buffers are kept as files, mapped into memory, and found by the next run; pictures
+    patch: LR pixels a side; smaller images are left out. say: told in one line what is left out, and why.
+    crop: cuts every image into squares of so many HR pixels, from its top left corner on, leaving the rest out;
+    each is then an image of its own, reduced by itself, also where there are LR files.
+    cache: a folder in which the buffers are kept as files, mapped into memory, and found by the next run; images
     are decoded again if one of the files has changed. Without it, they are held in memory.
-    device: where pictures are reduced, if it is a CUDA device; else on the CPU.
+    device: where images are reduced, if it is a CUDA device; else on the CPU.
     Raises DataError.
     """
     if crop is not None and (crop < 1 or crop % scale or crop // scale < patch):
@@ -66,44 +66,44 @@ def load(
         else:
             training += find(path)
     if not training:
-        raise DataError("no pictures given; name folders with --data")
+        raise DataError("no images given; name folders with --data")
     target = torch.device(device)
     plan = Plan(scale, patch, crop, target if target.type == "cuda" else torch.device("cpu"))
     names = [os.path.abspath(source) for source in sources]
 
-    def collect(part: str, files: list[File], plan: Plan) -> Pictures:
+    def collect(part: str, files: list[File], plan: Plan) -> Images:
         kept = None
         if cache is not None:
             paths = [path for file in files for path in file if path is not None]
             kept = Cache(Path(cache), scale, [part, *names], (plan.patch, plan.crop), paths)
         return _collect(files, plan, say, kept)
 
-    pictures = collect("train", training, plan)
-    return pictures, collect("validate", validation, plan._replace(patch=1, crop=None)) if validation else None
+    images = collect("train", training, plan)
+    return images, collect("validate", validation, plan._replace(patch=1, crop=None)) if validation else None
 
 
-def hold_back(pictures: Pictures, count: int = 20, side: int = 192) -> tuple[Pictures, Pictures | None]:
-    """(the pictures without some, the middles of those), for validation.
+def hold_back(images: Images, count: int = 20, side: int = 192) -> tuple[Images, Images | None]:
+    """(the images without some, the middles of those), for validation.
 
-    Of n pictures n / 10 are held back, at least one and at most `count`, evenly spread; none if there is but one.
-    Their middles have at most `side` LR pixels each way: enough to compare steps by, and quick. Of a picture cut into
+    Of n images n / 10 are held back, at least one and at most `count`, evenly spread; none if there is but one.
+    Their middles have at most `side` LR pixels each way: enough to compare steps by, and quick. Of an image cut into
     crops as many are taken as make up that area, and none of the others stays in training.
     """
-    numbers = pictures.table[:, 4]
+    numbers = images.table[:, 4]
     distinct = np.unique(numbers)
     held = min(count, max(1, len(distinct) // 10)) if len(distinct) > 1 else 0
     if held == 0:
-        return pictures, None
+        return images, None
     chosen = distinct[(2 * np.arange(held) + 1) * len(distinct) // (2 * held)]
     middles = []
     for number in chosen:
         rows = np.flatnonzero(numbers == number)
-        low, _ = pictures.pair(rows[0])
+        low, _ = images.pair(rows[0])
         fit = max(1, side**2 // (low.shape[0] * low.shape[1]))
         skip = max(0, len(rows) - fit) // 2
-        middles += [_middle(*pictures.pair(row), side, pictures.scale) for row in rows[skip : skip + fit]]
-    rest = replace(pictures, table=pictures.table[~np.isin(numbers, chosen)])
-    return rest, pack(middles, pictures.scale)
+        middles += [_middle(*images.pair(row), side, images.scale) for row in rows[skip : skip + fit]]
+    rest = replace(images, table=images.table[~np.isin(numbers, chosen)])
+    return rest, pack(middles, images.scale)
 
 
 def _middle(low: np.ndarray, high: np.ndarray, side: int, s: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ def _middle(low: np.ndarray, high: np.ndarray, side: int, s: int) -> tuple[np.nd
     return low[y : y + height, x : x + width], high[y * s : (y + height) * s, x * s : (x + width) * s]
 
 
-def _collect(files: Sequence[File], plan: Plan, say: Callable[[str], None], cache: Cache | None) -> Pictures:
+def _collect(files: Sequence[File], plan: Plan, say: Callable[[str], None], cache: Cache | None) -> Images:
     found = cache.open(say) if cache else None
     if found is not None:
         return found
@@ -126,8 +126,8 @@ def _collect(files: Sequence[File], plan: Plan, say: Callable[[str], None], cach
             say(str(error))
     _tell_small(small, plan.crop or plan.patch * plan.scale, say)
     if not stacks:
-        raise DataError("no picture left; give other folders or a smaller --patch")
-    say(f"reading {sum(stack.count for stack in stacks)} pictures")
+        raise DataError("no image left; give other folders or a smaller --patch")
+    say(f"reading {sum(stack.count for stack in stacks)} images")
     dtype = np.dtype(np.uint16 if any(stack.sixteen for stack in stacks) else np.uint8)
     pixels = sum(stack.pixels(plan) for stack in stacks)
     kept = CacheWriter(cache, pixels, dtype) if cache else nullcontext(Memory(pixels, plan.scale, dtype))
@@ -149,7 +149,7 @@ def _collect(files: Sequence[File], plan: Plan, say: Callable[[str], None], cach
             table.append(rows)
             number, used = number + stack.count, used + count * height * width
         if used == 0:
-            raise DataError("no picture left that can be read; give other folders")
+            raise DataError("no image left that can be read; give other folders")
         return buffers.finish(np.concatenate(table))
 
 
@@ -185,7 +185,7 @@ def _tell_small(stacks: list[Stack], least: int, say: Callable[[str], None]) -> 
     lines = [f"{s.name}: {s.width} x {s.height} is smaller than {least} x {least} pixels" for s in stacks]
     if len(lines) > 5:
         count = sum(stack.count for stack in stacks)
-        lines = [f"{count} pictures are smaller than {least} x {least} pixels, the first of them {stacks[0].name}"]
+        lines = [f"{count} images are smaller than {least} x {least} pixels, the first of them {stacks[0].name}"]
     for line in lines:
         say(f"{line}: left out")
 

@@ -1,4 +1,4 @@
-"""Pictures as people have them: blurred a little, noisy, resized and saved as JPEG or WebP, all of it by drawn amounts.
+"""Images as people have them: blurred a little, noisy, resized and saved as JPEG or WebP, all of it by drawn amounts.
 
 What is done to a patch follows from (seed, step, index in the batch) alone, by a counter-based generator, so that a
 resumed run, and each of several processes, has the same bits. Pillow blurs, resizes and saves; all is in 8 bits.
@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 CELL = 16  # pixels between blocks of a 4:2:0 JPEG, chroma's included, and between macroblocks of WebP
-TWICE = 0.2  # of the pictures saved have been saved once before
-WEBP = 0.25  # of the pictures saved are WebP, where both are asked for
+TWICE = 0.2  # of the images saved have been saved once before
+WEBP = 0.25  # of the images saved are WebP, where both are asked for
 CLEAN = 0.2  # of the patches stay as they are, unless told
 SUBSAMPLINGS = ((0.7, "4:2:0"), (0.85, "4:2:2"), (1.0, "4:4:4"))  # each up to its number of a draw in 0..1
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
@@ -38,7 +38,7 @@ class Range(NamedTuple):
 
 
 class Save(NamedTuple):
-    """How a picture was saved. at: rows and columns, 1..CELL, that its grid of blocks begins before what is kept."""
+    """How an image was saved. at: rows and columns, 1..CELL, that its grid of blocks begins before what is kept."""
 
     kind: str
     quality: int
@@ -51,7 +51,7 @@ class Save(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to one picture. blur: sigma in pixels. noise: sigma in 8-bit levels at middle gray; tilt: how much
+    """What is done to one image. blur: sigma in pixels. noise: sigma in 8-bit levels at middle gray; tilt: how much
     more of it in white. resize: to so many times the size, and back. saves: first to last."""
 
     blur: float
@@ -67,7 +67,7 @@ class Plan:
         return ", ".join([f"{name} {value:.2f}" for name, value in amounts.items() if value] + [*map(str, self.saves)])
 
     def reach(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Pixels around a picture of this size that `apply` wants: ((above, below), (left, right))."""
+        """Pixels around an image of this size that `apply` wants: ((above, below), (left, right))."""
         above, tall = self._outermost(height, 0)
         left, wide = self._outermost(width, 1)
         around = self._around
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def _around(self) -> int:
-        """Pixels on each side for blur and resizing, whose ends are not those of the picture."""
+        """Pixels on each side for blur and resizing, whose ends are not those of the image."""
         return math.ceil(3 * self.blur) + (0 if self.resize == 1 else math.ceil(3 / min(1, self.resize)))
 
     def _spans(self, size: int, axis: int) -> list[int]:
@@ -106,7 +106,7 @@ class Plan:
         return spans[::-1]
 
     def _outermost(self, size: int, axis: int) -> tuple[int, int]:
-        """(where the picture begins in what is saved first, how much that is)."""
+        """(where the image begins in what is saved first, how much that is)."""
         return sum(save.at[axis] for save in self.saves), (*self._spans(size, axis), size)[0]
 
     def _noisy(self, image: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ class Plan:
 
 
 def _saved(image: Image.Image, save: Save) -> Image.Image:
-    file = io.BytesIO()  # which the picture opened keeps until it is decoded
+    file = io.BytesIO()  # which the image opened keeps until it is decoded
     if save.kind == "webp":
         image.save(file, "WEBP", quality=save.quality)
     else:
@@ -128,7 +128,7 @@ def _saved(image: Image.Image, save: Save) -> Image.Image:
 
 @dataclass(frozen=True)
 class Degradation:
-    """What may be done to pictures, None what is not. jpeg, webp: quality. noise: sigma in 8-bit levels. blur: sigma in
+    """What may be done to images, None what is not. jpeg, webp: quality. noise: sigma in 8-bit levels. blur: sigma in
     pixels. resize: a factor. clean: the share left as it is."""
 
     jpeg: Range | None = None
@@ -225,8 +225,8 @@ def _share(text: str) -> float:
 
 
 def window(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: Plan | None) -> np.ndarray:
-    """The patch [side, side, 3] at (y, x) of a picture [h, w, 3], turned as in `edsr.data.patches.locate`; with what
-    a plan wants around it, beyond the picture's ends its outermost pixels. It is the turned patch that is saved: a
+    """The patch [side, side, 3] at (y, x) of an image [h, w, 3], turned as in `edsr.data.patches.locate`; with what
+    a plan wants around it, beyond the image's ends its outermost pixels. It is the turned patch that is saved: a
     camera stands upright on its side, too. A view where possible."""
     rows, columns = ((0, 0), (0, 0)) if plan is None else plan.reach(side, side)
     if turn & 4:
@@ -243,7 +243,7 @@ def window(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: Plan |
 
 
 def degraded(image: np.ndarray, plan: Plan | None) -> np.ndarray:
-    """A whole picture [h, w, 3], uint8 or uint16, in its dtype; with a plan 8 bits are left of 16."""
+    """A whole image [h, w, 3], uint8 or uint16, in its dtype; with a plan 8 bits are left of 16."""
     if plan is None:
         return image
     h, w = image.shape[:2]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .degradation import Degradation, applied, window
-from .store import Pictures
+from .store import Images
 
 THREADS = 8  # that degrade patches, at most: much of it holds Python's lock
 
@@ -20,9 +20,9 @@ THREADS = 8  # that degrade patches, at most: much of it holds Python's lock
 class Sampler:
     """Which patches belong to which step: (seed, step) alone decides, so that a resumed run needs no state.
 
-    table: as in Pictures. patch: LR pixels a side. Every position in every picture is as likely as any other, so
-    pictures are drawn in proportion to how many they have; each of the eight turns of a square is as likely as any.
-    Raises ValueError if no picture is as large as a patch.
+    table: as in Images. patch: LR pixels a side. Every position in every image is as likely as any other, so
+    images are drawn in proportion to how many they have; each of the eight turns of a square is as likely as any.
+    Raises ValueError if no image is as large as a patch.
     """
 
     def __init__(self, table: np.ndarray, patch: int, batch: int, seed: int):
@@ -30,7 +30,7 @@ class Sampler:
         down, self._across = (np.maximum(table[:, column] - patch + 1, 0) for column in (2, 3))
         self._ends = np.cumsum(down * self._across)
         if len(table) == 0 or self._ends[-1] == 0:
-            raise ValueError(f"no picture has {patch} LR pixels a side")
+            raise ValueError(f"no image has {patch} LR pixels a side")
 
     def draw(self, first: int, count: int) -> np.ndarray:
         """int64 [count, batch, 4] for steps first, first + 1, ...: row of the table, LR row, LR column, turn 0..7."""
@@ -38,25 +38,25 @@ class Sampler:
         counts = -(-self.batch // 4)
         words = np.random.Philox(key=self._key, counter=first * counts).random_raw(count * counts * 4)
         words = words.reshape(count, counts * 4)[:, : self.batch]
-        # The remainder favours some places, by less than 2^-64 times their number.
+        # The remainder favors some places, by less than 2^-64 times their number.
         place, turn = np.divmod((words % np.uint64(8 * self._ends[-1])).astype(np.int64), 8)
         row = np.searchsorted(self._ends, place, side="right")
         y, x = np.divmod(place - np.concatenate(([0], self._ends))[row], self._across[row])
         return np.stack([row, y, x, turn], 2)
 
 
-def locate(pictures: Pictures, drawn: np.ndarray, patch: int) -> np.ndarray:
+def locate(images: Images, drawn: np.ndarray, patch: int) -> np.ndarray:
     """Where drawn patches lie in the flat buffers: int64 [count, 2, 3, batch], for LR and HR what `cut` takes.
 
     drawn: as Sampler.draw gives it. Turn: 1 flips rows, 2 flips columns, 4 then swaps them, and their sums.
     """
     row, y, x, turn = np.moveaxis(drawn, 2, 0)
     found = []
-    for column, factor in (1, 1), (0, pictures.scale):
-        pitch, last = pictures.table[row, 3] * factor, patch * factor - 1
+    for column, factor in (1, 1), (0, images.scale):
+        pitch, last = images.table[row, 3] * factor, patch * factor - 1
         flip_down, flip_right, swap = turn & 1, turn >> 1 & 1, turn >> 2
         down, right = pitch * (1 - 2 * flip_down), 1 - 2 * flip_right
-        corner = pictures.table[row, column] + y * factor * pitch + x * factor
+        corner = images.table[row, column] + y * factor * pitch + x * factor
         corner = corner + last * (flip_down * pitch + flip_right)
         found.append(np.stack([corner, np.where(swap, right, down), np.where(swap, down, right)], 1))
     return np.stack(found, 1)
@@ -65,7 +65,7 @@ def locate(pictures: Pictures, drawn: np.ndarray, patch: int) -> np.ndarray:
 def cut(pixels: Tensor, corner: Tensor, down: Tensor, right: Tensor, side: int) -> Tensor:
     """Patches as the network takes them: float32 [B, 3, side, side] in 0..1, channels_last.
 
-    pixels: [P, 3], uint8 or int16 as in Pictures. corner, down, right: int64 [B], where in `pixels` the first pixel
+    pixels: [P, 3], uint8 or int16 as in Images. corner, down, right: int64 [B], where in `pixels` the first pixel
     of each patch lies, and how far it is from a pixel to the one below and to the one on its right.
     """
     return _to_unit(_gather(pixels, corner, down, right, side))
@@ -90,14 +90,14 @@ def _to_unit(pixels: Tensor) -> Tensor:
 class Degraded:
     """Degraded LR patches, each step's made by a thread, of steps that may be asked for soon.
 
-    pictures: their LR pixels on the host. first: index, in the whole batch, of the first patch of a step. ahead: how
+    images: their LR pixels on the host. first: index, in the whole batch, of the first patch of a step. ahead: how
     many steps may be under way at once.
     """
 
-    def __init__(self, pictures: Pictures, patch: int, seed: int, degradation: Degradation, first: int, ahead: int):
-        pixels = pictures.lr.numpy()
+    def __init__(self, images: Images, patch: int, seed: int, degradation: Degradation, first: int, ahead: int):
+        pixels = images.lr.numpy()
         self._pixels = pixels.view(np.uint16) if pixels.dtype == np.int16 else pixels
-        self._table, self._patch, self._seed, self._degradation = pictures.table, patch, seed, degradation
+        self._table, self._patch, self._seed, self._degradation = images.table, patch, seed, degradation
         self._first, self._ahead = first, ahead
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(min(THREADS, cores), "degrade")
@@ -113,7 +113,7 @@ class Degraded:
                 self._coming[step] = self._pool.submit(self._make, step, places)
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """[count, b, p, p, 3] of steps that were begun, as Pictures holds them; waits for those not yet made."""
+        """[count, b, p, p, 3] of steps that were begun, as Images holds them; waits for those not yet made."""
         made = np.stack([self._coming.pop(step).result() for step in range(first, first + count)])
         return made.view(np.int16) if made.dtype == np.uint16 else made
 
@@ -136,14 +136,14 @@ class Feed:
     """Batches for the training step, from buffers of fixed addresses, so that a CUDA graph may hold them.
 
     steps: the most that are loaded at once. share: (rank, world): of each batch of `batch` patches only the rank's
-    part; ValueError if `batch` cannot be divided so. Pictures that fit lie on the device and only places are uploaded
+    part; ValueError if `batch` cannot be divided so. Images that fit lie on the device and only places are uploaded
     for each step; else patches are gathered on the host and uploaded. degradation: of LR patches, which then are
     uploaded always; HR patches stay as they are.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         patch: int,
         batch: int,
         seed: int,
@@ -156,21 +156,21 @@ class Feed:
         if batch % world:
             raise ValueError(f"a batch of {batch} cannot be shared by {world} processes")
         self.steps, self._device = steps, torch.device(device)
-        self._sampler = Sampler(pictures.table, patch, batch, seed)
+        self._sampler = Sampler(images.table, patch, batch, seed)
         size = batch // world
         self._mine = slice(rank * size, (rank + 1) * size)
-        self._sides = patch, patch * pictures.scale
+        self._sides = patch, patch * images.scale
         self._degraded = None
         if degradation is not None:
-            self._degraded = Degraded(pictures, patch, seed, degradation, self._mine.start, 2 * steps)
-        self._resident = _fits(pictures.nbytes, self._device)
+            self._degraded = Degraded(images, patch, seed, degradation, self._mine.start, 2 * steps)
+        self._resident = _fits(images.nbytes, self._device)
         if self._resident and degradation is None:
-            pictures = pictures.to(self._device)
+            images = images.to(self._device)
         elif self._resident:  # LR pixels stay where they are degraded
-            pictures = replace(pictures, hr=pictures.hr.to(self._device))
-        self._pictures = pictures
+            images = replace(images, hr=images.hr.to(self._device))
+        self._images = images
         uploaded = self._sides if not self._resident else self._sides[:1] if degradation is not None else ()
-        kinds = [((size, side, side, 3), pictures.hr.dtype) for side in uploaded]
+        kinds = [((size, side, side, 3), images.hr.dtype) for side in uploaded]
         kinds += [((2, 3, size), torch.int64)] if self._resident else []
         self._loaded = [torch.zeros(steps, *shape, dtype=dtype, device=self._device) for shape, dtype in kinds]
         self._prepared: tuple[int, int, list[Tensor]] | None = None
@@ -209,8 +209,8 @@ class Feed:
             return _to_unit(values[0]), _to_unit(values[1])
         low, high = values[-1]
         small, large = self._sides
-        patches = cut(self._pictures.lr, *low, side=small) if self._degraded is None else _to_unit(values[0])
-        return patches, cut(self._pictures.hr, *high, side=large)
+        patches = cut(self._images.lr, *low, side=small) if self._degraded is None else _to_unit(values[0])
+        return patches, cut(self._images.hr, *high, side=large)
 
     def close(self) -> None:
         """Degrades no more patches; nothing is to be loaded after that."""
@@ -219,11 +219,11 @@ class Feed:
 
     def _uploads(self, drawn: np.ndarray) -> list[Tensor]:
         """What is uploaded, but for degraded patches."""
-        places = torch.from_numpy(locate(self._pictures, drawn, self._sides[0]))
+        places = torch.from_numpy(locate(self._images, drawn, self._sides[0]))
         if self._resident:
             return [self._pinned(places)]
         pin, gathered = self._device.type == "cuda", []
-        pixels = [(self._pictures.lr, 0), (self._pictures.hr, 1)][self._degraded is not None :]
+        pixels = [(self._images.lr, 0), (self._images.hr, 1)][self._degraded is not None :]
         for flat, k in pixels:
             shape = (*drawn.shape[:2], self._sides[k], self._sides[k], 3)
             gathered.append(torch.empty(shape, dtype=flat.dtype, pin_memory=pin))
@@ -237,5 +237,5 @@ class Feed:
 
 
 def _fits(size: int, device: torch.device) -> bool:
-    """Whether pictures of so many bytes go onto the device: into less than half of what a GPU has free."""
+    """Whether images of so many bytes go onto the device: into less than half of what a GPU has free."""
     return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2

@@ -1,4 +1,4 @@
-"""What training pictures lie in: folders, DIV2K's layout, picture files, HDF5; found and measured, not yet decoded."""
+"""What training images lie in: folders, DIV2K's layout, image files, HDF5; found and measured, not yet decoded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import Reader, find_pictures, read
+from edsr.images import Reader, find_images, read
 
 _HDF5 = (".h5", ".hdf5")
 _BLOCK = 2**22  # HR pixels read at once from HDF5
 
 
 class File(NamedTuple):
-    """A picture or HDF5 file; low: the file of its reduction, where the layout has one."""
+    """An image or HDF5 file; low: the file of its reduction, where the layout has one."""
 
     path: Path
     low: Path | None = None
@@ -32,7 +32,7 @@ def find(path: Path) -> list[File]:
     found = _list(path, recursive=True)
     for file in found:
         if "DIV2K_train_HR" in file.parts[len(path.parts) :]:
-            # Taken as any folder, its reductions and its validation pictures would be trained on as well.
+            # Taken as any folder, its reductions and its validation images would be trained on as well.
             root = Path(*file.parts[: file.parts.index("DIV2K_train_HR")])
             raise DataError(f"{path}: DIV2K lies deeper in it; give {root} itself with --data")
     return [File(file) for file in found]
@@ -46,7 +46,7 @@ def div2k(folder: Path, part: str, scale: int) -> list[File]:
 
 def _list(folder: Path, recursive: bool = False) -> list[Path]:
     try:
-        return find_pictures(folder, recursive)
+        return find_images(folder, recursive)
     except ImageError as error:
         raise DataError(f"{error}; give another with --data") from None
 
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Stack:
-    """Pictures of one size that are read together: a file's one, or many from HDF5. height, width: HR pixels.
+    """Images of one size that are read together: a file's one, or many from HDF5. height, width: HR pixels.
 
     sixteen: whether any of it has 16 bits. read: gives HR [count, height, width, 1 or 3], uint8 or uint16, and LR if
     that is there as well; raises ImageError.
@@ -92,10 +92,10 @@ def measure(file: File, plan: Plan) -> list[Stack]:
                 sizes = f"{reader.width} x {reader.height} pixels, {file.path} {size[1]} x {size[0]}"
                 raise ImageError(f"{low}: has {sizes}, not {plan.scale} times as many each way")
             sixteen = sixteen or reader.dtype == np.uint16
-    return [Stack(str(file.path), 1, *size, sixteen, partial(_read_picture, file.path, low))]
+    return [Stack(str(file.path), 1, *size, sixteen, partial(_read_image, file.path, low))]
 
 
-def _read_picture(path: Path, low: Path | None) -> tuple[np.ndarray, ...]:
+def _read_image(path: Path, low: Path | None) -> tuple[np.ndarray, ...]:
     return tuple(read(p, sixteen=True)[None] for p in (path, low) if p is not None)
 
 
@@ -116,7 +116,7 @@ def _open_hdf5(path: Path, kind: type[Exception]) -> Iterator[Any]:
 
 def _measure_hdf5(path: Path, scale: int) -> list[Stack]:
     with _open_hdf5(path, DataError) as file:
-        many = hasattr(file.get("hr"), "ndim")  # a dataset with all pictures, not a group with one for each
+        many = hasattr(file.get("hr"), "ndim")  # a dataset with all images, not a group with one for each
         names = [""] if many else [f"/{name}" for name in sorted(file.get("hr") or [""], key=lambda n: (len(n), n))]
         keys = [(f"lr{name}", f"hr{name}") for name in names]
         _check_datasets(path, file, [key for pair in keys for key in pair], (3, 4) if many else (2, 3))
@@ -131,7 +131,7 @@ def _check_datasets(path: Path, file: Any, keys: list[str], axes: tuple[int, int
             raise DataError(f"{path}: holds no {key}; in the 91-image layout there are lr and hr, of equal number")
         shape = _to_stack(_hollow(data), axes == (3, 4)).shape if data.ndim in axes else (0,)
         if not (data.dtype.kind == "f" or data.dtype in (np.uint8, np.uint16)) or shape[-1] not in (1, 3):
-            kinds = "gray or RGB pictures of uint8, uint16 or floating point"
+            kinds = "gray or RGB images of uint8, uint16 or floating point"
             raise DataError(f"{path}: {key} is {data.dtype} {list(data.shape)}, not {kinds}")
 
 

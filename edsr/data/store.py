@@ -1,4 +1,4 @@
-"""Decoded pictures end to end in two flat buffers, in memory or in files mapped into it."""
+"""Decoded images end to end in two flat buffers, in memory or in files mapped into it."""
 
 import hashlib
 import json
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from edsr.errors import DataError
 
-_FORMAT = 1  # of the cache: to be raised when what is stored, or how pictures are reduced, changes
+_FORMAT = 1  # of the cache: to be raised when what is stored, or how images are reduced, changes
 
 
 @dataclass
-class Pictures:
-    """Decoded pictures and their reductions, end to end, row by row, in two flat buffers.
+class Images:
+    """Decoded images and their reductions, end to end, row by row, in two flat buffers.
 
-    hr: [P·s², 3], lr: [P, 3]; uint8, or, if any picture has 16 bits, the bits of uint16 levels as int16, because
+    hr: [P·s², 3], lr: [P, 3]; uint8, or, if any image has 16 bits, the bits of uint16 levels as int16, because
     torch gathers int16 on every device, but not uint16. Gray is repeated to three channels.
     table: int64 [n, 5], in pixels: offset into hr, offset into lr, LR height, LR width; then the number of the
-    picture in the set, which crops of one picture share. An HR picture is `scale` times as high and wide.
+    image in the set, which crops of one image share. An HR image is `scale` times as high and wide.
     """
 
     scale: int
@@ -50,18 +50,18 @@ class Pictures:
         s = self.scale
         return _cut_out(self.lr, low, height, width), _cut_out(self.hr, high, s * height, s * width)
 
-    def to(self, device: torch.device | str) -> "Pictures":
+    def to(self, device: torch.device | str) -> "Images":
         return replace(self, hr=self.hr.to(device), lr=self.lr.to(device))
 
 
-def pack(pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> Pictures:
-    """Pictures from (LR [h, w, 3], HR [s·h, s·w, 3]) pairs, all uint8 or all uint16."""
+def pack(pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> Images:
+    """Images from (LR [h, w, 3], HR [s·h, s·w, 3]) pairs, all uint8 or all uint16."""
     heights, widths = np.array([low.shape[:2] for low, _ in pairs], np.int64).T
     ends = np.cumsum(heights * widths)
     starts = ends - heights * widths
     table = np.stack([starts * scale**2, starts, heights, widths, np.arange(len(pairs))], 1)
     lr, hr = (np.concatenate([pair[side].reshape(-1, 3) for pair in pairs]) for side in (0, 1))
-    return Pictures(scale, _to_tensor(hr), _to_tensor(lr), table)
+    return Images(scale, _to_tensor(hr), _to_tensor(lr), table)
 
 
 def _cut_out(pixels: Tensor, start: int, height: int, width: int) -> np.ndarray:
@@ -81,12 +81,12 @@ class Memory:
         need, available = (pixels + low) * 3 * dtype.itemsize, _available_memory()
         if available is not None and need > available // 2:
             sizes = f"{need / 1e9:.1f} GB decoded, more than half of the {available / 1e9:.1f} GB of memory available"
-            raise DataError(f"the pictures are {sizes}; add --cache DIR to keep them in files")
+            raise DataError(f"the images are {sizes}; add --cache DIR to keep them in files")
         self.scale, self.used = scale, 0
         try:
             self.hr, self.lr = np.empty((pixels, 3), dtype), np.empty((low, 3), dtype)
         except MemoryError:
-            raise DataError(f"no memory for {need / 1e9:.1f} GB of pictures; add --cache DIR") from None
+            raise DataError(f"no memory for {need / 1e9:.1f} GB of images; add --cache DIR") from None
 
     def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
         start, self.used = self.used, self.used + lr.size // 3
@@ -94,9 +94,9 @@ class Memory:
         self.lr[start : self.used] = lr.reshape(-1, 3)
         self.hr[start * area : self.used * area] = hr.reshape(-1, 3)
 
-    def finish(self, table: np.ndarray) -> Pictures:
+    def finish(self, table: np.ndarray) -> Images:
         hr, lr = self.hr[: self.used * self.scale**2], self.lr[: self.used]
-        return Pictures(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+        return Images(self.scale, _to_tensor(hr), _to_tensor(lr), table)
 
 
 class Cache:
@@ -110,12 +110,12 @@ class Cache:
         self.folder = root / f"x{scale}-{_digest((*map(os.fsencode, name), scale, *settings))[:16]}"
         self.key = _digest((_FORMAT, *map(_stamp, paths)))
 
-    def open(self, say: Callable[[str], None]) -> Pictures | None:
+    def open(self, say: Callable[[str], None]) -> Images | None:
         """What is kept, or None if there is nothing, or nothing of use, of which `say` is told."""
         try:
             index = json.loads((self.folder / "index.json").read_text())
             if index["key"] != self.key:
-                say(f"{self.folder}: the pictures have changed since, reading them again")
+                say(f"{self.folder}: the images have changed since, reading them again")
                 return None
             dtype, low = np.dtype(index["dtype"]), index["pixels"]
             rows = (self.folder / "table.bin").read_bytes()
@@ -125,13 +125,13 @@ class Cache:
             hr, lr = (self._map(name, n, dtype) for name, n in (("hr.bin", low * self.scale**2), ("lr.bin", low)))
         except FileNotFoundError:
             if self.folder.exists():
-                say(f"{self.folder}: incomplete, reading the pictures again")
+                say(f"{self.folder}: incomplete, reading the images again")
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            say(f"{self.folder}: damaged, reading the pictures again")
+            say(f"{self.folder}: damaged, reading the images again")
             return None
-        say(f"{len(table)} pictures found in {self.folder}")
-        return Pictures(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+        say(f"{len(table)} images found in {self.folder}")
+        return Images(self.scale, _to_tensor(hr), _to_tensor(lr), table)
 
     def _map(self, name: str, pixels: int, dtype: np.dtype) -> np.ndarray:
         path = self.folder / name
@@ -141,7 +141,7 @@ class Cache:
 
 
 class CacheWriter:
-    """Fills a cache, one picture after the other, in a folder that gets the cache's name in the end, or goes."""
+    """Fills a cache, one image after the other, in a folder that gets the cache's name in the end, or goes."""
 
     def __init__(self, cache: Cache, pixels: int, dtype: np.dtype):
         self.cache, self.dtype, self.pixels, self.used = cache, dtype, pixels, 0
@@ -169,7 +169,7 @@ class CacheWriter:
                 file.write(pixels.data)
         self.used += lr.size // 3
 
-    def finish(self, table: np.ndarray) -> Pictures:
+    def finish(self, table: np.ndarray) -> Images:
         index = {
             "key": self.cache.key,
             "dtype": self.dtype.name,
@@ -186,10 +186,10 @@ class CacheWriter:
                 file.close()
             shutil.rmtree(self.cache.folder, ignore_errors=True)
             os.rename(self.part, self.cache.folder)
-        pictures = self.cache.open(lambda line: None)
-        if pictures is None:
+        images = self.cache.open(lambda line: None)
+        if images is None:
             raise DataError(f"{self.cache.folder}: cannot be read after it was written; choose another with --cache")
-        return pictures
+        return images
 
     def __exit__(self, *_: object) -> None:
         for file in self.files:

@@ -1,4 +1,4 @@
-"""One picture by bicubic interpolation and by EDSR, beside its original where there is one, with scores and a detail.
+"""One image by bicubic interpolation and by EDSR, beside its original where there is one, with scores and a detail.
 
 `edsr.evaluation.figure` draws it, `edsr.evaluation.page` makes a web page of it.
 """
@@ -26,7 +26,7 @@ LARGEST = 100_000_000
 LARGEST_DETAIL = 512
 """Pixels a side of a detail; three of them fit beside each other in a figure."""
 
-NOTHING = "nothing to compare: give a picture, its original with --hr, or both"
+NOTHING = "nothing to compare: give an image, its original with --hr, or both"
 
 _SIDE = 96  # of a detail that is chosen here: pixels can be told apart, and a word or an eye fits in
 _MEMORY, _MEMORY_SCORED = 30, 100  # bytes a pixel of the result, as measured, without and with an original
@@ -37,17 +37,17 @@ _BLOCK = 2**21  # samples that are converted at once
 class Comparison:
     """What `compare` finds.
 
-    name: the file's. size: (width, height) of the small picture. scale: how many times larger the result is.
-    pictures: by title, in the order in which they are shown: "bicubic", "EDSR x2" ("EDSR+ x2" for a self-ensemble) and
+    name: the file's. size: (width, height) of the small image. scale: how many times larger the result is.
+    images: by title, in the order in which they are shown: "bicubic", "EDSR x2" ("EDSR+ x2" for a self-ensemble) and
     perhaps "original"; uint8 [H, W, 3] in sRGB, all of one shape. scores: (PSNR in dB, SSIM) by title; empty without an
     original and where no pixel lies inside the border; SSIM is nan below 11 pixels a side inside it, PSNR inf for
-    equal pictures. detail: (x, y, side) of a square in `pictures`, in pixels.
+    equal images. detail: (x, y, side) of a square in `images`, in pixels.
     """
 
     name: str
     size: tuple[int, int]
     scale: int
-    pictures: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
     scores: dict[str, tuple[float, float]]
     detail: tuple[int, int, int]
 
@@ -60,20 +60,20 @@ def compare(
     self_ensemble: bool = False,
     bars: Bars | None = None,
 ) -> Comparison:
-    """Bicubic interpolation and EDSR on one picture file.
+    """Bicubic interpolation and EDSR on one image file.
 
-    image: the small picture. hr: its original, `upscaler.scale` times as large after being cropped at right and bottom
-    to a multiple of that. Either may be left out: without `hr` there are no scores, without `image` the small picture
+    image: the small image. hr: its original, `upscaler.scale` times as large after being cropped at right and bottom
+    to a multiple of that. Either may be left out: without `hr` there are no scores, without `image` the small image
     is made from the original as MATLAB's bicubic does. All kinds of files that `edsr.images` reads.
 
     Scores are on luma with a border of `scale` pixels left out, as `edsr.evaluation.scoring` has them by default.
-    Transparent pictures are laid over white and 16-bit ones rounded to 8 bits: results before they are scored and
+    Transparent images are laid over white and 16-bit ones rounded to 8 bits: results before they are scored and
     shown, an original before it is reduced. Scores are of the values in the files; what is shown went through the
-    files' colour profiles into sRGB, so that every program shows it alike.
+    files' color profiles into sRGB, so that every program shows it alike.
 
     detail: (x, y, side) of a square in the result, in pixels. None chooses the one of 96 pixels a side, or what there
     is, in which the squared difference between EDSR and bicubic, summed over R, G and B, is largest: there one sees
-    best what the network does, for better or worse. The original has no say in it, so the choice does not favour
+    best what the network does, for better or worse. The original has no say in it, so the choice does not favor
     either. Squares are tried every eighth of their side.
 
     self_ensemble: see `Upscaler.bands`. bars: told of the rows that are done.
@@ -98,18 +98,18 @@ def compare(
     scores = {}
     if truth is not None and min(truth.shape[:2]) > 2 * s:
         scores = {title: metrics.score(*_alike(result, truth), s) for title, result in results.items()}
-    pictures = {title: _shown(result, _profile(source)) for title, result in results.items()}
-    detail = detail or _choose(pictures["bicubic"], pictures[network])
+    images = {title: _shown(result, _profile(source)) for title, result in results.items()}
+    detail = detail or _choose(images["bicubic"], images[network])
     if truth is not None and original is not None:
-        pictures["original"] = _shown(truth, _profile(original))
-    return Comparison(source.path.name, (width, height), s, pictures, scores, detail)
+        images["original"] = _shown(truth, _profile(original))
+    return Comparison(source.path.name, (width, height), s, images, scores, detail)
 
 
 # --- files
 
 
 def _open(image: Path | None, hr: Path | None, s: int) -> tuple[Reader, Reader | None, tuple[int, int]]:
-    """What the results are made of, the original, and (width, height) of the small picture; nothing decoded yet.
+    """What the results are made of, the original, and (width, height) of the small image; nothing decoded yet.
 
     Raises CompareError unless they fit each other and memory.
     """
@@ -149,7 +149,7 @@ def _profile(reader: Reader) -> bytes | None:
 
 
 def outcome(image: Path | None, hr: Path | None, output: str | None, suffix: str, overwrite: bool) -> Path:
-    """Where a comparison goes: NAME_compare with `suffix`, beside the small picture or else the original, or `output`.
+    """Where a comparison goes: NAME_compare with `suffix`, beside the small image or else the original, or `output`.
 
     output: a file, or a folder that is there. suffix: ".png" or ".html", which a file must end in.
     Raises CompareError if that is another ending, no place, one of the inputs, or there already while not `overwrite`.
@@ -213,7 +213,7 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def _flat(reader: Reader) -> np.ndarray:
-    """The whole picture, uint8 [H, W, 1 or 3], laid over white."""
+    """The whole image, uint8 [H, W, 1 or 3], laid over white."""
     return np.concatenate([_rounded(_over_white(rows)) for rows in _rows(reader)])
 
 
@@ -221,7 +221,7 @@ def _enlarged(rows: np.ndarray, s: int) -> np.ndarray:
     """Bicubic interpolation of [h, w, 1 to 4], uint8 [s·h, s·w, 1 or 3], laid over white.
 
     Interpolation is linear, so white may come first. It goes in bands, each with the two rows beyond it that Keys'
-    kernel reaches, and one to spare: a whole picture in fp64 would be eight times the memory.
+    kernel reaches, and one to spare: a whole image in fp64 would be eight times the memory.
     """
     height, width, channels = rows.shape
     step, bands = max(1, _BLOCK // (s * s * width * channels)), []
@@ -238,18 +238,18 @@ def _alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (a, b) if a.shape == b.shape else (_rgb(a), _rgb(b))
 
 
-def _rgb(picture: np.ndarray) -> np.ndarray:
-    return np.repeat(picture, 3, 2) if picture.shape[2] == 1 else picture
+def _rgb(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
 
 
-def _shown(picture: np.ndarray, profile: bytes | None) -> np.ndarray:
-    """uint8 [H, W, 1 or 3] -> [H, W, 3] in sRGB, through a colour profile unless libvips cannot use it."""
+def _shown(image: np.ndarray, profile: bytes | None) -> np.ndarray:
+    """uint8 [H, W, 1 or 3] -> [H, W, 3] in sRGB, through a color profile unless libvips cannot use it."""
     if profile is not None:
-        image = pyvips.Image.new_from_array(picture)
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
+        tagged = pyvips.Image.new_from_array(image)
+        tagged.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
         with suppress(pyvips.Error):
-            return to_srgb(image).numpy()
-    return _rgb(picture)
+            return to_srgb(tagged).numpy()
+    return _rgb(image)
 
 
 def _checked(detail: tuple[int, int, int] | None, width: int, height: int) -> tuple[int, int, int] | None:
@@ -263,7 +263,7 @@ def _checked(detail: tuple[int, int, int] | None, width: int, height: int) -> tu
 
 
 def _choose(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int]:
-    """The detail in which two pictures differ most, see `compare`.
+    """The detail in which two images differ most, see `compare`.
 
     Squared differences are summed in cells of an eighth of its side, and those over squares of 8 x 8 cells.
     """

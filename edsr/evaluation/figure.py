@@ -1,4 +1,4 @@
-"""A comparison as one figure: the whole picture, and a detail of each way to enlarge it, pixel by pixel."""
+"""A comparison as one figure: the whole image, and a detail of each way to enlarge it, pixel by pixel."""
 
 import math
 
@@ -9,9 +9,9 @@ from .comparison import Comparison
 
 PANEL = 480  # pixels a side of an enlarged detail, at the most, unless it is larger as it is
 OVERVIEW = 300  # width of an overview that stands at the left, at the most
-WIDE = 2.4  # how many times as wide as high a picture may be for that; a wider one lies on top
+WIDE = 2.4  # how many times as wide as high an image may be for that; a wider one lies on top
 GAP, MARGIN = 20, 32
-BELOW, LINE = 14, 28  # from a picture to its text, from line to line
+BELOW, LINE = 14, 28  # from an image to its text, from line to line
 TITLE, SMALL = 28, 20  # font sizes
 WHITE, INK, FAINT, HAIRLINE, MARK = (255, 255, 255), (24, 24, 27), (122, 122, 130), (214, 214, 219), (234, 88, 12)
 
@@ -25,7 +25,7 @@ def draw(comparison: Comparison) -> Image.Image:
     """
     x, y, side = comparison.detail
     factor = max(1, PANEL // side)
-    panel, columns = factor * side, list(comparison.pictures.items())
+    panel, columns = factor * side, list(comparison.images.items())
     whole = columns[1][1]
     wide = whole.shape[1] > WIDE * whole.shape[0]
     row = len(columns) * (panel + GAP) - GAP
@@ -47,9 +47,9 @@ def draw(comparison: Comparison) -> Image.Image:
         pen.text((MARGIN, MARGIN + overview.height + BELOW + LINE * i), note, FAINT, font)
 
     best = max((psnr for psnr, _ in comparison.scores.values()), default=0)
-    for i, (title, picture) in enumerate(columns):
+    for i, (title, image) in enumerate(columns):
         at = left + i * (panel + GAP)
-        detail = picture[y : y + side, x : x + side].repeat(factor, 0).repeat(factor, 1)
+        detail = image[y : y + side, x : x + side].repeat(factor, 0).repeat(factor, 1)
         _place(figure, Image.fromarray(detail), (at, top), MARK, 3)
         pen.text((at, top + panel + BELOW), title, INK, title_font)
         if title in comparison.scores:
@@ -65,9 +65,9 @@ def _text(score: tuple[float, float]) -> str:
     return f"{psnr:.2f} dB" if math.isnan(ssim) else f"{psnr:.2f} dB  ·  SSIM {ssim:.4f}"
 
 
-def _overview(picture: np.ndarray, detail: tuple[int, int, int], box: tuple[int, int]) -> Image.Image:
-    """The whole picture, as large as (width, height) allow, with the detail marked."""
-    whole = Image.fromarray(picture)
+def _overview(image: np.ndarray, detail: tuple[int, int, int], box: tuple[int, int]) -> Image.Image:
+    """The whole image, as large as (width, height) allow, with the detail marked."""
+    whole = Image.fromarray(image)
     scale = min(box[0] / whole.width, box[1] / whole.height)
     how = Image.Resampling.LANCZOS
     if scale >= 4:  # a few pixels, which smoothing would hide
@@ -76,15 +76,15 @@ def _overview(picture: np.ndarray, detail: tuple[int, int, int], box: tuple[int,
     whole = whole.resize(size, how, reducing_gap=3)
     x, y, side = (value * scale for value in detail)
     pen = ImageDraw.Draw(whole)
-    for grow, width, colour in (3, 5, WHITE), (2, 3, MARK):  # white around it, to be seen on any picture
+    for grow, width, color in (3, 5, WHITE), (2, 3, MARK):  # white around it, to be seen on any image
         left, top = max(0, round(x) - grow), max(0, round(y) - grow)
         right, bottom = round(x + side) - 1 + grow, round(y + side) - 1 + grow
-        pen.rectangle((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)), None, colour, width)
+        pen.rectangle((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)), None, color, width)
     return whole
 
 
-def _place(figure: Image.Image, picture: Image.Image, at: tuple[int, int], colour: tuple[int, int, int], width: int):
-    """Pastes a picture, with a line around it."""
-    box = at[0] - width, at[1] - width, at[0] + picture.width - 1 + width, at[1] + picture.height - 1 + width
-    ImageDraw.Draw(figure).rectangle(box, None, colour, width)
-    figure.paste(picture, at)
+def _place(figure: Image.Image, image: Image.Image, at: tuple[int, int], color: tuple[int, int, int], width: int):
+    """Pastes an image, with a line around it."""
+    box = at[0] - width, at[1] - width, at[0] + image.width - 1 + width, at[1] + image.height - 1 + width
+    ImageDraw.Draw(figure).rectangle(box, None, color, width)
+    figure.paste(image, at)

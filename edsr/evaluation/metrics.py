@@ -1,6 +1,6 @@
 """PSNR and SSIM as super-resolution papers report them.
 
-All functions take pictures as numpy arrays in 0..255, [H, W] or [H, W, C], and compute in fp64.
+All functions take images as numpy arrays in 0..255, [H, W] or [H, W, C], and compute in fp64.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _BLOCK = 2**18  # pixels of a band
 def luma(image: np.ndarray) -> np.ndarray:
     """BT.601 studio-swing luma, 16..235, rounded to whole numbers as MATLAB's `rgb2ycbcr` does for uint8.
 
-    [H, W, 3] RGB in 0..255 -> [H, W]; a gray picture, [H, W] or [H, W, 1], stays as it is.
+    [H, W, 3] RGB in 0..255 -> [H, W]; a gray image, [H, W] or [H, W, 1], stays as it is.
     """
     if image.ndim == 2 or image.shape[2] == 1:
         return image.reshape(image.shape[:2]).astype(np.float64)
@@ -22,14 +22,14 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """10·log10(255² / mean((a - b)²)) in dB; inf for equal pictures. Raises ValueError on different shapes."""
+    """10·log10(255² / mean((a - b)²)) in dB; inf for equal images. Raises ValueError on different shapes."""
     _same_shape(a, b)
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, windows inside the picture.
+    """Structural similarity (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, windows inside the image.
 
     Channels are scored one by one and averaged. Raises ValueError on different shapes or a side below 11.
     """
@@ -44,7 +44,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     height, width = a.shape[0] - 10, a.shape[1] - 10  # of windows
-    step, total = max(64, _BLOCK // a.shape[1]), 0.0  # in bands: eight such maps of a whole picture are gigabytes
+    step, total = max(64, _BLOCK // a.shape[1]), 0.0  # in bands: eight such maps of a whole image are gigabytes
     for top in range(0, height, step):
         x, y = (_channels(image[top : min(top + step, height) + 10]) for image in (a, b))
         mx, my = mean(x), mean(y)
@@ -63,7 +63,7 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tu
     """(PSNR in dB, SSIM) of a result against its original, both uint8 of one shape.
 
     y: luma, a border of `scale` pixels left out: Set5, Set14, B100, Urban100. rgb: all channels, the same
-    border. div2k: all channels, a border of 6 + scale pixels (NTIRE 2017). SSIM is nan for pictures with
+    border. div2k: all channels, a border of 6 + scale pixels (NTIRE 2017). SSIM is nan for images with
     fewer than 11 pixels a side inside the border. Raises ValueError where no pixel is left.
     """
     a, b = scored(sr, hr, scale, protocol)
@@ -84,4 +84,4 @@ def scored(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> t
 
 def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape != b.shape:
-        raise ValueError(f"pictures differ in shape: {a.shape} and {b.shape}")
+        raise ValueError(f"images differ in shape: {a.shape} and {b.shape}")

@@ -17,19 +17,19 @@ LARGEST = 1600
 def render_page(comparison: Comparison) -> str:
     """The page, HTML in which every text is escaped; to be saved as UTF-8.
 
-    It shows two of the pictures in one place, parted by a handle that mouse, touch and keyboard move, enlarged 1, 2 or
-    4 times pixel by pixel; where there are three, which two can be chosen. Pictures are embedded as lossless WebP: of
+    It shows two of the images in one place, parted by a handle that mouse, touch and keyboard move, enlarged 1, 2 or
+    4 times pixel by pixel; where there are three, which two can be chosen. Images are embedded as lossless WebP: of
     results of more than 1600 pixels a side the part around the detail, of which the page says so. The page forbids
     itself, by its content security policy, to load anything.
     """
-    whole = next(iter(comparison.pictures.values()))
+    whole = next(iter(comparison.images.values()))
     left, top, width, height = _part(comparison, *whole.shape[1::-1])
     x, y, side = comparison.detail
     images = [
-        f'<img alt="{html.escape(title)}" draggable="false" src="{_embedded(picture[top:, left:][:height, :width])}">'
-        for title, picture in comparison.pictures.items()
+        f'<img alt="{html.escape(title)}" draggable="false" src="{_embedded(image[top:, left:][:height, :width])}">'
+        for title, image in comparison.images.items()
     ]
-    titles = list(comparison.pictures)
+    titles = list(comparison.images)
     choices = [_choice(name, titles, i) if len(titles) > 2 else "" for i, name in enumerate(("left", "right"))]
     notes = [f"{comparison.size[0]} x {comparison.size[1]} pixels, enlarged to {whole.shape[1]} x {whole.shape[0]}."]
     if (height, width) != whole.shape[:2]:
@@ -59,9 +59,9 @@ def _part(comparison: Comparison, width: int, height: int) -> tuple[int, int, in
     return left, top, across, down
 
 
-def _embedded(picture) -> str:
+def _embedded(image) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", lossless=True)
+    Image.fromarray(image).save(file, "WEBP", lossless=True)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -163,7 +163,7 @@ th[scope=col] { color: var(--faint); }
 <output id="before"></output><output id="after"></output>
 <div id="handle"><svg viewBox="0 0 36 36" aria-hidden="true"><path d="m14 12-6 6 6 6m8-12 6 6-6 6"/></svg></div>
 </div>
-<input id="split" type="range" value="50" aria-label="How much of the left picture is seen, in per cent">
+<input id="split" type="range" value="50" aria-label="How much of the left image is seen, in per cent">
 $scores
 </main>
 <script>

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import EvaluateError
-from edsr.images import bicubic, downscale, find_pictures, read
+from edsr.images import bicubic, downscale, find_images, read
 from edsr.inference import Upscaler
 
 from . import metrics
@@ -21,15 +21,15 @@ def evaluate(
     protocol: str = "y",
     self_ensemble: bool = False,
 ) -> Iterator[dict]:
-    """One {"name", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"} per picture of `hr`, in order of name.
+    """One {"name", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"} per image of `hr`, in order of name.
 
     hr: folder of originals, cropped at right and bottom to a multiple of the scale. lr: folder of their
     reductions, `NAME.png` or `NAMEx2.png`; None makes them as MATLAB's bicubic does. protocol: see
     `edsr.evaluation.metrics.score`. Raises EvaluateError or ImageError.
     """
     s = upscaler.scale
-    originals = find_pictures(hr)
-    reductions = {path.stem: path for path in find_pictures(lr)} if lr else {}
+    originals = find_images(hr)
+    reductions = {path.stem: path for path in find_images(lr)} if lr else {}
     for path in originals:
         original = read(path)
         if min(original.shape[:2]) <= 2 * (s + 6):
@@ -55,5 +55,5 @@ def evaluate(
 
 
 def mean(images: list[dict]) -> dict:
-    """The mean of each score over pictures."""
+    """The mean of each score over images."""
     return {field: float(np.mean([image[field] for image in images])) for field in FIELDS}

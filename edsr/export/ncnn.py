@@ -39,7 +39,7 @@ class _Text:
 
 
 def write(model: EDSR, weights: BinaryIO) -> str:
-    """The text, and in a file `model`'s weights, fp32 on the CPU. From blob x to y, both less the pictures' mean."""
+    """The text, and in a file `model`'s weights, fp32 on the CPU. From blob x to y, both less the images' mean."""
     net = _Text(weights)
     x, long = net.layer("Split", [net.conv("x", model.head)], outputs=2)
     for block in model.body:

@@ -1,11 +1,11 @@
-"""Picture files <-> rows of pixels, in bounded memory, nothing lost without a word.
+"""Image files <-> rows of pixels, in bounded memory, nothing lost without a word.
 
 Pixels are numpy arrays [rows, width, channels] of uint8, uint16 or float32 (1.0 is white), channels 1 (gray), 2 (gray
 and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied), top row first and already upright: an EXIF orientation is
 applied once and not passed on, while the rest of EXIF goes from every format to every other. Formats: PNG, JPEG, WebP,
 TIFF (BigTIFF above 4 GB), AVIF, and HEIF where libvips has its decoder; palettes and 1, 2 or 4 bits a sample come out
-as 8-bit, CMYK as sRGB. Animations and files of several pages are refused, and so are colours that would be misread
-(Lab, uncompressed YCbCr, HDR). Second pictures inside a JPEG (previews, gain maps) are left out, and so are EXIF's
+as 8-bit, CMYK as sRGB. Animations and files of several pages are refused, and so are colors that would be misread
+(Lab, uncompressed YCbCr, HDR). Second images inside a JPEG (previews, gain maps) are left out, and so are EXIF's
 thumbnails.
 
 libvips decodes and encodes row by row; what is held whole instead is told by `Reader.held` and by `Writer`.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .formats import FORMATS as FORMATS
     from .formats import READABLE as READABLE
     from .formats import Fit as Fit
-    from .formats import find_pictures as find_pictures
+    from .formats import find_images as find_images
     from .formats import fitting as fitting
     from .formats import to_srgb as to_srgb
     from .probe import EXTENSIONS as EXTENSIONS
@@ -37,7 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "compression": ["Lossy", "lossy"],
-        "formats": ["FORMATS", "Fit", "READABLE", "find_pictures", "fitting", "to_srgb"],
+        "formats": ["FORMATS", "Fit", "READABLE", "find_images", "fitting", "to_srgb"],
         "probe": ["EXTENSIONS", "identify"],
         "reader": ["Reader", "read"],
         "resize": ["bicubic", "downscale"],

@@ -1,7 +1,7 @@
-"""How much a picture file was compressed, told from its header alone; its pixels are not looked at.
+"""How much an image file was compressed, told from its header alone; its pixels are not looked at.
 
-A JPEG holds its quantisation tables, and a lossy WebP its quantisers: these say how coarsely it was coded. What was
-lost before, when the same picture was saved another time, no header tells.
+A JPEG holds its quantization tables, and a lossy WebP its quantizers: these say how coarsely it was coded. What was
+lost before, when the same image was saved another time, no header tells.
 """
 
 import io
@@ -31,11 +31,11 @@ class Lossy(NamedTuple):
 
 
 def lossy(path: Path) -> Lossy | None:
-    """What compression has cost the picture in a file; None where it has cost nothing, or there is no picture.
+    """What compression has cost the image in a file; None where it has cost nothing, or there is no image.
 
     - JPEG, and JPEG in TIFF: the quality of libjpeg whose tables come nearest to the file's. For an encoder that
       scales the standard's tables, as most do, that is the number that it was given.
-    - Lossy WebP: the number that libwebp makes such quantisers of. Animations: the first frame's.
+    - Lossy WebP: the number that libwebp makes such quantizers of. Animations: the first frame's.
     - AVIF, HEIC, old-style JPEG and WebP in TIFF, and JPEGs without usable tables: not known, MIDDLE.
     - PNG, other TIFF, lossless WebP, and AVIF and HEIC whose samples are RGB, as lossless encoders have them: None.
 
@@ -75,12 +75,12 @@ def jpeg_quality(file: BinaryIO) -> int | None:
     """1 to 100: that of libjpeg whose tables are nearest to those of the JPEG that begins here; None if it has none.
 
     Nearest in the sum of squares of the logarithms of steps, luma counting double: tables that are no multiple of the
-    standard's differ most in their coarse steps, which a picture feels least. On a photograph, for Photoshop's
+    standard's differ most in their coarse steps, which an image feels least. On a photograph, for Photoshop's
     tables and eight of mozjpeg's, that came nearest to the quality of equal PSNR.
     """
     try:
-        picture = JpegImageFile(file)
-        tables, components = picture.quantization, picture.layer
+        image = JpegImageFile(file)
+        tables, components = image.quantization, image.layer
     except Exception:  # Pillow does not say what damaged bytes may lead it to
         return None
     error, first = np.zeros(100), components[0][3] if components else 0
@@ -154,14 +154,14 @@ def _webp(file: BinaryIO) -> Lossy | None:
 
 
 def vp8_quality(data: bytes) -> int | None:
-    """1 to 100: the number that libwebp makes such quantisers of, from the beginning of a VP8 frame; None if damaged.
+    """1 to 100: the number that libwebp makes such quantizers of, from the beginning of a VP8 frame; None if damaged.
 
-    Segments of different quantisers count by how many macroblocks are expected in them (RFC 6386, section 9.3).
+    Segments of different quantizers count by how many macroblocks are expected in them (RFC 6386, section 9.3).
     """
     if len(data) < 20 or data[0] & 1 or data[3:6] != b"\x9d\x01\x2a":
         return None
     bits = _Bits(data[10:])
-    bits.number(2)  # colour space, clamping
+    bits.number(2)  # color space, clamping
     steps, shares, absolute = [0.0] * 4, [1.0, 0.0, 0.0, 0.0], False
     if bits.number(1):
         mapped, values = bits.number(1), bits.number(1)
@@ -227,10 +227,10 @@ class _Bits:
 
 
 def _heif(name: str, file: BinaryIO) -> Lossy | None:
-    """Quantisers stand within the coded picture, differently in each of its parts; they are not looked for."""
-    boxes = file.read(2**16)  # what describes the pictures comes before them
-    colours = boxes.find(b"colrnclx")
-    if colours >= 0 and boxes[colours + 12 : colours + 14] == b"\0\0":  # of ITU-T H.273: no matrix
+    """Quantisers stand within the coded image, differently in each of its parts; they are not looked for."""
+    boxes = file.read(2**16)  # what describes the images comes before them
+    colors = boxes.find(b"colrnclx")
+    if colors >= 0 and boxes[colors + 12 : colors + 14] == b"\0\0":  # of ITU-T H.273: no matrix
         return None
     return _known(name, None)
 

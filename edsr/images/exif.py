@@ -1,7 +1,7 @@
 """EXIF data out of TIFF files and into them, which libvips does neither of; from and for its "exif-data".
 
-EXIF data is a TIFF without a picture: directories of entries (TIFF 6.0, section 2; Exif 2.32, section 4.6). In a TIFF
-they are the picture's own, so only what is in `DESCRIBING` is taken from the first directory or added to it: the rest
+EXIF data is a TIFF without an image: directories of entries (TIFF 6.0, section 2; Exif 2.32, section 4.6). In a TIFF
+they are the image's own, so only what is in `DESCRIBING` is taken from the first directory or added to it: the rest
 says how the pixels are stored, or belongs to the program that wrote it. Orientation and thumbnail are never taken.
 
 Values are bytes to us. A MakerNote is kept as it is; offsets that its maker may have put into it no longer hold, as
@@ -182,9 +182,9 @@ def pack(exif: Exif) -> bytes:
 
 
 def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
-    """Adds it to a TIFF of one picture, `width` x `height` pixels, which its EXIF directory will say, too.
+    """Adds it to a TIFF of one image, `width` x `height` pixels, which its EXIF directory will say, too.
 
-    Entries that the picture has already stay as they are. Directories go to the end of the file, the first one among
+    Entries that the image has already stay as they are. Directories go to the end of the file, the first one among
     them, and at last the header comes to point to that. False if that would lead a classic TIFF beyond 4 GiB; the file
     is unchanged then. Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""Picture formats: what each can hold, and what a picture loses in it."""
+"""Image formats: what each can hold, and what an image loses in it."""
 
 import os
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Format:
 
     saver, options: the libvips operation and its options. bits: most bits of a sample; 32 is floating point.
     gray: whether one channel can be stored; else it becomes three equal ones. longest: pixels a side. held: bytes of
-    memory a pixel that the encoder takes for the whole picture, as measured; twice that with alpha or 16 bits.
+    memory a pixel that the encoder takes for the whole image, as measured; twice that with alpha or 16 bits.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Format:
 
 # Paeth at level 3 is within 2 % of the size of level 6 at twice its speed; unfiltered PNG is 60 % larger.
 _PNG = Format("PNG", "pngsave", {"compression": 3, "filter": "paeth"}, bits=16)
-# Full-resolution colour. Optimised Huffman tables would save 3 %, but hold the whole picture to do so.
+# Full-resolution color. Optimized Huffman tables would save 3 %, but hold the whole image to do so.
 # JPEG's format ends at 65,535 pixels, its library at 65,500.
 _JPEG = Format("JPEG", "jpegsave", {"Q": 95, "subsample_mode": "off"}, bits=8, alpha=False, longest=65_500)
 _WEBP = Format("WebP", "webpsave", {"Q": 95}, bits=8, gray=False, longest=16_383, held=18)
@@ -61,11 +61,11 @@ FORMATS = {
 """File name extension (lower case) -> the format written under it."""
 
 READABLE = (*FORMATS, ".heic", ".heif")
-"""File name extensions (lower case) that are taken for pictures."""
+"""File name extensions (lower case) that are taken for images."""
 
 
 class Fit(NamedTuple):
-    """A picture as a format stores it. losses: one line for each thing that is lost."""
+    """An image as a format stores it. losses: one line for each thing that is lost."""
 
     channels: int
     dtype: np.dtype
@@ -83,7 +83,7 @@ def fitting(extension: str, channels: int, dtype: Any) -> Fit:
     dtype, losses = np.dtype(dtype), []
     if channels in (2, 4) and not form.alpha:
         channels -= 1
-        losses.append(f"{form.name} has no transparency, the picture is laid over white")
+        losses.append(f"{form.name} has no transparency, the image is laid over white")
     if dtype.itemsize * 8 > form.bits:
         samples = "16-bit samples are" if dtype == np.uint16 else "floating-point samples are cut off at 0 and 1 and"
         losses.append(f"{form.name} has at most {form.bits} bits a sample, {samples} rounded")
@@ -92,7 +92,7 @@ def fitting(extension: str, channels: int, dtype: Any) -> Fit:
 
 
 def to_srgb(image: pyvips.Image) -> pyvips.Image:
-    """The image in sRGB, of as many bits, through its own colour profile; CMYK without one through a standard's."""
+    """The image in sRGB, of as many bits, through its own color profile; CMYK without one through a standard's."""
     depth, profile = (16 if image.format == "ushort" else 8), "cmyk" if image.interpretation == "cmyk" else "srgb"
     return image.icc_transform(
         "srgb", embedded=True, input_profile=profile, intent="relative", black_point_compensation=True, depth=depth
@@ -116,21 +116,21 @@ def reason(error: Exception) -> str:
     return said[0].removeprefix("system error: ") if said else type(error).__name__
 
 
-def find_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
     """The files in `folder` with a known extension (in any case), sorted; hidden ones left out.
 
     recursive: also those in folders in it, at any depth; hidden folders left out, links followed once.
     Raises ImageError if there are none, or no such folder.
     """
     found: list[Path] = []
-    _list_pictures(Path(folder), found, set() if recursive else None)
+    _list_images(Path(folder), found, set() if recursive else None)
     if not found:
-        raise ImageError(f"{folder}: no pictures in this folder ({', '.join(READABLE)})")
+        raise ImageError(f"{folder}: no images in this folder ({', '.join(READABLE)})")
     return sorted(found)
 
 
-def _list_pictures(folder: Path, found: list[Path], seen: set[str] | None) -> None:
-    """Appends the pictures in `folder` to `found`; goes into the folders in it unless `seen`, those done, is None."""
+def _list_images(folder: Path, found: list[Path], seen: set[str] | None) -> None:
+    """Appends the images in `folder` to `found`; goes into the folders in it unless `seen`, those done, is None."""
     try:
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     except OSError as error:
@@ -140,4 +140,4 @@ def _list_pictures(folder: Path, found: list[Path], seen: set[str] | None) -> No
         seen.add(os.path.realpath(folder))
         for entry in entries:
             if entry.is_dir() and os.path.realpath(entry) not in seen:
-                _list_pictures(entry, found, seen)
+                _list_images(entry, found, seen)

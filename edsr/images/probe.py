@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say and libvips does not: its format, animation, colours it would misread."""
+"""What the first bytes of an image file say and libvips does not: its format, animation, colors it would misread."""
 
 import os
 import struct
@@ -22,7 +22,7 @@ EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "A
 """Format -> its usual file name extension."""
 _LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}  # the others: heifload
 _HEIF = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
-# Of the colour codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
+# Of the color codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
 _PRIMARIES, _TRANSFERS = (1, 2, 5, 6), (1, 2, 4, 5, 6, 13, 14, 15)
 _PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by another white than the file's
     4: "a transparency mask",
@@ -30,17 +30,17 @@ _PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by anot
     8: "CIELab",
     9: "ICCLab",
     10: "ITULab",
-    32803: "a camera's colour filter array",
+    32803: "a camera's color filter array",
     32844: "LogL",
     32845: "LogLuv",
-    34892: "a camera's linear colours",
+    34892: "a camera's linear colors",
 }
 
 
 class Header(NamedTuple):
     """Of a file: the format's name, the libvips operation that reads it, and what that leaves out.
 
-    gray: its colours are all gray, though the decoder gives RGB. Of a TIFF: tags of the first directory, 0 if not a
+    gray: its colors are all gray, though the decoder gives RGB. Of a TIFF: tags of the first directory, 0 if not a
     number; exif, as `edsr.images.exif.pack` makes it, and whether that is all of it.
     """
 
@@ -62,9 +62,9 @@ def identify(head: bytes) -> str:
 
 
 def look(path: Path) -> Header:
-    """Looks at the file. Raises ImageError if it is missing, no picture, animated or of misleading colours."""
+    """Looks at the file. Raises ImageError if it is missing, no image, animated or of misleading colors."""
     if os.path.isdir(path):
-        raise ImageError(f"{path}: is a folder, not a picture")
+        raise ImageError(f"{path}: is a folder, not an image")
     if os.path.exists(path) and not os.path.isfile(path):
         raise ImageError(f"{path}: is not a regular file")
     try:
@@ -82,7 +82,7 @@ def _look(path: Path, file: BinaryIO) -> Header:
         raise ImageError(f"{path}: is empty, get an intact copy")
     name = identify(head)
     if not name:
-        raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF or AVIF picture")
+        raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF or AVIF image")
     loader = _LOADERS.get(name, "heifload")
     if name == "PNG":
         _check_png(path, file)
@@ -105,7 +105,7 @@ def _check_png(path: Path, file: BinaryIO) -> None:
         if kind == b"acTL":
             refuse_pages(path, "animation frames", int.from_bytes(data, "big"))
         if kind == b"cICP" and len(data) == 4:
-            _check_colours(path, data[0], data[1])
+            _check_colors(path, data[0], data[1])
         file.seek(length - len(data) + 4, os.SEEK_CUR)
 
 
@@ -115,9 +115,9 @@ def _check_tiff(path: Path, file: BinaryIO) -> dict[int, int]:
     if form is None or form.name != "TIFF":
         raise ImageError(f"{path}: is a TIFF or camera raw file; a TIFF must be named .tif or .tiff")
     tags = _read_tags(file)
-    colour = _PHOTOMETRIC.get(tags.get(262, 2), "")
-    if colour and not (colour == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
-        raise ImageError(f"{path}: the colour space {colour} is not supported, convert it to RGB")
+    color = _PHOTOMETRIC.get(tags.get(262, 2), "")
+    if color and not (color == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
+        raise ImageError(f"{path}: the color space {color} is not supported, convert it to RGB")
     if tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(262) not in (2, 5):  # of which libvips makes noise
         raise ImageError(f"{path}: gray with alpha in separate planes is not supported, store them interleaved")
     return tags
@@ -134,7 +134,7 @@ def _read_tags(file: BinaryIO) -> dict[int, int]:
 def _check_heif(path: Path, file: BinaryIO) -> bool:
     """Whether it is gray throughout."""
     file.seek(0)
-    boxes = file.read(2**16)  # what describes the pictures comes before them
+    boxes = file.read(2**16)  # what describes the images comes before them
     if boxes[8:12] in (b"avis", b"hevc", b"hevx"):
         sizes = boxes.find(b"stsz")
         refuse_pages(
@@ -145,17 +145,17 @@ def _check_heif(path: Path, file: BinaryIO) -> bool:
             raise ImageError(f"{path}: damaged, get an intact copy (more than {LONGEST} pixels a side)")
     coded = boxes.find(b"colrnclx")
     if coded > 0 and b"colrprof" not in boxes and b"colrrICC" not in boxes and len(boxes) >= coded + 12:
-        _check_colours(path, *struct.unpack_from(">HH", boxes, coded + 8))
-    codecs = boxes.split(b"av1C")[1:]  # one for each of the pictures, tiles and masks; a mask is gray
+        _check_colors(path, *struct.unpack_from(">HH", boxes, coded + 8))
+    codecs = boxes.split(b"av1C")[1:]  # one for each of the images, tiles and masks; a mask is gray
     return bool(codecs) and all(len(codec) > 2 and codec[2] & 0x10 for codec in codecs)
 
 
-def _check_colours(path: Path, primaries: int, transfer: int) -> None:
+def _check_colors(path: Path, primaries: int, transfer: int) -> None:
     if primaries not in _PRIMARIES or transfer not in _TRANSFERS:
-        codes = f"colour primaries {primaries} and transfer {transfer} of ITU-T H.273"
-        raise ImageError(f"{path}: has {codes}, as HDR and wide-gamut pictures do; convert it to sRGB")
+        codes = f"color primaries {primaries} and transfer {transfer} of ITU-T H.273"
+        raise ImageError(f"{path}: has {codes}, as HDR and wide-gamut images do; convert it to sRGB")
 
 
 def refuse_pages(path: Path, what: str, count: int) -> None:
-    """Raises the ImageError of a file that holds more than one picture. count: 0 if that is unknown."""
-    raise ImageError(f"{path}: has {count or 'several'} {what}, save each as a picture of its own")
+    """Raises the ImageError of a file that holds more than one image. count: 0 if that is unknown."""
+    raise ImageError(f"{path}: has {count or 'several'} {what}, save each as an image of its own")

@@ -1,4 +1,4 @@
-"""Picture files as rows of pixels, decoded as they are asked for."""
+"""Image files as rows of pixels, decoded as they are asked for."""
 
 import os
 import zlib
@@ -17,9 +17,9 @@ from .formats import check_memory, reason, to_srgb
 from .probe import look, refuse_pages
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
-_SPACES = {  # libvips' sample type -> the colour spaces that are read, and their channels
+_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
     "uchar": {"b-w": (1, 2), "srgb": (3, 4), "cmyk": (4, 5)},
-    "ushort": {"grey16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
+    "ushort": {"gray16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
 _SAMPLES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
@@ -30,24 +30,24 @@ _BLOCK = 2**21  # bytes decoded at once where the rows are not handed out as the
 
 
 class Reader:
-    """A picture file, open for reading.
+    """An image file, open for reading.
 
-    full: whether every kind of picture is read; otherwise only 8-bit gray and RGB, with `sixteen` 16-bit as well,
+    full: whether every kind of image is read; otherwise only 8-bit gray and RGB, with `sixteen` 16-bit as well,
     and the rest is refused. folder: where temporary files go, by default the system's place for them.
 
     Attributes: `path`; `format`, its name; `width` and `height` in pixels, upright; `channels`, 1 (gray), 2 (gray and
     alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied); `alpha`, whether the last is alpha; `dtype`, uint8,
     uint16 or float32; `resolution`, pixels per mm each way; `metadata`, (libvips type, name, value) of what a Writer
     keeps; `losses`, a line for each thing that does not come out as it stands in the file; `held`, about how many
-    bytes the decoder needs for the picture as a whole, 0 where it goes row by row:
+    bytes the decoder needs for the image as a whole, 0 where it goes row by row:
 
     - progressive JPEG 2 a sample, for its coefficients; WebP 10 a pixel; AVIF and HEIF 20 a pixel, 26 with more
       than 8 bits; TIFF whose strips or tiles hold more than 64 MB a row of them, that much. The decoders work so;
       no temporary file would lessen it.
-    - interlaced PNG of up to 16 MB of pixels, that much. Larger ones, and any picture that is to be turned upright,
+    - interlaced PNG of up to 16 MB of pixels, that much. Larger ones, and any image that is to be turned upright,
       pass through a temporary file as large as their pixels (up to 16 MB it stays in memory).
 
-    Raises ImageError if the file is missing, unreadable, no picture, damaged or of a kind that is not read, or if
+    Raises ImageError if the file is missing, unreadable, no image, damaged or of a kind that is not read, or if
     memory or temporary space do not suffice for it.
     """
 
@@ -100,7 +100,7 @@ class Reader:
         self._image = None
 
     def rows(self, count: int) -> Iterator[np.ndarray]:
-        """The whole picture from its top, as arrays [count, width, channels] of `dtype`; the last may be shorter.
+        """The whole image from its top, as arrays [count, width, channels] of `dtype`; the last may be shorter.
 
         Decodes as it goes, for one thread at a time; each call starts again at the top.
         Raises ImageError when it comes to a damaged or missing part of the file, or to floating-point samples that
@@ -168,14 +168,14 @@ class Reader:
         return image
 
     def _refuse(self, image: pyvips.Image) -> None:
-        """Raises the ImageError of a kind of picture that is not read."""
+        """Raises the ImageError of a kind of image that is not read."""
         kind, space = str(image.format), str(image.interpretation)
         if (pages := _field(image, "n-pages") or 1) != 1:
             refuse_pages(self.path, "animation frames" if self.format == "WebP" else "pages", pages)
         if kind not in _SPACES:
             why = f"{_SAMPLES.get(kind, kind)} samples are"
         elif image.bands not in _SPACES[kind].get(space, ()):
-            why = f"the colour space {space.upper()} ({image.bands} channels) is"
+            why = f"the color space {space.upper()} ({image.bands} channels) is"
         elif kind == "float" and image.bands == 2 and self._header.tags.get(338) == 1:
             why = "premultiplied alpha in floating-point gray is"  # libvips divides as if 255 were opaque
         elif kind == "float" and self._header.tags.get(262) == 0:
@@ -187,11 +187,11 @@ class Reader:
         elif image.hasalpha():
             why = "transparency (alpha) is"
         elif space == "cmyk":
-            why = "the colour space CMYK is"
+            why = "the color space CMYK is"
         else:
             return
         kinds = "an" if self._full else "one 8-bit"
-        raise ImageError(f"{self.path}: {why} not supported here, convert it to {kinds} RGB or gray picture")
+        raise ImageError(f"{self.path}: {why} not supported here, convert it to {kinds} RGB or gray image")
 
     def _convert(self, image: pyvips.Image) -> pyvips.Image:
         """CMYK to sRGB; RGB to gray where the file holds gray."""
@@ -236,21 +236,21 @@ class Reader:
 
 
 def read(path: str | os.PathLike[str], sixteen: bool = False, full: bool = False) -> np.ndarray:
-    """The whole picture, [height, width, channels], of the dtypes and channels that Reader reads with these options.
+    """The whole image, [height, width, channels], of the dtypes and channels that Reader reads with these options.
 
     Raises ImageError, as Reader and rows() do.
     """
     with Reader(path, sixteen, full) as reader:
         try:
-            picture = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
+            image = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
         except MemoryError:
             size = f"{reader.width} x {reader.height}"
             raise ImageError(f"{path}: {size} pixels do not fit in memory, read it in rows") from None
         y = 0
         for rows in reader.rows(max(1, _BLOCK // (reader.width * reader.channels))):
-            picture[y : y + len(rows)] = rows
+            image[y : y + len(rows)] = rows
             y += len(rows)
-    return picture
+    return image
 
 
 def _field(image: pyvips.Image, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures that are not stored in the order of their rows, put in order by way of an unnamed temporary file.
+"""Images that are not stored in the order of their rows, put in order by way of an unnamed temporary file.
 
 The file has no name, so nothing is left of it, whatever happens. Up to SPOOLED bytes are kept in memory instead.
 """
@@ -22,12 +22,12 @@ from edsr.errors import ImageError
 SPOOLED = 2**24
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of Adam7: first column, first row, columns apart, rows apart (PNG, third edition, section 8.1)."""
-_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG colour type -> samples of a pixel
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG color type -> samples of a pixel
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def check_space(path: Path, needed: int, folder: Path | None) -> None:
-    """Raises ImageError, about the picture `path`, unless `needed` bytes are free in `folder` (None: the system's)."""
+    """Raises ImageError, about the image `path`, unless `needed` bytes are free in `folder` (None: the system's)."""
     place = folder or gettempdir()
     try:
         free = shutil.disk_usage(place).free
@@ -46,7 +46,7 @@ def turn(
     count: int,
     folder: Path | None,
 ) -> Iterator[np.ndarray]:
-    """A picture turned upright, as [count, width, channels]; the last may be shorter.
+    """An image turned upright, as [count, width, channels]; the last may be shorter.
 
     blocks: its successive rows [any number, width, channels] as stored. shape: height, width and channels, as stored.
     orientation: EXIF's, 2 to 8 (Exif 2.32, table 6): whether rows become columns, and what is then reversed.

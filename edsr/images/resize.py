@@ -1,7 +1,7 @@
 """Bicubic resizing as MATLAB's `imresize(image, scale, "bicubic")` does it: what every paper's LR files are made with.
 
 The kernel is Keys' cubic with a = -0.5, widened by the factor when reducing (antialiasing). As in
-MATLAB, rows are resized first, then columns, and integer pictures are rounded after each pass.
+MATLAB, rows are resized first, then columns, and integer images are rounded after each pass.
 """
 
 import math
@@ -12,19 +12,19 @@ import torch.nn.functional as F
 
 
 def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The picture at another size.
+    """The image at another size.
 
     image: [H, W] or [H, W, C]; uint8 gives uint8, rounded half up and clamped after each pass; floating
     point is computed and returned in its own precision, not clamped. Sizes in pixels, at least 1.
     Raises TypeError for other dtypes.
     """
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
-        raise TypeError(f"bicubic takes uint8 or floating point pictures, not {image.dtype}")
+        raise TypeError(f"bicubic takes uint8 or floating point images, not {image.dtype}")
     return _resize(image, height, width, torch.device("cpu"))
 
 
 def downscale(image: np.ndarray, scale: int, device: torch.device | str = "cpu") -> np.ndarray:
-    """The LR picture of a HR one: cropped at right and bottom to a multiple of `scale`, then reduced by it.
+    """The LR image of a HR one: cropped at right and bottom to a multiple of `scale`, then reduced by it.
 
     image: [H, W] or [H, W, C] uint8 or uint16, at least `scale` pixels each way, else ValueError.
     device: where to compute, in fp64. For 2, 3 and 4 the bits are the same everywhere, whatever the order of the sums:
@@ -33,7 +33,7 @@ def downscale(image: np.ndarray, scale: int, device: torch.device | str = "cpu")
     """
     height, width = image.shape[0] // scale, image.shape[1] // scale
     if height == 0 or width == 0:
-        raise ValueError(f"a picture of {image.shape[1]} x {image.shape[0]} is too small to reduce by {scale}")
+        raise ValueError(f"an image of {image.shape[1]} x {image.shape[0]} is too small to reduce by {scale}")
     return _resize(image[: height * scale, : width * scale], height, width, torch.device(device))
 
 
@@ -48,7 +48,7 @@ def _resize(image: np.ndarray, height: int, width: int, device: torch.device) ->
         x = x.double()
     x = x.permute(2, 1, 0)[None]  # [1, C, W, H]
     for size in height, width:
-        # Always along the last axis: torch 2.13 interpolates the rows of a picture one pixel wide wrongly.
+        # Always along the last axis: torch 2.13 interpolates the rows of an image one pixel wide wrongly.
         x = _resize_columns(x.contiguous(), size)
         if integer:
             x = x.add_(0.5).floor_().clamp_(0, most)
@@ -62,7 +62,7 @@ def _resize_columns(x: torch.Tensor, size: int) -> torch.Tensor:
     length = x.shape[3]
     if size == length:
         return x.clone()
-    # Interpolation knows no replicated border: it renormalises the weights there. So the picture is extended
+    # Interpolation knows no replicated border: it renormalises the weights there. So the image is extended
     # by more than the kernel reaches (2 taps, widened when reducing), by a whole number of output pixels.
     reach = 3 * max(1, -(-length // size))
     unit = length // math.gcd(length, size)  # input pixels to a whole number of output pixels

@@ -1,4 +1,4 @@
-"""Picture files written row by row, complete or not at all."""
+"""Image files written row by row, complete or not at all."""
 
 import io
 import os
@@ -20,28 +20,28 @@ from edsr.system import lock, publish, temporary
 from . import exif
 from .formats import FORMATS, Format, check_memory, fitting, reason, to_srgb
 from .reader import Reader
-from .samples import Reduced, quantise, reduce
+from .samples import Reduced, quantize, reduce
 
-_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's colour type
+_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
 _CHUNK = 2**20  # bytes handed to the encoder at once
 _BIGTIFF = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
 
 class Writer:
-    """A picture file being written, row by row; encoding runs beside the caller's own work.
+    """An image file being written, row by row; encoding runs beside the caller's own work.
 
     path: its extension chooses the format (FORMATS). width, height: pixels. channels, dtype: of the rows to come, 1
     (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied) of uint8, uint16 or float32 in 0..1;
     stored as `fitting` says, rounded to nearest. WebP and AVIF store gray as RGB. like: the Reader whose metadata
     is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC profile. quality: 1..100 for JPEG, WebP and
-    AVIF; PNG and TIFF are lossless at any. reduced: what the picture is reduced to on its way to the file; its dtype is
+    AVIF; PNG and TIFF are lossless at any. reduced: what the image is reduced to on its way to the file; its dtype is
     then what `fitting` starts from. `losses`: a line for each thing the file will not hold.
 
     Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when
     the context is left; if it is left by an exception or with rows missing, nothing has changed. An existing
     file stays untouched unless `overwrite`, which replaces it in one step.
 
-    `held`: about how many bytes the encoder needs for the picture as a whole. 0 for PNG, JPEG and TIFF, which go row by
+    `held`: about how many bytes the encoder needs for the image as a whole. 0 for PNG, JPEG and TIFF, which go row by
     row; the encoders of WebP and AVIF hold it all, 18 and 38 bytes a pixel, twice that with alpha or 16 bits.
 
     Raises ImageError, before any work, for what can be known to fail; ValueError for a wrong argument.
@@ -61,7 +61,7 @@ class Writer:
     ) -> None:
         self.dtype = np.dtype(dtype)
         self._reduced = reduced or Reduced(width, height, self.dtype)
-        if width < 1 or height < 1 or channels not in _COLOURS or self.dtype not in (np.uint8, np.uint16, np.float32):
+        if width < 1 or height < 1 or channels not in _COLORS or self.dtype not in (np.uint8, np.uint16, np.float32):
             raise ValueError(f"cannot write {width} x {height} pixels of {channels} channels of {self.dtype}")
         if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
             raise ValueError(f"cannot reduce {width} x {height} to {self._reduced.width} x {self._reduced.height}")
@@ -106,7 +106,7 @@ class Writer:
         profile = next((value[16:20] for _, name, value in self._metadata if name == "icc-profile-data"), None)
         own, of = (b"GRAY", "gray") if self.channels <= 2 else (b"RGB ", "RGB")
         if profile is not None and profile != own:
-            yield f"the colour profile is left out, it is not for {of} pictures"
+            yield f"the color profile is left out, it is not for {of} images"
             self._metadata = [entry for entry in self._metadata if entry[1] != "icc-profile-data"]
         blob = next((value for _, name, value in self._metadata if name == "exif-data"), b"")
         self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
@@ -149,7 +149,7 @@ class Writer:
         self._pipe = open(sink, "wb")  # noqa: SIM115 - closed by __exit__
         self._thread = threading.Thread(target=self._encode, args=(source,), daemon=True)
         self._thread.start()
-        # libvips takes rows as they come in one way only: as a picture format it can read from a pipe. PNG
+        # libvips takes rows as they come in one way only: as an image format it can read from a pipe. PNG
         # with "stored" (level 0) data is the one that every build has; it costs a copy and two checksums.
         # PNG has no floats: each goes as a pixel of four 8-bit samples, its bytes.
         self._deflate = zlib.compressobj(level=0)
@@ -158,7 +158,7 @@ class Writer:
         if self._sent == np.float32:
             layout = self.width * channels, self.height, 8, 6, 0, 0, 0
         else:
-            layout = self.width, self.height, self._sent.itemsize * 8, _COLOURS[channels], 0, 0, 0
+            layout = self.width, self.height, self._sent.itemsize * 8, _COLORS[channels], 0, 0, 0
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
 
     def write(self, rows: np.ndarray) -> None:
@@ -173,7 +173,7 @@ class Writer:
             expected = f"{self.dtype} [rows, {self.width}, {self.channels}]"
             raise ValueError(f"expected {expected}, got {rows.dtype} {list(rows.shape)}")
         if self._written + len(rows) > self.height:
-            raise ValueError(f"{self._written + len(rows)} rows for a picture of {self.height}")
+            raise ValueError(f"{self._written + len(rows)} rows for an image of {self.height}")
         step = max(1, _CHUNK // (self.width * self.channels * self.dtype.itemsize))
         for y in range(0, len(rows), step):
             part = convert(rows[y : y + step], self._stored.channels, self._sent, self._format.bits)
@@ -256,7 +256,7 @@ class Writer:
         if self._reduced[:2] != (self.width, self.height):
             image = reduce(image, self._reduced)
         if dtype != self._sent:
-            image = quantise(image, dtype, self._format.bits)
+            image = quantize(image, dtype, self._format.bits)
         image = image.copy()
         for kind, name, value in self._metadata:
             image.set_type(kind, name, value)

@@ -1,6 +1,6 @@
 """CUDA: copies beside what is computed, and graphs.
 
-A graph is a network's kernels, launched as one: what small pictures and small bands are short of is launches.
+A graph is a network's kernels, launched as one: what small images and small bands are short of is launches.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edsr.kernels import Result
 
-KEPT = 4  # graphs; each holds the feature maps of its picture's size, all in one pool
+KEPT = 4  # graphs; each holds the feature maps of its image's size, all in one pool
 PRIORITY = -1  # of the streams recorded on
 Forward = Callable[[Tensor, Result], Tensor]
 Kept = TypeVar("Kept")
@@ -59,9 +59,9 @@ class Recorded(Generic[Kept]):
 
 
 class Graphs:
-    """`forward` as graphs, one for each kind of picture met at least twice; the latest `KEPT` are kept.
+    """`forward` as graphs, one for each kind of image met at least twice; the latest `KEPT` are kept.
 
-    A picture met once is computed as usual: that compiles the kernels it needs, which a recording could not, and a
+    An image met once is computed as usual: that compiles the kernels it needs, which a recording could not, and a
     folder of photographs of many sizes needs no graphs. Where memory does not suffice for a graph, there is none.
     Safe to call from several threads and streams: the graphs take turns.
     """
@@ -83,7 +83,7 @@ class Graphs:
                 return self._forward(x, result)
             self._met.move_to_end(kind)
             graph = self._met[kind]
-            # They share memory, and the last picture may have come on another stream.
+            # They share memory, and the last image may have come on another stream.
             stream = torch.cuda.current_stream(x.device)
             if self._done is not None:
                 stream.wait_event(self._done)
@@ -104,7 +104,7 @@ class Graphs:
 
 
 class _Graph:
-    """`forward` recorded for one kind of picture. What it reads and writes has a fixed place."""
+    """`forward` recorded for one kind of image. What it reads and writes has a fixed place."""
 
     def __init__(self, forward: Forward, x: Tensor, result: Result, pool):
         self._x = torch.empty_like(x)
@@ -133,7 +133,7 @@ class Remembering(Protocol):
 
 
 class Bands:
-    """Passes over the bands of one picture, recorded when nothing changes from one to the next but the values.
+    """Passes over the bands of one image, recorded when nothing changes from one to the next but the values.
 
     forward: one band through ops that remember rows, whose memory becomes part of the recording: it is read
     from a fixed place and, at the end of a pass, written back there.

@@ -1,4 +1,4 @@
-"""One picture's way through a network, top to bottom, whatever happens on it.
+"""One image's way through a network, top to bottom, whatever happens on it.
 
 A device that runs out of memory, or a reduced precision that overflows, does not end it: rows are computed again, from
 as many above the row reached as the network looks back, in smaller bands or in fp32. What comes out is the same.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edsr.kernels import LEVELS, Result, quantise
+from edsr.kernels import LEVELS, Result, quantize
 
 from .cuda import Transfers
 from .streaming import MIN_TILE, Stream
@@ -55,7 +55,7 @@ class Computing(Protocol):
 
 
 class Passage:
-    """The passage of one picture, `width` pixels wide, through `upscaler`; see `Upscaler.bands`."""
+    """The passage of one image, `width` pixels wide, through `upscaler`; see `Upscaler.bands`."""
 
     def __init__(self, upscaler: Computing, rows: Iterable[np.ndarray], width: int, self_ensemble: bool):
         self._upscaler, self._width, self._ensemble = upscaler, width, self_ensemble
@@ -89,7 +89,7 @@ class Passage:
                 self._shrink()
 
     def _shrink(self) -> None:
-        """Bands of half as many pixels, for this picture and later ones."""
+        """Bands of half as many pixels, for this image and later ones."""
         upscaler = self._upscaler
         gc.collect()
         if upscaler.device.type == "cuda":
@@ -125,7 +125,7 @@ class Passage:
             for i in range(0, len(rows), step):
                 piece, last = rows[i : i + step], ending and i + step >= len(rows)
                 x, rounded = _to_network(transfers.to_device(piece))
-                # The tail rounds colours by itself; whatever else is done comes before rounding.
+                # The tail rounds colors by itself; whatever else is done comes before rounding.
                 rounded = rounded and not self._ensemble
                 result = Result(x.dtype if rounded else None, overflow)
                 with upscaler.turn, torch.no_grad(), upscaler.current():
@@ -162,17 +162,17 @@ class Passage:
     def _from_network(self, y: Tensor, like: np.ndarray, top: int) -> Tensor:
         """[rows, s·W, C] of the kind of `like` from [1 or 2, 3, rows, s·W] as computed. top: LR row it begins with."""
         channels, s = like.shape[2], self._upscaler.scale
-        colour = y[0].mean(0, keepdim=True) if channels < 3 else y[0]
+        color = y[0].mean(0, keepdim=True) if channels < 3 else y[0]
         if channels in (1, 3):
-            return finish(colour.permute(1, 2, 0), like.dtype)
+            return finish(color.permute(1, 2, 0), like.dtype)
         clear, opaque = (
             mask.to(y.device).repeat_interleave(s, 0).repeat_interleave(s, 1)
             for mask in self._flat_alpha(top, y.shape[2] // s)
         )
         alpha = y[1].mean(0).masked_fill(clear, 0).masked_fill(opaque, 1)
-        # Before alpha is clamped: where the network sharpens it beyond 1, it has done so to the colours, too.
-        colour = torch.where(alpha > 0, colour / alpha.clamp_min(1e-6), 0)
-        return finish(torch.cat([colour, alpha[None]]).permute(1, 2, 0), like.dtype)
+        # Before alpha is clamped: where the network sharpens it beyond 1, it has done so to the colors, too.
+        color = torch.where(alpha > 0, color / alpha.clamp_min(1e-6), 0)
+        return finish(torch.cat([color, alpha[None]]).permute(1, 2, 0), like.dtype)
 
     def _flat_alpha(self, top: int, count: int) -> tuple[Tensor, Tensor]:
         """bool [count, W]: where alpha is nothing in the whole window around a pixel of the input, and where full."""
@@ -181,7 +181,7 @@ class Passage:
         known = np.concatenate([rows[:, :, -1] for _, _, rows in self._kept])
         start, end = max(first, top - reach), min(first + len(known), top + count + reach)
         part = torch.from_numpy(known[start - first : end - first].astype(np.float32))[None, None]
-        # Beyond the picture (or what is known of it, above rows that will be dropped) as at its edge.
+        # Beyond the image (or what is known of it, above rows that will be dropped) as at its edge.
         part = F.pad(part, (reach, reach, start - top + reach, top + count + reach - end), mode="replicate")
         white = LEVELS[torch_dtype(known.dtype)] if known.dtype != np.float32 else 1.0
         highest = F.max_pool2d(part, ALPHA_WINDOW, 1)[0, 0]
@@ -197,7 +197,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def _to_network(rows: Tensor) -> tuple[Tensor, bool]:
     """([N, 3, n, W] for the network, whether it can give the rows' own dtype) from [n, W, C].
 
-    Gray is repeated. With alpha, N is 2: colours times alpha in 0..1, and alpha.
+    Gray is repeated. With alpha, N is 2: colors times alpha in 0..1, and alpha.
     """
     x = rows.permute(2, 0, 1)
     if len(x) == 3:
@@ -212,7 +212,7 @@ def _to_network(rows: Tensor) -> tuple[Tensor, bool]:
 def finish(y: Tensor, dtype: np.dtype) -> Tensor:
     """Values as computed, clamped to 0..1 and, for whole numbers, of full range and rounded. In place."""
     kind = torch_dtype(dtype)
-    return quantise(y, kind) if kind in (torch.uint8, torch.uint16) else y.clamp_(0, 1).float()
+    return quantize(y, kind) if kind in (torch.uint8, torch.uint16) else y.clamp_(0, 1).float()
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -227,7 +227,7 @@ def _arrived(arriving) -> np.ndarray:
 
 
 def _mark_last(items: Iterable) -> Iterator[tuple[bool, np.ndarray]]:
-    """(False, item), …, (True, last item): a stream must know where its picture ends."""
+    """(False, item), …, (True, last item): a stream must know where its image ends."""
     iterator = iter(items)
     with contextlib.suppress(StopIteration):
         current = next(iterator)

@@ -1,7 +1,7 @@
-"""One picture on several devices: each takes some of its columns.
+"""One image on several devices: each takes some of its columns.
 
-The columns of two neighbours overlap by the network's receptive radius on either side, so each computes what the whole
-picture's result is there, and keeps what is its own. Devices go down the picture each at its own pace.
+The columns of two neighbors overlap by the network's receptive radius on either side, so each computes what the whole
+image's result is there, and keeps what is its own. Devices go down the image each at its own pace.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from .upscaler import Upscaler
 
 
 class Team:
-    """Upscalers of one network that share each picture; made larger as by one of them, to rounding."""
+    """Upscalers of one network that share each image; made larger as by one of them, to rounding."""
 
     def __init__(self, members: Sequence[Upscaler]):
         self.members = members
@@ -26,14 +26,14 @@ class Team:
         self.device = ",".join(str(member.device) for member in members)
 
     def band_rows(self, width: int, height: int) -> int:
-        """How many rows of a picture are best handed over at once."""
+        """How many rows of an image are best handed over at once."""
         slabs = self._slabs(width)
         return max(m.band_rows(right - left, height) for m, (left, right, *_) in zip(self.members, slabs, strict=False))
 
     def bands(
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
     ) -> Generator[np.ndarray, None, None]:
-        """As `Upscaler.bands`, on all devices at once where the picture is wide enough for all."""
+        """As `Upscaler.bands`, on all devices at once where the image is wide enough for all."""
         slabs, s = self._slabs(width), self.scale
         if len(slabs) == 1:
             yield from self.members[0].bands(rows, width, self_ensemble)

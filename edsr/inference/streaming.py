@@ -3,7 +3,7 @@
 Every convolution keeps the last rows of its input from the band before, so a band of T rows gives T rows,
 late by the convolution's radius; every skip is a delay line that hands out as many rows as the
 convolution produced. Nothing is computed twice, nothing is approximated at a seam, and memory does not
-depend on the picture's height. Where a picture is too wide for the budget, columns are split as well,
+depend on the image's height. Where an image is too wide for the budget, columns are split as well,
 with the network's whole receptive radius as overlap.
 """
 
@@ -51,7 +51,7 @@ class Band(NamedTuple):
 
 
 class RowOps:
-    """The namespace of ops for one picture (or one batch, or some columns of it), with a memory for each call.
+    """The namespace of ops for one image (or one batch, or some columns of it), with a memory for each call.
 
     ops: the namespace that computes, `edsr.kernels.reference` or `edsr.kernels.triton.ops`. Calls are told apart by
     their order, so `begin` must precede every forward pass.
@@ -204,7 +204,7 @@ def _no_rows(like: Tensor, columns: int, result: Result) -> Tensor:
 
 
 class Stream:
-    """One picture, top to bottom, through `model` in bands.
+    """One image, top to bottom, through `model` in bands.
 
     width: LR columns. columns: widest piece computed at once, overlap included (see `plan`), None for all.
     ops: the namespace that computes. result: what is asked of the tail. recorded: whether bands of equal height
@@ -242,7 +242,7 @@ class Stream:
             raise ValueError(f"the stream is {self.width} pixels wide, not {x.shape[3]}")
         first_band = not len(self._pieces[0][-1])
         if first_band and last:
-            return self._pass(x, None)  # the whole picture at once: nothing to remember
+            return self._pass(x, None)  # the whole image at once: nothing to remember
         self._tallest = max(self._tallest, x.shape[2], 1)
         passes = [self._pass(x, range(0))]
         # Each op still owes the rows its padding gives. Were all of them closed at once, the last op would see
@@ -273,7 +273,7 @@ class Stream:
 def plan(width: int, tile: int, radius: int) -> tuple[int, int]:
     """(rows of a band, columns of a piece) so that no feature map is larger than one of tile x tile pixels.
 
-    Bands are as wide as the picture unless they would be thinner than MIN_ROWS; then columns are split,
+    Bands are as wide as the image unless they would be thinner than MIN_ROWS; then columns are split,
     a piece being no narrower than four radii, so that its overlap at most doubles the work. Rows come in fours, because
     the kernels for CPUs compute four at a time. Raises ValueError for a tile below MIN_TILE.
     """

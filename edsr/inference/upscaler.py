@@ -1,4 +1,4 @@
-"""Upscaler: a network made ready for a device, a precision and a memory budget, for pictures of any size."""
+"""Upscaler: a network made ready for a device, a precision and a memory budget, for images of any size."""
 
 import contextlib
 import copy
@@ -28,11 +28,11 @@ AUTO_TILE = {
     "mps": 512,
     "cuda": 2048,
 }  # pixels a side; only "cpu" has been measured (docs/log.md)
-WHOLE = 512, 2**24  # "winograd" takes a picture whole up to so many pixels a side and values of a map: a fifth faster
+WHOLE = 512, 2**24  # "winograd" takes an image whole up to so many pixels a side and values of a map: a fifth faster
 
 
 class Upscaler:
-    """Makes pictures `model.config.scale` times larger.
+    """Makes images `model.config.scale` times larger.
 
     model: an EDSR, left untouched. device: "auto" (CUDA, else Apple's MPS, else CPU), "cpu", "cuda",
     "cuda:N" or "mps". precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
@@ -40,10 +40,10 @@ class Upscaler:
     TRITON_INTERPRET=1), "winograd" (this project's kernels for CPUs, fp32), "torch", or "auto": the kernels where
     they can be had, else torch. tile: "auto" (on CUDA by the memory that is free), or N: no feature map is larger
     than one of N x N pixels (at least 32). On a CPU bands use no more than 256, because larger maps take memory and
-    little less time; a picture within N x N is computed whole, with "winograd" up to 512 x 512 (64 features).
+    little less time; an image within N x N is computed whole, with "winograd" up to 512 x 512 (64 features).
     Raises EngineError where one of these cannot be had.
 
-    The result does not depend on `tile`: it is the whole picture's, to rounding. An Upscaler may be called
+    The result does not depend on `tile`: it is the whole image's, to rounding. An Upscaler may be called
     from several threads at once.
     """
 
@@ -65,7 +65,7 @@ class Upscaler:
         self._folded = FoldedEDSR(copy.deepcopy(model).float().cpu())
         self._networks: dict[tuple[str, bool], list[FoldedEDSR]] = {}
         self._lock = threading.Lock()
-        # Of several pictures one band is computed at a time: together they need no more memory than one.
+        # Of several images one band is computed at a time: together they need no more memory than one.
         self.turn = threading.Lock()
         self.ops = load_ops(self.backend)
         self.graphs = self.backend == "triton" and self.device.type == "cuda"
@@ -74,7 +74,7 @@ class Upscaler:
         self._whole = Graphs(forward) if self.graphs else forward
 
     def __call__(self, image: np.ndarray, self_ensemble: bool = False) -> np.ndarray:
-        """The picture, s times larger.
+        """The image, s times larger.
 
         image: [H, W] gray, or [H, W, C] of gray, gray and alpha, RGB, or RGB and alpha (C = 1 to 4); uint8, uint16, or
         float32 in 0..1. Gives the same dtype and number of axes, clamped to the range and, for whole numbers,
@@ -82,9 +82,9 @@ class Upscaler:
         Raises TypeError or ValueError for other dtypes and shapes, EngineError as `bands` does.
         """
         if image.dtype not in (np.uint8, np.uint16, np.float32):
-            raise TypeError(f"pictures are uint8, uint16 or float32, not {image.dtype}")
+            raise TypeError(f"images are uint8, uint16 or float32, not {image.dtype}")
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] > 4) or 0 in image.shape:
-            raise ValueError(f"pictures are [H, W] or [H, W, 1 to 4] and not empty, not {list(image.shape)}")
+            raise ValueError(f"images are [H, W] or [H, W, 1 to 4] and not empty, not {list(image.shape)}")
         source = image[:, :, None] if image.ndim == 2 else image
         height, width, channels = source.shape
         step = self.band_rows(width, height)
@@ -96,7 +96,7 @@ class Upscaler:
         return out[:, :, 0] if image.ndim == 2 else out
 
     def frame(self, x: Tensor) -> Tensor:
-        """Pictures that are on the device already, made larger there: frames of a video.
+        """Images that are on the device already, made larger there: frames of a video.
 
         x: [H, W, 3] or [N, H, W, 3] RGB, uint8 or uint16, on `device`, computed whole. Gives the same kind,
         [.., s·H, s·W, 3], without waiting for the device. Does not look for overflow (see `bands`).
@@ -104,13 +104,13 @@ class Upscaler:
         """
         if x.dtype not in (torch.uint8, torch.uint16) or x.ndim not in (3, 4) or x.shape[-1] != 3 or 0 in x.shape:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
-        pictures = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
+        images = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
         with torch.no_grad(), self.current():
-            y = self._whole(pictures, Result(x.dtype)).permute(0, 2, 3, 1)
+            y = self._whole(images, Result(x.dtype)).permute(0, 2, 3, 1)
         return y[0] if x.ndim == 3 else y
 
     def warm_up(self, say: Callable[[str], None]) -> None:
-        """Compiles the kernels that pictures need, which takes a minute on a GPU and a second on a CPU the first time
+        """Compiles the kernels that images need, which takes a minute on a GPU and a second on a CPU the first time
         on a machine and is kept.
 
         say: gets a line for each kernel that is compiled, now or later, and one where the fastest of a Hopper GPU have
@@ -130,30 +130,30 @@ class Upscaler:
             self._whole = partial(_forward, self.model, self.ops)
 
     def plan(self, width: int, height: int | None = None) -> tuple[int, int]:
-        """(rows, columns) of a picture that are computed at once within the budget. height: None if it is large."""
+        """(rows, columns) of an image that are computed at once within the budget. height: None if it is large."""
         if height is not None and width * height <= self.tile**2:
             return height, width
         tile = min(self.tile, AUTO_TILE["cpu"]) if self.device.type == "cpu" else self.tile
         return plan(width, tile, self.model.config.radius)
 
     def band_rows(self, width: int, height: int) -> int:
-        """How many rows of a picture are best handed over at once: all, where it is small enough."""
+        """How many rows of an image are best handed over at once: all, where it is small enough."""
         return self.plan(width, height)[0]
 
     def bands(
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
     ) -> Generator[np.ndarray, None, None]:
-        """Upscales a picture as it arrives: memory does not depend on its height.
+        """Upscales an image as it arrives: memory does not depend on its height.
 
-        rows: successive [n, width, C] arrays of one picture, best of `band_rows` rows each; C is 1 to 4 (gray,
+        rows: successive [n, width, C] arrays of one image, best of `band_rows` rows each; C is 1 to 4 (gray,
         gray and alpha, RGB, RGB and alpha); uint8, uint16, or float32 in 0..1. Yields successive [m, s·width, C]
         arrays of the same dtype; the first is late by the network's receptive radius, and on CUDA by one band more,
-        because the next is being computed meanwhile. Alpha goes through the network like a gray picture, colours
-        times alpha; where alpha is 0, or full, in 5 x 5 pixels, it is that exactly, and colours are what they would
+        because the next is being computed meanwhile. Alpha goes through the network like a gray image, colors
+        times alpha; where alpha is 0, or full, in 5 x 5 pixels, it is that exactly, and colors are what they would
         be without it. self_ensemble: the mean over the eight flips and quarter turns (section 3.4 of the paper),
         eight times the work.
 
-        Where a reduced precision overflows, the rest of the picture is computed in fp32; where memory runs out, in
+        Where a reduced precision overflows, the rest of the image is computed in fp32; where memory runs out, in
         smaller bands; `say` is told once. Raises EngineError where the smallest do not fit.
         """
         try:
@@ -182,7 +182,7 @@ class Upscaler:
             return self._networks[key]
 
     def whole(self, precision: str) -> Callable[[Tensor, Result], Tensor]:
-        """The network on a whole picture; in the usual precision as CUDA graphs, where there are any."""
+        """The network on a whole image; in the usual precision as CUDA graphs, where there are any."""
         return self._whole if precision == self.precision else partial(_forward, self.networks(precision)[0], self.ops)
 
     def current(self):

@@ -5,7 +5,7 @@ upsampler and tail, composed into the weights of `edsr.kernels.reference.collaps
 back to their own. Exact, border classes included; parameters stay the plain network's.
 
 In rows alone, a way from an output to an input goes through taps of the tail and of each upsampler convolution, one
-each, and counts if no row on it lies outside the picture. Columns are the same, and independent. So weights are
+each, and counts if no row on it lies outside the image. Columns are the same, and independent. So weights are
 composed by products over channels, with matrices of zeros and ones on either axis between that say which taps meet.
 """
 
@@ -29,7 +29,7 @@ _Way = tuple[int, tuple[int, ...]]  # output row within its pixel; rows passed, 
 
 
 class CollapsedEDSR(EDSR):
-    """`model` itself, sharing its parameters under their names, but for how it gets from body to picture.
+    """`model` itself, sharing its parameters under their names, but for how it gets from body to image.
 
     For training: `model` is on its device. Composes anew at each forward, in at least fp32 and without waiting for the
     device, then rounds to the dtype of the parameters. Ops may have a `conv5x5` of their own, see `reference.conv5x5`.
@@ -60,27 +60,27 @@ def worth_collapsing(device: torch.device, pixels: int) -> bool:
 
 
 def compose(model: EDSR, maps: Maps, dtype: torch.dtype) -> tuple[Grid, Grid]:
-    """`edsr.models.folding.collapse`, differentiable, without the taps that lie outside the picture: (weights, biases).
+    """`edsr.models.folding.collapse`, differentiable, without the taps that lie outside the image: (weights, biases).
 
     Each by border class of row and of column: [3·s², C, 5, 5] with C innermost in memory, with 3 taps for 5 in a first
     or last row or column and 1 in an only one; [3·s²]. maps: of the network, see `maps`, in whose dtype all is
     computed, then rounded to `dtype`.
     """
     kind = maps[0][0].dtype
-    weight = model.tail.weight.to(kind).permute(2, 3, 0, 1)  # [row tap, column tap, colour, channel between layers]
-    bias = model.tail.bias  # then [output row, output column, colour]
+    weight = model.tail.weight.to(kind).permute(2, 3, 0, 1)  # [row tap, column tap, color, channel between layers]
+    bias = model.tail.bias  # then [output row, output column, color]
     assert bias is not None
     bias = bias.to(kind)
     layers = zip(reversed(model.upsampler), reversed(model.config.shuffles), maps, strict=True)
     for layer, r, (to_taps, to_outputs) in layers:
         assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-        n, _, colours, inner = weight.shape
+        n, _, colors, inner = weight.shape
         outer = layer.in_channels
         weight = weight.reshape(-1, inner)
-        constant = (weight @ layer.bias.to(kind).view(inner, r * r)).view(n, n, colours, r, r)
+        constant = (weight @ layer.bias.to(kind).view(inner, r * r)).view(n, n, colors, r, r)
         bias = bias + _on_both_axes(to_outputs, constant.permute(0, 3, 1, 4, 2))
         taps = layer.weight.to(kind).view(inner, r, r, outer, 3, 3).permute(0, 1, 4, 2, 5, 3)
-        product = (weight @ taps.reshape(inner, -1)).view(n, n, colours, 3 * r, 3 * r, outer)
+        product = (weight @ taps.reshape(inner, -1)).view(n, n, colors, 3 * r, 3 * r, outer)
         weight = _on_both_axes(to_taps, product.permute(0, 3, 1, 4, 2, 5))
     s = model.config.scale
     lengths = [length for length, _, _ in CLASSES.values()]
@@ -94,10 +94,10 @@ def compose(model: EDSR, maps: Maps, dtype: torch.dtype) -> tuple[Grid, Grid]:
 
 def _weight(part: Tensor, s: int) -> Tensor:
     """[s·h, s·w, 3, C] -> [3·s², C, h, w], C innermost in memory."""
-    rows, columns, colours, c = part.shape
+    rows, columns, colors, c = part.shape
     h, w = rows // s, columns // s
-    part = part.view(s, h, s, w, colours, c).permute(4, 0, 2, 1, 3, 5)
-    return part.reshape(colours * s * s, h, w, c).permute(0, 3, 1, 2)
+    part = part.view(s, h, s, w, colors, c).permute(4, 0, 2, 1, 3, 5)
+    return part.reshape(colors * s * s, h, w, c).permute(0, 3, 1, 2)
 
 
 def _on_both_axes(matrix: Tensor, x: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def _coarser(way: _Way, size: int, r: int) -> Iterator[tuple[_Way, int]]:
 
 
 def _inside(ways: list[tuple[_Way, int]], length: int, here: int) -> Iterator[tuple[int, int, int]]:
-    """Of ways from row `here` of a picture of `length` those that stay inside: (output row, where it ends, column)."""
+    """Of ways from row `here` of an image of `length` those that stay inside: (output row, where it ends, column)."""
     for (start, trail), column in ways:
         if all(0 <= here + at < length for at in trail):
             yield start, here + trail[-1], column

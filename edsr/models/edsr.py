@@ -58,7 +58,7 @@ PRESETS = {  # table 1 of the paper
 
 
 class ResBlock(nn.Module):
-    """x + residual_scale * conv2(relu(conv1(x))): figure 2(c) of the paper, without batch normalisation."""
+    """x + residual_scale * conv2(relu(conv1(x))): figure 2(c) of the paper, without batch normalization."""
 
     def __init__(self, features: int, residual_scale: float):
         super().__init__()
@@ -99,7 +99,7 @@ class EDSR(nn.Module):
         return self.reconstruct(y, ops, result)
 
     def reconstruct(self, x, ops, result=AS_COMPUTED):
-        """Body to picture: the linear part of the network, which `edsr.models.folding` replaces by one convolution."""
+        """Body to image: the linear part of the network, which `edsr.models.folding` replaces by one convolution."""
         for layer, r in zip(self.upsampler, self.config.shuffles, strict=True):
             x = ops.conv3x3(x, layer.weight, layer.bias, shuffle=r)
         return ops.tail(x, self.tail.weight, self.tail.bias, self.config.mean, result)

@@ -1,7 +1,7 @@
 """Exact algebra before inference: the same function in less work.
 
 Residual scale goes into the second convolution of each block. Upsampler and tail, linear from the body
-to the picture, become one 5x5 convolution from C to 3·s² channels followed by one pixel shuffle: 12.4 %
+to the image, become one 5x5 convolution from C to 3·s² channels followed by one pixel shuffle: 12.4 %
 (s = 2), 12.4 % (3) and 10.0 % (4) of their multiplications at C = 64.
 
 Only in the outermost ring of LR pixels does the 5x5 convolution differ, because the plain network pads
@@ -22,7 +22,7 @@ from .edsr import EDSR, ResBlock
 
 reference = load_ops("torch")
 
-# Border class -> (a picture's length in which some pixel has it, that pixel, where its window starts in 5 taps).
+# Border class -> (an image's length in which some pixel has it, that pixel, where its window starts in 5 taps).
 CLASSES = {
     INNER: (5, 2, 0),
     FIRST: (3, 0, 2),
@@ -65,10 +65,10 @@ class FoldedEDSR(EDSR):
 
 
 def turned(model: FoldedEDSR, flip_rows: bool = False, flip_columns: bool = False, swap: bool = False) -> FoldedEDSR:
-    """The network that does to a picture what `model` does to it turned, and turns the result back.
+    """The network that does to an image what `model` does to it turned, and turns the result back.
 
     The turn: rows flipped, columns flipped, then rows and columns swapped, each if asked for. Instead it is the weights
-    that are turned, so that a picture can be streamed row by row through all eight (section 3.4 of the paper).
+    that are turned, so that an image can be streamed row by row through all eight (section 3.4 of the paper).
     """
     back = copy.deepcopy(model)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def turned(model: FoldedEDSR, flip_rows: bool = False, flip_columns: bool = Fals
             if isinstance(module, nn.Conv2d):
                 module.weight.copy_(_turn_back(module.weight.clone(), (2, 3), flip_rows, flip_columns, swap))
         r = model.config.scale
-        # [row class, column class, colour, row and column of a pixel's r x r, channel, row and column of the kernel]
+        # [row class, column class, color, row and column of a pixel's r x r, channel, row and column of the kernel]
         weight = model.tail_weight.unflatten(2, (3, r, r))
         bias = model.tail_bias.unflatten(2, (3, r, r))
         for rows, columns in ((0, 1), (3, 4), (6, 7)):

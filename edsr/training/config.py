@@ -109,7 +109,7 @@ def check(options: TrainOptions, world: int, first: bool, place: str = "--out") 
     within = {run.resolve(), *run.resolve().parents}
     inside = next((folder for folder in options.data if Path(folder).resolve() in within), None)
     if inside is not None:  # its plot and samples would be trained on after the next start
-        raise TrainError(f"{run} lies in {inside}, a folder of pictures; choose another {place}")
+        raise TrainError(f"{run} lies in {inside}, a folder of images; choose another {place}")
     if first and not options.resume and checkpoint.exists(run):
         raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
 
@@ -142,7 +142,7 @@ def recall(options: TrainOptions, record: dict, run: Path) -> TrainOptions:
     differ = _differ("init", before["init"], Path(options.init).name) if options.init and "init" in before else []
     options = replace(options, **{name: value for name, value in before.items() if name not in given})
     if not options.data:
-        raise TrainError(f"{run} does not remember its pictures; name them with --data")
+        raise TrainError(f"{run} does not remember its images; name them with --data")
     for name, value in identity(options).items():
         free = name == "steps" and options.schedule == "wsd" and record.get("decay") is None
         # Runs of before there was --degrade lack it.

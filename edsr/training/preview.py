@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from edsr.data import Feed, Pictures
+from edsr.data import Feed, Images
 from edsr.devices import Ranks
 from edsr.errors import TrainError
 from edsr.system import publish, temporary
@@ -30,30 +30,30 @@ def write_preview(options: TrainOptions, folder: str, say: Callable[[str], None]
     say = say if ranks.first else lambda line: None
     try:
         check(replace(options, out=folder, resume=False), ranks.world, False, "--preview")
-        pictures, _ = setup.pictures(options, ranks, say)
+        images, _ = setup.images(options, ranks, say)
         if ranks.first:
             path = Path(folder) / "degrade.png"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = temporary(path)
-                sheet(pictures, options).save(part, "PNG")
+                sheet(images, options).save(part, "PNG")
                 publish(part, path, overwrite=True)
             except OSError as error:
                 why = f"cannot be written ({error.strerror})"
                 raise TrainError(f"{path}: {why}; choose another folder with --preview") from None
-            say(f"{path} shows {PATCHES} patches of {options.degradation or 'pictures as they are'}")
+            say(f"{path} shows {PATCHES} patches of {options.degradation or 'images as they are'}")
     finally:
         ranks.leave()
 
 
-def sheet(pictures: Pictures, options: TrainOptions) -> Image.Image:
+def sheet(images: Images, options: TrainOptions) -> Image.Image:
     """The run's first PATCHES patches, in the order of its steps: LR | HR, LR enlarged by repeating its pixels, and
     below what was done to it."""
     side = options.patch * options.scale
     across, down = max(2 * side, NARROWEST) + GAP, side + LINE * LINES + GAP
     image = Image.new("RGB", (COLUMNS * across + GAP, -(-PATCHES // COLUMNS) * down + GAP), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(LINE - 3)
-    for k, (low, high, told) in zip(range(PATCHES), _patches(pictures, options), strict=False):
+    for k, (low, high, told) in zip(range(PATCHES), _patches(images, options), strict=False):
         x, y = GAP + k % COLUMNS * across, GAP + k // COLUMNS * down
         image.paste(Image.fromarray(low).resize((side, side), Image.Resampling.NEAREST), (x, y))
         image.paste(Image.fromarray(high), (x + side, y))
@@ -62,10 +62,10 @@ def sheet(pictures: Pictures, options: TrainOptions) -> Image.Image:
     return image
 
 
-def _patches(pictures: Pictures, options: TrainOptions) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+def _patches(images: Images, options: TrainOptions) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """(LR [p, p, 3], HR [s·p, s·p, 3], what was done), uint8, from step 0 on, without an end."""
     degradation = options.degradation
-    feed = Feed(pictures, options.patch, options.batch, options.seed, "cpu", 1, degradation=degradation)
+    feed = Feed(images, options.patch, options.batch, options.seed, "cpu", 1, degradation=degradation)
     try:
         step = 0
         while True:

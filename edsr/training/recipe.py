@@ -15,7 +15,7 @@ MILESTONES = (0.5, 0.7, 0.8, 0.9, 0.95)  # fractions of the run after which "ste
 WARM_UP = 500  # steps; no more than 2 % of a run whose length is known
 MEMORY = 1000  # steps that averaged weights remember; no more than a twentieth of a run whose length is known
 CLIP = 0.5  # largest norm of a gradient: some ten times a trained network's usual one, so that only outliers are cut
-# Loss of a network that has learnt nothing, its root for l2: it gives about gray, and no picture is further from that.
+# Loss of a network that has learnt nothing, its root for l2: it gives about gray, and no image is further from that.
 # Not a run's own first losses: they are of few patches, of a network that may know all, and soon of one that diverges.
 UNTRAINED = 0.5
 LEVEL = 1 / 255  # below one level of 8 bits a loss is as good as none: flat patches would make means of little

@@ -48,11 +48,11 @@ class Journal:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def show(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        """Sample pictures, uint8 [H, W, 3], for TensorBoard."""
+    def show(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Sample images, uint8 [H, W, 3], for TensorBoard."""
         if self._board is not None:
-            for name, picture in pictures.items():
-                self._board.add_image(name, picture, step, dataformats="HWC")
+            for name, image in images.items():
+                self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Ends the files and draws the plot."""

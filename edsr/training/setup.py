@@ -1,11 +1,11 @@
-"""What a run starts with: pictures, weights, what computes, and how many steps at once."""
+"""What a run starts with: images, weights, what computes, and how many steps at once."""
 
 import importlib.util
 from collections.abc import Callable
 
 import torch
 
-from edsr.data import Pictures, hold_back, load
+from edsr.data import Images, hold_back, load
 from edsr.devices import Ranks
 from edsr.errors import EngineError, WeightsError
 from edsr.kernels import load_ops, load_training_ops
@@ -18,7 +18,7 @@ from .step import BLOCK_FLOPS
 reference = load_ops("torch")
 
 
-def pictures(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) -> tuple[Pictures, Pictures | None]:
+def images(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) -> tuple[Images, Images | None]:
     """To train on, and to validate on if there are any."""
     more = {"crop": options.crop, "cache": options.cache, "device": ranks.device}
     if ranks.local > 0 and options.cache:
@@ -30,11 +30,11 @@ def pictures(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) ->
         held, _ = load([options.val], options.scale, 1, say)
     elif held is None:
         training, held = hold_back(training)
-    say(f"{len(training)} pictures to train on, {len(held) if held else 0} to validate on")
+    say(f"{len(training)} images to train on, {len(held) if held else 0} to validate on")
     return training, held
 
 
-def initialise(model: EDSR, options: TrainOptions, say: Callable[[str], None]) -> None:
+def initialize(model: EDSR, options: TrainOptions, say: Callable[[str], None]) -> None:
     """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body.
 
     A packaged name means its weights of this scale, if there are such, else of x2; nothing, for x3 and x4, x2's.

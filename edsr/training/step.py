@@ -183,7 +183,7 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 
 
 class _WithOps(nn.Module):
-    """A network whose forward takes the picture alone, as DistributedDataParallel wants it."""
+    """A network whose forward takes the image alone, as DistributedDataParallel wants it."""
 
     def __init__(self, net: EDSR, ops: Any):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Training from folders of pictures (Lim et al. 2017, section 4.2), on one device or, under torchrun, on many.
+"""Training from folders of images (Lim et al. 2017, section 4.2), on one device or, under torchrun, on many.
 
 A run folder holds `last.safetensors` and `best.safetensors`, averaged weights that `upscale --model` takes;
 `checkpoint-*`, from which a stopped run continues as if it had not been stopped (`edsr.training.checkpoint`); and what
-`edsr.training.run_log` writes. A run is decided by its options and pictures alone: patches depend on (seed, step),
+`edsr.training.run_log` writes. A run is decided by its options and images alone: patches depend on (seed, step),
 weights at the start on the seed, and nothing else is random, so that a checkpoint needs no state of a random generator.
 """
 
@@ -40,7 +40,7 @@ SETBACKS = 3  # times a run may go back to its last checkpoint with half the lea
 @dataclass(frozen=True)
 class Progress:
     """Steps done, of `steps` in all, of the run in `folder`. loss: its mean over those just done. psnr: dB on luma over
-    the validation pictures, where just measured; psnr_degraded: over the same degraded, of a run that trains on such.
+    the validation images, where just measured; psnr_degraded: over the same degraded, of a run that trains on such.
     speed: patches a second, over all processes."""
 
     step: int
@@ -103,8 +103,8 @@ class _Run:
         options, found, self.begins, self.decay = origin
         self.ranks, self.say, self.clock, self.begun = ranks, say, clock, begun
         self.options, self.folder = options, Path(options.out)
-        pictures, self.validation = setup.pictures(options, ranks, say)
-        self.probe = probe(pictures, options.degradation)
+        images, self.validation = setup.images(options, ranks, say)
+        self.probe = probe(images, options.degradation)
         self.worsened = None
         if options.degradation and self.validation and ranks.first:
             self.worsened = worsened(self.validation, options.degradation)
@@ -112,7 +112,7 @@ class _Run:
         torch.manual_seed(options.seed)
         model = EDSR(replace(PRESETS[options.model], scale=options.scale))
         if not options.resume:
-            setup.initialise(model, options, say)
+            setup.initialize(model, options, say)
         model.to(ranks.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
         if ranks.device.type == "cuda":
             torch.backends.cudnn.benchmark = not options.deterministic
@@ -121,9 +121,7 @@ class _Run:
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         block = setup.block(options, model, ranks)
         share = (ranks.rank, ranks.world)
-        feed = Feed(
-            pictures, options.patch, options.batch, options.seed, ranks.device, block, share, options.degradation
-        )
+        feed = Feed(images, options.patch, options.batch, options.seed, ranks.device, block, share, options.degradation)
         dtype = setup.dtype(options, ranks)
         ops = setup.ops(options, ranks, dtype, model.config.features, say)
         collapsed = worth_collapsing(ranks.device, options.batch // ranks.world * options.patch**2)
@@ -134,7 +132,7 @@ class _Run:
 
         self.watch, self.misfit = recipe.Watch(options.loss), None
         self.step, self.best, self.factor, self.setbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
-        self.pictures = [len(pictures), zlib.crc32(pictures.table.tobytes())]
+        self.images = [len(images), zlib.crc32(images.table.tobytes())]
         if options.resume:
             self._restore(found)
         self.misfit = self._sound_misfit() if self.misfit is None else self.misfit
@@ -158,7 +156,7 @@ class _Run:
         value = misfit(self.stepper.average, self.probe)
         if not value <= self.watch.JUMP * recipe.UNTRAINED:
             raise TrainError(
-                f"{self.folder}: what it would go on from has diverged (it is off by {value:.3g}, a gray picture by "
+                f"{self.folder}: what it would go on from has diverged (it is off by {value:.3g}, a gray image by "
                 f"{recipe.UNTRAINED} at most); start anew with a smaller --lr, or from other weights"
             )
         return value
@@ -304,7 +302,7 @@ class _Run:
         if setbacks > SETBACKS:
             raise TrainError(
                 f"at step {step} {why}, for the {setbacks}th time, with {self.factor:g} of the learning rate; "
-                f"start again with a smaller --lr, or look at the pictures"
+                f"start again with a smaller --lr, or look at the images"
             )
         # The trouble may be older than its sign, which is a mean over some steps.
         before = step - recipe.Watch.FAST
@@ -333,7 +331,7 @@ class _Run:
                 if not self.validation or not self._published("best").exists():
                     self._publish("best", scores)
             record = {"options": identity(self.options), "remembered": remembered(self.options)}
-            record |= {"decay": self.decay and [*self.decay], "pictures": self.pictures, "seconds": self.seconds}
+            record |= {"decay": self.decay and [*self.decay], "pictures": self.images, "seconds": self.seconds}
             record |= {"best": self.best if math.isfinite(self.best) else None, "watch": self.watch.state()}
             record |= {"factor": self.factor, "setbacks": self.setbacks, "misfit": self.misfit}
             checkpoint.write(self.folder, Checkpoint(self.step, self.stepper.tensors(), record))
@@ -343,7 +341,7 @@ class _Run:
 
     def _publish(self, name: str, scores: Scores | None) -> None:
         options = self.options
-        training = {"data": [Path(d).name for d in options.data], "pictures": self.pictures[0], "steps": self.step}
+        training = {"data": [Path(d).name for d in options.data], "pictures": self.images[0], "steps": self.step}
         training |= {k: getattr(options, k) for k in ("batch", "patch", "lr", "loss", "schedule", "seed")}
         training |= {} if self.decay is None else {"decay_from": self.decay.first}
         training |= {} if self.factor == 1 else {"lr_factor": self.factor}
@@ -366,12 +364,12 @@ class _Run:
         self.factor, self.setbacks = record["factor"], record["setbacks"]
         if self.ranks.first and self.options.every(self.options.val_every) is None:
             self.best = max(self.best, _score(self._published("best")))  # nobody would find that step again
-        if record["pictures"] == self.pictures:
+        if record["pictures"] == self.images:
             self.watch.restore(record["watch"])
             self.misfit = record.get("misfit", self.misfit)
         else:
             self.watch = recipe.Watch(self.options.loss)  # others may be harder
-            self.say("the pictures are not those this run began with; it goes on, but not as it would have")
+            self.say("the images are not those this run began with; it goes on, but not as it would have")
 
     def _late(self) -> bool:
         minutes = self.options.minutes

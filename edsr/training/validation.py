@@ -6,18 +6,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edsr.data import Degradation, Pictures, degraded, pack
+from edsr.data import Degradation, Images, degraded, pack
 from edsr.evaluation import psnr, scored
 from edsr.images import bicubic
 from edsr.models import EDSR
 
-PROBED = 4  # pictures from which a run judges whether it has learnt at all, and of each so many LR pixels a side
+PROBED = 4  # images from which a run judges whether it has learnt at all, and of each so many LR pixels a side
 PROBE = 48
-SEED = 0  # of what is done to validation pictures: the same in every run, so that runs can be compared
+SEED = 0  # of what is done to validation images: the same in every run, so that runs can be compared
 
 
 class Scores(NamedTuple):
-    """psnr: of the pictures as they are, in dB. degraded: of the same with their LR side degraded, if asked for."""
+    """psnr: of the images as they are, in dB. degraded: of the same with their LR side degraded, if asked for."""
 
     psnr: float
     degraded: float | None = None
@@ -28,19 +28,19 @@ class Scores(NamedTuple):
         return self.psnr if self.degraded is None else (self.psnr + self.degraded) / 2
 
 
-def worsened(pictures: Pictures, degradation: Degradation) -> Pictures:
-    """The pictures with LR sides all degraded, whole; HR sides as they are."""
+def worsened(images: Images, degradation: Degradation) -> Images:
+    """The images with LR sides all degraded, whole; HR sides as they are."""
     every = replace(degradation, clean=0.0)
-    pairs = [pictures.pair(i) for i in range(len(pictures))]
+    pairs = [images.pair(i) for i in range(len(images))]
     lows = [degraded(low, every.draw(SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
-    return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], pictures.scale)
+    return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], images.scale)
 
 
-def probe(pictures: Pictures, degradation: Degradation | None) -> Pictures:
-    """Middles of a few pictures, degraded if that is asked for: what `misfit` takes a second for on one core."""
-    s, pairs = pictures.scale, []
-    for i in np.unique(np.linspace(0, len(pictures) - 1, PROBED).astype(int)):
-        low, high = pictures.pair(i)
+def probe(images: Images, degradation: Degradation | None) -> Images:
+    """Middles of a few images, degraded if that is asked for: what `misfit` takes a second for on one core."""
+    s, pairs = images.scale, []
+    for i in np.unique(np.linspace(0, len(images) - 1, PROBED).astype(int)):
+        low, high = images.pair(i)
         height, width = (min(PROBE, side) for side in low.shape[:2])
         y, x = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
         low, high = low[y : y + height, x : x + width], high[s * y : s * (y + height), s * x : s * (x + width)]
@@ -49,43 +49,43 @@ def probe(pictures: Pictures, degradation: Degradation | None) -> Pictures:
     return middles if degradation is None else worsened(middles, degradation)
 
 
-def misfit(model: EDSR, pictures: Pictures) -> float:
+def misfit(model: EDSR, images: Images) -> float:
     """Mean absolute difference of network and original, values being 0..1; may be infinite or NaN.
 
     The network's are not cut off at 0 and 1, so that one that has diverged is told from one that knows nothing.
     """
     device = next(model.parameters()).device
     means = []
-    for i in range(len(pictures)):
+    for i in range(len(images)):
         low, high = (
             torch.from_numpy(np.ascontiguousarray(_eight_bits(image)))
             .to(device)
             .permute(2, 0, 1)[None]
             .float()
             .div_(255)
-            for image in pictures.pair(i)
+            for image in images.pair(i)
         )
         with torch.no_grad():
             means.append((model(low) - high).abs().mean().item())
     return float(np.mean(means))
 
 
-def plain(pictures: Pictures) -> float:
+def plain(images: Images) -> float:
     """What bicubic enlargement has where `validate` gives a network's PSNR, in dB."""
     scores = []
-    for i in range(len(pictures)):
-        low, high = (np.ascontiguousarray(_eight_bits(image)) for image in pictures.pair(i))
-        scores.append(psnr(*scored(bicubic(low, *high.shape[:2]), high, pictures.scale)))
+    for i in range(len(images)):
+        low, high = (np.ascontiguousarray(_eight_bits(image)) for image in images.pair(i))
+        scores.append(psnr(*scored(bicubic(low, *high.shape[:2]), high, images.scale)))
     return float(np.mean(scores))
 
 
-def validate(model: EDSR, pictures: Pictures, scale: int) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean PSNR in dB on luma, a border of `scale` pixels left out; and of the first three pictures details at most
+def validate(model: EDSR, images: Images, scale: int) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean PSNR in dB on luma, a border of `scale` pixels left out; and of the first three images details at most
     192 pixels a side, uint8: bicubic, network and original side by side."""
     device = next(model.parameters()).device
     scores, samples = [], {}
-    for i in range(len(pictures)):
-        low, high = map(_eight_bits, pictures.pair(i))
+    for i in range(len(images)):
+        low, high = map(_eight_bits, images.pair(i))
         with torch.no_grad():
             x = torch.from_numpy(np.ascontiguousarray(low)).to(device).permute(2, 0, 1)[None].float().div_(255)
             y = model(x).clamp_(0, 1).mul_(255).round_().byte()[0].permute(1, 2, 0).cpu().numpy()

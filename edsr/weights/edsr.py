@@ -34,7 +34,7 @@ FOLDER = Path(__file__).parent
 FORMAT = "edsr-triton"
 NO_MEAN = (0.0, 0.0, 0.0)
 NAMES = (*PRESETS, "edsr-photo")
-"""What packaged weights are called; edsr-photo is edsr-baseline trained further, on compressed pictures."""
+"""What packaged weights are called; edsr-photo is edsr-baseline trained further, on compressed images."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _load_one(
         stored = _network_of(stored)
         dtype = _dtypes(stored.values())
         tensors = _uncollapse(stored)
-        name = layout or _recognise(tensors)
+        name = layout or _recognize(tensors)
         header = _header(metadata) if name == FORMAT else None
         model = _build(tensors, name, residual_scale, header)
         if layout is None and name in ("edsr-pytorch", "super-image"):
@@ -297,7 +297,7 @@ def _uncollapse(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """MLCommons' `upsample_out` (features -> 3 r² channels, then a pixel shuffle), as our upsampler and tail.
 
     Exactly the same function: the upsampler computes it in its first channels, which the shuffle makes
-    the first three, and the tail picks those with its centre tap. All other weights are zero.
+    the first three, and the tail picks those with its center tap. All other weights are zero.
     """
     if "upsample_out.weight" not in tensors or "tail.weight" in tensors:
         return tensors
@@ -318,7 +318,7 @@ def _uncollapse(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _recognise(tensors: dict[str, Tensor]) -> str:
+def _recognize(tensors: dict[str, Tensor]) -> str:
     """The layout that explains the most keys, if it explains at least half of them."""
 
     def explained(layout: Layout) -> int:
@@ -457,7 +457,7 @@ def _read_both_ways(
 
 
 def _miss(model: EDSR) -> float:
-    """Mean difference, in the middle, between a smooth picture and the upscaled one averaged down again."""
+    """Mean difference, in the middle, between a smooth image and the upscaled one averaged down again."""
     ramp = torch.linspace(0.2, 0.8, 16).expand(16, 16)
     x = torch.stack([ramp, ramp.T, ramp.flip(0, 1)])[None]
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Mixtures of networks by their weights: of networks that have one ancestor, one between them, at no cost in speed.
 
 A network trained further from another still lies near it, and on the straight line between the two every point is a
-network that works; the best point depends on the pictures. A mixture is named by its parts and their shares:
+network that works; the best point depends on the images. A mixture is named by its parts and their shares:
 "edsr-baseline:0.3+edsr-photo:0.7".
 """
 

@@ -1,7 +1,7 @@
-"""Which network a picture gets: `--model auto`, by how much its file was compressed, and `--strength`.
+"""Which network an image gets: `--model auto`, by how much its file was compressed, and `--strength`.
 
-Lossless pictures get FAITHFUL, which takes every pixel as true; compressed ones a mixture of it with CLEAN, which
-knows blocks, ringing and smeared colours from its training. How much of CLEAN is best at which quality is data:
+Lossless images get FAITHFUL, which takes every pixel as true; compressed ones a mixture of it with CLEAN, which
+knows blocks, ringing and smeared colors from its training. How much of CLEAN is best at which quality is data:
 TABLE, which `bench/photo.py --fit` makes.
 """
 
@@ -48,7 +48,7 @@ def by_strength(share: float) -> Choice:
 
 
 def by_quality(found: Lossy | None, scale: int) -> Choice:
-    """The network for a picture of that compression; None: of none."""
+    """The network for an image of that compression; None: of none."""
     if found is None:
         return Choice(FAITHFUL, FAITHFUL)
     choice = by_strength(share_for(found.quality, scale))
@@ -56,13 +56,13 @@ def by_quality(found: Lossy | None, scale: int) -> Choice:
 
 
 def by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:
-    """The network for the picture in a file; FAITHFUL for what is no picture. Never raises.
+    """The network for the image in a file; FAITHFUL for what is no image. Never raises.
 
     say: told, in a line, where it would be a mixture and CLEAN has no packaged weights of that scale: then FAITHFUL.
     """
     found = lossy(path)
     if found is not None and scale not in weights.packaged().get(CLEAN, ()):
-        say(f"{CLEAN} x{scale} is not packaged: compressed pictures get {FAITHFUL}, too")
+        say(f"{CLEAN} x{scale} is not packaged: compressed images get {FAITHFUL}, too")
         return by_strength(0)
     return by_quality(found, scale)
 

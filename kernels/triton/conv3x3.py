@@ -3,7 +3,7 @@
 An implicit matrix product, channels by pixels: out[Co, pixels] is the sum over nine taps and Ci of
 weight[Co, tap, Ci] times x[pixels + tap, Ci]. The pixels are a rectangle of BLOCK_H x BLOCK_W, so that the
 nine taps read nearly the same ones. Every pixel's sum runs over taps and channels in one fixed order: the
-result does not depend on where in a picture, band or tile a pixel lies, bit for bit.
+result does not depend on where in an image, band or tile a pixel lies, bit for bit.
 """
 
 import torch
@@ -20,7 +20,7 @@ from .launch import Config, KernelError
 NARROW = 64
 
 
-# Sizes are not specialised on: a kernel compiled for one picture serves all.
+# Sizes are not specialized on: a kernel compiled for one image serves all.
 @triton.jit(do_not_specialize=["H", "W"])
 def _conv3x3(
     x_ptr,  # [N, H + 2 - 2*PADDING, W, Ci]
@@ -31,13 +31,13 @@ def _conv3x3(
     out_ptr,  # [N, H, W, Co] or [N, SHUFFLE*H, SHUFFLE*W, Co // SHUFFLE**2]
     H,
     W,
-    x_picture,  # strides of pictures and rows, in elements; pixels are dense
+    x_image,  # strides of images and rows, in elements; pixels are dense
     x_row,
-    mask_picture,
+    mask_image,
     mask_row,
-    skip_picture,
+    skip_image,
     skip_row,
-    out_picture,
+    out_image,
     out_row,
     scale,
     Ci: tl.constexpr,
@@ -72,7 +72,7 @@ def _conv3x3(
     i = pixel // BLOCK_W
     j = pixel % BLOCK_W
     ci = tl.arange(0, BLOCK_CI)
-    x_ptr += n * x_picture + (h0 - PADDING).to(tl.int64) * x_row + (w0 - 1) * Ci
+    x_ptr += n * x_image + (h0 - PADDING).to(tl.int64) * x_row + (w0 - 1) * Ci
     x_offset = i * x_row + j * Ci
     rows = H + 2 - 2 * PADDING
     mask_co = co < Co
@@ -105,17 +105,17 @@ def _conv3x3(
     y = tl.trans(acc)
     mask = ((h0 + i < H) & (w0 + j < W))[:, None] & mask_co[None, :]
     if MASK:
-        mask_ptr += n * mask_picture + h0.to(tl.int64) * mask_row + w0 * Co
+        mask_ptr += n * mask_image + h0.to(tl.int64) * mask_row + w0 * Co
         passed = tl.load(mask_ptr + (i * mask_row + j * Co)[:, None] + co[None, :], mask=mask, other=0.0)
         y = tl.where(passed <= 0, 0.0, y)  # NaN lets through
     if SKIP:
-        skip_ptr += n * skip_picture + h0.to(tl.int64) * skip_row + w0 * Co
+        skip_ptr += n * skip_image + h0.to(tl.int64) * skip_row + w0 * Co
         y += tl.load(skip_ptr + (i * skip_row + j * Co)[:, None] + co[None, :], mask=mask, other=0.0).to(tl.float32)
     # Channel c*SHUFFLE² + u*SHUFFLE + v goes to channel c of the pixel u rows down and v columns on.
     AREA: tl.constexpr = SHUFFLE * SHUFFLE
     u = co // SHUFFLE % SHUFFLE
     v = co % SHUFFLE
-    out_ptr += n * out_picture + (SHUFFLE * h0).to(tl.int64) * out_row + w0 * (Co // SHUFFLE)
+    out_ptr += n * out_image + (SHUFFLE * h0).to(tl.int64) * out_row + w0 * (Co // SHUFFLE)
     pixels = (SHUFFLE * i) * out_row + j * (Co // SHUFFLE)
     channels = u * out_row + v * (Co // AREA) + co // AREA
     tl.store(out_ptr + pixels[:, None] + channels[None, :], y.to(out_ptr.dtype.element_ty), mask=mask)

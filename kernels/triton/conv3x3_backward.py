@@ -14,7 +14,7 @@ reads from the L2 cache instead of ten or eighteen. A block of threads adds up a
 and all taps, which fills the registers, and writes its sums in fp32; a second kernel adds those of all runs. No order
 depends on chance: the same operands give the same bits.
 
-Predicted for one H200 and not measured, in microseconds for 16 pictures of 48 x 48, bf16, 64 and 256 channels:
+Predicted for one H200 and not measured, in microseconds for 16 images of 48 x 48, bf16, 64 and 256 channels:
 `dgrad` 12 and 93, all of it reads from L2. `wgrad` 14 (5 for reads, 7 to write and read the sums) and 91 (82, 7).
 With three taps to a block of threads `wgrad` would take 15 and 170; with one tap 18, and 97 in blocks of 128 x 256.
 """
@@ -32,7 +32,7 @@ from .launch import Config, KernelError
 ADDED = 128  # elements of a gradient that a program of the second kernel adds: as many programs as fill a GPU
 
 
-# Sizes are not specialised on: a kernel compiled for one picture serves all.
+# Sizes are not specialized on: a kernel compiled for one image serves all.
 @triton.jit(do_not_specialize=["H", "W", "rectangles", "run"])
 def _wgrad(
     x_ptr,  # [N, H, W, Ci]
@@ -40,11 +40,11 @@ def _wgrad(
     sums_ptr,  # [runs, Co * 9 * Ci + Co]: gradients of weight [Co, 3, 3, Ci] and bias [Co]
     H,
     W,
-    rectangles,  # of all pictures
+    rectangles,  # of all images
     run,  # how many of them a program takes
-    x_picture,  # strides of pictures and rows, in elements; pixels are dense
+    x_image,  # strides of images and rows, in elements; pixels are dense
     x_row,
-    dy_picture,
+    dy_image,
     dy_row,
     Ci: tl.constexpr,
     Co: tl.constexpr,
@@ -84,8 +84,8 @@ def _wgrad(
         w0 = (r % blocks_w) * BLOCK_W
         h0 = (r // blocks_w % blocks_h) * BLOCK_H
         n = (r // blocks_w // blocks_h).to(tl.int64)
-        x_corner = x_ptr + (n * x_picture + h0.to(tl.int64) * x_row + w0 * Ci)
-        dy_corner = dy_ptr + (n * dy_picture + h0.to(tl.int64) * dy_row + w0 * Co)
+        x_corner = x_ptr + (n * x_image + h0.to(tl.int64) * x_row + w0 * Ci)
+        dy_corner = dy_ptr + (n * dy_image + h0.to(tl.int64) * dy_row + w0 * Co)
         h = h0 + i
         w = w0 + j
         inside = (h < H) & (w < W)

@@ -1,4 +1,4 @@
-"""Both ends of the network: picture -> features in one kernel, features -> picture in two.
+"""Both ends of the network: image -> features in one kernel, features -> image in two.
 
 The tail is the 5x5 convolution that `edsr.models.folding` makes of upsampler and tail, from Ci to O = 3·r² outputs.
 Done directly it would read each feature 25 times. Here a matrix product first sums over Ci and the five rows for each
@@ -6,7 +6,7 @@ of the five columns by itself,
 
     partial[h, p, (dx, o)] = sum over dy, ci of weight[o, ci, dy, dx] · x[h + dy - 2, p, ci],
 
-and a second kernel adds five neighbours, output[h, w, o] = sum over dx of partial[h, w + dx - 2, (dx, o)], and makes
+and a second kernel adds five neighbors, output[h, w, o] = sum over dx of partial[h, w + dx - 2, (dx, o)], and makes
 pixels of them. Five reads instead of 25, and 5·O columns fill the matrix units, where O alone would not.
 
 A partial sum belongs to one output column, w = p + 2 - dx. So the weights of the border ring, which depend on the
@@ -32,8 +32,8 @@ PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the 
 SUM_PIXELS = 32  # a program of the second kernel makes; with 64 ptxas aims at 80 registers and spills (x3, uint16)
 
 
-# Sizes are not specialised on: a kernel compiled for one picture serves all.
-@triton.jit(do_not_specialize=["H", "W", "rows", "pad_top", "x_picture", "x_row", "x_column", "x_channel"])
+# Sizes are not specialized on: a kernel compiled for one image serves all.
+@triton.jit(do_not_specialize=["H", "W", "rows", "pad_top", "x_image", "x_row", "x_column", "x_channel"])
 def _head(
     x_ptr,  # [N, rows, W, 3] in any order
     weight_ptr,  # [Co, 3, 3, 3]
@@ -43,11 +43,11 @@ def _head(
     W,
     rows,
     pad_top,
-    x_picture,  # strides of x and out, in elements
+    x_image,  # strides of x and out, in elements
     x_row,
     x_column,
     x_channel,
-    out_picture,
+    out_image,
     out_row,
     unit,
     mean_r,
@@ -71,7 +71,7 @@ def _head(
     column = w[:, None] + (k // 3 % 3 - 1)[None, :]
     channel = k % 3
     mask = ((row >= 0) & (row < rows) & (k < 27))[None, :] & (column >= 0) & (column < W)
-    x_ptr += n * x_picture
+    x_ptr += n * x_image
     x_offset = (row.to(tl.int64) * x_row + channel * x_channel)[None, :] + column * x_column
     x = tl.load(x_ptr + x_offset, mask=mask, other=0).to(tl.float32)
     mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
@@ -81,7 +81,7 @@ def _head(
     weight = tl.load(weight_ptr + co[None, :] * 27 + k[:, None], mask=(k < 27)[:, None] & mask_co[None, :], other=0.0)
     y = tl.dot(x, weight, input_precision=PRECISION)
     y += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[None, :]
-    out_ptr += n * out_picture + h.to(tl.int64) * out_row
+    out_ptr += n * out_image + h.to(tl.int64) * out_row
     tl.store(
         out_ptr + w[:, None] * Co + co[None, :],
         y.to(out_ptr.dtype.element_ty),
@@ -147,14 +147,14 @@ def head(
 
 @triton.jit
 def _border_class(h, rows, top, bottom):
-    """0 inside, 1 in the picture's first row, 2 in its last, 3 in its only one (`edsr.kernels.reference.INNER` and
+    """0 inside, 1 in the image's first row, 2 in its last, 3 in its only one (`edsr.kernels.reference.INNER` and
     on)."""
     return (h == 0).to(tl.int32) * top + (h == rows - 1).to(tl.int32) * (2 * bottom)
 
 
 @triton.jit(do_not_specialize=["first", "last", "rows", "W", "top", "bottom"])
 def _tail_partial(
-    x_ptr,  # one picture, [rows + 4 - 2·PADDING, W, Ci]
+    x_ptr,  # one image, [rows + 4 - 2·PADDING, W, Ci]
     weight_ptr,  # [4, 4, O, 5, 5, Ci]
     partial_ptr,  # [last - first, W, columns]
     first,  # the strip of rows to compute
@@ -200,7 +200,7 @@ def _tail_partial(
             down = 1
             row_class = 0
             end = last
-        else:  # the picture's first row or its last
+        else:  # the image's first row or its last
             h = tl.where(block == inside, 0, rows - 1)
             down = 0
             row_class = _border_class(h, rows, top, bottom)
@@ -253,7 +253,7 @@ def _tail_partial(
 def _tail_sum(
     partial_ptr,  # [last - first, W, columns]
     bias_ptr,  # [4, 4, O]
-    out_ptr,  # one picture, [R·rows, R·W, 3]
+    out_ptr,  # one image, [R·rows, R·W, 3]
     overflow_ptr,  # [1]
     first,
     rows,
@@ -315,7 +315,7 @@ def collapsed_tail(
 
     x: [N, Ci, H, W] channels_last, fp16, bf16 or fp32, Ci a multiple of 16. weight: [4, 4, 3·r², Ci, 5, 5] with Ci
     innermost in memory, bias: [4, 4, 3·r²]. padding: rows of zeros above and below, 2 or 0 (x then carries them).
-    ends: whether the first and the last row of the result are the picture's.
+    ends: whether the first and the last row of the result are the image's.
     Gives [N, 3, r·H', r·W] channels_last in fp32 or result.dtype. Raises KernelError for other operands.
     """
     launch.check("collapsed_tail", x, weight=weight, bias=bias, overflow=result.overflow)
@@ -340,7 +340,7 @@ def collapsed_tail(
     out = torch.empty((n, shuffle * rows, shuffle * w, 3), dtype=result.dtype or torch.float32, device=x.device)
     overflow = result.overflow if result.overflow is not None else x.new_zeros(1, dtype=torch.int32)
     top, bottom = map(int, ends)
-    for picture, target in zip(x, out, strict=True):
+    for image, target in zip(x, out, strict=True):
         for first in range(0, rows, strip):
             last = min(first + strip, rows)
             blocks_w = launch.cdiv(w, block_w)
@@ -348,7 +348,7 @@ def collapsed_tail(
             launch.run(
                 _tail_partial,
                 ((last - first) * blocks_w + border, launch.cdiv(columns, block_j)),
-                picture,
+                image,
                 weight,
                 partial,
                 first,

@@ -2,7 +2,7 @@
 
 A configuration is a dict of whole numbers: names in capitals are the kernel's constexprs, `num_warps`,
 `num_stages` and `maxnreg` are Triton's. `configs/<gpu>.json` holds those measured best on one GPU, by op
-and key; a key names channels and dtype, never the height and width of a picture.
+and key; a key names channels and dtype, never the height and width of an image.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ def check(name: str, x: torch.Tensor, /, **others: torch.Tensor | None) -> None:
 
 
 def channels_last(name: str, x: torch.Tensor) -> torch.Tensor:
-    """x, [N, C, H, W], if its rows are dense runs of NHWC pixels; rows and pictures may lie apart.
+    """x, [N, C, H, W], if its rows are dense runs of NHWC pixels; rows and images may lie apart.
 
     Raises KernelError otherwise: a copy made silently would cost more than the kernel saves.
     """

@@ -5,7 +5,7 @@ The convolutions. Tiles of input become V, weights are U, their products M; V an
     U [strip of Co][36][channel of Ci][vector][lane]   a strip is `Shape.vectors` vectors of Co, the last may have fewer
 
 A thread takes one block of groups of tiles after the other, as many as keep V and M in its L2 cache, and takes a block
-from input to output. Tiles are counted through all pictures of a batch, so that small ones fill all cores.
+from input to output. Tiles are counted through all images of a batch, so that small ones fill all cores.
 
 Maps are larger than the caches, and a core that waits for them computes nothing. So it asks for what it will read next
 while it multiplies, and what it writes goes past the caches, which would have to read it first.
@@ -43,7 +43,7 @@ TASK = (  # fields of what a kernel is called with, 64 bits each
     "y_row",
     "skip_row",
     "images",
-    "x_image",  # floats from one picture to the next
+    "x_image",  # floats from one image to the next
     "y_image",
     "skip_image",
     "masks",  # whether the skip is a mask: where it is not above zero, the output is 0, and nothing is added
@@ -173,7 +173,7 @@ class _Convolutions(Tiles):
         pixel, y_pixel = b.mul(inputs, b.i(s.lanes)), b.mul(outputs, b.i(s.lanes))
         across = b.cdiv(field["width"], b.i(m))
         down = b.cdiv(field["y_height"], b.i(m))
-        each = b.mul(across, down)  # tiles of a picture
+        each = b.mul(across, down)  # tiles of an image
         tiles = b.mul(each, field["images"])
         length = b.mul(field["groups"], b.i(s.tiles))  # tiles of a block
         blocks = b.cdiv(tiles, length)
@@ -190,12 +190,12 @@ class _Convolutions(Tiles):
         past_caches = b.icmp_signed("!=", field["past_caches"], b.i(0))
 
         def corner(tile: Value) -> tuple[Value, Value, Value]:
-            """Its picture, and row and column of the output that it begins with."""
+            """Its image, and row and column of the output that it begins with."""
             image, place = b.udiv(tile, each), b.urem(tile, each)
             return image, b.mul(b.udiv(place, across), b.i(m)), b.mul(b.urem(place, across), b.i(m))
 
         def of(map_: str, image: Value) -> Value:
-            """The address of a picture in a map."""
+            """The address of an image in a map."""
             return b.at({"x": x, "y": y, "skip": skip}[map_], b.mul(image, field[f"{map_}_image"]))
 
         def group_at(start: Value, group: Value, place: Value) -> Value:

@@ -105,6 +105,6 @@ def serves(
 
 
 def _channels_last(x: Tensor) -> bool:
-    """Whether rows are dense runs of NHWC pixels; rows and pictures may lie apart."""
+    """Whether rows are dense runs of NHWC pixels; rows and images may lie apart."""
     _, c, _, w = x.shape
     return (c == 1 or x.stride(1) == 1) and (w == 1 or x.stride(3) == c)

@@ -21,7 +21,7 @@ def plan(*inputs: str, output: str | None = None, recursive=False) -> dict[str, 
     return {j.source.as_posix(): j.output.as_posix() for j in plan_jobs(inputs, output, "x2", None, recursive)}
 
 
-def test_beside_each_picture(tree):
+def test_beside_each_image(tree):
     assert plan("p") == {"p/a.png": "p/a_x2.png", "p/b.JPG": "p/b_x2.png"}
     assert plan("q/a.png", "p/a.png") == {"q/a.png": "q/a_x2.png", "p/a.png": "p/a_x2.png"}
 

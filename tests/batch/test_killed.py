@@ -17,14 +17,14 @@ from edsr.images.writer import Writer
 from edsr.system import remove_abandoned
 from edsr.weights.edsr import save_model
 from tests.conftest import ROOT, network
-from tests.support.image_files import chunk, encoded, names, picture, pillow, png
+from tests.support.image_files import chunk, encoded, make_image, names, pillow, png
 
 FILES, BROKEN = 200, 20
 
 
 def broken():
-    """Twenty files that are no whole picture, each in another way; name -> bytes."""
-    rgb = pillow(picture(60, 50))
+    """Twenty files that are no whole image, each in another way; name -> bytes."""
+    rgb = pillow(make_image(60, 50))
     whole = {kind: encoded(kind, rgb) for kind in ("png", "jpeg", "webp", "tiff", "avif")}
     progressive = encoded("jpeg", rgb, progressive=True)
     flipped = bytearray(whole["png"])
@@ -32,12 +32,12 @@ def broken():
     pages = io.BytesIO()
     rgb.save(pages, "tiff", save_all=True, append_images=[rgb])
     frames = io.BytesIO()
-    rgb.save(frames, "webp", save_all=True, append_images=[pillow(255 - picture(60, 50))])
+    rgb.save(frames, "webp", save_all=True, append_images=[pillow(255 - make_image(60, 50))])
     wide = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
     return {
         "empty.png": b"",
         "empty.tif": b"",
-        "text.jpg": b"this is no picture",
+        "text.jpg": b"this is no image",
         "zeros.png": bytes(5000),
         "html.webp": b"<!doctype html><title>404</title>",
         "cut.png": whole["png"][:-300],
@@ -50,7 +50,7 @@ def broken():
         "head.jpg": whole["jpeg"][:30],
         "head.avif": whole["avif"][:30],
         "flipped.png": bytes(flipped),
-        "no pixels.png": png(picture(9, 9))[:8]
+        "no pixels.png": png(make_image(9, 9))[:8]
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 2, 0, 0, 0))
         + chunk(b"IEND", b""),
         "huge.png": whole["png"][:8] + chunk(b"IHDR", wide) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""),
@@ -62,7 +62,7 @@ def broken():
 
 @pytest.fixture
 def folder(tmp_path):
-    """180 pictures in two folders, and the broken ones among them."""
+    """180 images in two folders, and the broken ones among them."""
     save_model(network(blocks=1), tmp_path / "m.safetensors")
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name, data in broken().items():
@@ -70,7 +70,9 @@ def folder(tmp_path):
     for i in range(FILES - BROKEN):
         kind = ("png", "jpeg", "webp")[i % 3]
         place = tmp_path / "in" / ("deep" if i % 2 else "")
-        (place / f"{i:03}.{kind}").write_bytes(encoded(kind, pillow(picture(20 + i % 17, 30, (1, 3)[i % 2], seed=i))))
+        (place / f"{i:03}.{kind}").write_bytes(
+            encoded(kind, pillow(make_image(20 + i % 17, 30, (1, 3)[i % 2], seed=i)))
+        )
     return tmp_path
 
 
@@ -95,7 +97,7 @@ def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
     want = files(folder / "whole")
     assert len(want) == FILES - BROKEN
     lines = told.splitlines()
-    at = lines.index(f"{FILES - BROKEN} of {FILES} pictures done, {BROKEN} failed:")
+    at = lines.index(f"{FILES - BROKEN} of {FILES} images done, {BROKEN} failed:")
     assert len(lines) == at + 1 + BROKEN  # and nothing after the list
     for name in broken():
         assert sum(f"in/{name}: " in line for line in lines[at + 1 :]) == 1, name
@@ -118,7 +120,7 @@ def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
 def test_what_others_are_writing_is_not_abandoned(tmp_path):
     if sys.platform == "win32":
         pytest.skip("an open file cannot be deleted there")
-    pixels = picture(20, 30)
+    pixels = make_image(20, 30)
     with Writer(tmp_path / "a.png", 30, 20, 3) as writer:
         writer.write(pixels[:10])
         (tmp_path / ".edsr-0123456789ab.part").write_bytes(b"x")

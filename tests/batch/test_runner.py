@@ -15,7 +15,7 @@ from edsr.errors import EngineError, WeightsError
 from edsr.images.reader import read
 from edsr.inference.upscaler import Upscaler
 from edsr.weights.edsr import load_model, save_model
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 from tests.support.image_files import names
 from tests.support.image_files import write as save
 
@@ -24,13 +24,13 @@ SILENT = Bars(None, 0)
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Twelve pictures and a network; the current folder."""
+    """Twelve images and a network; the current folder."""
     monkeypatch.chdir(tmp_path)
     save_model(network(), "m.safetensors")
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     for i in range(12):
-        save(tmp_path / "in" / f"{i:02}.png", picture(20 + i, 30, seed=i))
+        save(tmp_path / "in" / f"{i:02}.png", make_image(20 + i, 30, seed=i))
     return tmp_path
 
 
@@ -56,7 +56,7 @@ def test_files_are_shared_each_done_once(home, monkeypatch, devices, at_once):
 
 def test_fewer_files_than_devices_share_columns(home):
     wide = home / "wide.png"
-    save(wide, picture(40, 200))
+    save(wide, make_image(40, 200))
     networks = Networks("m.safetensors", None, ["cpu", "cpu"])
     (outcome,) = enlarge_all([Job(wide, home / "out" / "wide.png")], networks, Request(), SILENT)
     assert outcome.error is None and outcome.device == "cpu,cpu"
@@ -67,7 +67,7 @@ def test_fewer_files_than_devices_share_columns(home):
 
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]])
 def test_failures_do_not_end_the_others(home, devices):
-    (home / "in" / "03.png").write_bytes(b"no picture")
+    (home / "in" / "03.png").write_bytes(b"no image")
     (home / "in" / "07.png").unlink()
     jobs = [*batch(home), Job(home / "in" / "none.png", home / "out" / "none.png")]
     outcomes = list(enlarge_all(jobs, Networks("m.safetensors", None, devices), Request(), SILENT))

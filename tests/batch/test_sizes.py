@@ -12,7 +12,7 @@ from edsr.images.formats import fitting
 from edsr.images.reader import Reader, read
 from edsr.images.samples import Reduced, reduce
 from edsr.images.writer import Writer
-from tests.support.image_files import WHITE, picture, with_pillow
+from tests.support.image_files import WHITE, make_image, with_pillow
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def unit(pixels):
 @pytest.mark.parametrize(("width", "height"), [(97, 133), (160, 199), (40, 50)])
 def test_reduced_as_pillow_does(tmp_path, channels, width, height):
     """Pillow's Lanczos in floating point, channel by channel."""
-    pixels = picture(200, 160, channels)
+    pixels = make_image(200, 160, channels)
     write(tmp_path / "a.png", unit(pixels), width, height, np.uint8)
     got = with_pillow(tmp_path / "a.png").astype(int)
     planes = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(channels)]
     want = np.stack([np.asarray(plane.resize((width, height), Image.Resampling.LANCZOS)) for plane in planes], 2)
-    # libvips tabulates the kernel at 64 places between two pixels, Pillow reckons it for each. Outside the picture
+    # libvips tabulates the kernel at 64 places between two pixels, Pillow reckons it for each. Outside the image
     # libvips repeats its edge, Pillow leaves it out.
     assert got.shape == want.shape and np.abs(got - want.clip(0, 255)).max() < 1.5
 
@@ -73,8 +73,8 @@ def test_reduced_as_pillow_does(tmp_path, channels, width, height):
 @pytest.mark.parametrize("extension", [".png", ".tif", ".jpg", ".webp", ".avif"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_every_kind_of_picture(tmp_path, extension, dtype, channels):
-    pixels = unit(picture(50, 40, channels, dtype=dtype))
+def test_every_kind_of_image(tmp_path, extension, dtype, channels):
+    pixels = unit(make_image(50, 40, channels, dtype=dtype))
     if channels in (2, 4):
         pixels[..., -1] = 1
         pixels[:5, :5, -1] = 0

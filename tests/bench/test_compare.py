@@ -238,7 +238,7 @@ def test_a_candidate_is_launched_as_forced():
 # --- commands
 
 
-def test_a_gpu_needs_no_picture_library():
+def test_a_gpu_needs_no_image_library():
     code = "import sys\nsys.modules |= dict.fromkeys(('pyvips', 'h5py'))\n"
     code += "import bench.training, bench.verify, bench.compare, bench.report\n"
     code += "try: import bench.tune\nexcept ImportError as error: assert 'triton' in str(error)"

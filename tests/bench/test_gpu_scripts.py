@@ -1,5 +1,5 @@
 """Dry runs of bench/gpu.sh and bench/gpu_train.sh, on a GPU that tests/fake_gpu plays: every command line, file and
-figure of the real thing, on networks of one block and pictures of a few pixels."""
+figure of the real thing, on networks of one block and images of a few pixels."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from PIL import Image
 
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.weights.edsr import save_model
-from tests.conftest import ROOT, picture
+from tests.conftest import ROOT, make_image
 
 pytest.importorskip("triton.experimental.gluon")
 pytest.importorskip("xdist")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GP
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory) -> Path:
-    """A copy of the project, with pictures to train on and small packaged weights."""
+    """A copy of the project, with images to train on and small packaged weights."""
     folder = tmp_path_factory.mktemp("house")
     parts = "bench", "edsr", "kernels", "tests", "cli.py", "pyproject.toml"
     for name in parts:
@@ -36,9 +36,9 @@ def house(tmp_path_factory) -> Path:
             shutil.copy(source, folder / name)
     (folder / "photos").mkdir()
     for i in range(4):
-        Image.fromarray(picture(110 + i, 120, seed=i)).save(folder / "photos" / f"{i}.png")
+        Image.fromarray(make_image(110 + i, 120, seed=i)).save(folder / "photos" / f"{i}.png")
     (folder / "small" / "HR").mkdir(parents=True)
-    Image.fromarray(picture(44, 40)).save(folder / "small" / "HR" / "0.png")
+    Image.fromarray(make_image(44, 40)).save(folder / "small" / "HR" / "0.png")
     (folder / "weights").mkdir()
     save_model(EDSR(EDSRConfig(blocks=1, features=16)), folder / "weights" / "edsr-baseline-x2.safetensors")
     return folder

@@ -326,7 +326,7 @@ def test_the_tests_of_the_plan_are_there_and_begin_with_what_is_new(tmp_path, mo
 
 
 def test_what_is_not_needed_may_be_missing(folders, tmp_path):
-    """Packages, kernels and pictures that cannot be had cost no part that can do without."""
+    """Packages, kernels and images that cannot be had cost no part that can do without."""
     (tmp_path / "wheels").mkdir()
     plan, _ = plan_of("gpu.sh", tmp_path, "nowhere", WHEELS="wheels", KERNELS="nowhere/kernels.tar")
     assert parts.read(plan)[0].name == "probe" and "cli.py train" not in plan

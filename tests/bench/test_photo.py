@@ -14,20 +14,20 @@ from edsr.images.resize import bicubic, downscale
 from edsr.weights import edsr as weights
 from edsr.weights import selection
 from edsr.weights.edsr import save_model
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 
 def test_compressing_and_noise():
     for channels in 1, 3:
-        low = picture(20, 30, channels)
+        low = make_image(20, 30, channels)
         got, data = photo.compressed(low, 60)
         assert got.shape == low.shape and got.dtype == np.uint8 and (got != low).any()
         with Image.open(io.BytesIO(data)) as image:
             np.testing.assert_array_equal(np.asarray(image).reshape(low.shape), got)
-    grey = np.full((200, 200, 3), 128, np.uint8)
-    found = photo.noisy(grey, 10, 3).astype(float) - 128
+    gray = np.full((200, 200, 3), 128, np.uint8)
+    found = photo.noisy(gray, 10, 3).astype(float) - 128
     assert abs(found.std() - 10) < 0.2 and abs(found.mean()) < 0.2
-    np.testing.assert_array_equal(photo.noisy(grey, 10, 3), photo.noisy(grey, 10, 3))
+    np.testing.assert_array_equal(photo.noisy(gray, 10, 3), photo.noisy(gray, 10, 3))
 
 
 @pytest.mark.parametrize("top", [-0.3, 0.0, 0.12, 0.5, 0.93, 1.0, 1.2])
@@ -39,7 +39,7 @@ def test_the_top_of_a_curve_is_found(top):
 
 def test_scores_fit_and_table():
     """Networks that are bicubic, better with a share near one half."""
-    original = picture(41, 50)
+    original = make_image(41, 50)
 
     def network(share):
         def enlarge(low):
@@ -75,7 +75,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
         save_model(network(2), tmp_path / f"{name}-x2.safetensors", dtype=torch.float32)
     (tmp_path / "hr").mkdir()
     for i in range(2):
-        Image.fromarray(picture(30, 40, seed=i)).save(tmp_path / "hr" / f"{i}.png")
+        Image.fromarray(make_image(30, 40, seed=i)).save(tmp_path / "hr" / f"{i}.png")
     hr = str(tmp_path / "hr")
     command = ["photo", "--hr", hr, "--fit", hr, "--write", "--qualities", "80", "40", "--noise", "0", "5"]
     monkeypatch.setattr(sys, "argv", [*command, "--shares", "0", "0.5", "1", "--json", str(tmp_path / "out.json")])
@@ -100,9 +100,9 @@ def test_flat_areas_are_found():
     result[:, 30:51] = 90  # damage near the line alone: columns 30 and 31, 49 and 50 are seen
     step = (photo.metrics.luma(original)[0, 0] - photo.metrics.luma(result)[0, 30]) ** 2
     assert photo.flat(result, original, 2) == pytest.approx((step * 4 / (76 - 17)) ** 0.5)
-    assert np.isnan(photo.flat(result, picture(60, 80), 2))
-    grey = original[..., :1]
-    assert photo.flat(grey + np.uint8(3), grey, 2) == 3
+    assert np.isnan(photo.flat(result, make_image(60, 80), 2))
+    gray = original[..., :1]
+    assert photo.flat(gray + np.uint8(3), gray, 2) == 3
 
 
 def test_drawings_have_lines_and_flat_areas():
@@ -124,7 +124,7 @@ def test_drawings_are_scored_one_by_one(tmp_path, monkeypatch, capsys):
     (tmp_path / "photo.json").write_text('{"2": [[50, 1.0]]}')
     for name in selection.FAITHFUL, selection.CLEAN:
         save_model(network(2), tmp_path / f"{name}-x2.safetensors", dtype=torch.float32)
-    monkeypatch.setattr(drawings, "drawings", lambda: {"line": line, "noise": picture(48, 60)})
+    monkeypatch.setattr(drawings, "drawings", lambda: {"line": line, "noise": make_image(48, 60)})
     out = str(tmp_path / "out.json")
     monkeypatch.setattr(sys, "argv", ["photo", "--drawings", "--qualities", "50", "--json", out])
     photo.main()

@@ -114,13 +114,13 @@ def test_report_of_a_gpu(made_up_record):
         assert "|" not in line or (line.startswith("| ") and line.endswith(" |"))
 
 
-def test_chart_is_a_picture(made_up_record):
-    picture = ElementTree.fromstring(report.chart(made_up_record))
+def test_chart_is_a_image(made_up_record):
+    image = ElementTree.fromstring(report.chart(made_up_record))
     space = "{http://www.w3.org/2000/svg}"
-    bars = picture.findall(f"{space}rect")[1:]  # the first is the background
-    words = [element.text for element in picture.findall(f"{space}text")]
+    bars = image.findall(f"{space}rect")[1:]  # the first is the background
+    words = [element.text for element in image.findall(f"{space}text")]
     assert len(bars) == 6 and "edsr-baseline x2, 1920 x 1080" in words and "125" in words
-    width, height = float(picture.get("width", 0)), float(picture.get("height", 0))
+    width, height = float(image.get("width", 0)), float(image.get("height", 0))
     for bar in bars:
         assert float(bar.get("x", 0)) + float(bar.get("width", 0)) < width - 50
         assert float(bar.get("y", 0)) + float(bar.get("height", 0)) < height

@@ -15,7 +15,7 @@ from bench import records, report, training, training_steps
 from bench.isolate import At
 from bench.training_steps import WAYS, Loop, Ours, Patches, Training
 from bench.workloads import Unavailable
-from edsr.data.store import Pictures
+from edsr.data.store import Images
 from edsr.images.resize import downscale
 from edsr.kernels.triton import launch
 from edsr.models.edsr import PRESETS, EDSRConfig
@@ -62,9 +62,9 @@ def test_patches_of_the_plain_loop_belong_together():
     low = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
     high = low.repeat(3, 0).repeat(3, 1)
     table = np.array([[0, 0, 7, 9, 0]])
-    pictures = Pictures(3, *(torch.from_numpy(x.reshape(-1, 3)) for x in (high, low)), table)
+    images = Images(3, *(torch.from_numpy(x.reshape(-1, 3)) for x in (high, low)), table)
     seen = set()
-    for small, large in (Patches(pictures, 4)[0] for _ in range(300)):
+    for small, large in (Patches(images, 4)[0] for _ in range(300)):
         assert small.shape == (3, 4, 4) and large.shape == (3, 12, 12) and small.dtype == torch.float32
         assert torch.equal(large, small.repeat_interleave(3, 1).repeat_interleave(3, 2))
         corners = (255 * small[0]).round().int()
@@ -145,10 +145,10 @@ def test_ways_are_in_order_and_have_limits_that_leave_time_for_others():
     assert [name for name, way in WAYS.items() if way.slow] == ["compile"]
 
 
-def test_pictures_are_reduced_as_for_training():
-    pictures = training_steps.drawn((49, 64), 3)
-    assert len(pictures) == training_steps.PICTURES and pictures.scale == 3
-    low, high = pictures.pair(1)
+def test_images_are_reduced_as_for_training():
+    images = training_steps.drawn((49, 64), 3)
+    assert len(images) == training_steps.IMAGES and images.scale == 3
+    low, high = images.pair(1)
     assert low.shape == (16, 21, 3) and high.shape == (48, 63, 3) and high.dtype == np.uint8
     assert np.array_equal(low, downscale(high, 3))
 

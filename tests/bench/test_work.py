@@ -76,7 +76,7 @@ def test_a_tail_is_judged_in_its_windows(small_windows, scale):
 
 
 def test_a_wrong_second_result_is_found():
-    work = Op("wgrad", 16, 3, 5, "cpu", torch.float32, pictures=2)
+    work = Op("wgrad", 16, 3, 5, "cpu", torch.float32, images=2)
     weight, bias = work.cases["cudnn"].run(work)()
     for wrong in (torch.full_like(bias, math.nan), bias + 1):
         with pytest.raises(AssertionError, match="wrong result"):

@@ -18,7 +18,7 @@ from edsr.images.resize import downscale
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.weights.edsr import load_model, save_model
-from tests.conftest import ROOT, network, picture
+from tests.conftest import ROOT, make_image, network
 
 
 def listing(folder):
@@ -28,16 +28,16 @@ def listing(folder):
 def test_default_output_lies_beside_the_input(home, upscale):
     code, out, err = upscale("photo.png")
     assert code == 0 and err == "" and out.startswith("photo_x2.png  80 x 60")
-    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(picture(30, 40))
+    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(make_image(30, 40))
     np.testing.assert_array_equal(np.asarray(Image.open(home / "photo_x2.png")), want)
     assert listing(home) == ["m.safetensors", "photo.png", "photo_x2.png"]
 
 
 @pytest.mark.parametrize("tile", ["32", "33", "512", "auto"])
-def test_every_tile_gives_the_same_picture(home, upscale, tile):
-    Image.fromarray(picture(50, 200)).save("photo.png")
+def test_every_tile_gives_the_same_image(home, upscale, tile):
+    Image.fromarray(make_image(50, 200)).save("photo.png")
     assert upscale("photo.png", "--tile", tile)[0] == 0
-    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(picture(50, 200)).astype(int)
+    want = Upscaler(load_model(home / "m.safetensors"), device="cpu")(make_image(50, 200)).astype(int)
     got = np.asarray(Image.open(home / "photo_x2.png"))
     assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3  # one accumulation order, then rounding
 
@@ -61,7 +61,7 @@ def test_folders_in_and_out(home, upscale):
     (home / "in").mkdir()
     (home / "out").mkdir()
     for i in range(3):
-        Image.fromarray(picture(9, 9, seed=i)).save(home / "in" / f"{i}.png")
+        Image.fromarray(make_image(9, 9, seed=i)).save(home / "in" / f"{i}.png")
     assert upscale("in", "-o", "out")[0] == 0
     assert listing(home / "out") == ["0_x2.png", "1_x2.png", "2_x2.png"]
 
@@ -69,32 +69,32 @@ def test_folders_in_and_out(home, upscale):
 def test_a_batch_survives_bad_files_and_goes_on_where_it_stopped(home, upscale):
     (home / "in" / "deep").mkdir(parents=True)
     for name in "a.png", "deep/b.png", "deep/c.png":
-        Image.fromarray(picture(9, 9)).save(home / "in" / name)
+        Image.fromarray(make_image(9, 9)).save(home / "in" / name)
     (home / "in" / "broken.png").write_bytes((home / "in" / "a.png").read_bytes()[:60])
     (home / "in" / "empty.jpg").touch()
     code, out, err = upscale("in", "-o", "out/", "--recursive")
     assert code == 1 and out.count("\n") == 3
-    assert "3 of 5 pictures done, 2 failed:" in err and err.count("broken.png") == err.count("empty.jpg") == 2
+    assert "3 of 5 images done, 2 failed:" in err and err.count("broken.png") == err.count("empty.jpg") == 2
     assert listing(home / "out") == ["a_x2.png", "deep"]
     assert listing(home / "out" / "deep") == ["b_x2.png", "c_x2.png"]
     (home / "out" / "deep" / "c_x2.png").unlink()
     before = (home / "out" / "a_x2.png").stat().st_mtime_ns
     code, out, err = upscale("in", "-o", "out/", "--recursive", "--skip-existing")
     assert code == 1 and out.count("\n") == 1 and "c_x2.png" in out
-    assert "1 of 5 pictures done, 2 there already, 2 failed:" in err
+    assert "1 of 5 images done, 2 there already, 2 failed:" in err
     assert (home / "out" / "a_x2.png").stat().st_mtime_ns == before
     assert listing(home / "out" / "deep") == ["b_x2.png", "c_x2.png"]
 
 
 def test_gray_stays_gray_and_unicode_names_work(home, upscale):
-    Image.fromarray(picture(9, 9, 1)[:, :, 0]).save("ÿ 画像.png")
+    Image.fromarray(make_image(9, 9, 1)[:, :, 0]).save("ÿ 画像.png")
     assert upscale("ÿ 画像.png")[0] == 0
     assert Image.open("ÿ 画像_x2.png").mode == "L"
 
 
 def test_self_ensemble(home, upscale):
     assert upscale("photo.png", "--self-ensemble")[0] == 0
-    want = Upscaler(load_model("m.safetensors"), device="cpu")(picture(30, 40), self_ensemble=True)
+    want = Upscaler(load_model("m.safetensors"), device="cpu")(make_image(30, 40), self_ensemble=True)
     np.testing.assert_array_equal(np.asarray(Image.open("photo_x2.png")), want)
 
 
@@ -182,13 +182,13 @@ def test_a_terminal_gets_progress(home):
 def damaged(kind, path):
     data = path.read_bytes()
     path.unlink()
-    if kind == "not a picture":
-        path.write_bytes(b"just some text, not a picture at all")
+    if kind == "not an image":
+        path.write_bytes(b"just some text, not an image at all")
     elif kind == "truncated":
         path.write_bytes(data[: len(data) // 2])
     elif kind == "empty":
         path.write_bytes(b"")
-    elif kind == "a folder without pictures":
+    elif kind == "a folder without images":
         path.mkdir()
     elif kind == "an animation":
         frames = [Image.fromarray(np.full((5, 5, 3), value, np.uint8)) for value in (0, 99)]
@@ -198,10 +198,10 @@ def damaged(kind, path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["not a picture", "truncated", "empty", "missing", "a folder without pictures", "an animation"]
+    "kind", ["not an image", "truncated", "empty", "missing", "a folder without images", "an animation"]
 )
-def test_bad_pictures(home, upscale, kind):
-    Image.fromarray(picture(200, 200)).save("photo.png")
+def test_bad_images(home, upscale, kind):
+    Image.fromarray(make_image(200, 200)).save("photo.png")
     damaged(kind, home / "photo.png")
     before = listing(home)
     code, out, err = upscale("photo.png")
@@ -210,7 +210,7 @@ def test_bad_pictures(home, upscale, kind):
     assert listing(home) == before
 
 
-def test_unreadable_picture(home, upscale):
+def test_unreadable_image(home, upscale):
     os.chmod("photo.png", 0)
     if os.access("photo.png", os.R_OK):
         pytest.skip("this user may read every file")
@@ -257,7 +257,7 @@ def test_nothing_is_overwritten(home, upscale):
             "--backend winograd: the kernels need a multiple of 16 features",
         ),
         (("--scale", "3"), "scale"),
-        (("m.safetensors", "-o", "one.png"), "2 pictures need a folder after -o"),
+        (("m.safetensors", "-o", "one.png"), "2 images need a folder after -o"),
     ],
 )
 def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
@@ -288,7 +288,7 @@ def test_an_output_folder_that_cannot_be_written(home, upscale):
 
 @pytest.mark.parametrize(("name", "width"), [("out.jpg", 33_000), ("out.webp", 8_200)])
 def test_sides_a_format_cannot_hold(home, upscale, name, width):
-    Image.fromarray(picture(1, width)).save("wide.png")
+    Image.fromarray(make_image(1, width)).save("wide.png")
     before = listing(home)
     code, _, err = upscale("wide.png", "-o", name)
     assert code == 1 and ".png" in err and err.count("\n") == 1
@@ -337,7 +337,7 @@ def test_a_defect_does_not_end_a_batch(home, upscale, monkeypatch):
         return honest(self, rows, width, self_ensemble)
 
     monkeypatch.setattr("edsr.inference.upscaler.Upscaler.bands", broken)
-    Image.fromarray(picture(30, 41)).save(home / "odd.png")
+    Image.fromarray(make_image(30, 41)).save(home / "odd.png")
     code, out, err = upscale("odd.png", "photo.png")
     assert code == 1 and "photo_x2.png" in out
     assert err.splitlines()[0] == "error: odd.png: AssertionError('here'), a defect; --debug shows where"
@@ -348,7 +348,7 @@ def test_interruption_leaves_no_half_file(home, capsys, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edsr.kernels.reference.quantise", interrupted)
+    monkeypatch.setattr("edsr.kernels.reference.quantize", interrupted)
     assert cli.main(["upscale", "photo.png", "--model", "m.safetensors"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert listing(home) == ["m.safetensors", "photo.png"]
@@ -363,10 +363,10 @@ def wait_for(happened, process, seconds=120):
 
 @pytest.mark.parametrize(("files", "devices"), [(1, "cpu"), (1, "cpu,cpu"), (2, "cpu,cpu")])
 def test_sigterm_leaves_no_half_file(home, files, devices):
-    """A real signal, half way through pictures that would take a minute."""
+    """A real signal, half way through images that would take a minute."""
     names = [f"large{i}.png" for i in range(files)]
     for name in names:
-        Image.fromarray(picture(3000, 1000)).resize((2000, 12000)).save(name, compress_level=1)
+        Image.fromarray(make_image(3000, 1000)).resize((2000, 12000)).save(name, compress_level=1)
     save_model(network(2, blocks=8, features=64), "m.safetensors")
     command = [sys.executable, ROOT / "cli.py", "upscale", *names, "--model", "m.safetensors", "--device", devices]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
@@ -386,8 +386,8 @@ def compare(run_cli):
 
 
 def test_compare_draws_a_figure_or_a_page(home, compare):
-    Image.fromarray(picture(60, 80)).save("original.png")
-    Image.fromarray(downscale(picture(60, 80), 2)).save("photo.png")
+    Image.fromarray(make_image(60, 80)).save("original.png")
+    Image.fromarray(downscale(make_image(60, 80), 2)).save("photo.png")
     assert compare("photo.png") == (0, "photo_compare.png\n", "")
     code, out, err = compare("photo.png", "--hr", "original.png", "--html", "--detail", "10,20,30")
     assert code == 0 and err == "" and out.splitlines()[0] == "photo_compare.html" and out.count(" dB") == 2
@@ -430,7 +430,7 @@ def test_what_cannot_be_compared(home, compare, arguments, says):
 def test_train_then_upscale(home, capsys):
     (home / "data").mkdir()
     for i in range(3):
-        Image.fromarray(picture(64, 64, seed=i)).save(home / "data" / f"{i}.png")
+        Image.fromarray(make_image(64, 64, seed=i)).save(home / "data" / f"{i}.png")
     arguments = ["train", "--data", "data", "--out", "run", "--steps", "2", "--batch", "1", "--patch", "8"]
     assert cli.main([*arguments, "--device", "cpu"]) == 0
     assert "validation" in capsys.readouterr().err
@@ -442,7 +442,7 @@ def test_train_then_upscale(home, capsys):
 def test_a_training_is_resumed_by_its_name_and_decayed(home, capsys):
     (home / "data").mkdir()
     for i in range(3):
-        Image.fromarray(picture(64, 64, seed=i)).save(home / "data" / f"{i}.png")
+        Image.fromarray(make_image(64, 64, seed=i)).save(home / "data" / f"{i}.png")
     small = ["--batch", "1", "--patch", "8", "--device", "cpu", "--schedule", "wsd", "--lr", "1e-3"]
     assert cli.main(["train", "--data", "data", "--out", "run", "--steps", "2", *small]) == 0
     assert cli.main(["train", "--resume", "run", "--steps", "3", "--device", "cpu"]) == 0
@@ -487,7 +487,7 @@ def test_a_training_stopped_in_another_process_says_so(home, capsys, monkeypatch
 
 def test_a_stopped_training_is_saved_and_continues(home):
     (home / "data").mkdir()
-    Image.fromarray(picture(64, 64)).save(home / "data" / "a.png")
+    Image.fromarray(make_image(64, 64)).save(home / "data" / "a.png")
     command = [sys.executable, ROOT / "cli.py", "train", "--data", "data", "--out", "run", "--device", "cpu"]
     command += ["--batch", "1", "--patch", "8", "--save-every", "1"]
     process = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""`upscale` in all its forms: kinds of pictures, sizes, pipes, devices, disks that are full."""
+"""`upscale` in all its forms: kinds of images, sizes, pipes, devices, disks that are full."""
 
 import io
 import json
@@ -15,9 +15,9 @@ from PIL import Image
 from edsr.images.reader import read
 from edsr.inference.upscaler import Upscaler
 from edsr.weights.edsr import load_model, save_model
-from tests.conftest import ROOT, picture
+from tests.conftest import ROOT, make_image
 from tests.support.image_files import ICC, encoded, names, pillow
-from tests.support.image_files import picture as smooth
+from tests.support.image_files import make_image as smooth
 from tests.support.image_files import write as save
 
 
@@ -30,7 +30,7 @@ def ours():
     return Upscaler(load_model("m.safetensors"), device="cpu")
 
 
-# --- kinds of pictures
+# --- kinds of images
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -143,7 +143,7 @@ def test_any_size(home, upscale):
 
 def test_the_networks_own_size_is_not_reduced(home, upscale):
     assert upscale("photo.png", "--outscale", "2")[0] == 0
-    np.testing.assert_array_equal(read("photo_x2.png"), ours()(picture(30, 40)))
+    np.testing.assert_array_equal(read("photo_x2.png"), ours()(make_image(30, 40)))
 
 
 # --- standard input and output
@@ -168,7 +168,7 @@ def test_pipes_to_and_from_files(home):
     assert (record["input"], record["output"]) == ("standard input", "b.tif")
 
 
-@pytest.mark.parametrize("stdin", [b"", b"no picture", None])
+@pytest.mark.parametrize("stdin", [b"", b"no image", None])
 def test_a_bad_pipe_is_one_line_and_no_output(home, stdin):
     whole = encoded("jpeg", pillow(smooth(80, 70)))
     done = process("-", stdin=whole[: len(whole) // 2] if stdin is None else stdin)
@@ -179,9 +179,9 @@ def test_a_bad_pipe_is_one_line_and_no_output(home, stdin):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("-", "photo.png"), b"one picture"),
+        (("-", "photo.png"), b"one image"),
         (("-", "--json"), b"--json"),
-        (("photo.png", "m.safetensors", "-o", "-"), b"one picture"),
+        (("photo.png", "m.safetensors", "-o", "-"), b"one image"),
     ],
 )
 def test_pipes_misused(home, arguments, says):
@@ -195,13 +195,13 @@ def test_pipes_misused(home, arguments, says):
 def test_several_devices(home, upscale):
     code, out, _ = upscale("photo.png", "--device", "cpu,cpu", "--json")
     assert code == 0 and json.loads(out)["device"] == "cpu,cpu"
-    np.testing.assert_array_equal(read("photo_x2.png"), ours()(picture(30, 40)))
+    np.testing.assert_array_equal(read("photo_x2.png"), ours()(make_image(30, 40)))
     code, _, err = upscale("photo.png", "--device", "cpu,,cpu", "--overwrite")
     assert code == 1 and "a name is missing" in err
 
 
 def test_torchrun_shares_a_batch(home):
-    """Two processes: each picture once, one list of failures, told after all have ended."""
+    """Two processes: each image once, one list of failures, told after all have ended."""
     (home / "in").mkdir()
     for i in range(7):
         pillow(smooth(9, 9 + i)).save(home / "in" / f"{i}.png")
@@ -225,7 +225,7 @@ def test_torchrun_shares_a_batch(home):
     assert done.returncode != 0  # torchrun's own, because one file failed
     assert sorted(record["input"] for record in records) == [f"in/{i}.png" for i in range(7)]
     assert names("out") == [f"{i}_x2.png" for i in range(7) if i != 3]
-    assert done.stderr.count("6 of 7 pictures done, 1 failed:") == 1
+    assert done.stderr.count("6 of 7 images done, 1 failed:") == 1
 
 
 class Writes(io.StringIO):

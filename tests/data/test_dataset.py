@@ -1,4 +1,4 @@
-"""Pictures to train on, from files to buffers, and the patches cut from them."""
+"""Images to train on, from files to buffers, and the patches cut from them."""
 
 import os
 import re
@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edsr import images
 from edsr.data import patches, sources
 from edsr.data import store as kept
 from edsr.data.dataset import hold_back, load
 from edsr.data.patches import Feed, Sampler, cut, locate
-from edsr.data.store import Pictures, pack
+from edsr.data.store import Images, pack
 from edsr.errors import DataError
+from edsr.images import Reader
 from edsr.images.resize import downscale
-from tests.conftest import picture
+from tests.conftest import make_image
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses a Linux interface")
 
@@ -32,7 +32,7 @@ def save(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = pyvips.Image.new_from_array(pixels)
     gray, sixteen = pixels.shape[2] == 1, pixels.dtype == np.uint16
-    image = image.copy(interpretation={0: "srgb", 1: "b-w", 2: "rgb16", 3: "grey16"}[gray + 2 * sixteen])
+    image = image.copy(interpretation={0: "srgb", 1: "b-w", 2: "rgb16", 3: "gray16"}[gray + 2 * sixteen])
     path.write_bytes(image.write_to_buffer(path.suffix))
     return path
 
@@ -40,14 +40,14 @@ def save(path, pixels):
 def sixteen(height, width, channels=3, seed=0):
     """Levels that 8 bits do not have."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, channels)).astype(np.uint16)
-    return picture(height, width, channels, seed).astype(np.uint16) * 256 + noise
+    return make_image(height, width, channels, seed).astype(np.uint16) * 256 + noise
 
 
 @pytest.fixture
 def folder(tmp_path):
     for i in range(4):
-        save(tmp_path / "pictures" / f"{i}.png", picture(60 + i, 70, seed=i))
-    return tmp_path / "pictures"
+        save(tmp_path / "images" / f"{i}.png", make_image(60 + i, 70, seed=i))
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def lines():
     return []
 
 
-def read_all(*sources, scale=2, patch=4, say=lambda line: None, **more) -> Pictures:
+def read_all(*sources, scale=2, patch=4, say=lambda line: None, **more) -> Images:
     return load([str(source) for source in sources], scale, patch, say, **more)[0]
 
 
-def same(a: Pictures, b: Pictures) -> bool:
+def same(a: Images, b: Images) -> bool:
     return torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) and np.array_equal(a.table, b.table)
 
 
@@ -74,34 +74,34 @@ def refused(says, *sources, **more):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_pictures_lie_end_to_end(folder, scale, lines):
-    pictures = read_all(folder, scale=scale, say=lines.append)
-    assert len(pictures) == 4 and lines == ["reading 4 pictures"]
+def test_images_lie_end_to_end(folder, scale, lines):
+    images = read_all(folder, scale=scale, say=lines.append)
+    assert len(images) == 4 and lines == ["reading 4 images"]
     end = 0
     for i in range(4):
-        original = picture(60 + i, 70, seed=i)[: (60 + i) // scale * scale, : 70 // scale * scale]
-        low, high = pictures.pair(i)
+        original = make_image(60 + i, 70, seed=i)[: (60 + i) // scale * scale, : 70 // scale * scale]
+        low, high = images.pair(i)
         np.testing.assert_array_equal(high, original)
         np.testing.assert_array_equal(low, downscale(original, scale))
-        assert pictures.table[i].tolist() == [end * scale**2, end, *low.shape[:2], i]
+        assert images.table[i].tolist() == [end * scale**2, end, *low.shape[:2], i]
         end += low.shape[0] * low.shape[1]
-    assert pictures.lr.shape == (end, 3) and pictures.hr.shape == (end * scale**2, 3)
-    assert pictures.hr.dtype == torch.uint8 and pictures.table.dtype == np.int64
-    assert pictures.nbytes == 3 * end * (1 + scale**2)
-    assert same(pictures, pictures.to("cpu"))
+    assert images.lr.shape == (end, 3) and images.hr.shape == (end * scale**2, 3)
+    assert images.hr.dtype == torch.uint8 and images.table.dtype == np.int64
+    assert images.nbytes == 3 * end * (1 + scale**2)
+    assert same(images, images.to("cpu"))
 
 
 def test_folders_in_folders_and_files(folder, tmp_path):
-    save(folder / "deep" / "фото ü" / "写真 [1].png", picture(40, 40, seed=8))
-    save(folder / ".hidden" / "a.png", picture(40, 40, seed=9))
-    save(folder / ".b.png", picture(40, 40, seed=9))
-    (folder / "notes.txt").write_text("no picture")
-    alone = save(tmp_path / "alone.tif", picture(50, 50, seed=7))
-    pictures = read_all(folder, alone)
-    shapes = [pictures.pair(i)[1].shape[0] for i in range(len(pictures))]
+    save(folder / "deep" / "фото ü" / "写真 [1].png", make_image(40, 40, seed=8))
+    save(folder / ".hidden" / "a.png", make_image(40, 40, seed=9))
+    save(folder / ".b.png", make_image(40, 40, seed=9))
+    (folder / "notes.txt").write_text("no image")
+    alone = save(tmp_path / "alone.tif", make_image(50, 50, seed=7))
+    images = read_all(folder, alone)
+    shapes = [images.pair(i)[1].shape[0] for i in range(len(images))]
     assert shapes == [60, 60, 62, 62, 40, 50]
-    np.testing.assert_array_equal(pictures.pair(4)[1], picture(40, 40, seed=8))
-    np.testing.assert_array_equal(pictures.pair(5)[1], picture(50, 50, seed=7))
+    np.testing.assert_array_equal(images.pair(4)[1], make_image(40, 40, seed=8))
+    np.testing.assert_array_equal(images.pair(5)[1], make_image(50, 50, seed=7))
 
 
 @linux
@@ -116,14 +116,14 @@ def test_names_that_are_not_unicode(folder, tmp_path, lines):
 def test_jpegs_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
-    Image.fromarray(picture(40, 60)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(make_image(40, 60)).save(tmp_path / "a.jpg", exif=exif)
     assert read_all(tmp_path).pair(0)[1].shape == (60, 40, 3)
 
 
 def test_gray_is_repeated(folder):
-    save(folder / "4.png", picture(40, 40, 1))
+    save(folder / "4.png", make_image(40, 40, 1))
     low, high = read_all(folder).pair(4)
-    np.testing.assert_array_equal(high, picture(40, 40, 1).repeat(3, 2))
+    np.testing.assert_array_equal(high, make_image(40, 40, 1).repeat(3, 2))
     np.testing.assert_array_equal(low, downscale(high, 2))
 
 
@@ -131,36 +131,36 @@ def test_gray_is_repeated(folder):
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_are_kept(tmp_path, channels, suffix):
     save(tmp_path / f"a{suffix}", sixteen(40, 42, channels))
-    save(tmp_path / "b.png", picture(40, 40))
-    pictures = read_all(tmp_path)
-    assert pictures.hr.dtype == pictures.lr.dtype == torch.int16
-    low, high = pictures.pair(0)
+    save(tmp_path / "b.png", make_image(40, 40))
+    images = read_all(tmp_path)
+    assert images.hr.dtype == images.lr.dtype == torch.int16
+    low, high = images.pair(0)
     assert low.dtype == high.dtype == np.uint16
     np.testing.assert_array_equal(high, np.broadcast_to(sixteen(40, 42, channels), (40, 42, 3)))
     np.testing.assert_array_equal(low, downscale(high, 2))
-    np.testing.assert_array_equal(pictures.pair(1)[1], picture(40, 40).astype(np.uint16) * 257)
+    np.testing.assert_array_equal(images.pair(1)[1], make_image(40, 40).astype(np.uint16) * 257)
     # Half and full range are where signed storage would show.
-    low, high = next_batch(pictures, 4, 64)
-    levels = np.unique(np.concatenate([pictures.pair(i)[1].reshape(-1) for i in range(2)])).astype(np.float32) / 65535
+    low, high = next_batch(images, 4, 64)
+    levels = np.unique(np.concatenate([images.pair(i)[1].reshape(-1) for i in range(2)])).astype(np.float32) / 65535
     assert np.isin(high.numpy(), levels).all() and high.max() > 0.6 and high.min() >= 0 and low.max() <= 1
 
 
 def test_what_cannot_serve_is_named(folder, lines):
-    (folder / "bad.png").write_bytes(b"no picture")
-    save(folder / "small.png", picture(9, 9))
+    (folder / "bad.png").write_bytes(b"no image")
+    save(folder / "small.png", make_image(9, 9))
     Image.fromarray(np.zeros((50, 50, 4), np.uint8)).save(folder / "alpha.png")
-    pictures = read_all(folder, patch=8, say=lines.append)
-    assert len(pictures) == 4
-    assert len(lines) == 4 and lines[3] == "reading 4 pictures"
+    images = read_all(folder, patch=8, say=lines.append)
+    assert len(images) == 4
+    assert len(lines) == 4 and lines[3] == "reading 4 images"
     assert "alpha.png: transparency" in lines[0] and "bad.png: is not" in lines[1]
     assert lines[2].endswith("small.png: 9 x 9 is smaller than 16 x 16 pixels: left out")
 
 
-def test_many_small_pictures_are_summed_up(folder, lines):
+def test_many_small_images_are_summed_up(folder, lines):
     for i in range(6):
-        save(folder / f"small{i}.png", picture(9, 9))
+        save(folder / f"small{i}.png", make_image(9, 9))
     read_all(folder, patch=8, say=lines.append)
-    assert len(lines) == 2 and "6 pictures are smaller than 16 x 16" in lines[0] and "small0.png" in lines[0]
+    assert len(lines) == 2 and "6 images are smaller than 16 x 16" in lines[0] and "small0.png" in lines[0]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
@@ -170,15 +170,15 @@ def test_files_that_break_while_decoded_leave_no_hole(folder, tmp_path, suffix, 
     path = folder / f"1b{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:9000])
-    images.Reader(path).close()  # the header is whole
-    pictures = read_all(folder, say=lines.append, cache=tmp_path / "cache" if cached else None)
-    assert torch.equal(pictures.hr, whole.hr) and torch.equal(pictures.lr, whole.lr)
-    np.testing.assert_array_equal(pictures.table[:, :4], whole.table[:, :4])
-    assert lines[0] == "reading 5 pictures" and len(lines) == 2 and "1b" in lines[1] and "damaged" in lines[1]
+    Reader(path).close()  # the header is whole
+    images = read_all(folder, say=lines.append, cache=tmp_path / "cache" if cached else None)
+    assert torch.equal(images.hr, whole.hr) and torch.equal(images.lr, whole.lr)
+    np.testing.assert_array_equal(images.table[:, :4], whole.table[:, :4])
+    assert lines[0] == "reading 5 images" and len(lines) == 2 and "1b" in lines[1] and "damaged" in lines[1]
 
 
 def test_a_file_that_changes_between_is_left_out(folder, lines, monkeypatch):
-    read = images.read
+    read = sources.read
 
     def changed(path, sixteen=False):
         return read(path, sixteen)[1:] if path.name == "2.png" else read(path, sixteen)
@@ -190,27 +190,27 @@ def test_a_file_that_changes_between_is_left_out(folder, lines, monkeypatch):
 
 def test_nothing_left_or_nothing_there(folder, tmp_path, lines):
     (tmp_path / "empty").mkdir()
-    assert str(tmp_path / "empty") in refused("no pictures", tmp_path / "empty")
+    assert str(tmp_path / "empty") in refused("no images", tmp_path / "empty")
     assert str(tmp_path / "none") in refused("no such file or folder", tmp_path / "none")
-    refused("no picture left; give other folders or a smaller --patch", folder, patch=400)
-    refused("no picture left", save(tmp_path / "small.png", picture(3, 3)))
-    with pytest.raises(DataError, match="no pictures given"):
+    refused("no image left; give other folders or a smaller --patch", folder, patch=400)
+    refused("no image left", save(tmp_path / "small.png", make_image(3, 3)))
+    with pytest.raises(DataError, match="no images given"):
         load([], 2, 8, lines.append)
     broken = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(broken)
     broken.write_bytes(broken.read_bytes()[:9000])
-    refused("no picture left that can be read", broken)
+    refused("no image left that can be read", broken)
 
 
 def test_say_is_called_by_the_caller_alone(folder):
     for i in range(30):
-        (folder / f"bad{i}.png").write_bytes(b"no picture")
+        (folder / f"bad{i}.png").write_bytes(b"no image")
     callers = set()
     read_all(folder, say=lambda line: callers.add(threading.current_thread()))
     assert callers == {threading.current_thread()}
 
 
-def test_pictures_larger_than_memory_are_refused(folder, monkeypatch, tmp_path):
+def test_images_larger_than_memory_are_refused(folder, monkeypatch, tmp_path):
     need = read_all(folder).nbytes
     monkeypatch.setattr(kept, "_available_memory", lambda: 2 * need - 1)
     assert "--cache DIR" in refused("more than half", folder)
@@ -229,26 +229,26 @@ def test_available_memory():
 
 
 @pytest.mark.parametrize("scale", [2, 3])
-def test_crops_are_pictures_of_their_own(tmp_path, scale):
-    image = picture(100, 75)
+def test_crops_are_images_of_their_own(tmp_path, scale):
+    image = make_image(100, 75)
     save(tmp_path / "a.png", image)
-    save(tmp_path / "b.png", picture(24, 50, 1, seed=1))
-    pictures = read_all(tmp_path, scale=scale, crop=24)
-    assert len(pictures) == 4 * 3 + 2
+    save(tmp_path / "b.png", make_image(24, 50, 1, seed=1))
+    images = read_all(tmp_path, scale=scale, crop=24)
+    assert len(images) == 4 * 3 + 2
     squares = [image[y : y + 24, x : x + 24] for y in range(0, 96, 24) for x in range(0, 72, 24)]
     for i, square in enumerate(squares):
-        low, high = pictures.pair(i)
+        low, high = images.pair(i)
         np.testing.assert_array_equal(high, square)
         np.testing.assert_array_equal(low, downscale(square, scale))
-    np.testing.assert_array_equal(pictures.pair(13)[1], picture(24, 50, 1, seed=1)[:, 24:48].repeat(3, 2))
-    assert pictures.table[:, 4].tolist() == [0] * 12 + [1] * 2
+    np.testing.assert_array_equal(images.pair(13)[1], make_image(24, 50, 1, seed=1)[:, 24:48].repeat(3, 2))
+    assert images.table[:, 4].tolist() == [0] * 12 + [1] * 2
 
 
 def test_crops_that_cannot_be(folder, lines):
     refused("multiple of 3", folder, scale=3, crop=64)
     refused("at least a patch, 48", folder, crop=32, patch=24)
     refused("multiple of 2", folder, crop=0)
-    save(folder / "small.png", picture(30, 90))
+    save(folder / "small.png", make_image(30, 90))
     assert len(read_all(folder, crop=32, say=lines.append)) == 4 * 2
     assert "small.png: 90 x 30 is smaller than 32 x 32" in lines[0]
 
@@ -262,20 +262,20 @@ def sizes(count, height=8, width=8):
 
 @pytest.mark.parametrize(("count", "held"), [(1, 0), (2, 1), (19, 1), (20, 2), (199, 19), (200, 20), (1000, 20)])
 def test_one_in_ten_is_held_back(count, held):
-    pictures = Pictures(1, torch.zeros(count, 3), torch.zeros(count, 3), np.ones((count, 5), np.int64))
-    pictures.table[:, :2], pictures.table[:, 4] = 0, np.arange(count)
-    rest, validation = hold_back(pictures)
+    images = Images(1, torch.zeros(count, 3), torch.zeros(count, 3), np.ones((count, 5), np.int64))
+    images.table[:, :2], images.table[:, 4] = 0, np.arange(count)
+    rest, validation = hold_back(images)
     assert (0 if validation is None else len(validation)) == held and len(rest) == count - held
     gone = np.setdiff1d(np.arange(count), rest.table[:, 4])
     if held > 1:
         assert np.ptp(np.diff(gone)) <= 1 and abs(gone[0] - (count - 1 - gone[-1])) <= 1
-    assert np.array_equal(rest.table, hold_back(pictures)[0].table)
+    assert np.array_equal(rest.table, hold_back(images)[0].table)
 
 
 def test_held_back_are_the_middles():
-    images = [picture(40, 60, seed=i) for i in range(3)]
-    pictures = pack([(downscale(image, 2), image) for image in images], 2)
-    rest, validation = hold_back(pictures, side=16)
+    images = [make_image(40, 60, seed=i) for i in range(3)]
+    images = pack([(downscale(image, 2), image) for image in images], 2)
+    rest, validation = hold_back(images, side=16)
     assert validation is not None and len(rest) == 2
     low, high = validation.pair(0)
     np.testing.assert_array_equal(low, downscale(images[1], 2)[2:18, 7:23])
@@ -283,15 +283,15 @@ def test_held_back_are_the_middles():
     np.testing.assert_array_equal(rest.pair(1)[1], images[2])
 
 
-def test_crops_of_a_picture_held_back_leave_together(tmp_path):
+def test_crops_of_a_image_held_back_leave_together(tmp_path):
     for i in range(3):
-        save(tmp_path / f"{i}.png", picture(96, 96, seed=i))
-    pictures = read_all(tmp_path, crop=16)
-    rest, validation = hold_back(pictures, side=24)
+        save(tmp_path / f"{i}.png", make_image(96, 96, seed=i))
+    images = read_all(tmp_path, crop=16)
+    rest, validation = hold_back(images, side=24)
     assert validation is not None
     assert set(rest.table[:, 4]) == {0, 2} and len(rest) == 2 * 36
     assert len(validation) == 9  # of 8 x 8, the area of one of 24 x 24
-    np.testing.assert_array_equal(validation.pair(0)[1], pictures.pair(36 + 13)[1])
+    np.testing.assert_array_equal(validation.pair(0)[1], images.pair(36 + 13)[1])
 
 
 # ---- DIV2K
@@ -301,42 +301,42 @@ def test_crops_of_a_picture_held_back_leave_together(tmp_path):
 def div2k(tmp_path):
     root = tmp_path / "DIV2K"
     for i in range(1, 4):
-        save(root / "DIV2K_train_HR" / f"{i:04}.png", picture(48, 60, seed=i))
+        save(root / "DIV2K_train_HR" / f"{i:04}.png", make_image(48, 60, seed=i))
     for i in range(801, 813):
-        save(root / "DIV2K_valid_HR" / f"{i:04}.png", picture(48, 36, seed=i))
-    given = picture(24, 30, seed=99)
+        save(root / "DIV2K_valid_HR" / f"{i:04}.png", make_image(48, 36, seed=i))
+    given = make_image(24, 30, seed=99)
     save(root / "DIV2K_train_LR_bicubic" / "X2" / "0002x2.png", given)
-    save(root / "DIV2K_valid_LR_bicubic" / "X2" / "0801x2.png", picture(24, 18, seed=99))
+    save(root / "DIV2K_valid_LR_bicubic" / "X2" / "0801x2.png", make_image(24, 18, seed=99))
     return root
 
 
 def test_div2k(div2k, folder):
-    pictures, validation = load([folder, div2k], 2, 4, lambda line: None)
-    assert len(pictures) == 4 + 3 and validation is not None and len(validation) == 10
-    np.testing.assert_array_equal(pictures.pair(5)[0], picture(24, 30, seed=99))
-    np.testing.assert_array_equal(pictures.pair(5)[1], picture(48, 60, seed=2))
-    np.testing.assert_array_equal(pictures.pair(6)[0], downscale(picture(48, 60, seed=3), 2))
-    np.testing.assert_array_equal(validation.pair(0)[0], picture(24, 18, seed=99))
-    np.testing.assert_array_equal(validation.pair(9)[1], picture(48, 36, seed=810))
-    # The files of another scale are not taken, nor those of whole pictures for crops.
-    np.testing.assert_array_equal(read_all(div2k, scale=3).pair(1)[0], downscale(picture(48, 60, seed=2), 3))
+    images, validation = load([folder, div2k], 2, 4, lambda line: None)
+    assert len(images) == 4 + 3 and validation is not None and len(validation) == 10
+    np.testing.assert_array_equal(images.pair(5)[0], make_image(24, 30, seed=99))
+    np.testing.assert_array_equal(images.pair(5)[1], make_image(48, 60, seed=2))
+    np.testing.assert_array_equal(images.pair(6)[0], downscale(make_image(48, 60, seed=3), 2))
+    np.testing.assert_array_equal(validation.pair(0)[0], make_image(24, 18, seed=99))
+    np.testing.assert_array_equal(validation.pair(9)[1], make_image(48, 36, seed=810))
+    # The files of another scale are not taken, nor those of whole images for crops.
+    np.testing.assert_array_equal(read_all(div2k, scale=3).pair(1)[0], downscale(make_image(48, 60, seed=2), 3))
     crops = read_all(div2k, crop=24)
-    np.testing.assert_array_equal(crops.pair(4)[0], downscale(picture(48, 60, seed=2)[:24, :24], 2))
+    np.testing.assert_array_equal(crops.pair(4)[0], downscale(make_image(48, 60, seed=2)[:24, :24], 2))
 
 
 def test_div2k_with_parts_missing_or_wrong(div2k, lines):
-    save(div2k / "DIV2K_train_LR_bicubic" / "X2" / "0001x2.png", picture(24, 29))
+    save(div2k / "DIV2K_train_LR_bicubic" / "X2" / "0001x2.png", make_image(24, 29))
     save(div2k / "DIV2K_train_LR_bicubic" / "X2" / "0003x2.png", sixteen(24, 30))
     for path in (div2k / "DIV2K_valid_HR").iterdir():
         path.unlink()
     (div2k / "DIV2K_valid_HR").rmdir()
-    pictures, validation = load([div2k], 2, 4, lines.append)
-    assert validation is None and len(pictures) == 2 and pictures.hr.dtype == torch.int16
+    images, validation = load([div2k], 2, 4, lines.append)
+    assert validation is None and len(images) == 2 and images.hr.dtype == torch.int16
     assert "0001x2.png: has 29 x 24 pixels" in lines[0] and "60 x 48, not 2 times" in lines[0]
-    np.testing.assert_array_equal(pictures.pair(1)[0], sixteen(24, 30))
+    np.testing.assert_array_equal(images.pair(1)[0], sixteen(24, 30))
 
 
-def test_div2k_deeper_is_not_taken_for_a_folder_of_pictures(div2k):
+def test_div2k_deeper_is_not_taken_for_a_folder_of_images(div2k):
     assert f"give {div2k} itself" in refused("DIV2K lies deeper", div2k.parent)
     assert len(read_all(div2k / "DIV2K_train_HR")) == 3
 
@@ -355,7 +355,7 @@ def hdf5(path, lr, hr):
     return path
 
 
-HR = np.stack([picture(18, 24, 3, seed=i) for i in range(12)])
+HR = np.stack([make_image(18, 24, 3, seed=i) for i in range(12)])
 LR = np.stack([downscale(image, 3) for image in HR])
 
 
@@ -380,12 +380,12 @@ LR = np.stack([downscale(image, 3) for image in HR])
 def test_hdf5(tmp_path, form, block, monkeypatch):
     monkeypatch.setattr(sources, "_BLOCK", block)
     path = hdf5(tmp_path / "91-image_x3.h5", form[1](LR), form[1](HR))
-    pictures = read_all(path, scale=3)
+    images = read_all(path, scale=3)
     gray = "luma" in form[0] or "one" in form[0]
-    assert len(pictures) == 12 and pictures.hr.dtype == torch.uint8
-    assert pictures.table[:, 4].tolist() == list(range(12))
+    assert len(images) == 12 and images.hr.dtype == torch.uint8
+    assert images.table[:, 4].tolist() == list(range(12))
     for i in range(12):
-        low, high = pictures.pair(i)
+        low, high = images.pair(i)
         np.testing.assert_array_equal(high, HR[i][..., [0, 0, 0]] if gray else HR[i])
         np.testing.assert_array_equal(low, LR[i][..., [0, 0, 0]] if gray else LR[i])
 
@@ -393,21 +393,21 @@ def test_hdf5(tmp_path, form, block, monkeypatch):
 def test_hdf5_values(tmp_path):
     """16 bits stay; 0..1 is told from 0..255 by all values; what bicubic leaves outside the range is clamped."""
     values = np.arange(2 * 16 * 16, dtype=np.uint16).reshape(2, 16, 16) * 100
-    pictures = read_all(hdf5(tmp_path / "16.hdf5", values[:, ::2, ::2], values))
-    assert pictures.pair(1)[1].dtype == np.uint16 and pictures.pair(1)[1].max() == 51100
+    images = read_all(hdf5(tmp_path / "16.hdf5", values[:, ::2, ::2], values))
+    assert images.pair(1)[1].dtype == np.uint16 and images.pair(1)[1].max() == 51100
     dark = np.zeros((600, 16, 16), np.float32)
     dark[-1, 0, 0] = 255
     assert read_all(hdf5(tmp_path / "dark.h5", dark[:, ::2, ::2], dark)).pair(599)[1][0, 0, 0] == 255
     over = np.full((2, 16, 16), 1.05)
     over[1] = -0.02
-    pictures = read_all(hdf5(tmp_path / "over.h5", over[:, ::2, ::2], over))
-    assert pictures.pair(0)[1].min() == 255 and pictures.pair(1)[1].max() == 0
+    images = read_all(hdf5(tmp_path / "over.h5", over[:, ::2, ::2], over))
+    assert images.pair(0)[1].min() == 255 and images.pair(1)[1].max() == 0
 
 
 def test_hdf5_beside_folders_cached_and_cut(folder, tmp_path, lines):
-    path = hdf5(tmp_path / "a.h5", [picture(20, 18), picture(4, 4)], [picture(40, 36), picture(8, 8)])
-    pictures = read_all(folder, path, patch=5, cache=tmp_path / "cache", say=lines.append)
-    assert len(pictures) == 5 and pictures.table[4, 2:].tolist() == [20, 18, 4]
+    path = hdf5(tmp_path / "a.h5", [make_image(20, 18), make_image(4, 4)], [make_image(40, 36), make_image(8, 8)])
+    images = read_all(folder, path, patch=5, cache=tmp_path / "cache", say=lines.append)
+    assert len(images) == 5 and images.table[4, 2:].tolist() == [20, 18, 4]
     assert "a.h5: hr/1: 8 x 8 is smaller" in lines[0]
     assert len(read_all(path, crop=8)) == 5 * 4 + 1
     many = hdf5(tmp_path / "b.h5", LR, HR)
@@ -430,7 +430,7 @@ def test_hdf5_that_does_not_fit(tmp_path, lines):
     refused("gray or RGB", hdf5(tmp_path / "h.h5", LR[0, 0], HR), scale=3)
     wrong = HR.astype(np.float32)
     wrong[3, 4, 5] = np.nan
-    refused("no picture left", hdf5(tmp_path / "i.h5", LR, wrong), scale=3, say=lines.append)
+    refused("no image left", hdf5(tmp_path / "i.h5", LR, wrong), scale=3, say=lines.append)
     assert "holds values that are no numbers" in lines[-1]
 
 
@@ -449,11 +449,11 @@ def test_damaged_hdf5(tmp_path, changes, length):
         raw[at % len(raw)] = value
     path.write_bytes(raw[: len(raw) - length] if length < 4000 else raw)
     try:
-        pictures = read_all(path, scale=3, patch=1)
+        images = read_all(path, scale=3, patch=1)
     except DataError as error:
         assert "\n" not in str(error)
     else:
-        assert 0 < len(pictures) <= 12
+        assert 0 < len(images) <= 12
 
 
 # ---- the cache
@@ -476,9 +476,9 @@ def test_the_cache_is_used_again(folder, div2k, tmp_path, kind, lines, monkeypat
     first = load(sources, 2, 4, lines.append, cache=tmp_path / "cache")
     no_decoding(monkeypatch)
     again = load(sources, 2, 4, lines.append, cache=tmp_path / "cache")
-    assert "pictures found in" in lines[-1]
-    for pictures in first, again:
-        for ours, theirs in zip(pictures, memory, strict=True):
+    assert "images found in" in lines[-1]
+    for images in first, again:
+        for ours, theirs in zip(images, memory, strict=True):
             assert (ours is None and theirs is None) or same(ours, theirs)
     assert not list((tmp_path / "cache").glob("*.part"))
 
@@ -486,16 +486,16 @@ def test_the_cache_is_used_again(folder, div2k, tmp_path, kind, lines, monkeypat
 def test_what_changes_is_read_again(folder, tmp_path, lines):
     cache = tmp_path / "cache"
     read_all(folder, cache=cache)
-    save(folder / "1.png", picture(61, 70, seed=50))
-    pictures = read_all(folder, cache=cache, say=lines.append)
-    assert "have changed since" in lines[0] and lines[1] == "reading 4 pictures"
-    assert same(pictures, read_all(folder))
-    save(folder / "9.png", picture(64, 64))
+    save(folder / "1.png", make_image(61, 70, seed=50))
+    images = read_all(folder, cache=cache, say=lines.append)
+    assert "have changed since" in lines[0] and lines[1] == "reading 4 images"
+    assert same(images, read_all(folder))
+    save(folder / "9.png", make_image(64, 64))
     assert len(read_all(folder, cache=cache, say=lines.append)) == 5
     assert len(list(cache.iterdir())) == 1  # none is left behind
     for more in {"scale": 3}, {"patch": 6}, {"crop": 32}:
-        pictures = read_all(folder, cache=cache, say=lines.append, **more)
-        assert lines[-1].startswith("reading") and same(pictures, read_all(folder, **more))
+        images = read_all(folder, cache=cache, say=lines.append, **more)
+        assert lines[-1].startswith("reading") and same(images, read_all(folder, **more))
     assert len(list(cache.iterdir())) == 4
 
 
@@ -518,7 +518,7 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path, name, kind, lines):
             path.write_bytes(content)
         lines.clear()
         assert same(read_all(folder, cache=tmp_path / "cache", say=lines.append), whole)
-        assert re.search("damaged|incomplete|changed", lines[0]) and lines[1] == "reading 4 pictures"
+        assert re.search("damaged|incomplete|changed", lines[0]) and lines[1] == "reading 4 images"
     assert same(read_all(folder, cache=tmp_path / "cache", say=lines.append), whole)
     assert "found" in lines[-1]
 
@@ -534,7 +534,7 @@ def test_a_killed_run_leaves_nothing_for_long(folder, tmp_path):
         past = part.stat().st_mtime - age
         os.utime(part / "hr.bin", (past, past))
         os.utime(part, (past, past))
-    save(folder / "5.png", picture(40, 40))
+    save(folder / "5.png", make_image(40, 40))
     read_all(folder, cache=cache)
     assert {path.name for path in cache.iterdir()} == {name, f"{name}.0.part"}
 
@@ -611,7 +611,7 @@ def test_the_reduction_is_exact(scale, height, width, dtype, seed, extreme):
 def test_the_reduction_has_the_same_bits_on_a_gpu(scale):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    for image in picture(203, 311), sixteen(203, 311):
+    for image in make_image(203, 311), sixteen(203, 311):
         np.testing.assert_array_equal(downscale(image, scale, "cuda"), downscale(image, scale))
 
 
@@ -633,7 +633,7 @@ def table(*shapes):
 )
 def test_draws_depend_on_seed_and_step_alone(shapes, patch, batch, seed, first, count):
     if all(min(shape) < patch for shape in shapes):
-        with pytest.raises(ValueError, match="no picture"):
+        with pytest.raises(ValueError, match="no image"):
             Sampler(table(*shapes), patch, batch, seed)
         return
     sampler = Sampler(table(*shapes), patch, batch, seed)
@@ -647,7 +647,7 @@ def test_draws_depend_on_seed_and_step_alone(shapes, patch, batch, seed, first, 
 
 
 def test_every_position_is_as_likely_as_any_other():
-    """Pictures of 3 x 4, 2 x 2 and 1 x 5 positions, one too small, 8 turns: 168 cells, chi-squared."""
+    """Images of 3 x 4, 2 x 2 and 1 x 5 positions, one too small, 8 turns: 168 cells, chi-squared."""
     sampler = Sampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 1)
     drawn = sampler.draw(0, 1680).reshape(-1, 4)
     cells, counts = np.unique(drawn, axis=0, return_counts=True)
@@ -672,10 +672,10 @@ TURNS = [lambda x, k=k, flip=flip: np.rot90(x[:, ::-1] if flip else x, k) for fl
 def test_all_turns_are_cut_alike():
     """All eight, and the LR patch lies where the HR patch lies: each LR pixel is the corner of its HR block."""
     image = np.arange(11 * 13 * 3).reshape(11, 13, 3).astype(np.uint16) * 97
-    pictures = pack([(low, low.repeat(3, 0).repeat(3, 1)) for low in (image[:5, :4], image[:4, :5], image)], 3)
+    images = pack([(low, low.repeat(3, 0).repeat(3, 1)) for low in (image[:5, :4], image[:4, :5], image)], 3)
     drawn = np.array([[[2, 4, 7, turn] for turn in range(8)]])
-    low, high = torch.from_numpy(locate(pictures, drawn, 5))[0]
-    low, high = cut(pictures.lr, *low, side=5), cut(pictures.hr, *high, side=15)
+    low, high = torch.from_numpy(locate(images, drawn, 5))[0]
+    low, high = cut(images.lr, *low, side=5), cut(images.hr, *high, side=15)
     assert low.shape == (8, 3, 5, 5) and high.shape == (8, 3, 15, 15) and low.dtype == torch.float32
     assert low.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(high, low.repeat_interleave(3, 2).repeat_interleave(3, 3))
@@ -683,12 +683,12 @@ def test_all_turns_are_cut_alike():
     assert ours == {turn(image[4:9, 7:12]).astype(np.int32).tobytes() for turn in TURNS} and len(ours) == 8
 
 
-def feed_of(pictures, patch, batch, seed=0, steps=8, device="cpu", **more):
-    return Feed(pictures, patch, batch, seed, device, steps, **more)
+def feed_of(images, patch, batch, seed=0, steps=8, device="cpu", **more):
+    return Feed(images, patch, batch, seed, device, steps, **more)
 
 
-def next_batch(pictures, patch, batch, step=0):
-    feed = feed_of(pictures, patch, batch)
+def next_batch(images, patch, batch, step=0):
+    feed = feed_of(images, patch, batch)
     feed.load(step, 1)
     return feed.batch(torch.tensor(0))
 
@@ -702,10 +702,10 @@ def test_batches_are_the_patches_drawn(scale, patch, step, wide, seed):
     for height, width in random.integers(6, 20, (3, 2)):
         high = random.integers(0, white + 1, (height * scale, width * scale, 3), dtype)
         pairs.append((high[::scale, ::scale], high))
-    pictures = pack(pairs, scale)
-    feed = feed_of(pictures, patch, 5, seed)
+    images = pack(pairs, scale)
+    feed = feed_of(images, patch, 5, seed)
     feed.load(step, 3)
-    drawn = Sampler(pictures.table, patch, 5, seed).draw(step, 3)
+    drawn = Sampler(images.table, patch, 5, seed).draw(step, 3)
     for i in range(3):
         low, high = feed.batch(torch.tensor([i]))
         assert high.shape == (5, 3, patch * scale, patch * scale) and high.dtype == torch.float32
@@ -718,14 +718,14 @@ def test_batches_are_the_patches_drawn(scale, patch, step, wide, seed):
 
 
 def test_patches_fit_and_are_repeatable():
-    pictures = pack([(downscale(p, 2), p) for p in (picture(40, 60), picture(80, 30, seed=1))], 2)
-    low, high = next_batch(pictures, 8, 16, 7)
+    images = pack([(downscale(p, 2), p) for p in (make_image(40, 60), make_image(80, 30, seed=1))], 2)
+    low, high = next_batch(images, 8, 16, 7)
     assert low.shape == (16, 3, 8, 8) and high.shape == (16, 3, 16, 16)
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in (low, high))
     assert low.min() >= 0 and high.max() <= 1
-    again = next_batch(pictures, 8, 16, 7)
+    again = next_batch(images, 8, 16, 7)
     assert torch.equal(low, again[0]) and torch.equal(high, again[1])
-    assert not torch.equal(low, next_batch(pictures, 8, 16, 8)[0])
+    assert not torch.equal(low, next_batch(images, 8, 16, 8)[0])
     # A patch of the reduction is the reduction of the patch, away from its border: so they fit, turned alike.
     for x, y in zip(low, high, strict=True):
         reduced = downscale((y.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), 2)
@@ -733,8 +733,8 @@ def test_patches_fit_and_are_repeatable():
         assert difference.max() < 1.5
 
 
-def test_one_small_picture_fills_any_batch():
-    image = picture(8, 8)
+def test_one_small_image_fills_any_batch():
+    image = make_image(8, 8)
     low, _ = next_batch(pack([(downscale(image, 2), image)], 2), 4, 64)
     assert len({x.numpy().tobytes() for x in low}) == 8
 
@@ -743,17 +743,17 @@ def test_one_small_picture_fills_any_batch():
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_shares_make_up_the_batch(world, resident, monkeypatch):
     monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
-    pictures = pack([(downscale(p, 2), p) for p in (picture(40, 60), picture(80, 30, seed=1))], 2)
-    whole = next_batch(pictures, 6, 8, 5)
+    images = pack([(downscale(p, 2), p) for p in (make_image(40, 60), make_image(80, 30, seed=1))], 2)
+    whole = next_batch(images, 6, 8, 5)
     shares = []
     for rank in range(world):
-        feed = feed_of(pictures, 6, 8, share=(rank, world))
+        feed = feed_of(images, 6, 8, share=(rank, world))
         feed.load(4, 2)
         shares.append(feed.batch(torch.tensor(1)))
     for ours, theirs in zip(whole, zip(*shares, strict=True), strict=True):
         assert torch.equal(ours, torch.cat(theirs))
     with pytest.raises(ValueError, match="shared by 3"):
-        feed_of(pictures, 6, 8, share=(0, 3))
+        feed_of(images, 6, 8, share=(0, 3))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -761,11 +761,11 @@ def test_shares_make_up_the_batch(world, resident, monkeypatch):
 def test_gathered_on_the_host_or_the_device(wide, device, monkeypatch):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    images = [sixteen(40, 60) if wide else picture(40, 60), sixteen(30, 44) if wide else picture(30, 44)]
-    pictures = pack([(downscale(image, 2), image) for image in images], 2)
-    resident = feed_of(pictures, 7, 6, device=device)
+    images = [sixteen(40, 60) if wide else make_image(40, 60), sixteen(30, 44) if wide else make_image(30, 44)]
+    images = pack([(downscale(image, 2), image) for image in images], 2)
+    resident = feed_of(images, 7, 6, device=device)
     monkeypatch.setattr(patches, "_fits", lambda size, where: False)
-    gathered = feed_of(pictures, 7, 6, device=device)
+    gathered = feed_of(images, 7, 6, device=device)
     for first, count in (0, 8), (8, 3), (100, 1):
         for feed in resident, gathered:
             feed.prepare(first, count)
@@ -780,16 +780,16 @@ def test_gathered_on_the_host_or_the_device(wide, device, monkeypatch):
 def test_buffers_stay_where_they_are(resident, monkeypatch):
     """A CUDA graph reads the same addresses at every replay; what was prepared for other steps is not used."""
     monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
-    image = picture(40, 60)
-    pictures = pack([(downscale(image, 2), image)], 2)
-    feed = feed_of(pictures, 6, 8)
+    image = make_image(40, 60)
+    images = pack([(downscale(image, 2), image)], 2)
+    feed = feed_of(images, 6, 8)
     addresses = [buffer.data_ptr() for buffer in feed._loaded]
     feed.load(0, 8)
     early = [x.clone() for x in feed.batch(torch.tensor(7))]
     feed.prepare(8, 8)
     feed.load(40, 2)
     assert [buffer.data_ptr() for buffer in feed._loaded] == addresses
-    for ours, theirs in zip(feed.batch(torch.tensor(1)), next_batch(pictures, 6, 8, 41), strict=True):
+    for ours, theirs in zip(feed.batch(torch.tensor(1)), next_batch(images, 6, 8, 41), strict=True):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(feed.batch(torch.tensor(7)), early, strict=True):
         assert torch.equal(ours, theirs)  # steps that were not loaded again
@@ -803,9 +803,9 @@ def test_a_cuda_graph_of_a_batch(resident, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
-    image = picture(40, 60)
-    pictures = pack([(downscale(image, 2), image)], 2)
-    feed, at = feed_of(pictures, 6, 8, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    image = make_image(40, 60)
+    images = pack([(downscale(image, 2), image)], 2)
+    feed, at = feed_of(images, 6, 8, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
     feed.load(0, 8)
     feed.batch(at)
     graph = torch.cuda.CUDAGraph()
@@ -816,5 +816,5 @@ def test_a_cuda_graph_of_a_batch(resident, monkeypatch):
         for i in range(8):
             at.fill_(i)
             graph.replay()
-            for ours, theirs in zip((low, high), next_batch(pictures, 6, 8, first + i), strict=True):
+            for ours, theirs in zip((low, high), next_batch(images, 6, 8, first + i), strict=True):
                 torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=6e-8)  # division by 255 on a GPU: one ulp

@@ -1,4 +1,4 @@
-"""What `train --degrade` does to patches and pictures, and the batches made of them."""
+"""What `train --degrade` does to patches and images, and the batches made of them."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ from edsr.data.patches import Feed
 from edsr.data.store import pack
 from edsr.images.resize import downscale
 from edsr.training.validation import worsened
-from tests.conftest import picture
+from tests.conftest import make_image
 
 ALL = "jpeg:40-95,webp:50-90,noise:0-10,blur:0-1,resize:0.8-1.2"
 
@@ -71,7 +71,7 @@ def test_draws_follow_from_seed_step_and_index_alone():
     degradation = parse(f"{ALL},clean:0")
     told = {str(degradation.draw(seed, step, k)) for seed in range(-1, 3) for step in (0, 1, 2**40) for k in range(9)}
     assert len(told) == 4 * 3 * 9
-    image = picture(40, 50)
+    image = make_image(40, 50)
     one, other = (degraded(image, degradation.draw(5, 6, 7)) for _ in range(2))
     assert np.array_equal(one, other) and not np.array_equal(one, degraded(image, degradation.draw(5, 6, 8)))
 
@@ -112,7 +112,7 @@ def test_how_often_what_is_drawn():
 )
 def test_any_size_stays_what_it_is(height, width, index, spec):
     plan = parse(f"{spec},clean:0").draw(0, 0, index)
-    result = degraded(picture(height, width), plan)
+    result = degraded(make_image(height, width), plan)
     assert result.shape == (height, width, 3) and result.dtype == np.uint8
 
 
@@ -120,7 +120,7 @@ def test_any_size_stays_what_it_is(height, width, index, spec):
     ("spec", "most"),
     [("jpeg:98-100", 6), ("webp:100", 14), ("noise:0.2", 2), ("blur:0.2", 2), ("resize:1.9-2", 3), ("resize:0.5-2", 4)],
 )
-def test_a_slight_degradation_leaves_a_picture_where_it_is(spec, most):
+def test_a_slight_degradation_leaves_a_image_where_it_is(spec, most):
     y, x = np.mgrid[0:60, 0:70]
     image = np.stack([128 + 90 * np.sin(x / 9 + k) * np.cos(y / 11) for k in (0, 0.1, 0.2)], 2).astype(np.uint8)
     for index in range(12):
@@ -130,7 +130,7 @@ def test_a_slight_degradation_leaves_a_picture_where_it_is(spec, most):
 
 def test_the_grid_of_blocks_lies_anywhere():
     """At a quality of 5 blocks are nearly flat: differences between rows, or columns, are where a block begins."""
-    image = (picture(64, 64) // 2 + np.mgrid[0:64, 0:64].sum(0)[..., None]).astype(np.uint8)
+    image = (make_image(64, 64) // 2 + np.mgrid[0:64, 0:64].sum(0)[..., None]).astype(np.uint8)
     found = set()
     for plan in plans("jpeg:5,clean:0", 400):
         assert plan is not None
@@ -146,7 +146,7 @@ def test_the_grid_of_blocks_lies_anywhere():
 
 
 def test_saving_twice_shows_both():
-    image = picture(64, 64)
+    image = make_image(64, 64)
     twice = next(p for p in plans("jpeg:40-95,clean:0", 200) if p and len(p.saves) == 2)
     first, second = twice.saves
     assert first.at != second.at and first.quality != second.quality
@@ -166,7 +166,7 @@ def test_noise_has_the_strength_drawn():
 
 
 def test_sixteen_bits_are_degraded_as_eight():
-    image = np.minimum(picture(40, 50), 254)
+    image = np.minimum(make_image(40, 50), 254)
     eight, wide = (
         degraded(levels, parse(f"{ALL},clean:0").draw(0, 0, 1))
         for levels in (image, image.astype(np.uint16) * 257 + 100)
@@ -186,7 +186,7 @@ def test_a_window_is_the_turned_patch_with_its_surroundings(side, turn, index, c
     (above, _), (left, _) = reach = plan.reach(side, side) if plan else ((0, 0), (0, 0))
     cut = window(image, y, x, side, turn, plan)
     assert cut.shape == (side + sum(reach[0]), side + sum(reach[1]), 3)
-    # The whole picture turned, and where the patch lies then.
+    # The whole image turned, and where the patch lies then.
     turned = image[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
     y, x = (height - side - y if turn & 1 else y), (width - side - x if turn & 2 else x)
     turned, y, x = (turned.transpose(1, 0, 2), x, y) if turn & 4 else (turned, y, x)
@@ -198,8 +198,8 @@ def test_a_window_is_the_turned_patch_with_its_surroundings(side, turn, index, c
 # ---- batches
 
 
-def feed_of(pictures, spec, batch=6, seed=0, steps=4, **more):
-    return Feed(pictures, 8, batch, seed, "cpu", steps, degradation=spec and parse(spec), **more)
+def feed_of(images, spec, batch=6, seed=0, steps=4, **more):
+    return Feed(images, 8, batch, seed, "cpu", steps, degradation=spec and parse(spec), **more)
 
 
 def batches(feed, first, count):
@@ -215,7 +215,7 @@ def same(ours, theirs):
 
 @pytest.fixture(params=[8, 16])
 def some(request):
-    images = [picture(40, 60), picture(80, 36, seed=1)]
+    images = [make_image(40, 60), make_image(80, 36, seed=1)]
     if request.param == 16:
         images = [image.astype(np.uint16) * 256 + 77 for image in images]
     return pack([(downscale(image, 2), image) for image in images], 2)
@@ -283,7 +283,7 @@ def test_a_gpu_gets_the_same_patches(some):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=6e-8)  # division by 255 on a GPU: one ulp
 
 
-def test_validation_pictures_are_degraded_whole_once_and_all(some):
+def test_validation_images_are_degraded_whole_once_and_all(some):
     ours = worsened(some, parse(f"{ALL},clean:1"))
     assert ours.hr.dtype == some.hr.dtype and np.array_equal(ours.table, some.table)
     assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, worsened(some, parse(ALL)).lr)

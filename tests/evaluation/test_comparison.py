@@ -1,4 +1,4 @@
-"""Comparisons: the pictures and scores are those that other commands give; every kind of file; figures as drawn."""
+"""Comparisons: the images and scores are those that other commands give; every kind of file; figures as drawn."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from edsr.evaluation.scoring import evaluate
 from edsr.images.resize import bicubic, downscale
 from edsr.images.writer import Writer
 from edsr.inference.upscaler import Upscaler
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def smooth(low, s):
     return np.clip(np.floor(large + 0.5), 0, 255).astype(np.uint8)
 
 
-# --- pictures and scores
+# --- images and scores
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_scores_are_those_of_evaluate(tmp_path, scale, channels):
     upscaler = Upscaler(network(scale), device="cpu")
-    original = picture(61, 50, channels)
+    original = make_image(61, 50, channels)
     for name in "hr", "lr":
         (tmp_path / name).mkdir()
     hr = written(tmp_path / "hr" / "a.png", original)
@@ -58,23 +58,23 @@ def test_scores_are_those_of_evaluate(tmp_path, scale, channels):
     want = next(evaluate(upscaler, tmp_path / "hr"))
     for image in None, lr:
         found = comparison_module.compare(upscaler, image, hr)
-        assert list(found.pictures) == ["bicubic", f"EDSR x{scale}", "original"]
+        assert list(found.images) == ["bicubic", f"EDSR x{scale}", "original"]
         assert found.scores["bicubic"] == (want["bicubic_psnr"], want["bicubic_ssim"])
         assert found.scores[f"EDSR x{scale}"] == (want["psnr"], want["ssim"])
         assert (found.name, found.size, found.scale) == ("a.png", (50 // scale, 61 // scale), scale)
         cropped = original[: 61 // scale * scale, : 50 // scale * scale]
-        np.testing.assert_array_equal(found.pictures["original"], np.broadcast_to(cropped, (*cropped.shape[:2], 3)))
+        np.testing.assert_array_equal(found.images["original"], np.broadcast_to(cropped, (*cropped.shape[:2], 3)))
 
 
 @pytest.mark.parametrize("block", [1, 2000, 2**21])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_picture_alone_has_the_results_and_no_scores(tmp_path, monkeypatch, scale, block):
+def test_a_image_alone_has_the_results_and_no_scores(tmp_path, monkeypatch, scale, block):
     monkeypatch.setattr(comparison_module, "_BLOCK", block)
-    upscaler, low = Upscaler(network(scale), device="cpu"), picture(23, 31)
+    upscaler, low = Upscaler(network(scale), device="cpu"), make_image(23, 31)
     found = comparison_module.compare(upscaler, written(tmp_path / "a.png", low))
-    assert list(found.pictures) == ["bicubic", f"EDSR x{scale}"] and found.scores == {}
-    np.testing.assert_array_equal(found.pictures["bicubic"], smooth(low, scale))
-    np.testing.assert_array_equal(found.pictures[f"EDSR x{scale}"], upscaler(low))
+    assert list(found.images) == ["bicubic", f"EDSR x{scale}"] and found.scores == {}
+    np.testing.assert_array_equal(found.images["bicubic"], smooth(low, scale))
+    np.testing.assert_array_equal(found.images[f"EDSR x{scale}"], upscaler(low))
 
 
 def test_self_ensemble_and_rows_done(tmp_path, upscaler):
@@ -89,18 +89,18 @@ def test_self_ensemble_and_rows_done(tmp_path, upscaler):
         def advance(self, rows):
             self.rows += rows
 
-    bars, low = Told(None, 1), picture(200, 31)
+    bars, low = Told(None, 1), make_image(200, 31)
     found = comparison_module.compare(upscaler, written(tmp_path / "a.png", low), self_ensemble=True, bars=bars)
-    np.testing.assert_array_equal(found.pictures["EDSR+ x2"], upscaler(low, self_ensemble=True))
+    np.testing.assert_array_equal(found.images["EDSR+ x2"], upscaler(low, self_ensemble=True))
     assert bars.rows == 200
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_every_kind_of_picture(tmp_path, upscaler, dtype, channels):
-    """Transparent in one half, where all is white; elsewhere the same as the opaque 8-bit picture, to rounding."""
+def test_every_kind_of_image(tmp_path, upscaler, dtype, channels):
+    """Transparent in one half, where all is white; elsewhere the same as the opaque 8-bit image, to rounding."""
     white = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
-    low = picture(40, 30, channels)
+    low = make_image(40, 30, channels)
     if channels in (2, 4):
         low[..., -1] = 255
         low[:, :12, -1] = 0
@@ -109,68 +109,68 @@ def test_every_kind_of_picture(tmp_path, upscaler, dtype, channels):
     written(path, (low * np.float64(white / 255)).astype(dtype))
     found = comparison_module.compare(upscaler, path)
     reduced = comparison_module.compare(upscaler, None, path)
-    assert all(picture.dtype == np.uint8 for picture in (*found.pictures.values(), *reduced.pictures.values()))
-    for title, result in found.pictures.items():
+    assert all(image.dtype == np.uint8 for image in (*found.images.values(), *reduced.images.values()))
+    for title, result in found.images.items():
         # Right of the edge of what is transparent, as far as bicubic and the network reach.
-        difference = np.abs(result[:, 44:].astype(int) - opaque.pictures[title][:, 44:])
+        difference = np.abs(result[:, 44:].astype(int) - opaque.images[title][:, 44:])
         assert difference.max() <= (1 if channels in (1, 3) or title == "bicubic" else 8)
         assert channels in (1, 3) or (result[:, :16] == 255).all()
-    assert reduced.pictures["original"].shape == (40, 30, 3) and reduced.scores["bicubic"][0] > 15
-    assert channels in (1, 3) or (reduced.pictures["original"][:, :12] == 255).all()
+    assert reduced.images["original"].shape == (40, 30, 3) and reduced.scores["bicubic"][0] > 15
+    assert channels in (1, 3) or (reduced.images["original"][:, :12] == 255).all()
 
 
-def test_gray_against_colour_is_scored_in_colour(tmp_path, upscaler):
-    gray = picture(40, 40, 1)
+def test_gray_against_color_is_scored_in_color(tmp_path, upscaler):
+    gray = make_image(40, 40, 1)
     hr = written(tmp_path / "hr.png", gray)
     low = written(tmp_path / "low.png", downscale(gray, 2).repeat(3, 2))
     found = comparison_module.compare(upscaler, low, hr)
-    want = metrics.score(found.pictures["bicubic"], gray.repeat(3, 2), 2)
+    want = metrics.score(found.images["bicubic"], gray.repeat(3, 2), 2)
     assert found.scores["bicubic"] == want
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (9, 1), (2, 3)])
 def test_a_few_pixels(tmp_path, upscaler, height, width):
-    small = written(tmp_path / "a.png", picture(height, width))
-    large = written(tmp_path / "b.png", picture(2 * height, 2 * width))
+    small = written(tmp_path / "a.png", make_image(height, width))
+    large = written(tmp_path / "b.png", make_image(2 * height, 2 * width))
     for image, hr in (small, None), (small, large), (None, large):
         found = comparison_module.compare(upscaler, image, hr)
         assert found.scores == {} and found.detail[2] == 2 * min(height, width)
         assert max(draw(found).size) < 2000
 
 
-def test_scores_of_small_pictures_lack_ssim(tmp_path, upscaler):
-    found = comparison_module.compare(upscaler, None, written(tmp_path / "a.png", picture(6, 30)))
+def test_scores_of_small_images_lack_ssim(tmp_path, upscaler):
+    found = comparison_module.compare(upscaler, None, written(tmp_path / "a.png", make_image(6, 30)))
     psnr, ssim = found.scores["bicubic"]
     assert psnr > 0 and math.isnan(ssim)
     draw(found)
 
 
-# --- colour profiles
+# --- color profiles
 
 
 def test_profiles_lead_to_srgb_but_scores_are_of_the_file(tmp_path, upscaler):
     p3 = pyvips.Image.profile_load("p3")
-    original = picture(40, 40)
+    original = make_image(40, 40)
     plain = comparison_module.compare(upscaler, None, written(tmp_path / "plain.png", original))
     found = comparison_module.compare(upscaler, None, written(tmp_path / "wide.png", original, p3))
     assert found.scores == plain.scores
-    for title, result in found.pictures.items():
-        plainly = Image.fromarray(plain.pictures[title])
+    for title, result in found.images.items():
+        plainly = Image.fromarray(plain.images[title])
         want = ImageCms.profileToProfile(plainly, io.BytesIO(p3), ImageCms.createProfile("sRGB"))
         assert np.abs(result.astype(int) - np.asarray(want)).max() <= 2
-        assert np.abs(result.astype(int) - plain.pictures[title]).max() > 10
+        assert np.abs(result.astype(int) - plain.images[title]).max() > 10
     low = written(tmp_path / "low.png", downscale(original, 2))
     mixed = comparison_module.compare(upscaler, low, tmp_path / "wide.png")  # each through its own
-    np.testing.assert_array_equal(mixed.pictures["EDSR x2"], plain.pictures["EDSR x2"])
-    np.testing.assert_array_equal(mixed.pictures["original"], found.pictures["original"])
+    np.testing.assert_array_equal(mixed.images["EDSR x2"], plain.images["EDSR x2"])
+    np.testing.assert_array_equal(mixed.images["original"], found.images["original"])
 
 
 @pytest.mark.parametrize("kind", [b"RGB ", b"GRAY", b"CMYK"])
 def test_profiles_of_no_use_are_left_out(tmp_path, upscaler, kind, capfd):
     broken = b"\0" * 16 + kind + b"\0" * 200
-    low = picture(9, 9)
+    low = make_image(9, 9)
     found = comparison_module.compare(upscaler, written(tmp_path / "a.png", low, broken))
-    np.testing.assert_array_equal(found.pictures["bicubic"], smooth(low, 2))
+    np.testing.assert_array_equal(found.images["bicubic"], smooth(low, 2))
     assert capfd.readouterr() == ("", "")
 
 
@@ -178,7 +178,7 @@ def test_profiles_of_no_use_are_left_out(tmp_path, upscaler, kind, capfd):
 
 
 def different(height, width, x, y, side):
-    """Two gray pictures that differ in one square."""
+    """Two gray images that differ in one square."""
     before = np.full((height, width, 3), 128, np.uint8)
     after = before.copy()
     after[y : y + side, x : x + side, 1] += 90
@@ -208,7 +208,7 @@ def test_the_detail_is_the_square_that_differs_most(seed):
 
 
 def test_a_detail_that_is_given(tmp_path, upscaler):
-    path = written(tmp_path / "a.png", picture(40, 60))
+    path = written(tmp_path / "a.png", make_image(40, 60))
     assert comparison_module.compare(upscaler, path, detail=(100, 60, 20)).detail == (100, 60, 20)
     for detail in (101, 60, 20), (100, 61, 20), (-1, 0, 5), (0, -1, 5):
         with pytest.raises(CompareError, match="not inside the result of 120 x 80 pixels"):
@@ -222,22 +222,22 @@ def test_a_detail_that_is_given(tmp_path, upscaler):
 
 
 def test_sizes_that_do_not_fit(tmp_path, upscaler):
-    low = written(tmp_path / "low.png", picture(20, 30))
+    low = written(tmp_path / "low.png", make_image(20, 30))
     for height, width in (39, 60), (40, 62), (20, 30), (60, 40):
-        hr = written(tmp_path / f"{width}x{height}.png", picture(height, width))
+        hr = written(tmp_path / f"{width}x{height}.png", make_image(height, width))
         with pytest.raises(CompareError) as caught:
             comparison_module.compare(upscaler, low, hr)
         said = str(caught.value)
         assert f"{width} x {height}" in said and "30 x 20" in said and "60 x 40" in said and "--hr alone" in said
         assert "\n" not in said
-    found = comparison_module.compare(upscaler, low, written(tmp_path / "odd.png", picture(41, 61)))
-    assert found.pictures["original"].shape == (40, 60, 3)
+    found = comparison_module.compare(upscaler, low, written(tmp_path / "odd.png", make_image(41, 61)))
+    assert found.images["original"].shape == (40, 60, 3)
 
 
-def test_nothing_too_small_too_large_or_no_picture(tmp_path, upscaler, monkeypatch):
+def test_nothing_too_small_too_large_or_no_image(tmp_path, upscaler, monkeypatch):
     with pytest.raises(CompareError, match="--hr"):
         comparison_module.compare(upscaler)
-    path = written(tmp_path / "a.png", picture(1, 30))
+    path = written(tmp_path / "a.png", make_image(1, 30))
     with pytest.raises(CompareError, match="30 x 1, too small"):
         comparison_module.compare(upscaler, None, path)
     with pytest.raises(ImageError, match="no such file"):
@@ -303,10 +303,10 @@ def test_files_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def comparison(height, width, titles=("bicubic", "EDSR x2", "original"), detail=None, scores=True):
-    pictures = {title: picture(height, width, seed=i) // 2 for i, title in enumerate(titles)}
+    images = {title: make_image(height, width, seed=i) // 2 for i, title in enumerate(titles)}
     detail = detail or (0, 0, min(96, height, width))
     marks = {title: (30.0 + i, 0.9) for i, title in enumerate(titles[:2])} if scores else {}
-    return Comparison("a.png", (width // 2, height // 2), 2, pictures, marks, detail)
+    return Comparison("a.png", (width // 2, height // 2), 2, images, marks, detail)
 
 
 @pytest.mark.parametrize("titles", [("bicubic", "EDSR x2"), ("bicubic", "EDSR x2", "original")])
@@ -334,7 +334,7 @@ def test_details_are_enlarged_pixel_by_pixel_and_marked(titles, height, width, d
     top = figure.height - MARGIN - panel - 74 if wide else MARGIN
     for i, title in enumerate(reversed(titles)):
         left = figure.width - MARGIN - panel - i * (panel + 20)
-        want = found.pictures[title][y : y + side, x : x + side].repeat(factor, 0).repeat(factor, 1)
+        want = found.images[title][y : y + side, x : x + side].repeat(factor, 0).repeat(factor, 1)
         np.testing.assert_array_equal(pixels[top : top + panel, left : left + panel], want)
     overview = pixels[: top - 4] if wide else pixels[:, : left - 4]
     rows, columns = np.nonzero((overview == MARK).all(2))

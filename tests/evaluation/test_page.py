@@ -14,7 +14,7 @@ from PIL import Image
 
 from edsr.evaluation.comparison import Comparison
 from edsr.evaluation.page import render_page
-from tests.conftest import picture
+from tests.conftest import make_image
 
 TITLES = "bicubic", "EDSR x2", "original"
 WIDTH, HEIGHT = 300, 120
@@ -25,10 +25,10 @@ FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run -
 
 
 def comparison(count=3, height=HEIGHT, width=WIDTH, name="a.png", detail=(200, 40, 60)):
-    """Pictures that are dark, middling and bright, so that one pixel tells which it is."""
-    pictures = {title: picture(height, width, seed=i) // 4 + 90 * i for i, title in enumerate(TITLES[:count])}
+    """Images that are dark, middling and bright, so that one pixel tells which it is."""
+    images = {title: make_image(height, width, seed=i) // 4 + 90 * i for i, title in enumerate(TITLES[:count])}
     scores = {"bicubic": (30.124, 0.91), "EDSR x2": (31.5, float("nan"))} if count == 3 else {}
-    return Comparison(name, (width // 2, height // 2), 2, pictures, scores, detail)
+    return Comparison(name, (width // 2, height // 2), 2, images, scores, detail)
 
 
 # --- what it holds
@@ -36,14 +36,14 @@ def comparison(count=3, height=HEIGHT, width=WIDTH, name="a.png", detail=(200, 4
 
 def embedded(text):
     data = re.findall(r"base64,([A-Za-z0-9+/=]+)", text)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))) for picture in data]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) for image in data]
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_pictures_are_embedded_without_loss(count):
+def test_images_are_embedded_without_loss(count):
     found = comparison(count)
     text = render_page(found)
-    for got, want in zip(embedded(text), found.pictures.values(), strict=True):
+    for got, want in zip(embedded(text), found.images.values(), strict=True):
         np.testing.assert_array_equal(got, want)
     assert "150 x 60 pixels, enlarged to 300 x 120." in text and "holds" not in text
     assert ('name="left"' in text) == ('name="right"' in text) == (count == 3)
@@ -62,7 +62,7 @@ def test_of_large_results_it_holds_the_surroundings_of_the_detail(monkeypatch, h
     found = comparison(2, height, width, detail=detail)
     text = render_page(found)
     high, wide = min(height, 160), min(width, 160)
-    for got, want in zip(embedded(text), found.pictures.values(), strict=True):
+    for got, want in zip(embedded(text), found.images.values(), strict=True):
         np.testing.assert_array_equal(got, want[top : top + high, left : left + wide])
     assert f"holds {wide} x {high} of them around the detail, from {left}, {top} on" in text
 
@@ -84,8 +84,8 @@ def test_names_are_escaped(name):
 
 def test_titles_are_escaped():
     found = comparison()
-    pictures = {f"<{title}>": picture for title, picture in found.pictures.items()}
-    text = render_page(replace(found, pictures=pictures, scores={"<EDSR x2>": (30, 0.9)}))
+    images = {f"<{title}>": image for title, image in found.images.items()}
+    text = render_page(replace(found, images=images, scores={"<EDSR x2>": (30, 0.9)}))
     assert "<bicubic>" not in text and "<EDSR x2>" not in text and "<original>" not in text
     assert text.count("&lt;original&gt;") == 3 and text.count("&lt;EDSR x2&gt;") == 4
 
@@ -151,7 +151,7 @@ def seen(browser):
 
 
 def check_view(browser, share, left, right, zoom, from_x=0, from_y=0):
-    """Left of the handle there is the one picture, right of it the other, to the pixel; 24 pixels around it are not
+    """Left of the handle there is the one image, right of it the other, to the pixel; 24 pixels around it are not
     looked at, nor the strip of titles on top."""
     view = seen(browser)
     height, width, _ = view.shape
@@ -180,7 +180,7 @@ def drag(browser, name, x, y, kind="mouse"):
 def test_the_handle_is_dragged(opened, kind):
     found = comparison()
     browser = opened(found)
-    bicubic, edsr, _ = found.pictures.values()
+    bicubic, edsr, _ = found.images.values()
     check_view(browser, 0.5, bicubic, edsr, zoom=2)
     drag(browser, "handle", 180, 20, kind)
     check_view(browser, 0.5 + 180 / 600, bicubic, edsr, zoom=2)
@@ -191,12 +191,12 @@ def test_the_handle_is_dragged(opened, kind):
     check_view(browser, 0, bicubic, edsr, zoom=2)
 
 
-def test_a_picture_that_is_seen_whole_can_be_dragged_anywhere(opened):
+def test_a_image_that_is_seen_whole_can_be_dragged_anywhere(opened):
     found = comparison(2)
     browser = opened(found)
     drag(browser, "handle", 200, 0)
     drag(browser, "frame", -100, 0)
-    check_view(browser, 0.5 - 100 / 600, *found.pictures.values(), zoom=2)
+    check_view(browser, 0.5 - 100 / 600, *found.images.values(), zoom=2)
 
 
 def test_keys_move_the_handle(opened):
@@ -205,9 +205,9 @@ def test_keys_move_the_handle(opened):
     found = comparison(2)
     browser = opened(found)
     element(browser, "split").send_keys(Keys.ARROW_LEFT * 10)
-    check_view(browser, 0.4, *found.pictures.values(), zoom=2)
+    check_view(browser, 0.4, *found.images.values(), zoom=2)
     element(browser, "split").send_keys(Keys.HOME)
-    check_view(browser, 0, *found.pictures.values(), zoom=2)
+    check_view(browser, 0, *found.images.values(), zoom=2)
     drag(browser, "handle", 100, 0)
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)  # whoever has dragged it may go on by keys
     assert element(browser, "split").get_property("value") == "18"
@@ -217,14 +217,14 @@ def press(browser, name, value):
     browser.find_element("css selector", f"input[name={name}][value='{value}'] + span").click()
 
 
-def test_which_pictures_are_compared(opened):
+def test_which_images_are_compared(opened):
     found = comparison()
     browser = opened(found)
-    pictures = list(found.pictures.values())
+    images = list(found.images.values())
     for left, right in (0, 2), (1, 2), (2, 1), (1, 1), (2, 0):
         press(browser, "left", left)
         press(browser, "right", right)
-        check_view(browser, 0.5, pictures[left], pictures[right], zoom=2)
+        check_view(browser, 0.5, images[left], images[right], zoom=2)
         titles = element(browser, "before").text, element(browser, "after").text
         assert titles == (TITLES[left], TITLES[right])
 
@@ -233,28 +233,28 @@ def test_zoom_shows_the_detail_pixel_by_pixel_and_moves(opened):
     found = comparison(2)
     browser = opened(found)
     press(browser, "zoom", 1)
-    check_view(browser, 0.5, *found.pictures.values(), zoom=1)
+    check_view(browser, 0.5, *found.images.values(), zoom=1)
     assert element(browser, "view").rect["width"] == WIDTH
     press(browser, "zoom", 4)
     width, height = (element(browser, "view").rect[side] for side in ("width", "height"))
     assert (width, height) == (940, 480)  # the window less its margins; all of the height
-    at = 1200 - 940  # the detail's middle, 4 * 230, would lie in the middle but for the picture's edge
-    check_view(browser, 0.5, *found.pictures.values(), zoom=4, from_x=at)
+    at = 1200 - 940  # the detail's middle, 4 * 230, would lie in the middle but for the image's edge
+    check_view(browser, 0.5, *found.images.values(), zoom=4, from_x=at)
     drag(browser, "frame", 100, 0)  # the middle of the frame is the handle's, which lies above it
-    check_view(browser, 0.5 + 100 / 940, *found.pictures.values(), zoom=4, from_x=at)
+    check_view(browser, 0.5 + 100 / 940, *found.images.values(), zoom=4, from_x=at)
     drag(browser, "frame", 120, 0)
-    check_view(browser, 0.5 + 100 / 940, *found.pictures.values(), zoom=4, from_x=at - 120)
+    check_view(browser, 0.5 + 100 / 940, *found.images.values(), zoom=4, from_x=at - 120)
 
 
 def test_a_narrow_window(opened):
     found = comparison()
     browser = opened(found, 280, 900)
-    pictures = list(found.pictures.values())
+    images = list(found.images.values())
     assert element(browser, "view").rect["width"] == 280 - 24
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 280
-    check_view(browser, 0.5, *pictures[:2], zoom=1, from_x=300 - 256)
+    check_view(browser, 0.5, *images[:2], zoom=1, from_x=300 - 256)
     drag(browser, "handle", 60, 0)
-    check_view(browser, 0.5 + 60 / 256, *pictures[:2], zoom=1, from_x=300 - 256)
+    check_view(browser, 0.5 + 60 / 256, *images[:2], zoom=1, from_x=300 - 256)
 
 
 @pytest.mark.parametrize(("scheme", "bright"), [("light", True), ("dark", False)])

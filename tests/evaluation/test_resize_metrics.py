@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from edsr.evaluation import metrics
 from edsr.evaluation.metrics import luma, psnr, score, ssim
-from edsr.images import find_pictures, read
+from edsr.images import find_images, read
 from edsr.images.resize import bicubic, downscale
-from tests.conftest import picture
+from tests.conftest import make_image
 
 
 def matlab_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -24,9 +24,9 @@ def matlab_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
         k = min(1.0, size / length)
         out = np.zeros((size, image.shape[1]))
         for i in range(size):
-            centre = (i + 0.5) * length / size - 0.5
-            taps = range(int(np.floor(centre - 2 / k)), int(np.ceil(centre + 2 / k)) + 1)
-            weights = np.array([cubic((centre - t) * k) for t in taps])
+            center = (i + 0.5) * length / size - 0.5
+            taps = range(int(np.floor(center - 2 / k)), int(np.ceil(center + 2 / k)) + 1)
+            weights = np.array([cubic((center - t) * k) for t in taps])
             weights /= weights.sum()
             for t, w in zip(taps, weights, strict=True):
                 out[i] += w * image[min(max(t, 0), length - 1)]
@@ -37,7 +37,7 @@ def matlab_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 30), st.integers(1, 30))
 def test_bicubic_is_the_definition(height, width, to_height, to_width):
-    image = picture(height, width, 1)[:, :, 0].astype(np.float64)
+    image = make_image(height, width, 1)[:, :, 0].astype(np.float64)
     want = matlab_bicubic(image, to_height, to_width)
     np.testing.assert_allclose(bicubic(image, to_height, to_width), want, rtol=0, atol=1e-9)
 
@@ -45,23 +45,23 @@ def test_bicubic_is_the_definition(height, width, to_height, to_width):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("folder", ["Set5", "Set14"])
 def test_published_reductions_bit_for_bit(shared, folder, scale):
-    for path in find_pictures(shared / "data/eval" / folder / "HR"):
+    for path in find_images(shared / "data/eval" / folder / "HR"):
         published = read(path.parent.parent / f"LRx{scale}" / path.name)
         np.testing.assert_array_equal(downscale(read(path), scale), published)
 
 
 def test_bicubic_keeps_kind_and_shape():
-    assert bicubic(picture(6, 8), 3, 4).dtype == np.uint8
-    assert bicubic(picture(6, 8)[:, :, 0], 12, 4).shape == (12, 4)
-    np.testing.assert_array_equal(bicubic(picture(6, 8), 6, 8), picture(6, 8))
+    assert bicubic(make_image(6, 8), 3, 4).dtype == np.uint8
+    assert bicubic(make_image(6, 8)[:, :, 0], 12, 4).shape == (12, 4)
+    np.testing.assert_array_equal(bicubic(make_image(6, 8), 6, 8), make_image(6, 8))
     with pytest.raises(TypeError, match="uint16"):
         bicubic(np.zeros((4, 4), np.uint16), 2, 2)
     with pytest.raises(ValueError, match="too small"):
-        downscale(picture(1, 9), 2)
+        downscale(make_image(1, 9), 2)
 
 
 def test_bicubic_takes_views():
-    image = picture(12, 10)
+    image = make_image(12, 10)
     np.testing.assert_array_equal(bicubic(image[::-1, ::2], 6, 3), bicubic(image[::-1, ::2].copy(), 6, 3))
 
 
@@ -93,7 +93,7 @@ def naive_ssim(a, b):
 
 
 def test_ssim_is_the_definition():
-    a, b = picture(17, 14, 1)[:, :, 0], picture(17, 14, 1, seed=1)[:, :, 0]
+    a, b = make_image(17, 14, 1)[:, :, 0], make_image(17, 14, 1, seed=1)[:, :, 0]
     assert ssim(a, b) == pytest.approx(naive_ssim(a, b), abs=1e-12)
     assert ssim(a, a) == pytest.approx(1)
     with pytest.raises(ValueError, match="11 pixels"):
@@ -101,7 +101,7 @@ def test_ssim_is_the_definition():
 
 
 def test_ssim_does_not_depend_on_bands(monkeypatch):
-    a, b = picture(150, 13), picture(150, 13, seed=1)
+    a, b = make_image(150, 13), make_image(150, 13, seed=1)
     whole = ssim(a, b)
     monkeypatch.setattr(metrics, "_BLOCK", 1)
     assert ssim(a, b) == pytest.approx(whole, abs=1e-14)
@@ -115,7 +115,7 @@ def test_luma_is_bt601_studio_swing():
 
 
 def test_protocols_leave_their_borders_out():
-    a = picture(40, 40)
+    a = make_image(40, 40)
     for protocol, border in ("y", 2), ("rgb", 2), ("div2k", 8):
         b = a.copy()
         b[:border], b[-border:], b[:, :border], b[:, -border:] = 0, 0, 0, 0

@@ -10,7 +10,7 @@ from edsr.evaluation.scoring import evaluate, mean
 from edsr.images.resize import downscale
 from edsr.inference.upscaler import Upscaler
 from edsr.weights.edsr import load_model, packaged
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 BICUBIC = {  # PSNR on luma, as papers report it
     ("Set5", 2): 33.65,
@@ -52,7 +52,7 @@ def folders(tmp_path):
     """Two originals and their reductions, one of them gray and of odd size."""
     for name in "hr", "lr":
         (tmp_path / name).mkdir()
-    for name, image in ("a", picture(43, 51)), ("b", picture(41, 40, 1)[:, :, 0]):
+    for name, image in ("a", make_image(43, 51)), ("b", make_image(41, 40, 1)[:, :, 0]):
         Image.fromarray(image).save(tmp_path / "hr" / f"{name}.png")
         Image.fromarray(downscale(image, 2)).save(tmp_path / "lr" / (f"{name}x2.png" if name == "a" else f"{name}.png"))
     return tmp_path
@@ -96,8 +96,8 @@ def test_folders_that_do_not_fit(folders, tmp_path):
     with pytest.raises(EvaluateError, match=r"no reduction of b\.png"):
         list(evaluate(up, folders / "hr", folders / "lr"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="no pictures"):
+    with pytest.raises(ImageError, match="no images"):
         list(evaluate(up, tmp_path / "empty"))
-    Image.fromarray(picture(9, 9)).save(tmp_path / "empty" / "small.png")
+    Image.fromarray(make_image(9, 9)).save(tmp_path / "empty" / "small.png")
     with pytest.raises(EvaluateError, match="too small to score"):
         list(evaluate(up, tmp_path / "empty"))

@@ -9,10 +9,10 @@ import pyvips
 from PIL import Image, features
 
 from edsr.images.compression import MIDDLE, Lossy, jpeg_quality, lossy
-from tests.conftest import picture
+from tests.conftest import make_image
 from tests.support.image_files import encoded, pillow
 
-PIXELS = picture(64, 80)
+PIXELS = make_image(64, 80)
 QUALITIES = range(5, 101)
 
 
@@ -120,13 +120,13 @@ def test_a_jpeg_without_usable_tables_is_taken_for_middling(tmp_path, damage):
 
 
 def test_only_the_header_is_read(tmp_path):
-    data = by_pillow(81, pillow(picture(600, 800)))
+    data = by_pillow(81, pillow(make_image(600, 800)))
     end = data.index(b"\xff\xda")
     end += 2 + int.from_bytes(data[end + 2 : end + 4], "big")
     assert told(tmp_path, data[:end]) == Lossy("JPEG", 81, True)
 
 
-def test_a_huge_picture_is_no_bomb(tmp_path, recwarn):
+def test_a_huge_image_is_no_bomb(tmp_path, recwarn):
     data = bytearray(by_pillow(81))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"
@@ -158,14 +158,14 @@ def test_webp_in_tiff_does_not_tell(tmp_path):
 @pytest.mark.parametrize("method", [0, 4, 6])
 @pytest.mark.parametrize("size", [(16, 16), (200, 160)])
 def test_quality_of_webp(tmp_path, method, size):
-    image = pillow(picture(*size))
+    image = pillow(make_image(*size))
     for quality in range(0, 101, 5):
         found = told(tmp_path, encoded("WebP", image, quality=quality, method=method))
         assert found.known and found.format == "WebP" and abs(found.quality - quality) <= 4
 
 
 def test_webp_by_libvips_of_several_segments_and_settings(tmp_path):
-    image = pyvips.Image.new_from_array(picture(200, 160))
+    image = pyvips.Image.new_from_array(make_image(200, 160))
     for quality in range(5, 101, 5):
         for options in {}, {"preset": "photo"}, {"preset": "text"}, {"smart_subsample": True}, {"min_size": True}:
             found = told(tmp_path, image.webpsave_buffer(Q=quality, **options))
@@ -173,7 +173,7 @@ def test_webp_by_libvips_of_several_segments_and_settings(tmp_path):
 
 
 def test_extended_webp(tmp_path):
-    clear = pillow(picture(40, 50, 4))
+    clear = pillow(make_image(40, 50, 4))
     found = told(tmp_path, encoded("WebP", clear, quality=60, exif=b"Exif\0\0abc"))
     assert found.known and abs(found.quality - 60) <= 4
     moving = encoded("WebP", clear, quality=60, save_all=True, append_images=[clear.rotate(180)])
@@ -212,7 +212,7 @@ def test_lossless_and_foreign_formats(tmp_path, kind):
     assert told(tmp_path, encoded(kind, pillow(PIXELS))) is None
 
 
-def test_no_file_and_no_picture(tmp_path):
+def test_no_file_and_no_image(tmp_path):
     assert lossy(tmp_path / "none.jpg") is None and lossy(tmp_path) is None
     for data in b"", b"\xff", b"II*\0", b"MM\0*" + bytes(20), b"II+\0" + bytes(30), b"RIFF", b"text" * 10:
         assert told(tmp_path, data) is None

@@ -14,7 +14,7 @@ from PIL.ExifTags import IFD
 from edsr.images import exif
 from edsr.images.exif import Entry, Exif
 from edsr.images.reader import Reader, read
-from tests.support.image_files import EXTENSIONS, ICC, encoded, linux, names, picture, pillow, refused, write
+from tests.support.image_files import EXTENSIONS, ICC, encoded, linux, make_image, names, pillow, refused, write
 
 ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 2, 3, 4, 5, 7, 16
 MAKE, COPYRIGHT, HOST, ORIENTATION = 271, 33432, 316, 274
@@ -38,11 +38,11 @@ def text(data):
 
 
 def tiff(order="<", big=False, pixels=None, first=None, **below):
-    """An uncompressed RGB picture with entries {tag: (type, count, data)} in its first directory and others, by name.
+    """An uncompressed RGB image with entries {tag: (type, count, data)} in its first directory and others, by name.
 
     Data that is an int is an offset.
     """
-    pixels = picture() if pixels is None else pixels
+    pixels = make_image() if pixels is None else pixels
     number, word, entry = (f"{order}{code}" for code in (("Q", "Q", "HHQ") if big else ("H", "I", "HHI")))
     size = struct.calcsize(word)
     out = io.BytesIO()
@@ -119,7 +119,7 @@ def full(order):
 
 
 def check(path, width, height, seconds=2503 / 200):
-    """The file holds what `full` has, of a picture of that size, as Pillow reads it."""
+    """The file holds what `full` has, of an image of that size, as Pillow reads it."""
     with Image.open(path) as image:
         found, size = image.getexif(), image.size
         own, gps, interoperability = (found.get_ifd(tag) for tag in (EXIF, GPS, INTEROPERABILITY))
@@ -141,7 +141,7 @@ def check(path, width, height, seconds=2503 / 200):
 @pytest.mark.parametrize("order, big", LAYOUTS)
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_out_of_a_tiff(tmp_path, order, big, extension):
-    source, target, pixels = tmp_path / "a.tif", tmp_path / f"b{extension}", picture()
+    source, target, pixels = tmp_path / "a.tif", tmp_path / f"b{extension}", make_image()
     source.write_bytes(tiff(order, big, pixels, **full(order)))
     with tifffile.TiffFile(source) as file:  # as it was meant
         assert file.byteorder == order and file.is_bigtiff == big and np.array_equal(file.asarray(), pixels)
@@ -169,7 +169,7 @@ def test_out_of_a_tiff(tmp_path, order, big, extension):
 
 
 def jpeg_with(data, pixels=None):
-    return encoded("jpeg", pillow(picture() if pixels is None else pixels), exif=b"Exif\0\0" + data)
+    return encoded("jpeg", pillow(make_image() if pixels is None else pixels), exif=b"Exif\0\0" + data)
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -177,8 +177,8 @@ def jpeg_with(data, pixels=None):
 def test_into_a_tiff(tmp_path, monkeypatch, order, big):
     monkeypatch.setattr("edsr.images.writer._BIGTIFF", 0 if big else 10**9)
     # EXIF data is a TIFF, and this one describes pixels of its own, which say nothing about ours.
-    (tmp_path / "a.jpg").write_bytes(jpeg_with(tiff(order, False, picture(9, 9), **full(order))))
-    pixels = picture(82, 120)
+    (tmp_path / "a.jpg").write_bytes(jpeg_with(tiff(order, False, make_image(9, 9), **full(order))))
+    pixels = make_image(82, 120)
     with Reader(tmp_path / "a.jpg") as reader:
         writer = write(tmp_path / "b.tif", pixels, like=reader)
     assert writer.losses == () and names(tmp_path) == ["a.jpg", "b.tif"]
@@ -200,11 +200,11 @@ def test_a_tiff_keeps_what_it_says_itself(tmp_path):
     own = {ORIENTATION: values("<", SHORT, 6), TAKEN: text(b"2020:02:03 04:05:06"), 513: values("<", LONG, 8)}
     data = tiff(first=first, exif=own)
     options = {"icc_profile": ICC, "exif": b"Exif\0\0" + data}
-    (tmp_path / "a.png").write_bytes(encoded("png", pillow(picture()), dpi=(300, 300), **options))
+    (tmp_path / "a.png").write_bytes(encoded("png", pillow(make_image()), dpi=(300, 300), **options))
     with Reader(tmp_path / "a.png") as reader:
-        write(tmp_path / "b.tif", picture(), like=reader)
+        write(tmp_path / "b.tif", make_image(), like=reader)
         reader.metadata = [entry for entry in reader.metadata if entry[1] != "exif-data"]
-        write(tmp_path / "c.tif", picture(), like=reader)
+        write(tmp_path / "c.tif", make_image(), like=reader)
     with tifffile.TiffFile(tmp_path / "b.tif") as file, tifffile.TiffFile(tmp_path / "c.tif") as without:
         tags, plain = ({tag.code: tag.value for tag in each.pages.first.tags} for each in (file, without))
     below = tags.pop(EXIF)
@@ -219,7 +219,7 @@ def test_a_tiff_keeps_what_it_says_itself(tmp_path):
 @pytest.mark.parametrize("big", [False, True])
 def test_append(tmp_path, monkeypatch, big, odd):
     monkeypatch.setattr("edsr.images.writer._BIGTIFF", 0 if big else 10**9)
-    write(tmp_path / "a.tif", picture())
+    write(tmp_path / "a.tif", make_image())
     before = (tmp_path / "a.tif").read_bytes()
     before += bytes((len(before) + odd) % 2)
     (tmp_path / "a.tif").write_bytes(before)
@@ -243,7 +243,7 @@ def test_append(tmp_path, monkeypatch, big, odd):
             entries, _ = exif.read_directory(io.BytesIO(after), form, place)
             aside = [form.offset.unpack(entry.data)[0] for entry in entries.values() if entry.count > 8]
             assert len(aside) == 20 and all(each % 2 == 0 for each in (place, *aside))
-        assert np.array_equal(file.asarray(), picture())
+        assert np.array_equal(file.asarray(), make_image())
 
 
 @pytest.mark.parametrize("data", [b"A field", "Wiese, grün".encode(), "Wiese, grün".encode("latin-1"), b"\xff\xfe\x80"])
@@ -252,7 +252,7 @@ def test_text_of_any_kind(tmp_path, data, target):
     (tmp_path / "a.tif").write_bytes(tiff(first={270: text(data), 315: text(data)}))
     with Reader(tmp_path / "a.tif") as reader:
         assert reader.losses == ()
-        write(tmp_path / f"b{target}", picture(), like=reader)
+        write(tmp_path / f"b{target}", make_image(), like=reader)
     with Image.open(tmp_path / f"b{target}") as image:
         assert [image.getexif()[tag].encode("latin-1") for tag in (270, 315)] == [data, data]
 
@@ -261,7 +261,7 @@ def test_utf8_of_exif_3(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff(exif={TITLE: (129, 6, "grün\0".encode())}))
     with Reader(tmp_path / "a.tif") as reader:
         assert reader.losses == ()
-        write(tmp_path / "b.tif", picture(), like=reader)
+        write(tmp_path / "b.tif", make_image(), like=reader)
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
         file.filehandle.seek(0)
         assert struct.pack("<HHI", TITLE, ASCII, 6) in file.filehandle.read()
@@ -271,8 +271,8 @@ def test_no_exif_leaves_a_tiff_as_it_is(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff())
     with Reader(tmp_path / "a.tif") as reader:
         assert not any(name == "exif-data" for _, name, _ in reader.metadata)
-        write(tmp_path / "b.tif", picture(), like=reader)
-    write(tmp_path / "c.tif", picture())
+        write(tmp_path / "b.tif", make_image(), like=reader)
+    write(tmp_path / "c.tif", make_image())
     with Image.open(tmp_path / "b.tif") as image:
         assert not image.getexif().get_ifd(EXIF)
     assert (tmp_path / "b.tif").read_bytes() == (tmp_path / "c.tif").read_bytes()
@@ -280,13 +280,13 @@ def test_no_exif_leaves_a_tiff_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_thumbnails_are_dropped(tmp_path, extension):
-    thumbnail = encoded("jpeg", pillow(picture(12, 16)))
-    data = tiff(pixels=picture(2, 2), first=full("<")["first"], thumbnail=thumbnail)
+    thumbnail = encoded("jpeg", pillow(make_image(12, 16)))
+    data = tiff(pixels=make_image(2, 2), first=full("<")["first"], thumbnail=thumbnail)
     (tmp_path / "a.jpg").write_bytes(jpeg_with(data))
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.getexif().get_ifd(IFD.IFD1)[514] == len(thumbnail)
     with Reader(tmp_path / "a.jpg") as reader:
-        write(tmp_path / f"b{extension}", picture(), like=reader)
+        write(tmp_path / f"b{extension}", make_image(), like=reader)
     with Image.open(tmp_path / f"b{extension}") as image:
         assert image.getexif()[MAKE] == "A maker" and not image.getexif().get_ifd(IFD.IFD1)
     assert thumbnail not in (tmp_path / f"b{extension}").read_bytes()
@@ -295,11 +295,11 @@ def test_thumbnails_are_dropped(tmp_path, extension):
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_resolution_is_turned_in_exif_too(tmp_path, extension):
     resolution = {282: values("<", RATIONAL, 100, 1), 283: values("<", RATIONAL, 200, 1), 296: values("<", SHORT, 2)}
-    data = tiff(pixels=picture(2, 2), first=resolution | {ORIENTATION: values("<", SHORT, 6)})
+    data = tiff(pixels=make_image(2, 2), first=resolution | {ORIENTATION: values("<", SHORT, 6)})
     (tmp_path / "a.jpg").write_bytes(jpeg_with(data))
     with Reader(tmp_path / "a.jpg") as reader:
         assert reader.resolution == pytest.approx((200 / 25.4, 100 / 25.4))
-        write(tmp_path / f"b{extension}", picture(), like=reader)
+        write(tmp_path / f"b{extension}", make_image(), like=reader)
     with Image.open(tmp_path / f"b{extension}") as image:
         assert (image.getexif()[282], image.getexif()[283]) == pytest.approx((200, 100), abs=0.01)
 
@@ -310,7 +310,7 @@ def test_the_first_of_two(tmp_path):
     (tmp_path / "a.tif").write_bytes(data)
     with Reader(tmp_path / "a.tif") as reader:
         assert reader.losses == ()  # nor is a pointer to nowhere a loss
-        write(tmp_path / "b.png", picture(), like=reader)
+        write(tmp_path / "b.png", make_image(), like=reader)
     with Image.open(tmp_path / "b.png") as image:
         assert image.getexif()[MAKE] == "A maker"
 
@@ -328,7 +328,7 @@ def test_large(tmp_path, size, extension):
     first, own = note(size)
     (tmp_path / "a.tif").write_bytes(tiff(first=first, exif=own))
     with Reader(tmp_path / "a.tif") as reader:
-        writer = write(tmp_path / f"b{extension}", picture(), like=reader)
+        writer = write(tmp_path / f"b{extension}", make_image(), like=reader)
     most = 512_000 if extension == ".tif" else 65_000
     lost = [line for line in (*reader.losses, *writer.losses) if LEFT_OUT in line]
     assert len(lost) == (size > most)
@@ -340,19 +340,19 @@ def test_large(tmp_path, size, extension):
 
 def test_large_because_of_a_thumbnail(tmp_path):
     # 66 kB in a PNG, of which what is kept would fit.
-    data = tiff(pixels=picture(150, 148), first={MAKE: text(b"A maker")})
-    (tmp_path / "a.png").write_bytes(encoded("png", pillow(picture()), exif=b"Exif\0\0" + data))
+    data = tiff(pixels=make_image(150, 148), first={MAKE: text(b"A maker")})
+    (tmp_path / "a.png").write_bytes(encoded("png", pillow(make_image()), exif=b"Exif\0\0" + data))
     with Reader(tmp_path / "a.png") as reader:
-        writer = write(tmp_path / "b.jpg", picture(), like=reader)
+        writer = write(tmp_path / "b.jpg", make_image(), like=reader)
     assert writer.losses == ()
     with Image.open(tmp_path / "b.jpg") as image:
         assert image.getexif()[MAKE] == "A maker"
 
 
 def test_large_and_damaged(tmp_path):
-    (tmp_path / "a.png").write_bytes(encoded("png", pillow(picture()), exif=b"Exif\0\0II*\0" + bytes(70_000)))
+    (tmp_path / "a.png").write_bytes(encoded("png", pillow(make_image()), exif=b"Exif\0\0II*\0" + bytes(70_000)))
     with Reader(tmp_path / "a.png") as reader:
-        writer = write(tmp_path / "b.jpg", picture(), like=reader)
+        writer = write(tmp_path / "b.jpg", make_image(), like=reader)
     assert [LEFT_OUT in line for line in writer.losses] == [True]
     assert read(tmp_path / "b.jpg").shape == (60, 41, 3)
 
@@ -365,7 +365,7 @@ def test_many_entries_of_the_same_data(tmp_path):
         (data,) = (value for _, name, value in reader.metadata if name == "exif-data")
         assert 500_000 < len(data) <= exif.MOST + 100
         for name in ("b.tif", "b.jpg"):
-            write(tmp_path / name, picture(), like=reader)
+            write(tmp_path / name, make_image(), like=reader)
             assert read(tmp_path / name).shape == (60, 41, 3)
 
 
@@ -388,7 +388,7 @@ def test_trim(sizes, most):
 def test_four_gigabytes(tmp_path, monkeypatch, big):
     monkeypatch.setattr("edsr.images.writer._BIGTIFF", 0 if big else 10**9)
     path, size = tmp_path / "a.tif", 2**32 - 100
-    write(path, picture())
+    write(path, make_image())
     before = path.read_bytes()
     found = Exif("<", {0: {MAKE: Entry(*text(b"A maker"))}, EXIF: {TAKEN: Entry(*text(b"2020:02:03 04:05:06"))}})
     with open(path, "rb+") as file:
@@ -397,7 +397,7 @@ def test_four_gigabytes(tmp_path, monkeypatch, big):
     if big:
         with tifffile.TiffFile(path) as file:
             assert file.pages.first.tags["Make"].value == "A maker"
-            assert np.array_equal(file.asarray(), picture())
+            assert np.array_equal(file.asarray(), make_image())
         return
     assert path.stat().st_size == size
     with open(path, "rb") as file:
@@ -408,7 +408,7 @@ def test_no_room_below_four_gigabytes_is_told(tmp_path, monkeypatch):
     (tmp_path / "a.tif").write_bytes(tiff(first={MAKE: text(b"A maker")}))
     monkeypatch.setattr(exif, "append", lambda *_: False)
     with Reader(tmp_path / "a.tif") as reader:
-        writer = write(tmp_path / "b.tif", picture(), like=reader)
+        writer = write(tmp_path / "b.tif", make_image(), like=reader)
     assert writer.losses == ("EXIF data is left out, the file would become larger than 4 GB",)
 
 
@@ -419,7 +419,7 @@ def test_disk_full_at_the_end(tmp_path, monkeypatch):
     (tmp_path / "a.tif").write_bytes(tiff(first={MAKE: text(b"A maker")}))
     monkeypatch.setattr(exif, "append", full_disk)
     with Reader(tmp_path / "a.tif") as reader:
-        refused("No space left on device", write, tmp_path / "b.tif", picture(), like=reader)
+        refused("No space left on device", write, tmp_path / "b.tif", make_image(), like=reader)
     assert names(tmp_path) == ["a.tif"]
 
 
@@ -456,8 +456,8 @@ def test_damaged_in_a_tiff(tmp_path, name, extension):
     (tmp_path / "a.tif").write_bytes(data)
     with Reader(tmp_path / "a.tif") as reader:
         assert [LEFT_OUT in line for line in reader.losses] == [True]
-        assert np.array_equal(np.concatenate(list(reader.rows(9))), picture())
-        writer = write(tmp_path / f"b{extension}", picture(), like=reader)
+        assert np.array_equal(np.concatenate(list(reader.rows(9))), make_image())
+        writer = write(tmp_path / f"b{extension}", make_image(), like=reader)
     assert writer.losses == ()
     with Image.open(tmp_path / f"b{extension}") as image:
         assert image.getexif()[MAKE] == "A maker"
@@ -473,7 +473,7 @@ def test_far_away_in_a_bigtiff(tmp_path, place):
     (tmp_path / "a.tif").write_bytes(tiff(">", True, first={GPS: (LONG8, 1, place)}, exif=own))
     with Reader(tmp_path / "a.tif") as reader:
         assert [LEFT_OUT in line for line in reader.losses] == [True]
-        write(tmp_path / "b.png", picture(), like=reader)
+        write(tmp_path / "b.png", make_image(), like=reader)
     with Image.open(tmp_path / "b.png") as image:
         below = image.getexif().get_ifd(EXIF)
     assert below[TAKEN] == "2020:02:03 04:05:06" and MAKER_NOTE not in below
@@ -481,11 +481,11 @@ def test_far_away_in_a_bigtiff(tmp_path, place):
 
 @pytest.mark.parametrize("data", [b"", b"II", b"nonsense", b"II*\0\xff\xff\xff\x7f", tiff()[:-60], tiff(big=True)[:9]])
 def test_damaged_in_another_format(tmp_path, data):
-    (tmp_path / "a.png").write_bytes(encoded("png", pillow(picture()), exif=b"Exif\0\0" + data))
+    (tmp_path / "a.png").write_bytes(encoded("png", pillow(make_image()), exif=b"Exif\0\0" + data))
     with Reader(tmp_path / "a.png") as reader:
-        writer = write(tmp_path / "b.tif", picture(), like=reader)
+        writer = write(tmp_path / "b.tif", make_image(), like=reader)
     assert [LEFT_OUT in line for line in writer.losses] in ([True], [])
-    assert np.array_equal(read(tmp_path / "b.tif"), picture())
+    assert np.array_equal(read(tmp_path / "b.tif"), make_image())
 
 
 def test_any_byte_may_be_wrong(tmp_path):

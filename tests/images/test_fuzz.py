@@ -27,7 +27,7 @@ from edsr.errors import ImageError
 from edsr.images.reader import Reader
 from edsr.images.writer import Writer
 from tests.conftest import ROOT
-from tests.support.image_files import ICC, encoded, linux, names, picture, pillow, png
+from tests.support.image_files import ICC, encoded, linux, make_image, names, pillow, png
 
 SIZE = 33, 27
 SECONDS, MEGABYTES, ROWS = 10, 400, 60  # that a mutant may take, and rows of it besides; 0.02 and 20 are usual
@@ -36,7 +36,7 @@ XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><note>kept</note></x:xmpmeta>"
 
 
 def tiff(dtype="uint8", channels=3, photometric="rgb", **options):
-    buffer, pixels = io.BytesIO(), picture(*SIZE, channels, dtype=dtype)
+    buffer, pixels = io.BytesIO(), make_image(*SIZE, channels, dtype=dtype)
     if options.get("planarconfig") == "separate":
         pixels = np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
     tifffile.imwrite(buffer, pixels if channels > 1 else pixels[..., 0], photometric=photometric, **options)
@@ -45,31 +45,31 @@ def tiff(dtype="uint8", channels=3, photometric="rgb", **options):
 
 def vips(extension, dtype, channels, **options):
     space = {"uint8": "srgb", "uint16": "rgb16", "float32": "scrgb"}[dtype]
-    image = pyvips.Image.new_from_array(picture(*SIZE, channels, dtype=dtype)).copy(interpretation=space)
+    image = pyvips.Image.new_from_array(make_image(*SIZE, channels, dtype=dtype)).copy(interpretation=space)
     return image.write_to_buffer(extension, **options)
 
 
 def with_alpha(image):
-    image.putalpha(pillow(picture(*SIZE, 1, seed=1)))
+    image.putalpha(pillow(make_image(*SIZE, 1, seed=1)))
     return image
 
 
 def seeds():
     """Kind -> a valid file. The kind begins with its extension."""
-    rgb, gray = pillow(picture(*SIZE)), pillow(picture(*SIZE, 1))
+    rgb, gray = pillow(make_image(*SIZE)), pillow(make_image(*SIZE, 1))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "A maker"
     exif.get_ifd(0x8769)[0x9003] = "2020:02:03 04:05:06"
     metadata = {"exif": exif, "icc_profile": ICC, "dpi": (300, 300)}
-    palette = picture(16, 1, 3)[:, 0]
-    few = picture(*SIZE, 1) % 16
+    palette = make_image(16, 1, 3)[:, 0]
+    few = make_image(*SIZE, 1) % 16
     return {
         "png rgb": encoded("png", rgb, **metadata),
         "png gray": encoded("png", gray),
         "png 1 bit": encoded("png", gray.convert("1")),
         "png palette": png(few, 4, palette, bytes([0, 99])),
-        "png 16 bits": png(picture(*SIZE, 4, dtype="uint16"), 16),
-        "png interlaced": png(picture(*SIZE, 4), interlaced=True),
+        "png 16 bits": png(make_image(*SIZE, 4, dtype="uint16"), 16),
+        "png interlaced": png(make_image(*SIZE, 4), interlaced=True),
         "png interlaced palette": png(few, 4, palette, interlaced=True),
         "jpg rgb": encoded("jpeg", rgb, xmp=XMP, **metadata),
         "jpg gray": encoded("jpeg", gray, restart_marker_rows=1),
@@ -150,7 +150,7 @@ def attempt(kind, number, data, folder):
     """Reads a mutant and writes what it holds. "" for success or an error of one line, else what is wrong."""
     source = folder / f"in.{kind.split()[0]}"
     source.write_bytes(mutate(data, kind, number))
-    # The slow encoders in their turn; of large pictures the fast one.
+    # The slow encoders in their turn; of large images the fast one.
     extension = (".png", ".tif", ".jpg", ".png", ".tif", ".webp", ".png", ".avif")[number % 8]
     target, before = folder / f"out{extension}", names(folder)
     Path("/proc/self/clear_refs").write_text("5")

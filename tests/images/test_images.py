@@ -1,4 +1,4 @@
-"""Files in, files out, as callers use them: round trips, bounded memory, names. Kinds of pictures are in test_reading
+"""Files in, files out, as callers use them: round trips, bounded memory, names. Kinds of images are in test_reading
 and test_writing, damage in test_fuzz_files."""
 
 import os
@@ -9,15 +9,15 @@ import pytest
 import pyvips
 
 from edsr.batch.jobs import output_path
-from edsr.images.formats import FORMATS, find_pictures
+from edsr.images.formats import FORMATS, find_images
 from edsr.images.reader import Reader, read
 from tests.support.image_files import (
     EXTENSIONS,
     LOSSLESS,
     WHITE,
     linux,
+    make_image,
     names,
-    picture,
     pillow,
     png,
     refused,
@@ -31,7 +31,7 @@ from tests.support.image_files import (
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 1), (60, 41)])
 def test_round_trip(tmp_path, extension, channels, height, width):
-    path, pixels = tmp_path / f"picture{extension.upper()}", picture(height, width, channels)
+    path, pixels = tmp_path / f"image{extension.upper()}", make_image(height, width, channels)
     write(path, pixels)
     assert names(tmp_path) == [path.name]
     stored = 3 if extension in (".webp", ".avif") else channels  # which have no gray
@@ -47,8 +47,8 @@ def test_round_trip(tmp_path, extension, channels, height, width):
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 @pytest.mark.parametrize("count", [1, 7, 64, 1000])
-def test_rows_are_the_picture(tmp_path, extension, count):
-    path, pixels = tmp_path / f"a{extension}", picture(130, 33)
+def test_rows_are_the_image(tmp_path, extension, count):
+    path, pixels = tmp_path / f"a{extension}", make_image(130, 33)
     pillow(pixels).save(path)
     with Reader(path) as reader:
         assert (reader.path, reader.width, reader.height, reader.channels) == (path, 33, 130, 3)
@@ -62,15 +62,15 @@ def test_rows_are_the_picture(tmp_path, extension, count):
 
 
 def test_rows_needs_a_count(tmp_path):
-    write(tmp_path / "a.png", picture())
+    write(tmp_path / "a.png", make_image())
     with pytest.raises(ValueError, match="1 or more"):
         next(Reader(tmp_path / "a.png").rows(0))
 
 
 def test_many_rows_at_once(tmp_path):
     # libvips, asked for so many at once, takes minutes.
-    write(tmp_path / "a.png", picture(200_000, 2, 1), step=200_000)
-    assert np.array_equal(read(tmp_path / "a.png"), picture(200_000, 2, 1))
+    write(tmp_path / "a.png", make_image(200_000, 2, 1), step=200_000)
+    assert np.array_equal(read(tmp_path / "a.png"), make_image(200_000, 2, 1))
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
@@ -78,7 +78,7 @@ def test_many_rows_at_once(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_second_round_changes_nothing(tmp_path, extension, dtype, channels):
     first, second = tmp_path / f"a{extension}", tmp_path / f"b{extension}"
-    write(first, picture(channels=channels, dtype=dtype), quality=100)
+    write(first, make_image(channels=channels, dtype=dtype), quality=100)
     with Reader(first, full=True) as reader:
         pixels = np.concatenate(list(reader.rows(9)))
         writer = write(second, pixels, like=reader, quality=100)
@@ -92,9 +92,9 @@ def test_a_second_round_changes_nothing(tmp_path, extension, dtype, channels):
 
 
 def test_no_cache_is_left(tmp_path):
-    write(tmp_path / "a.png", picture())
-    write(tmp_path / "a.png", picture(seed=1), overwrite=True)
-    assert np.array_equal(read(tmp_path / "a.png"), picture(seed=1))
+    write(tmp_path / "a.png", make_image())
+    write(tmp_path / "a.png", make_image(seed=1), overwrite=True)
+    assert np.array_equal(read(tmp_path / "a.png"), make_image(seed=1))
     assert pyvips.cache_get_size() == 0
 
 
@@ -170,15 +170,15 @@ def test_unusual_names(tmp_path):
     folder = tmp_path / "Bilder, 写真 [1]"
     folder.mkdir()
     for name in ("фото ü.png", "a[page=2].tif", "b.png[access=random].jpg", "-c.webp", "%d.png", "d[Q=1].avif"):
-        write(folder / name, picture())
+        write(folder / name, make_image())
         assert read(folder / name).shape == (60, 41, 3)
 
 
 @linux
 def test_names_that_are_not_unicode(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png"))
-    write(path, picture())
-    assert np.array_equal(read(path), picture())
+    write(path, make_image())
+    assert np.array_equal(read(path), make_image())
     path.write_bytes(path.read_bytes()[:300])
     refused("damaged", read, path)
 
@@ -213,38 +213,38 @@ def test_output_path_of_a_format(tmp_path):
     refused("b: its ending", output_path, "a.png", "x2", "b", "png")
 
 
-def test_find_pictures(tmp_path):
-    refused("no pictures", find_pictures, tmp_path)
-    refused("cannot be listed", find_pictures, tmp_path / "none")
+def test_find_images(tmp_path):
+    refused("no images", find_images, tmp_path)
+    refused("cannot be listed", find_images, tmp_path / "none")
     for name in ("b.PNG", "a.jpeg", "c.txt", ".hidden.png", "d.tif", "e.heic", "f.avif"):
         (tmp_path / name).write_bytes(b"")
-    refused("cannot be listed", find_pictures, tmp_path / "c.txt")
+    refused("cannot be listed", find_images, tmp_path / "c.txt")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "e.png").write_bytes(b"")
-    assert [path.name for path in find_pictures(tmp_path)] == ["a.jpeg", "b.PNG", "d.tif", "e.heic", "f.avif"]
+    assert [path.name for path in find_images(tmp_path)] == ["a.jpeg", "b.PNG", "d.tif", "e.heic", "f.avif"]
 
 
-def test_find_pictures_in_folders(tmp_path):
+def test_find_images_in_folders(tmp_path):
     (tmp_path / "z" / "empty").mkdir(parents=True)
-    refused("no pictures", find_pictures, tmp_path, recursive=True)
-    refused("cannot be listed", find_pictures, tmp_path / "none", recursive=True)
+    refused("no images", find_images, tmp_path, recursive=True)
+    refused("cannot be listed", find_images, tmp_path / "none", recursive=True)
     for name in ("m.png", "z/b.png", "z/a.txt", "a/deep/c.JPG", ".hidden/d.png", "a/.e.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
-    found = [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path, recursive=True)]
+    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path, recursive=True)]
     assert found == ["a/deep/c.JPG", "m.png", "z/b.png"]
-    assert [path.name for path in find_pictures(tmp_path)] == ["m.png"]
+    assert [path.name for path in find_images(tmp_path)] == ["m.png"]
 
 
 @linux
-def test_find_pictures_follows_links_once(tmp_path):
+def test_find_images_follows_links_once(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "b.png").write_bytes(b"")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"")
-    (tmp_path / "pictures" / "more").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "pictures")
-    (tmp_path / "pictures" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert [path.name for path in find_pictures(tmp_path / "pictures", recursive=True)] == ["a.png", "b.png"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"")
+    (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "images")
+    (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert [path.name for path in find_images(tmp_path / "images", recursive=True)] == ["a.png", "b.png"]

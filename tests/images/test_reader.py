@@ -1,4 +1,4 @@
-"""What comes out of every kind of picture file, with Pillow, tifffile and files written by hand as witnesses."""
+"""What comes out of every kind of image file, with Pillow, tifffile and files written by hand as witnesses."""
 
 import errno
 import io
@@ -20,8 +20,8 @@ from tests.support.image_files import (
     chunk,
     encoded,
     linux,
+    make_image,
     pack,
-    picture,
     pillow,
     png,
     refused,
@@ -37,7 +37,7 @@ def noise(height=21, width=30, channels=1, top=255, dtype=np.uint8):
 
 
 def whole(path, count=7, **options):
-    """The picture in pieces, after a look at the attributes."""
+    """The image in pieces, after a look at the attributes."""
     with Reader(path, full=True, **options) as reader:
         pixels = np.concatenate(list(reader.rows(count)))
         assert pixels.shape == (reader.height, reader.width, reader.channels)
@@ -81,20 +81,20 @@ def test_palettes(tmp_path, bits, transparent, interlaced):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bits", [1, 4, 8, 16])
-def test_one_transparent_colour(tmp_path, bits, channels):
+def test_one_transparent_color(tmp_path, bits, channels):
     if bits < 8 and channels > 1:
         pytest.skip("PNG has no such kind")
     samples = noise(channels=channels, top=2**bits - 1, dtype=np.uint16)
-    colour = samples[5, 5]
-    (tmp_path / "a.png").write_bytes(png(samples, bits, transparent=colour.astype(">u2").tobytes()))
-    opaque = (samples != colour).any(axis=2, keepdims=True) * (2**bits - 1)
+    color = samples[5, 5]
+    (tmp_path / "a.png").write_bytes(png(samples, bits, transparent=color.astype(">u2").tobytes()))
+    opaque = (samples != color).any(axis=2, keepdims=True) * (2**bits - 1)
     full = 1 if bits == 16 else 255 // (2**bits - 1)
     exactly(tmp_path / "a.png", (np.dstack([samples, opaque]) * full).astype(np.uint16 if bits == 16 else np.uint8))
 
 
-def test_colours_of_hdr_are_refused(tmp_path):
+def test_colors_of_hdr_are_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(png(noise(channels=3), extra=chunk(b"cICP", bytes([9, 16, 0, 1]))))
-    refused("colour primaries 9 and transfer 16", Reader, tmp_path / "a.png", full=True)
+    refused("color primaries 9 and transfer 16", Reader, tmp_path / "a.png", full=True)
     (tmp_path / "a.png").write_bytes(png(noise(channels=3), extra=chunk(b"cICP", bytes([1, 13, 0, 1]))))
     assert read(tmp_path / "a.png").shape == (21, 30, 3)
 
@@ -118,7 +118,7 @@ LAYOUTS = {
 def test_tiff(tmp_path, dtype, channels, layout):
     if layout == "planes" and channels == 2:
         pytest.skip("is refused")
-    pixels = picture(channels=channels, dtype=dtype)
+    pixels = make_image(channels=channels, dtype=dtype)
     options = {"planarconfig": "contig"} | LAYOUTS[layout]
     if dtype == "float32":
         pixels = pixels * 3 - 1  # kept as they are, below 0 and above 1 as well
@@ -135,7 +135,7 @@ def test_tiff(tmp_path, dtype, channels, layout):
 
 @pytest.mark.parametrize("dtype", WHITE)
 def test_premultiplied_alpha_is_divided(tmp_path, dtype):
-    white, pixels = WHITE[dtype], picture(channels=4, dtype=dtype)
+    white, pixels = WHITE[dtype], make_image(channels=4, dtype=dtype)
     stored = pixels.copy()
     stored[..., :3] = pixels[..., :3] * (pixels[..., 3:] / white)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
@@ -148,7 +148,7 @@ def test_premultiplied_alpha_is_divided(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_white_is_zero(tmp_path, dtype):
-    pixels = picture(channels=1, dtype=dtype)
+    pixels = make_image(channels=1, dtype=dtype)
     tifffile.imwrite(tmp_path / "a.tif", WHITE[dtype] - pixels[..., 0], photometric="miniswhite")
     exactly(tmp_path / "a.tif", pixels)
 
@@ -157,7 +157,7 @@ def tiff_by_hand(samples, bits, palette=None):
     """A gray or palette TIFF of `bits` a sample. samples: [height, width, 1]; palette: [2**bits, 3] of uint8."""
     height, width, _ = samples.shape
     data = b"".join(pack(row, bits) for row in samples)
-    colours = b"" if palette is None else (palette.T.astype("<u2") * 257).tobytes()
+    colors = b"" if palette is None else (palette.T.astype("<u2") * 257).tobytes()
     start = 8 + 2 + 12 * 10 + 4
     tags = {
         256: width,
@@ -170,28 +170,28 @@ def tiff_by_hand(samples, bits, palette=None):
         278: height,
     }
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {279: len(data)}).items()]
-    last = (320, 3, 3 * 2**bits, start + len(data)) if colours else (296, 4, 1, 1)
+    last = (320, 3, 3 * 2**bits, start + len(data)) if colors else (296, 4, 1, 1)
     head = b"II*\0" + struct.pack("<IH", 8, 10)
-    return head + b"".join([*entries, struct.pack("<HHII", *last)]) + bytes(4) + data + colours
+    return head + b"".join([*entries, struct.pack("<HHII", *last)]) + bytes(4) + data + colors
 
 
-@pytest.mark.parametrize("coloured", [False, True])
+@pytest.mark.parametrize("colored", [False, True])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_tiff_of_few_bits(tmp_path, bits, coloured):
+def test_tiff_of_few_bits(tmp_path, bits, colored):
     samples, palette = noise(top=2**bits - 1), noise(2**bits, 3)[..., 0]
-    (tmp_path / "a.tif").write_bytes(tiff_by_hand(samples, bits, palette if coloured else None))
-    exactly(tmp_path / "a.tif", palette[samples[..., 0]] if coloured else samples * (255 // (2**bits - 1)))
+    (tmp_path / "a.tif").write_bytes(tiff_by_hand(samples, bits, palette if colored else None))
+    exactly(tmp_path / "a.tif", palette[samples[..., 0]] if colored else samples * (255 // (2**bits - 1)))
 
 
 def test_half_floats(tmp_path):
-    pixels = picture(dtype="float32").astype(np.float16)
+    pixels = make_image(dtype="float32").astype(np.float16)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
     exactly(tmp_path / "a.tif", pixels.astype(np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_no_numbers(tmp_path, value):
-    pixels = picture(dtype="float32")
+    pixels = make_image(dtype="float32")
     pixels[33, 3, 1] = value
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
     refused("no numbers", read, tmp_path / "a.tif", full=True)
@@ -222,25 +222,25 @@ def test_no_numbers(tmp_path, value):
 )
 def test_simple_kinds_become_8_bit(tmp_path, mode, name, options):
     path, target = tmp_path / name, {"1": "L", "L": "L", "RGBA": "RGBA", "LA": "LA"}.get(mode, "RGB")
-    image = pillow(picture())
+    image = pillow(make_image())
     if "A" in mode:
-        image.putalpha(pillow(picture(channels=1, seed=1)))
+        image.putalpha(pillow(make_image(channels=1, seed=1)))
     image = image.quantize(16) if options.get("bits") == 4 else image.convert(mode)
     image.save(path, **options)
     with Image.open(path) as stored:
         expected = np.asarray(stored.convert(target)).reshape(60, 41, -1)
     ours = whole(path)
     assert ours.shape == expected.shape and ours.dtype == np.uint8
-    # Subsampled colours may be interpolated differently; everything else is exact.
+    # Subsampled colors may be interpolated differently; everything else is exact.
     error = np.abs(ours.astype(int) - expected)
     assert error.mean() < 3 if mode == "YCbCr" else error.max() == 0
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_avif(tmp_path, mode):
-    image = pillow(picture(channels=3 if mode != "L" else 1))
+    image = pillow(make_image(channels=3 if mode != "L" else 1))
     if mode == "RGBA":
-        image.putalpha(pillow(picture(channels=1, seed=1)))
+        image.putalpha(pillow(make_image(channels=1, seed=1)))
     image.save(tmp_path / "a.avif", quality=90, **({} if mode == "L" else {"subsampling": "4:4:4"}))
     with Image.open(tmp_path / "a.avif") as stored:
         expected = np.asarray(stored.convert(mode)).reshape(60, 41, -1)
@@ -251,7 +251,7 @@ def test_avif(tmp_path, mode):
 
 @pytest.mark.parametrize("bits", [10, 12])
 def test_avif_of_more_bits(tmp_path, bits):
-    pixels = picture(dtype="uint16")
+    pixels = make_image(dtype="uint16")
     pixels[:20], pixels[20:40] = 0, 65535
     image = pyvips.Image.new_from_array(pixels).copy(interpretation="rgb16")
     image.heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=bits, lossless=True)
@@ -263,15 +263,15 @@ def test_avif_of_more_bits(tmp_path, bits):
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": "4:2:0"}])
 def test_kinds_of_jpeg(tmp_path, options):
-    pillow(picture(200, 90)).save(tmp_path / "a.jpg", **options)
-    assert np.abs(read(tmp_path / "a.jpg").astype(int) - picture(200, 90)).mean() < 4
+    pillow(make_image(200, 90)).save(tmp_path / "a.jpg", **options)
+    assert np.abs(read(tmp_path / "a.jpg").astype(int) - make_image(200, 90)).mean() < 4
 
 
 # ---- CMYK
 
 
 def cmyk(path, profile):
-    pillow(picture()).convert("CMYK").save(
+    pillow(make_image()).convert("CMYK").save(
         path, icc_profile=profile, **({"quality": 100} if path.suffix == ".jpg" else {})
     )
 
@@ -295,7 +295,7 @@ def test_cmyk_goes_through_its_profile(tmp_path, extension, profile):
 
 
 def test_cmyk_of_16_bits_and_with_alpha(tmp_path):
-    pixels = picture(channels=4)
+    pixels = make_image(channels=4)
     tifffile.imwrite(tmp_path / "8.tif", pixels, photometric="separated", iccprofile=CMYK)
     tifffile.imwrite(tmp_path / "16.tif", pixels.astype(np.uint16) * 257, photometric="separated", iccprofile=CMYK)
     five, options = np.dstack([pixels, pixels[..., 0]]), {"photometric": "separated", "extrasamples": ["unassalpha"]}
@@ -322,7 +322,7 @@ def turned_file(path, orientation, pixels):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_once(tmp_path, extension, orientation):
     source, target = tmp_path / f"a{extension}", tmp_path / f"b{extension}"
-    expected = turned_file(source, orientation, picture(50, 30))
+    expected = turned_file(source, orientation, make_image(50, 30))
     pixels = whole(source)
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).max() <= (0 if extension in LOSSLESS else 6)
@@ -339,23 +339,23 @@ def test_orientation_is_applied_once(tmp_path, extension, orientation):
 def test_turned_by_way_of_a_file(tmp_path, monkeypatch, orientation, count):
     monkeypatch.setattr(reorder, "SPOOLED", 100)
     monkeypatch.setattr("edsr.images.reader._BLOCK", 30 * 3 * 11)  # blocks of eleven rows
-    expected = turned_file(tmp_path / "a.png", orientation, picture(50, 30))
+    expected = turned_file(tmp_path / "a.png", orientation, make_image(50, 30))
     (tmp_path / "empty").mkdir()
     assert np.array_equal(whole(tmp_path / "a.png", count, folder=tmp_path / "empty"), expected)
     assert not list((tmp_path / "empty").iterdir())
 
 
 def test_resolution_is_turned_too(tmp_path):
-    image = pyvips.Image.new_from_array(picture(9, 9)).copy(interpretation="srgb", xres=10, yres=20)
+    image = pyvips.Image.new_from_array(make_image(9, 9)).copy(interpretation="srgb", xres=10, yres=20)
     image.set_type(pyvips.GValue.gint_type, "orientation", 6)
     image.tiffsave(str(tmp_path / "a.tif"))
     assert Reader(tmp_path / "a.tif").resolution == pytest.approx((20, 10))
 
 
-def test_turned_pictures_cut_off(tmp_path):
+def test_turned_images_cut_off(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded("jpeg", pillow(picture(400, 300)), exif=exif)
+    data = encoded("jpeg", pillow(make_image(400, 300)), exif=exif)
     (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
     refused("damaged or cut off", read, tmp_path / "a.jpg")
 
@@ -390,9 +390,9 @@ def test_interlaced_palette_and_filters(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png(samples, 4, palette, bytes([9, 8]), True))
     opacity = np.array([9, 8] + [255] * 14, np.uint8)
     exactly(tmp_path / "a.png", np.column_stack([palette, opacity])[samples[..., 0]])
-    image = pyvips.Image.new_from_array(picture()).copy(interpretation="srgb")
+    image = pyvips.Image.new_from_array(make_image()).copy(interpretation="srgb")
     image.pngsave(str(tmp_path / "b.png"), interlace=True, filter="all")
-    exactly(tmp_path / "b.png", picture())
+    exactly(tmp_path / "b.png", make_image())
 
 
 @pytest.mark.parametrize("where", [0.3, 0.6, 0.99])
@@ -415,7 +415,7 @@ def test_interlaced_damage(tmp_path, monkeypatch, where, cut):
 def test_no_room_for_a_temporary_file(tmp_path, monkeypatch):
     usage = type(reorder.shutil.disk_usage(tmp_path))
     monkeypatch.setattr(reorder.shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    turned_file(tmp_path / "a.png", 6, picture())
+    turned_file(tmp_path / "a.png", 6, make_image())
     assert read(tmp_path / "a.png").shape == (41, 60, 3)  # in memory
     monkeypatch.setattr(reorder, "SPOOLED", 0)
     assert "0 MB are free" in refused("not stored row by row", Reader, tmp_path / "a.png", folder=tmp_path)
@@ -427,7 +427,7 @@ def test_disk_full_while_turning(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    turned_file(tmp_path / "a.png", 6, picture())
+    turned_file(tmp_path / "a.png", 6, make_image())
     (tmp_path / "b.png").write_bytes(png(noise(), interlaced=True))
     monkeypatch.setattr(reorder, "SPOOLED", 1)
     monkeypatch.setattr(reorder, "TemporaryFile", full)
@@ -436,7 +436,7 @@ def test_disk_full_while_turning(tmp_path, monkeypatch):
 
 
 def test_no_such_folder_for_temporary_files(tmp_path):
-    turned_file(tmp_path / "a.png", 6, picture())
+    turned_file(tmp_path / "a.png", 6, make_image())
     refused("cannot serve for temporary files", Reader, tmp_path / "a.png", folder=tmp_path / "none")
 
 
@@ -462,7 +462,7 @@ def test_held(tmp_path, name):
 def test_held_by_large_strips(tmp_path, monkeypatch):
     monkeypatch.setattr("edsr.images.reader._LARGE", 1000)
     for layout, rows in {"plain": 0, "one strip": 60, "tiles": 16, "planes": 60}.items():
-        options, pixels = LAYOUTS[layout], picture()
+        options, pixels = LAYOUTS[layout], make_image()
         stored = np.ascontiguousarray(np.moveaxis(pixels, 2, 0)) if layout == "planes" else pixels
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", **options)
         assert Reader(tmp_path / "a.tif").held == rows * 41 * 3, layout
@@ -499,7 +499,7 @@ def still_avif(primaries, transfer):
 NOT_READ = {  # by `full` either
     "lab.tif": (lambda: tiff(noise(channels=3), photometric="cielab"), "CIELab"),
     "lab16.tif": (lambda: tiff(noise(channels=3, dtype=np.uint16), photometric="cielab"), "CIELab"),
-    "ycbcr.tif": (lambda: encoded("tiff", pillow(picture()).convert("YCbCr")), "YCbCr"),
+    "ycbcr.tif": (lambda: encoded("tiff", pillow(make_image()).convert("YCbCr")), "YCbCr"),
     "signed.tif": (lambda: tiff(noise(channels=3, dtype=np.int16), photometric="rgb"), "signed 16-bit"),
     "long.tif": (lambda: tiff(noise(channels=3, dtype=np.uint32), photometric="rgb"), "uint samples"),
     "double.tif": (lambda: tiff(noise(channels=3, dtype=np.float64), photometric="rgb"), "cannot be decoded here"),
@@ -508,11 +508,11 @@ NOT_READ = {  # by `full` either
         "(5 channels)",
     ),
     "gray.tif": (
-        lambda: tiff(picture(channels=2, dtype="float32"), photometric="minisblack", extrasamples=["assocalpha"]),
+        lambda: tiff(make_image(channels=2, dtype="float32"), photometric="minisblack", extrasamples=["assocalpha"]),
         "premultiplied",
     ),
     "white.tif": (
-        lambda: tiff(picture(channels=1, dtype="float32")[..., 0], photometric="miniswhite"),
+        lambda: tiff(make_image(channels=1, dtype="float32")[..., 0], photometric="miniswhite"),
         "white as zero",
     ),
     "planes.tif": (
@@ -528,9 +528,9 @@ NOT_READ = {  # by `full` either
     "animated.webp": (lambda: many("webp"), "3 animation frames"),
     "animated.avif": (lambda: many("avif"), "3 animation frames"),
     "pages.tif": (lambda: many("tiff"), "3 pages"),
-    "hdr.avif": (lambda: still_avif(9, 16), "colour primaries 9 and transfer 16"),
-    "gif.png": (lambda: encoded("gif"), "is not a PNG, JPEG, WebP, TIFF or AVIF picture"),
-    "text.jpg": (lambda: b"Hello, this is no picture.", "is not a PNG"),
+    "hdr.avif": (lambda: still_avif(9, 16), "color primaries 9 and transfer 16"),
+    "gif.png": (lambda: encoded("gif"), "is not a PNG, JPEG, WebP, TIFF or AVIF image"),
+    "text.jpg": (lambda: b"Hello, this is no image.", "is not a PNG"),
     "other.heic": (lambda: b"\0\0\0\x18ftypqt  \0\0\0\0", "is not a PNG"),
     "codec.heic": (lambda: encoded("avif").replace(b"ftypavif", b"ftypheic").replace(b"av01", b"hvc1"), "damaged"),
     "raw.dng": (lambda: encoded("tiff"), "camera raw"),
@@ -539,10 +539,10 @@ NOT_READ = {  # by `full` either
     "zero.png": (lambda: encoded("png")[:16] + bytes(8) + encoded("png")[24:], "damaged"),
 }
 NOT_PLAIN = {  # but by `full`
-    "rgba.png": (lambda: encoded("png", pillow(picture()).convert("RGBA")), "alpha"),
-    "la.png": (lambda: encoded("png", pillow(picture()).convert("LA")), "alpha"),
-    "palette.png": (lambda: encoded("png", pillow(picture()).convert("P"), transparency=3), "alpha"),
-    "rgba.tif": (lambda: encoded("tiff", pillow(picture()).convert("RGBA")), "alpha"),
+    "rgba.png": (lambda: encoded("png", pillow(make_image()).convert("RGBA")), "alpha"),
+    "la.png": (lambda: encoded("png", pillow(make_image()).convert("LA")), "alpha"),
+    "palette.png": (lambda: encoded("png", pillow(make_image()).convert("P"), transparency=3), "alpha"),
+    "rgba.tif": (lambda: encoded("tiff", pillow(make_image()).convert("RGBA")), "alpha"),
     "rgba.webp": (lambda: encoded("webp", Image.new("RGBA", (9, 9), (1, 2, 3, 4)), lossless=True), "alpha"),
     "rgba.avif": (lambda: encoded("avif", Image.new("RGBA", (9, 9), (1, 2, 3, 4))), "alpha"),
     "gray16.png": (lambda: png(noise(dtype=np.uint16), 16), "16-bit"),
@@ -606,7 +606,7 @@ def test_not_a_regular_file(tmp_path):
 @linux
 def test_unreadable(tmp_path):
     path = tmp_path / "a.png"
-    write(path, picture())
+    write(path, make_image())
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
@@ -614,7 +614,7 @@ def test_unreadable(tmp_path):
 
 
 def test_open_errors_are_told(tmp_path, monkeypatch):
-    write(tmp_path / "a.png", picture())
+    write(tmp_path / "a.png", make_image())
 
     def fail(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -633,14 +633,14 @@ def test_a_library_without_the_format(tmp_path, monkeypatch):
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
 def test_cut_off(tmp_path, kind, part, capfd):
     path = tmp_path / ("a.tif" if kind == "tiff" else f"a.{kind}")
-    data = encoded(kind, pillow(picture(400, 300)))
+    data = encoded(kind, pillow(make_image(400, 300)))
     path.write_bytes(data[: int(len(data) * part)])
     refused("damaged or cut off", read, path)
     assert capfd.readouterr() == ("", "")
 
 
 def test_damage_half_way_comes_after_good_rows(tmp_path):
-    path, pixels = tmp_path / "a.png", picture(400, 300)
+    path, pixels = tmp_path / "a.png", make_image(400, 300)
     data = encoded("png", pillow(pixels))
     path.write_bytes(data[: len(data) // 2])
     got = []

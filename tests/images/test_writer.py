@@ -1,4 +1,4 @@
-"""What is written into every kind of picture file, with Pillow, tifffile and a PNG decoder by hand as witnesses."""
+"""What is written into every kind of image file, with Pillow, tifffile and a PNG decoder by hand as witnesses."""
 
 import errno
 import os
@@ -19,8 +19,8 @@ from tests.support.image_files import (
     ICC,
     WHITE,
     linux,
+    make_image,
     names,
-    picture,
     pillow,
     refused,
     run,
@@ -97,8 +97,8 @@ def test_every_level_of_8_bits_survives_16():
 @pytest.mark.parametrize("source", WHITE)
 def test_alpha_is_laid_over_white(source):
     white = WHITE[source]
-    colour, alpha = np.meshgrid(np.linspace(0, white, 256), np.linspace(0, white, 256))
-    rows = np.stack([colour, colour[::-1], alpha], 2).astype(source)[..., [0, 1, 0, 2]]
+    color, alpha = np.meshgrid(np.linspace(0, white, 256), np.linspace(0, white, 256))
+    rows = np.stack([color, color[::-1], alpha], 2).astype(source)[..., [0, 1, 0, 2]]
     part = rows[..., 3:].astype(np.longdouble) / white
     expected = np.floor(255 * (part * rows[..., :3] / white + 1 - part) + np.longdouble(0.5))
     got = convert(rows, 3, np.dtype(np.uint8), 8)
@@ -140,7 +140,7 @@ def independently(path, pixels):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", WHITE)
 def test_every_kind(tmp_path, extension, channels, dtype):
-    path, pixels = tmp_path / f"a{extension}", picture(channels=channels, dtype=dtype)
+    path, pixels = tmp_path / f"a{extension}", make_image(channels=channels, dtype=dtype)
     write(path, pixels, quality=100)
     fit = fitting(extension, channels, dtype)
     seen, ours = independently(path, pixels), read(path, full=True)
@@ -163,7 +163,7 @@ def test_every_kind(tmp_path, extension, channels, dtype):
 @pytest.mark.parametrize("dtype", WHITE)
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_small_and_thin(tmp_path, extension, dtype, height, width):
-    path, pixels = tmp_path / f"a{extension}", picture(height, width, 4, dtype=dtype)
+    path, pixels = tmp_path / f"a{extension}", make_image(height, width, 4, dtype=dtype)
     write(path, pixels)
     assert read(path, full=True).shape == (height, width, 3 if extension == ".jpg" else 4)
 
@@ -193,13 +193,13 @@ def test_large_tiff_is_bigtiff(tmp_path):
     assert Writer(tmp_path / "a.tif", 40_000, 40_000, 3)._options["bigtiff"] is True
     assert Writer(tmp_path / "a.tif", 30_000, 30_000, 3)._options["bigtiff"] is False
     assert Writer(tmp_path / "a.tif", 30_000, 30_000, 3, dtype=np.uint16)._options["bigtiff"] is True
-    write(tmp_path / "b.tif", picture())
+    write(tmp_path / "b.tif", make_image())
     assert (tmp_path / "b.tif").read_bytes()[:4] in (b"II*\0", b"MM\0*")
 
 
 def test_rows_in_any_memory_order(tmp_path):
     for dtype in WHITE:
-        pixels = picture(30, 20, dtype=dtype)
+        pixels = make_image(30, 20, dtype=dtype)
         write(tmp_path / "a.tif", np.asfortranarray(pixels)[::-1], overwrite=True)
         write(tmp_path / "b.tif", pixels[:, ::-2], overwrite=True)
         assert np.array_equal(read(tmp_path / "a.tif", full=True), pixels[::-1])
@@ -223,7 +223,7 @@ def save_with_metadata(path):
         del options["exif"]
     else:
         options["xmp"] = XMP
-    pillow(picture()).save(path, **options)
+    pillow(make_image()).save(path, **options)
 
 
 @pytest.mark.parametrize("source", EXTENSIONS)
@@ -232,7 +232,7 @@ def test_metadata_is_kept(tmp_path, source, target):
     first, second = tmp_path / f"a{source}", tmp_path / f"b{target}"
     save_with_metadata(first)
     with Reader(first) as reader:
-        writer = write(second, picture(120, 82), like=reader)
+        writer = write(second, make_image(120, 82), like=reader)
     assert reader.losses == writer.losses == ()
     with Image.open(second) as image:
         image.load()  # a PNG's texts may stand behind the pixels
@@ -255,7 +255,7 @@ def test_metadata_is_kept(tmp_path, source, target):
 def test_metadata_of_other_kinds(tmp_path, dtype):
     save_with_metadata(tmp_path / "a.png")
     with Reader(tmp_path / "a.png") as reader:
-        write(tmp_path / "b.tif", picture(channels=4, dtype=dtype), like=reader)
+        write(tmp_path / "b.tif", make_image(channels=4, dtype=dtype), like=reader)
     with Reader(tmp_path / "b.tif", full=True) as reader:
         kept = {name: value for _, name, value in reader.metadata}
         assert kept["icc-profile-data"] == ICC and kept["xmp-data"] == XMP
@@ -264,10 +264,10 @@ def test_metadata_of_other_kinds(tmp_path, dtype):
 
 
 def test_description_of_a_tiff_is_kept(tmp_path):
-    pillow(picture()).save(tmp_path / "a.tif", tiffinfo={270: "A field"})
+    pillow(make_image()).save(tmp_path / "a.tif", tiffinfo={270: "A field"})
     with Reader(tmp_path / "a.tif") as reader:
         assert reader.losses == ()
-        write(tmp_path / "b.tif", picture(), like=reader)
+        write(tmp_path / "b.tif", make_image(), like=reader)
     with Image.open(tmp_path / "b.tif") as image:
         assert image.tag_v2[270] == "A field"
 
@@ -290,7 +290,7 @@ def gray_profile():
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("target", EXTENSIONS)
 def test_gray_profiles(tmp_path, target, channels):
-    pixels = picture(channels=channels)
+    pixels = make_image(channels=channels)
     image = pillow(pixels[..., :1])
     if channels == 2:
         image.putalpha(pillow(pixels[..., 1:]))
@@ -312,9 +312,9 @@ def test_gray_profiles(tmp_path, target, channels):
 @pytest.mark.parametrize("extension", EXTENSIONS)
 @pytest.mark.parametrize("profile, channels", [(ICC, 1), (gray_profile(), 3)])
 def test_profiles_of_another_space_are_dropped(tmp_path, extension, profile, channels):
-    pillow(picture()).save(tmp_path / "a.tif", icc_profile=profile)
+    pillow(make_image()).save(tmp_path / "a.tif", icc_profile=profile)
     with Reader(tmp_path / "a.tif") as reader:
-        writer = write(tmp_path / f"b{extension}", picture(channels=channels), like=reader)
+        writer = write(tmp_path / f"b{extension}", make_image(channels=channels), like=reader)
         assert reader.metadata  # nothing is taken from the Reader
     assert any("profile is left out" in line for line in writer.losses)
     with Image.open(tmp_path / f"b{extension}") as image:
@@ -322,10 +322,10 @@ def test_profiles_of_another_space_are_dropped(tmp_path, extension, profile, cha
 
 
 def test_unknown_resolution_is_72_dpi(tmp_path):
-    pillow(picture()).save(tmp_path / "a.png")
+    pillow(make_image()).save(tmp_path / "a.png")
     with Reader(tmp_path / "a.png") as reader:
-        write(tmp_path / "b.png", picture(), like=reader)
-    write(tmp_path / "c.png", picture())
+        write(tmp_path / "b.png", make_image(), like=reader)
+    write(tmp_path / "c.png", make_image())
     for name in ("b.png", "c.png"):
         with Image.open(tmp_path / name) as image:
             assert image.info["dpi"] == pytest.approx((72, 72), abs=0.02)
@@ -393,7 +393,7 @@ def test_folder_without_permission(tmp_path):
 
 
 def test_wrong_rows(tmp_path):
-    rows = picture(4, 5)
+    rows = make_image(4, 5)
     with pytest.raises(ValueError, match="context"):
         Writer(tmp_path / "a.png", 5, 4, 3).write(rows)
     for wrong in [rows[:, 1:], rows[..., :1], rows[0], rows.astype(np.float32), np.concatenate([rows, rows])]:
@@ -409,7 +409,7 @@ def test_wrong_rows(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("old", [b"precious", None])
 def test_exception_half_way_changes_nothing(tmp_path, extension, error, old):
-    path, pixels = tmp_path / f"a{extension}", picture(300, 500)
+    path, pixels = tmp_path / f"a{extension}", make_image(300, 500)
     if old:
         path.write_bytes(old)
     before = names(tmp_path)
@@ -425,7 +425,7 @@ def test_exception_half_way_changes_nothing(tmp_path, extension, error, old):
 def test_missing_rows(tmp_path, dtype):
     def short():
         with Writer(tmp_path / "a.tif", 41, 60, 3, dtype=dtype) as writer:
-            writer.write(picture(dtype=dtype)[:59])
+            writer.write(make_image(dtype=dtype)[:59])
 
     refused("1 of 60 rows are missing", short)
     assert names(tmp_path) == []
@@ -434,8 +434,8 @@ def test_missing_rows(tmp_path, dtype):
 def test_overwrite(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
-    write(path, picture(), overwrite=True)
-    assert np.array_equal(read(path), picture()) and names(tmp_path) == ["a.png"]
+    write(path, make_image(), overwrite=True)
+    assert np.array_equal(read(path), make_image()) and names(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -449,13 +449,13 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch, links):
 
     def slow():
         with Writer(path, 41, 60, 3) as writer:
-            writer.write(picture())
+            writer.write(make_image())
             path.write_bytes(b"precious")
 
     refused("exists; add --overwrite", slow)
     assert path.read_bytes() == b"precious" and names(tmp_path) == ["a.png"]
-    write(tmp_path / "b.png", picture())
-    assert np.array_equal(read(tmp_path / "b.png"), picture()) and names(tmp_path) == ["a.png", "b.png"]
+    write(tmp_path / "b.png", make_image())
+    assert np.array_equal(read(tmp_path / "b.png"), make_image()) and names(tmp_path) == ["a.png", "b.png"]
 
 
 def test_failing_rename_leaves_nothing(tmp_path, monkeypatch):
@@ -464,13 +464,13 @@ def test_failing_rename_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", fail)
     monkeypatch.setattr(os, "replace", fail)
-    refused("cannot be written (Input/output error)", write, tmp_path / "a.png", picture())
+    refused("cannot be written (Input/output error)", write, tmp_path / "a.png", make_image())
     assert names(tmp_path) == []
 
 
 def test_a_library_without_the_format(tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, ".avif", formats.Format("AVIF", "avifsave", {}, 8))
-    refused("a.avif: cannot be written", write, tmp_path / "a.avif", picture())
+    refused("a.avif: cannot be written", write, tmp_path / "a.avif", make_image())
     assert names(tmp_path) == []
 
 

@@ -1,4 +1,4 @@
-"""Which pictures become CUDA graphs, and that nothing leaks from one to the next; on a CPU, with a stand-in."""
+"""Which images become CUDA graphs, and that nothing leaks from one to the next; on a CPU, with a stand-in."""
 
 import contextlib
 import threading
@@ -17,7 +17,7 @@ from edsr.kernels import reference
 from edsr.kernels.interface import Result
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.training.step import Step
-from tests.conftest import picture
+from tests.conftest import make_image
 from tests.inference.test_streaming import Repeated
 
 
@@ -54,7 +54,7 @@ def test_a_result_is_the_callers_own(graphs):
     assert [y[0, 0, 0, 0].item() for y in results] == [0, 2, 4, 6]
 
 
-def test_overflow_belongs_to_its_picture(graphs):
+def test_overflow_belongs_to_its_image(graphs):
     for value, seen in [(1, 0), (1, 0), (200, 1), (1, 0), (200, 1)]:
         overflow = torch.zeros(1, dtype=torch.int32)
         graphs(torch.full((1, 3, 2, 2), float(value)), Result(None, overflow))
@@ -173,9 +173,9 @@ class OnCpu(TorchFunctionMode):
 
 
 def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypatch):
-    high = picture(32, 32)
-    pictures = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
-    feed = Feed(pictures, 8, 2, 0, "cpu", 5)
+    high = make_image(32, 32)
+    images = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
+    feed = Feed(images, 8, 2, 0, "cpu", 5)
     ranks = SimpleNamespace(device=torch.device("cuda", 0), world=1)
     launched = []
     honest = Step._step

@@ -1,4 +1,4 @@
-"""Recovery, alpha and the self-ensemble of streamed pictures."""
+"""Recovery, alpha and the self-ensemble of streamed images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from edsr.inference.image_run import finish
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
 from edsr.weights.edsr import load_model
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 
 def by_bands(up: Upscaler, image: np.ndarray, step: int, **options) -> np.ndarray:
@@ -28,9 +28,9 @@ def close(x: np.ndarray, y: np.ndarray) -> bool:
 @given(st.sets(st.integers(1, 40), max_size=3), st.integers(10, 30), st.integers(0, 9))
 @settings(deadline=None, max_examples=15)
 def test_running_out_of_memory_halves_the_bands_and_goes_on(when, step, extra):
-    """At any moments: the picture is the same, no row twice, none missing."""
+    """At any moments: the image is the same, no row twice, none missing."""
     up = Upscaler(network(), device="cpu", tile=256)
-    image = picture(90 + extra, 70, seed=extra)
+    image = make_image(90 + extra, 70, seed=extra)
     want = up(image)
     honest, calls, lines = Stream.__call__, 0, []
     up.say = lines.append
@@ -52,8 +52,8 @@ def test_running_out_of_memory_halves_the_bands_and_goes_on(when, step, extra):
     assert all("ran out of memory: going on with --tile" in line for line in lines)
 
 
-def test_a_whole_picture_without_memory_goes_on_in_bands(monkeypatch):
-    up, image, lines = Upscaler(network(), device="cpu", tile=128), picture(90, 70), []
+def test_a_whole_image_without_memory_goes_on_in_bands(monkeypatch):
+    up, image, lines = Upscaler(network(), device="cpu", tile=128), make_image(90, 70), []
     want, honest, up.say = up(image), up.whole, lines.append
 
     def whole(precision):
@@ -78,14 +78,14 @@ def test_memory_that_never_suffices_is_told():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stream, "__call__", call)
         with pytest.raises(EngineError, match=r"too little free memory even for bands of 32 x 32.*--device cpu"):
-            by_bands(up, picture(90, 200), 60)
+            by_bands(up, make_image(90, 200), 60)
     assert [line.split()[-1] for line in lines] == ["45"]
 
 
 @pytest.mark.parametrize("where", [0, 1, 57, 99])
 @pytest.mark.parametrize("step", [7, 40, 100])
 def test_an_overflow_is_repeated_in_fp32(monkeypatch, where, step):
-    """A network that overflows in fp16 where the picture is bright: in one row."""
+    """A network that overflows in fp16 where the image is bright: in one row."""
     monkeypatch.setattr("edsr.inference.upscaler._precision", lambda name, device: name)
     m = network(features=8)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_an_overflow_is_repeated_in_fp32(monkeypatch, where, step):
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("step", [6, 200])
 def test_alpha_has_no_fringes(dtype, channels, step):
-    """A disc of one colour on nothing, whose hidden colour is the opposite one: no trace of that may show."""
+    """A disc of one color on nothing, whose hidden color is the opposite one: no trace of that may show."""
     y, x = np.mgrid[:60, :50]
     inside = (y - 28) ** 2 + (x - 25) ** 2 < 18**2
     white = 1.0 if dtype == np.float32 else np.iinfo(dtype).max
@@ -124,14 +124,14 @@ def test_alpha_has_no_fringes(dtype, channels, step):
     assert result.shape == (120, 100, channels)
     far = np.kron((y - 28) ** 2 + (x - 25) ** 2, np.ones((2, 2)))
     assert (alpha[far < 13**2] == 1).all() and (alpha[far > 23**2] == 0).all()
-    # As it looks before anything: what there is of a colour is as much as there is of the disc.
-    # (At the edge itself the network sharpens a colour and alpha not quite alike.)
+    # As it looks before anything: what there is of a color is as much as there is of the disc.
+    # (At the edge itself the network sharpens a color and alpha not quite alike.)
     edge = (alpha > 0) & (alpha < 1)
     error = np.abs(result[..., 0] - 0.8) * alpha
     assert error[edge].mean() < 0.03 and error.max() < 0.2
     if channels == 4:
         assert (result[..., 1:-1] * alpha[..., None]).max() < 0.1
-    # Colours and alpha, each by itself, would show it.
+    # Colors and alpha, each by itself, would show it.
     apart = up(image[..., 1:2]).astype(np.float64)[..., 0] / white if channels == 4 else None
     assert apart is None or (apart * alpha).max() > 0.2
 
@@ -139,17 +139,17 @@ def test_alpha_has_no_fringes(dtype, channels, step):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_full_alpha_changes_nothing(dtype):
     up = Upscaler(network(), device="cpu")
-    colours = picture(40, 30).astype(dtype) * (257 if dtype == np.uint16 else 1)
-    opaque = np.concatenate([colours, np.full((40, 30, 1), np.iinfo(dtype).max, dtype)], 2)
+    colors = make_image(40, 30).astype(dtype) * (257 if dtype == np.uint16 else 1)
+    opaque = np.concatenate([colors, np.full((40, 30, 1), np.iinfo(dtype).max, dtype)], 2)
     result = by_bands(up, opaque, 9)
     assert (result[..., 3] == np.iinfo(dtype).max).all()
-    np.testing.assert_allclose(result[..., :3].astype(int), up(colours).astype(int), rtol=0, atol=1)
+    np.testing.assert_allclose(result[..., :3].astype(int), up(colors).astype(int), rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_self_ensemble_streams(channels):
     up = Upscaler(network(), device="cpu")
-    image = picture(70, 31, channels)
+    image = make_image(70, 31, channels)
     want = up(image, self_ensemble=True)
     pulled = 0
 

@@ -1,4 +1,4 @@
-"""One picture on several devices."""
+"""One image on several devices."""
 
 import threading
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edsr.inference.multi_device import Team
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 
 def team(size: int, model, **options) -> Team:
@@ -25,10 +25,10 @@ def by_bands(up, image: np.ndarray, step: int, **options) -> np.ndarray:
 
 @given(st.integers(1, 4), st.integers(1, 150), st.integers(1, 40), st.integers(1, 41), st.data())
 @settings(deadline=None, max_examples=30)
-def test_columns_shared_are_the_whole_picture(size, width, height, step, data):
+def test_columns_shared_are_the_whole_image(size, width, height, step, data):
     """To rounding, for any number of devices, whatever each one's pace."""
     model, channels, ensemble = network(blocks=1), data.draw(st.integers(1, 4)), data.draw(st.booleans())
-    image = picture(height, width, channels, seed=width)
+    image = make_image(height, width, channels, seed=width)
     shared = team(size, model)
     for member in shared.members:
         member.tile = data.draw(st.sampled_from([32, 64, 256]))
@@ -42,7 +42,7 @@ def test_columns_shared_are_the_whole_picture(size, width, height, step, data):
 @pytest.mark.parametrize("size", [2, 3])
 def test_same_as_one_device(size, channels):
     model = network()
-    image = picture(50, 140, channels)
+    image = make_image(50, 140, channels)
     want = Upscaler(model, device="cpu")(image).astype(int)
     got = by_bands(team(size, model), image, 11).astype(int)
     assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3
@@ -50,11 +50,11 @@ def test_same_as_one_device(size, channels):
 
 def test_float_results_are_the_same_to_rounding():
     model = network()
-    image = picture(40, 120).astype(np.float32) / 255
+    image = make_image(40, 120).astype(np.float32) / 255
     np.testing.assert_allclose(by_bands(team(3, model), image, 7), Upscaler(model, "cpu")(image), rtol=0, atol=2e-6)
 
 
-def test_all_take_part_and_only_where_the_picture_is_wide_enough():
+def test_all_take_part_and_only_where_the_image_is_wide_enough():
     shared = team(3, network())  # radius 7
     assert len(shared._slabs(3 * 4 * shared.members[0].model.config.radius)) == 3
     assert len(shared._slabs(20)) == 1
@@ -73,12 +73,12 @@ def test_one_that_fails_ends_all(monkeypatch):
 
     monkeypatch.setattr(Stream, "__call__", call)
     with pytest.raises(ZeroDivisionError, match="the second"):
-        by_bands(shared, picture(90, 120), 10)
+        by_bands(shared, make_image(90, 120), 10)
     assert threading.active_count() == before
 
 
 def test_closing_early_leaves_no_thread():
-    shared, image = team(2, network()), picture(300, 120)
+    shared, image = team(2, network()), make_image(300, 120)
     before = threading.active_count()
     bands = shared.bands((image[i : i + 10] for i in range(0, 300, 10)), 120)
     next(bands)
@@ -87,7 +87,7 @@ def test_closing_early_leaves_no_thread():
 
 
 def test_memory_that_runs_out_on_one_device(monkeypatch):
-    model, image = network(), picture(90, 140)
+    model, image = network(), make_image(90, 140)
     want = Upscaler(model, device="cpu")(image).astype(int)
     honest, shared, calls, lines = Stream.__call__, team(2, model), [], []
     for member in shared.members:

@@ -11,7 +11,7 @@ from tests.conftest import network
 
 
 def streamed(model, x, heights, columns=None):
-    """The picture in bands of the given heights, the last repeated."""
+    """The image in bands of the given heights, the last repeated."""
     stream, parts, first = Stream(model, x.shape[3], columns), [], 0
     while first < x.shape[2]:
         height = heights[min(len(parts), len(heights) - 1)]
@@ -32,7 +32,7 @@ def streamed(model, x, heights, columns=None):
     folded=st.booleans(),
     residual_scale=st.sampled_from([1.0, 0.1]),
 )
-def test_bands_equal_the_whole_picture(height, width, heights, scale, blocks, batch, folded, residual_scale):
+def test_bands_equal_the_whole_image(height, width, heights, scale, blocks, batch, folded, residual_scale):
     m = network(scale, blocks, residual_scale=residual_scale)
     m = FoldedEDSR(m) if folded else m
     x = torch.rand(batch, 3, height, width, dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_bands_equal_the_whole_picture(height, width, heights, scale, blocks, ba
     scale=st.sampled_from([2, 3, 4]),
     blocks=st.integers(0, 2),
 )
-def test_split_columns_equal_the_whole_picture(height, width, band, extra, scale, blocks):
+def test_split_columns_equal_the_whole_image(height, width, band, extra, scale, blocks):
     m = FoldedEDSR(network(scale, blocks))
     x = torch.rand(1, 3, height, width, dtype=torch.float64)
     y = streamed(m, x, [band], columns=2 * m.config.radius + extra)
@@ -61,7 +61,7 @@ def shipped():
 
 
 def adds_in_one_order(model, x, rows):
-    """Whether this backend's convolutions give the same bits for a band as for the whole picture."""
+    """Whether this backend's convolutions give the same bits for a band as for the whole image."""
     for layer in model.head, model.body_end:
         z = torch.rand(1, layer.in_channels, *x.shape[2:]).contiguous(memory_format=torch.channels_last)
         whole = layer(z)[:, :, 1 : rows + 1]
@@ -72,7 +72,7 @@ def adds_in_one_order(model, x, rows):
 
 
 @pytest.mark.parametrize("rows", [8, 32, 64])
-def test_bands_equal_the_whole_picture_bit_for_bit(rows):
+def test_bands_equal_the_whole_image_bit_for_bit(rows):
     m, x = shipped(), torch.rand(1, 3, 96, 256)
     with torch.no_grad():
         if not adds_in_one_order(m, x, rows):
@@ -82,8 +82,8 @@ def test_bands_equal_the_whole_picture_bit_for_bit(rows):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 32])
-def test_bands_are_as_accurate_as_the_whole_picture(rows):
-    """fp64 is the truth, the whole picture in fp32 the yardstick."""
+def test_bands_are_as_accurate_as_the_whole_image(rows):
+    """fp64 is the truth, the whole image in fp32 the yardstick."""
     m, x = shipped(), torch.rand(1, 3, 48, 40)
     with torch.no_grad():
         whole = m(x)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from edsr.devices import cpu_has
 from edsr.errors import EngineError
 from edsr.inference.upscaler import Upscaler, _tile
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 
 def plain(model, image):
-    """What an Upscaler must give: the plain network on the whole picture in fp64, clamped and rounded."""
+    """What an Upscaler must give: the plain network on the whole image in fp64, clamped and rounded."""
     x = torch.from_numpy(image.astype(np.float64) / {np.uint8: 255, np.uint16: 65535}.get(image.dtype.type, 1)).permute(
         2, 0, 1
     )[None]
@@ -32,32 +32,32 @@ def plain(model, image):
 )
 def test_every_size_and_tile(height, width, scale, tile, blocks):
     m = network(scale, blocks)
-    image = picture(height, width)
+    image = make_image(height, width)
     result = Upscaler(m, device="cpu", tile=tile)(image)
     assert result.shape == (height * scale, width * scale, 3) and result.dtype == np.uint8
     assert np.abs(result - plain(m, image) * 255).max() <= 0.501  # rounding to a whole number, and fp32's
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_float_pictures(channels):
+def test_float_images(channels):
     m = network()
-    image = picture(9, 11, channels).astype(np.float32) / 255
+    image = make_image(9, 11, channels).astype(np.float32) / 255
     result = Upscaler(m, device="cpu")(image)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, plain(m, image), rtol=0, atol=1e-5)
     assert Upscaler(m, device="cpu")(image[:, :, 0]).shape == (18, 22)
 
 
-def test_non_contiguous_pictures():
+def test_non_contiguous_images():
     up = Upscaler(network(), device="cpu")
-    image = picture(20, 30)
+    image = make_image(20, 30)
     np.testing.assert_array_equal(up(image[::-2, ::3]), up(image[::-2, ::3].copy()))
 
 
 @pytest.mark.filterwarnings("error")
-def test_pictures_that_may_only_be_read():
+def test_images_that_may_only_be_read():
     """As Pillow lends them."""
-    up, image = Upscaler(network(), device="cpu"), picture(40, 60)
+    up, image = Upscaler(network(), device="cpu"), make_image(40, 60)
     lent = image.view()
     lent.flags.writeable = False
     torch.set_warn_always(True)  # not once per process
@@ -69,7 +69,7 @@ def test_pictures_that_may_only_be_read():
 
 def test_bands_arrive_in_order_and_late():
     up = Upscaler(network(blocks=4), device="cpu", tile=32)
-    image = picture(60, 50)
+    image = make_image(60, 50)
     step = up.band_rows(50, 60)
     pieces = list(up.bands((image[i : i + step] for i in range(0, 60, step)), 50))
     assert len(pieces) > 2
@@ -77,14 +77,14 @@ def test_bands_arrive_in_order_and_late():
 
 
 def test_bands_pull_no_more_than_they_need():
-    """One band ahead, to know whether the picture ends; never the whole of it."""
+    """One band ahead, to know whether the image ends; never the whole of it."""
     up, pulled = Upscaler(network(blocks=0), device="cpu", tile=32), 0
 
     def rows():
         nonlocal pulled
         for _ in range(50):
             pulled += 1
-            yield picture(10, 40)
+            yield make_image(10, 40)
 
     next(up.bands(rows(), 40))
     assert pulled <= 3
@@ -93,7 +93,7 @@ def test_bands_pull_no_more_than_they_need():
 @pytest.mark.parametrize("scale", [2, 3])
 def test_self_ensemble_is_the_mean_of_eight(scale):
     m = network(scale)
-    image = picture(13, 9).astype(np.float32) / 255
+    image = make_image(13, 9).astype(np.float32) / 255
     total = 0
     for turns in range(4):
         for flip in (False, True):
@@ -105,13 +105,13 @@ def test_self_ensemble_is_the_mean_of_eight(scale):
             total = total + np.rot90(y[:, ::-1] if flip else y, -turns)
     result = Upscaler(m, device="cpu")(image, self_ensemble=True)
     np.testing.assert_allclose(result, np.clip(total / 8, 0, 1), rtol=0, atol=1e-5)
-    eight = Upscaler(m, device="cpu")(picture(13, 9), self_ensemble=True)
+    eight = Upscaler(m, device="cpu")(make_image(13, 9), self_ensemble=True)
     assert eight.dtype == np.uint8 and eight.shape == (13 * scale, 9 * scale, 3)
 
 
 def test_several_threads_at_once():
     up = Upscaler(network(blocks=3), device="cpu", tile=32)
-    images = [picture(30 + i, 40 + 3 * i, seed=i) for i in range(4)]
+    images = [make_image(30 + i, 40 + 3 * i, seed=i) for i in range(4)]
     want = [up(image) for image in images]
     got: list = [None] * 4
 
@@ -132,7 +132,7 @@ def test_bf16_is_close_where_the_cpu_has_it():
     if not cpu_has("bf16"):
         pytest.skip("this CPU has no fast bf16")
     m = network(features=64)
-    image = picture(20, 20)
+    image = make_image(20, 20)
     fast = Upscaler(m, device="cpu", precision="bf16")(image).astype(int)
     assert np.abs(fast - plain(m, image) * 255).max() < 8
 
@@ -172,8 +172,8 @@ def test_what_cannot_be_had(wrong, says, monkeypatch):
         np.zeros((4, 4, 3, 1), np.uint8),
     ],
 )
-def test_shapes_that_are_no_pictures(image):
-    with pytest.raises(ValueError, match="pictures are"):
+def test_shapes_that_are_no_images(image):
+    with pytest.raises(ValueError, match="images are"):
         Upscaler(network(), device="cpu")(image)
 
 
@@ -201,7 +201,7 @@ def test_the_tile_fits_a_small_gpu(monkeypatch):
         ("torch", 64, 40, 40),
     ],
 )
-def test_small_pictures_are_computed_whole(monkeypatch, backend, features, tile, side):
+def test_small_images_are_computed_whole(monkeypatch, backend, features, tile, side):
     """On a CPU up to `side` pixels squared, larger ones in bands within 256 x 256."""
     monkeypatch.setattr("edsr.inference.upscaler._no_winograd", lambda *_: "")
     up = Upscaler(network(blocks=1, features=features), "cpu", backend=backend, tile=tile)
@@ -210,7 +210,7 @@ def test_small_pictures_are_computed_whole(monkeypatch, backend, features, tile,
     assert rows < side // 2 and rows * columns <= min(side, 256) ** 2
 
 
-def test_dtypes_that_are_no_pictures():
+def test_dtypes_that_are_no_images():
     with pytest.raises(TypeError, match="int32"):
         Upscaler(network(), device="cpu")(np.zeros((4, 4, 3), np.int32))
     with pytest.raises(ValueError, match="float32"):
@@ -218,16 +218,16 @@ def test_dtypes_that_are_no_pictures():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_16_bit_pictures_keep_their_depth(channels):
+def test_16_bit_images_keep_their_depth(channels):
     m = network()
-    image = picture(20, 35, channels).astype(np.uint16) * 201 + 7
+    image = make_image(20, 35, channels).astype(np.uint16) * 201 + 7
     result = Upscaler(m, device="cpu", tile=32)(image)
     assert result.dtype == np.uint16 and len(np.unique(result)) > 256
     assert np.abs(result - plain(m, image) * 65535).max() <= 0.6  # rounding to a whole number, and fp32's
 
 
-def test_frames_are_pictures_as_tensors():
-    up, images = Upscaler(network(), device="cpu"), np.stack([picture(9, 14, seed=i) for i in range(2)])
+def test_frames_are_images_as_tensors():
+    up, images = Upscaler(network(), device="cpu"), np.stack([make_image(9, 14, seed=i) for i in range(2)])
     batch = up.frame(torch.from_numpy(images)).numpy()
     np.testing.assert_array_equal(batch, np.stack([up(image) for image in images]))
     np.testing.assert_array_equal(up.frame(torch.from_numpy(images[0])).numpy(), batch[0])
@@ -236,5 +236,5 @@ def test_frames_are_pictures_as_tensors():
 def test_the_model_is_left_alone():
     m = network()
     before = m.head.weight.clone()
-    Upscaler(m, device="cpu")(picture(5, 5))
+    Upscaler(m, device="cpu")(make_image(5, 5))
     assert m.head.weight.dtype == torch.float64 and torch.equal(before, m.head.weight)

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from edsr.inference.cuda import KEPT
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels.winograd import ops as winograd_cpu
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 
 def error(upscaler, truth, image):
@@ -17,9 +17,9 @@ def error(upscaler, truth, image):
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(2, np.uint8), (3, np.uint16), (4, np.float32)])
-def test_pictures(scale, dtype, chip):
+def test_images(scale, dtype, chip):
     m = network(scale, blocks=1, features=16)
-    image = picture(11, 7)
+    image = make_image(11, 7)
     image = image.astype(np.uint16) * 257 if dtype == np.uint16 else image
     image = (image / 255).astype(np.float32) if dtype == np.float32 else image
     torch_, triton_ = (Upscaler(m, chip.type, "fp32", backend)(image) for backend in ("torch", "triton"))
@@ -28,15 +28,15 @@ def test_pictures(scale, dtype, chip):
     assert np.abs(triton_.astype(float) - torch_).max() <= {np.uint8: 1, np.uint16: 2, np.float32: 2e-5}[dtype]
 
 
-def test_gray_pictures(chip):
-    m, image = network(2, blocks=1, features=16), picture(6, 9, 1)[:, :, 0]
+def test_gray_images(chip):
+    m, image = network(2, blocks=1, features=16), make_image(6, 9, 1)[:, :, 0]
     torch_, triton_ = (Upscaler(m, chip.type, "fp32", backend)(image).astype(int) for backend in ("torch", "triton"))
     assert triton_.shape == (12, 18) and np.abs(torch_ - triton_).max() <= 1
 
 
 def test_bands(chip):
     """Two bands, through the kernels alone; in the interpreter sums depend on the place, by a rounding."""
-    m, image = network(2, blocks=1, features=16), picture(29, 40)
+    m, image = network(2, blocks=1, features=16), make_image(29, 40)
     small, large = (Upscaler(m, chip.type, "fp32", "triton", tile) for tile in (32, 256))
     assert small.band_rows(40, 29) == 16 and large.band_rows(40, 29) == 29
     assert np.abs(small(image).astype(int) - large(image)).max() <= (chip.type == "cpu")
@@ -60,7 +60,7 @@ class TestOnCuda:
         m = network(2, blocks=2, features=64)
         up = Upscaler(m, "cuda")
         for size in [(16, 64), (40, 72)] * 3:  # met, recorded, replayed
-            image = picture(*size, seed=size[0])
+            image = make_image(*size, seed=size[0])
             plain = up._whole._forward(*_operands(image))
             assert torch.equal(up.frame(torch.from_numpy(image).cuda()), plain[0].permute(1, 2, 0))
             assert np.array_equal(up(image), plain[0].permute(1, 2, 0).cpu().numpy())
@@ -68,14 +68,14 @@ class TestOnCuda:
     def test_only_the_latest_graphs_are_kept(self):
         up = Upscaler(network(2, blocks=1, features=16), "cuda")
         for width in [*range(40, 60), *range(40, 60)]:
-            up(picture(8, width))
+            up(make_image(8, width))
         assert len(up._whole._met) == KEPT
 
     def test_overflow_is_seen_through_graphs_and_bands(self):
         m = network(2, blocks=1, features=16)
         with torch.no_grad():
             m.body_end.weight.mul_(1e6)
-        image = picture(51, 40)
+        image = make_image(51, 40)
         want = Upscaler(m, "cuda", "fp32")(image)
         for tile in (32, 256):
             up, lines = Upscaler(m, "cuda", "fp16", tile=tile), []
@@ -85,11 +85,11 @@ class TestOnCuda:
                 assert len(lines) == met and "going on in fp32" in lines[-1]
 
     def test_bands_overlapped_with_copies_come_in_order(self):
-        m, image = network(2, blocks=2, features=64), picture(1500, 200)
+        m, image = network(2, blocks=2, features=64), make_image(1500, 200)
         assert np.array_equal(Upscaler(m, "cuda", tile=256)(image), Upscaler(m, "cuda", tile=2048)(image))
 
     def test_half_precision_is_as_near_as_torch_is(self):
-        m, image = network(2, blocks=4, features=64), (picture(60, 70) / 255).astype(np.float32)
+        m, image = network(2, blocks=4, features=64), (make_image(60, 70) / 255).astype(np.float32)
         truth = Upscaler(m, "cpu", "fp32")(image)
         for precision in ("fp16", "bf16"):
             ours, theirs = (error(Upscaler(m, "cuda", precision, b), truth, image) for b in ("triton", "torch"))

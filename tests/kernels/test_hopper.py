@@ -187,7 +187,7 @@ def test_emulated_at_any_size(co, n, h, w, padding, relu, skip, dtype, seed, mul
 
 @pytest.mark.parametrize("co", [64, 128])
 def test_bands_give_the_bits_of_the_whole(co, monkeypatch):
-    """Where a row lies in a block's work must not show in it, or a streamed picture would have seams."""
+    """Where a row lies in a block's work must not show in it, or a streamed image would have seams."""
     emulate(monkeypatch)
     case = Case(1, 64, co, 8, 140)
     x, (weight, bias) = feature_map(case, 64, 8, None, CPU), layer(case, co, CPU)
@@ -210,7 +210,7 @@ def test_the_result_may_go_over_the_skip(co, monkeypatch):
 
 
 def test_nan_goes_through_relu(monkeypatch):
-    """The engine recognises an overflow by it."""
+    """The engine recognizes an overflow by it."""
     emulate(monkeypatch)
     case = Case(1, 64, 64, 3, 70)
     x, (weight, bias) = feature_map(case, 64, 3, 0.0, CPU), layer(case, 64, CPU)

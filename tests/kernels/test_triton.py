@@ -119,7 +119,7 @@ def test_the_result_may_go_over_the_skip(chip):
 
 
 def test_where_a_pixel_lies_does_not_matter(chip):
-    """A part of a picture with a rim gives the bits of the whole: the sum of a pixel has one order."""
+    """A part of an image with a rim gives the bits of the whole: the sum of a pixel has one order."""
     if chip.type == "cpu":
         pytest.skip("the interpreter's matrix products add in an order that depends on the place")
     x, (weight, bias) = features(1, 32, 20, 50, dtype=torch.float16, device=chip), layer(32, 32, 3, torch.float16, chip)

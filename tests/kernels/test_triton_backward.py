@@ -252,16 +252,14 @@ def test_conv3x3_of_any_size(chip, n, h, w, shuffle, dtype):
 
 @pytest.mark.parametrize(("scale", "dtype"), [(2, torch.bfloat16), (4, torch.float32)])
 def test_network(scale, dtype, chip):
-    """All parameters' gradients of a whole network together, from a float picture to L1."""
+    """All parameters' gradients of a whole network together, from a float image to L1."""
     model = EDSR(EDSRConfig(scale=scale, blocks=1, features=16, residual_scale=0.1))
     model = model.to(chip, dtype, memory_format=NHWC)
-    picture, target = torch.rand(2, 3, 3, 4, device=chip), torch.rand(2, 3, 3 * scale, 4 * scale, device=chip)
+    image, target = torch.rand(2, 3, 3, 4, device=chip), torch.rand(2, 3, 3 * scale, 4 * scale, device=chip)
 
     def all_gradients(network, ops):
         network.zero_grad()
-        loss = F.l1_loss(
-            network(picture.to(torch.promote_types(network.tail.weight.dtype, torch.float32)), ops), target
-        )
+        loss = F.l1_loss(network(image.to(torch.promote_types(network.tail.weight.dtype, torch.float32)), ops), target)
         loss.backward()
         for parameter in network.parameters():
             assert parameter.grad.dtype == parameter.dtype and parameter.grad.stride() == parameter.stride()

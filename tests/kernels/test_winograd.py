@@ -19,7 +19,7 @@ from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.kernels.winograd import run
 from edsr.kernels.winograd.transforms import POINTS, matrices
 from edsr.models.folding import FoldedEDSR
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 
 needs_kernels = pytest.mark.skipif(bool(winograd_cpu.trouble()), reason="needs llvmlite and AVX2, AVX-512 or NEON")
 
@@ -141,7 +141,7 @@ class TestConvolution:
         assert ours.max() <= 2 * direct.max() and ours.mean() <= 2 * direct.mean()
 
     def test_accuracy_on_features_as_they_are(self):
-        """After a ReLU values are not about zero, and neighbours are alike."""
+        """After a ReLU values are not about zero, and neighbors are alike."""
         smooth = F.avg_pool2d(torch.rand(1, 64, 44, 52), 5, 1).contiguous(memory_format=torch.channels_last)
         weight, bias = layer(64, 64)
         true = F.conv2d(smooth.double(), weight.double(), bias.double(), padding=1)
@@ -309,8 +309,8 @@ class TestNetworks:
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
     @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 50), (61, 33)])
-    def test_pictures(self, dtype, height, width):
-        m, image = network(2, blocks=2, features=32), picture(height, width)
+    def test_images(self, dtype, height, width):
+        m, image = network(2, blocks=2, features=32), make_image(height, width)
         image = (image.astype(np.float64) * {np.uint8: 1, np.uint16: 257, np.float32: 1 / 255}[dtype]).astype(dtype)
         ours, torch_ = (Upscaler(m, "cpu", backend=b, tile=32)(image) for b in ("winograd", "torch"))
         # One level of uint8 or a few of uint16 where a value lies between two; fp32's rounding otherwise.
@@ -319,19 +319,19 @@ class TestNetworks:
 
     @pytest.mark.parametrize("tile", [32, 64])
     def test_bands_and_columns(self, tile):
-        m, image = network(3, blocks=2, features=16), (picture(90, 70) / 255).astype(np.float32)
+        m, image = network(3, blocks=2, features=16), (make_image(90, 70) / 255).astype(np.float32)
         small, whole = (Upscaler(m, "cpu", backend="winograd", tile=t) for t in (tile, 256))
         assert small.band_rows(70, 90) < 90 == whole.band_rows(70, 90)
         np.testing.assert_allclose(small(image), whole(image), rtol=0, atol=2e-6)
 
     def test_alpha_and_self_ensemble(self):
-        m, image = network(2, blocks=1, features=16), picture(20, 23, 4)
+        m, image = network(2, blocks=1, features=16), make_image(20, 23, 4)
         for ensemble in (False, True):
             ours, torch_ = (Upscaler(m, "cpu", backend=b)(image, ensemble).astype(int) for b in ("winograd", "torch"))
             assert np.abs(ours - torch_).max() <= 1
 
     def test_in_inference_mode(self):
-        m, x = network(2, blocks=1, features=16), (picture(9, 8) / 255).astype(np.float32)
+        m, x = network(2, blocks=1, features=16), (make_image(9, 8) / 255).astype(np.float32)
         want = Upscaler(m, "cpu", backend="torch")(x)
         with torch.inference_mode():
             np.testing.assert_allclose(Upscaler(m, "cpu", backend="winograd")(x), want, rtol=0, atol=2e-6)
@@ -345,7 +345,7 @@ class TestNetworks:
 
 
 def test_where_the_kernels_cannot_be_had(monkeypatch):
-    m, image = network(2, blocks=1, features=16), picture(9, 8)
+    m, image = network(2, blocks=1, features=16), make_image(9, 8)
     for module in winograd_cpu, run:  # each has its own name for it
         monkeypatch.setattr(module, "trouble", lambda: "the package llvmlite is not installed")
     assert Upscaler(m, "cpu").backend == "torch"
@@ -369,6 +369,6 @@ def test_where_they_cannot_be_compiled(monkeypatch):
     monkeypatch.setattr(winograd_cpu, "ready", lambda say: "no memory for code")
     up.warm_up(lines.append)
     assert up.backend == "torch" and lines == ["no memory for code: PyTorch computes"]
-    assert np.array_equal(up(picture(9, 8)), Upscaler(m, "cpu", backend="torch")(picture(9, 8)))
+    assert np.array_equal(up(make_image(9, 8)), Upscaler(m, "cpu", backend="torch")(make_image(9, 8)))
     with pytest.raises(EngineError, match="--backend winograd: no memory for code; use --backend torch"):
         forced.warm_up(lines.append)

@@ -31,7 +31,7 @@ def composed(model):
 
 @pytest.mark.parametrize("features", [8, 16])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_composition_is_what_folding_finds_by_one_hot_pictures(scale, features):
+def test_composition_is_what_folding_finds_by_one_hot_images(scale, features):
     m = network(scale, 1, features)
     want_weight, want_bias = collapse(m)
     weights, biases = composed(m)
@@ -129,11 +129,11 @@ def test_half_precision_is_composed_in_fp32_and_rounded_once():
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_steps_are_those_of_the_plain_tail_to_rounding(folder, dtype, apart, scale):
-    pictures, _ = dataset.load([folder], scale, 8, print)
+    images, _ = dataset.load([folder], scale, 8, print)
     first, found = EDSR(EDSRConfig(scale, 1, 8)), []
     for collapsed in False, True:
         model = copy.deepcopy(first)
-        feed = Feed(pictures, 8, 4, 0, torch.device("cpu"), 6)
+        feed = Feed(images, 8, 4, 0, torch.device("cpu"), 6)
         step = Step(model, feed, Ranks("cpu"), "l1", 0.75, dtype, reference, True, print, collapsed)
         found.append((step.run(0, [1e-3] * 6), model, [*step.tensors()]))
     (want, plain, names), (got, model, same_names) = found

@@ -65,16 +65,16 @@ def identity(scale: int, **options) -> EDSR:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.9, 0.5), DIV2K_MEAN])
-def test_a_constant_colour_stays_what_it_is(scale, colour):
-    x = torch.tensor(colour, dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 6, 5)
+@pytest.mark.parametrize("color", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.9, 0.5), DIV2K_MEAN])
+def test_a_constant_color_stays_what_it_is(scale, color):
+    x = torch.tensor(color, dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 6, 5)
     y = identity(scale)(x)
     assert y.shape == (1, 3, 6 * scale, 5 * scale)
-    torch.testing.assert_close(y, x.new_tensor(colour).view(1, 3, 1, 1).expand_as(y), rtol=0, atol=1e-12)
+    torch.testing.assert_close(y, x.new_tensor(color).view(1, 3, 1, 1).expand_as(y), rtol=0, atol=1e-12)
 
 
 def test_the_padding_is_zero_after_the_mean_shift():
-    """A picture of the mean colour is all zeros inside, to its very corner, whatever the head's weights."""
+    """An image of the mean color is all zeros inside, to its very corner, whatever the head's weights."""
     m = network()
     x = torch.tensor(DIV2K_MEAN, dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     with torch.no_grad():

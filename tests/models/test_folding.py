@@ -91,7 +91,7 @@ def test_work_per_pixel(scale, plain):
 @pytest.mark.parametrize("flip_columns", [False, True])
 @pytest.mark.parametrize("flip_rows", [False, True])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_turned_weights_do_what_turning_the_picture_does(scale, flip_rows, flip_columns, swap):
+def test_turned_weights_do_what_turning_the_image_does(scale, flip_rows, flip_columns, swap):
     model = FoldedEDSR(network(scale, blocks=1))
 
     def turn(x):

@@ -6,7 +6,7 @@ where a GPU silently goes wrong or hangs:
 - Shared memory is modelled to the byte and full of NaN at first. TMA and wgmma swizzle by absolute address, ordinary
   loads and stores relative to their view, as the compiled code does: mixed up, they yield wrong data.
 - The parts of a block run as threads, one at a time, and hand over to each other at random wherever they meet the
-  outside: a schedule is drawn from a seed, can be repeated, and favours some parts over others by far.
+  outside: a schedule is drawn from a seed, can be repeated, and favors some parts over others by far.
 - Copies by TMA complete in any order, at any time. wgmma reads its operands when issued. Or, `lazy`, both wgmma and
   stores by TMA read shared memory only when they are waited for.
 - wgmma and TMA find and leave NaN where an ordinary store has not been followed by a fence.
@@ -288,7 +288,7 @@ def _fence_async_shared() -> None:
 
 def _barrier(memory: _Memory) -> _Barrier:
     if memory.start not in _block.barriers:
-        raise KernelFault("a barrier that has not been initialised")
+        raise KernelFault("a barrier that has not been initialized")
     return _block.barriers[memory.start]
 
 

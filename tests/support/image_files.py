@@ -1,4 +1,4 @@
-"""Pictures and files for the tests of reading and writing, made and read by other means than ours."""
+"""Images and files for the tests of reading and writing, made and read by other means than ours."""
 
 import io
 import os
@@ -23,8 +23,8 @@ PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses a Linux interface")
 
 
-def picture(height=60, width=41, channels=3, seed=0, dtype="uint8"):
-    """A smooth picture with a little noise, so that lossy formats stay close to it."""
+def make_image(height=60, width=41, channels=3, seed=0, dtype="uint8"):
+    """A smooth image with a little noise, so that lossy formats stay close to it."""
     rng = np.random.default_rng(seed)
     y, x, c = np.mgrid[:height, :width, :channels]
     smooth = 128 + 90 * np.sin(y / 17 + c) * np.cos(x / 13)
@@ -46,7 +46,7 @@ def with_pillow(path):
 
 def encoded(kind, image=None, **options):
     buffer = io.BytesIO()
-    (image or pillow(picture(80, 70))).save(buffer, kind, **options)
+    (image or pillow(make_image(80, 70))).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -90,11 +90,11 @@ def chunk(kind, data):
 def png(pixels, bits=8, palette=None, transparent=None, interlaced=False, extra=b""):
     """A PNG of samples [height, width, channels]. palette: [n, 3]; transparent: what its tRNS chunk holds."""
     height, width, channels = pixels.shape
-    colour = 3 if palette is not None else {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    color = 3 if palette is not None else {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     places = PASSES if interlaced else [(0, 0, 1, 1)]
     parts = [pixels[y::dy, x::dx] for x, y, dx, dy in places]
     lines = b"".join(b"\0" + pack(row, bits) for part in parts if part.size for row in part)
-    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)) + extra
+    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)) + extra
     if palette is not None:
         chunks += chunk(b"PLTE", palette.astype(np.uint8).tobytes())
     if transparent is not None:
@@ -117,10 +117,10 @@ def unpack_png(path):
         body = data[at + 8 : at + 8 + length]
         at += 12 + length
         if kind == b"IHDR":
-            width, height, bits, colour = struct.unpack_from(">IIBB", body)
+            width, height, bits, color = struct.unpack_from(">IIBB", body)
         if kind == b"IDAT":
             stream += body
-    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[color]
     step = channels * bits // 8
     lines = np.frombuffer(zlib.decompress(stream), np.uint8).reshape(height, -1)
     above, rows = [0] * (width * step), []

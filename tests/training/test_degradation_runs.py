@@ -70,7 +70,7 @@ def test_runs_of_before_there_was_degrade_go_on(runs, tmp_path):
         runs(resume=True, given=frozenset({"degrade"}))
 
 
-def test_validation_is_of_clean_and_of_degraded_pictures(runs, folder, tmp_path):
+def test_validation_is_of_clean_and_of_degraded_images(runs, folder, tmp_path):
     steps = [p for p in runs(steps=15, lr=3e-3) if p.psnr is not None]
     assert all(p.psnr_degraded is not None and p.psnr_degraded != p.psnr for p in steps)
     assert f"{steps[0].psnr:.3f} dB, degraded {steps[0].psnr_degraded:.3f} dB" == steps[0].validated
@@ -110,7 +110,7 @@ def test_a_sheet_shows_what_the_run_draws(folder, tmp_path, capsys, scale):
     out = capsys.readouterr()
     assert "degrade.png shows 20 patches of jpeg:5-9,clean:0.5" in out.err and out.out == ""
     assert [path.name for path in tmp_path.glob("sheet/*")] == ["degrade.png"]
-    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "sheet"}  # no run
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "sheet"}  # no run
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "degrade.png"))
     loaded = dataset.hold_back(dataset.load([str(folder)], scale, 12, lambda line: None)[0])[0]
     feed = Feed(loaded, 12, 3, 0, "cpu", 7, degradation=parse("jpeg:5-9,clean:0.5"))

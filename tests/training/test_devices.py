@@ -13,7 +13,7 @@ from PIL import Image
 from edsr.devices import Ranks
 from edsr.training import checkpoint
 from edsr.weights.edsr import load_model
-from tests.conftest import ROOT, picture
+from tests.conftest import ROOT, make_image
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or sys.platform == "win32", reason="needs torch.distributed with gloo"
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def data(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(4):
-        Image.fromarray(picture(60 + i, 70, seed=i)).save(folder / f"{i}.png")
+        Image.fromarray(make_image(60 + i, 70, seed=i)).save(folder / f"{i}.png")
     return folder
 
 
@@ -67,7 +67,7 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp
             way = (one.tensors[name] - start.tensors[name]).norm()
             assert way > 0 and (one.tensors[name] - two.tensors[name]).norm() < 1e-3 * way, name
     # One process speaks.
-    assert texts[1].count("pictures to train on") == 1 and texts[1].count("is ready for upscale") == 1
+    assert texts[1].count("images to train on") == 1 and texts[1].count("is ready for upscale") == 1
     last = load_model(tmp_path / "two" / "last.safetensors").state_dict()
     assert all(torch.equal(last[name], two.tensors[f"average.{name}"]) for name in last)
 
@@ -92,7 +92,7 @@ def test_two_processes_stop_together_and_go_on(data, tmp_path):
 
 
 def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
-    """By the first one's clock. What the others do not know, pictures and options, it tells them."""
+    """By the first one's clock. What the others do not know, images and options, it tells them."""
     out = tmp_path / "run"
     process = command(2, data, out, "--steps", "auto", "--minutes", "0.1", "--schedule", "wsd")
     text = process.communicate(timeout=200)[1]

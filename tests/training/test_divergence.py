@@ -21,7 +21,7 @@ from edsr.training.step import Step
 from edsr.training.trainer import train
 from edsr.training.validation import misfit, plain, probe, validate
 from edsr.weights.edsr import read_info
-from tests.conftest import picture, training
+from tests.conftest import make_image, training
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -73,7 +73,7 @@ def test_the_command_fails_and_says_what_to_do(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("loss", recipe.LOSSES)
-def test_high_rates_warm_ups_and_hard_pictures_are_no_divergence(folder, tmp_path, loss):
+def test_high_rates_warm_ups_and_hard_images_are_no_divergence(folder, tmp_path, loss):
     steps = {"loss": loss, "steps": 60, "val_every": 60, "save_every": 60}
     lines: list[str] = []
     for lr in 5e-4, 2e-3:
@@ -143,11 +143,11 @@ def test_the_end_is_judged_by_what_the_run_began_with(folder, tmp_path, monkeypa
 
 def test_a_misfit_is_a_mean_difference_that_is_not_cut_off(tmp_path):
     for i in range(6):
-        Image.fromarray(picture(150, 90 + i, seed=i)).save(tmp_path / f"{i}.png")
-    pictures, _ = dataset.load([tmp_path], 2, 8, print)
-    few = probe(pictures, None)
+        Image.fromarray(make_image(150, 90 + i, seed=i)).save(tmp_path / f"{i}.png")
+    images, _ = dataset.load([tmp_path], 2, 8, print)
+    few = probe(images, None)
     assert [few.pair(i)[0].shape for i in range(len(few))] == [(48, 45, 3), (48, 45, 3), (48, 46, 3), (48, 47, 3)]
-    low, high = pictures.pair(0)
+    low, high = images.pair(0)
     assert np.array_equal(few.pair(0)[0], low[13:61]) and np.array_equal(few.pair(0)[1], high[26:122])
     m = EDSR(EDSRConfig(blocks=1, features=8))
     for p in m.tail.parameters():
@@ -228,12 +228,12 @@ def test_checkpoints_of_before_go_on_and_are_gone_back_to(folder, tmp_path, loss
     assert done[-1].finished and sum("back to step" in line for line in lines) == 1
 
 
-def test_other_pictures_may_be_harder(folder, tmp_path, losses):
-    """The watch begins anew; with the same pictures it is a jump."""
+def test_other_images_may_be_harder(folder, tmp_path, losses):
+    """The watch begins anew; with the same images it is a jump."""
     run = tmp_path / "run"
     losses |= dict.fromkeys(range(1, 41), 0.05)
     list(train(training(folder, run, schedule="wsd", steps=40, lr=1e-4)))
-    Image.fromarray(picture(64, 60, seed=8)).save(folder / "new.png")
+    Image.fromarray(make_image(64, 60, seed=8)).save(folder / "new.png")
     lines: list[str] = []
     list(train(training(folder, run, schedule="wsd", steps=80, lr=1e-4, resume=True), lines.append))
     assert any("not those" in line for line in lines) and not any("back to step" in line for line in lines)

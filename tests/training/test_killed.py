@@ -14,7 +14,7 @@ from edsr.training import checkpoint
 from edsr.training.config import TrainOptions
 from edsr.training.trainer import train
 from edsr.weights.edsr import load_model
-from tests.conftest import picture
+from tests.conftest import make_image
 
 KILLS = 10
 STEPS = 120
@@ -34,10 +34,10 @@ def work(data: str, out: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path):
-    data = tmp_path / "pictures"
+    data = tmp_path / "images"
     data.mkdir()
     for i in range(4):
-        Image.fromarray(picture(60 + i, 70, seed=i)).save(data / f"{i}.png")
+        Image.fromarray(make_image(60 + i, 70, seed=i)).save(data / f"{i}.png")
     # Children of a process that has imported everything begin at once.
     context = multiprocessing.get_context("forkserver")
     slow = ["torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure"]

@@ -112,7 +112,7 @@ def test_the_watch_takes_patches_easy_and_hard_for_what_they_are(kind, seed):
     # A network that is all but perfect, but for a patch in ten; the first is of sky.
     sky = np.where(random.uniform(size=4000) < 0.1, 0.1, 1e-5)
     assert Watch(kind)(as_kind(kind, [0.0, *sky])) is None
-    # Fine-tuning for pictures twice as hard as those before, at once or little by little.
+    # Fine-tuning for images twice as hard as those before, at once or little by little.
     harder = 0.012 * np.exp(0.5 * random.normal(size=2000)) * np.linspace(1, 2, 2000)
     assert calm(Watch(kind), as_kind(kind, harder))
 
@@ -191,7 +191,7 @@ def test_the_journal_drops_what_will_be_done_again(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1] == {"step": 3, "loss": 0.3}
 
 
-def test_the_plot_is_a_picture(tmp_path):
+def test_the_plot_is_a_image(tmp_path):
     pytest.importorskip("matplotlib")
     from PIL import Image
 
@@ -217,7 +217,7 @@ def test_without_the_extra_a_line_says_what_is_missing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+def test_tensorboard_gets_scalars_and_images(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     j = run_log.Journal(tmp_path, 0, lambda line: None)
     j.note(1, loss=0.5, psnr=31.0)

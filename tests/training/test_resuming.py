@@ -14,7 +14,7 @@ from edsr.training import checkpoint, recipe
 from edsr.training.config import AUTO, TrainOptions
 from edsr.training.trainer import train
 from edsr.weights.edsr import load_model, read_info
-from tests.conftest import picture, training
+from tests.conftest import make_image, training
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -45,11 +45,11 @@ def decay(run: Path, steps, **more) -> TrainOptions:
 def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch):
     val = tmp_path / "val"
     val.mkdir()
-    Image.fromarray(picture(40, 40, seed=7)).save(val / "v.png")
+    Image.fromarray(make_image(40, 40, seed=7)).save(val / "v.png")
     monkeypatch.chdir(tmp_path)  # begun by paths that mean nothing elsewhere
     chosen = {"val": "val", "crop": 32, "cache": "cache", "loss": "l2", "seed": 3, "schedule": "step"}
-    list(train(training("pictures", tmp_path / "whole", **chosen)))
-    stopped(training("pictures", tmp_path / "parts", **chosen), 7)
+    list(train(training("images", tmp_path / "whole", **chosen)))
+    stopped(training("images", tmp_path / "parts", **chosen), 7)
     monkeypatch.chdir(folder)
     lines: list[str] = []
     rest = list(train(resumed(tmp_path / "parts"), lines.append))
@@ -70,10 +70,10 @@ def test_what_is_given_must_be_what_it_was_but_for_what_may_change(folder, tmp_p
     assert rates == pytest.approx([recipe.learning_rate(step, 12, 5e-4) for step in range(3, 12)])
 
 
-def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_picture_is_read(folder, tmp_path, monkeypatch):
+def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_image_is_read(folder, tmp_path, monkeypatch):
     run = stopped(training(folder, tmp_path / "run"), 3)
     before = hashes(run)
-    monkeypatch.setattr("edsr.training.setup.pictures", lambda *_: pytest.fail("pictures are read"))
+    monkeypatch.setattr("edsr.training.setup.images", lambda *_: pytest.fail("images are read"))
     wrong = {"scale": 3, "steps": 20, "loss": "l2", "degrade": "jpeg:40-90", "init": "elsewhere/other.safetensors"}
     wrong |= {"crop": 64, "lr": 1e-5}  # of which the rate may change
     with pytest.raises(TrainError) as caught:
@@ -118,7 +118,7 @@ def test_a_run_remembers_the_rate_that_it_was_given_last(folder, tmp_path):
     ]
 
 
-def test_a_run_from_before_runs_remembered_needs_its_pictures_named(folder, tmp_path):
+def test_a_run_from_before_runs_remembered_needs_its_images_named(folder, tmp_path):
     run = stopped(training(folder, tmp_path / "run"), 3)
     last = checkpoint.newest(run, print)
     del last.record["remembered"], last.record["decay"]

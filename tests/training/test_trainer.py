@@ -14,7 +14,7 @@ from edsr.models.edsr import EDSRConfig
 from edsr.training.trainer import train
 from edsr.training.validation import validate
 from edsr.weights.edsr import load_model, read_info, save_model
-from tests.conftest import network, picture
+from tests.conftest import make_image, network
 from tests.conftest import training as options
 
 TINY = EDSRConfig(blocks=1, features=8)
@@ -102,7 +102,7 @@ def test_a_packaged_name_means_its_weights_of_that_scale(folder, tmp_path, monke
 
 def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
     m = network(2).float()
-    image = picture(40, 40)
+    image = make_image(40, 40)
     Image.fromarray(image).save(tmp_path / "a.png")
     from edsr.evaluation.metrics import score
     from edsr.inference.upscaler import Upscaler
@@ -126,7 +126,7 @@ def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
         ({"save_every": 0}, TrainError, "--save-every"),
         ({"loss": "ssim"}, TrainError, "--loss must be l1 or l2 or charbonnier"),
         ({"schedule": "none"}, TrainError, "--schedule"),
-        ({"patch": 400}, DataError, "no picture left"),
+        ({"patch": 400}, DataError, "no image left"),
         ({"resume": True}, TrainError, "no run to resume"),
         ({"init": "nowhere.safetensors"}, WeightsError, "nowhere.safetensors"),
         ({"backend": "triton"}, EngineError, "--backend torch"),
@@ -152,10 +152,10 @@ def test_a_run_is_not_overwritten_nor_mixed(folder, tmp_path):
         list(train(options(folder, tmp_path / "file")))
 
 
-def test_other_pictures_are_noticed(folder, tmp_path):
+def test_other_images_are_noticed(folder, tmp_path):
     lines: list[str] = []
     list(train(options(folder, tmp_path / "run")))
-    Image.fromarray(picture(50, 50, seed=9)).save(folder / "new.png")
+    Image.fromarray(make_image(50, 50, seed=9)).save(folder / "new.png")
     list(train(options(folder, tmp_path / "run", resume=True), lines.append))
     assert any("not those this run began with" in line for line in lines)
 
@@ -254,15 +254,15 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
     from edsr.training.recipe import CLIP
     from edsr.training.step import Step
 
-    pictures, _ = dataset.load([folder], 2, 8, print)
-    feed = Feed(pictures, 8, 4, 0, torch.device("cpu"), 3)
+    images, _ = dataset.load([folder], 2, 8, print)
+    feed = Feed(images, 8, 4, 0, torch.device("cpu"), 3)
     model = EDSR(TINY)
     plain, average = copy.deepcopy(model), copy.deepcopy(model)
     step = Step(model, feed, Ranks("cpu"), "l1", 0.75, dtype, reference, True, print)
     rates = [1e-3, 2e-3, 5e-4]
     losses = step.run(0, rates)
     adam = torch.optim.Adam(plain.parameters())
-    other = Feed(pictures, 8, 4, 0, torch.device("cpu"), 3)
+    other = Feed(images, 8, 4, 0, torch.device("cpu"), 3)
     other.load(0, 3)
     for i, rate in enumerate(rates):
         low, high = other.batch(torch.tensor([i]))

@@ -1,4 +1,4 @@
-"""`--model auto` and `--strength`: which picture gets which network, what is said of it, what is kept ready."""
+"""`--model auto` and `--strength`: which image gets which network, what is said of it, what is kept ready."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from edsr.inference.upscaler import Upscaler
 from edsr.weights import edsr as weights
 from edsr.weights import selection
 from edsr.weights.edsr import load_model, save_model
-from tests.conftest import ROOT, network, picture
+from tests.conftest import ROOT, make_image, network
 from tests.support.image_files import names, pillow
 
 SILENT = Bars(None, 0)
@@ -49,12 +49,12 @@ def points(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without(tmp_path, monkeypatch):
-    """A folder with pictures; edsr-baseline of two scales, and no edsr-photo; the current folder."""
+    """A folder with images; edsr-baseline of two scales, and no edsr-photo; the current folder."""
     put(tmp_path / "packaged", "edsr-baseline")
     monkeypatch.setattr(weights, "FOLDER", tmp_path / "packaged")
     monkeypatch.chdir(tmp_path)
     for name in "png", "tif", "jpg", "webp":
-        pillow(picture(24, 30)).save(f"a.{name}", **({"quality": 75} if name in ("jpg", "webp") else {}))
+        pillow(make_image(24, 30)).save(f"a.{name}", **({"quality": 75} if name in ("jpg", "webp") else {}))
     return tmp_path
 
 
@@ -78,7 +78,7 @@ def run(capsys):
 
 
 def jpeg(path, quality, seed=0):
-    pillow(picture(20, 26, seed=seed)).save(path, quality=quality)
+    pillow(make_image(20, 26, seed=seed)).save(path, quality=quality)
 
 
 def by(model, path, scale=2):
@@ -127,7 +127,7 @@ def test_choices(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_lossless_pictures_are_as_before(home, run, name):
+def test_lossless_images_are_as_before(home, run, name):
     for model in [], ["--model", "edsr-baseline"]:
         code, out, err = run("upscale", name, "-o", f"out{len(model)}.png", *model)
         assert code == 0 and out.rstrip().endswith("Mpx/s, edsr-baseline") and err == ""
@@ -136,7 +136,7 @@ def test_lossless_pictures_are_as_before(home, run, name):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
-def test_compressed_pictures_get_a_mixture(home, run, name):
+def test_compressed_images_get_a_mixture(home, run, name):
     found = selection.by_file(home / name, 2, pytest.fail)
     code, out, err = run("upscale", name, "-o", "out.png")
     assert code == 0 and out.rstrip().endswith(f"Mpx/s, {found.said}") and err == ""
@@ -197,7 +197,7 @@ def test_strength_misused(home, run, command):
         run("evaluate", "--hr", "a", "--strength", "0.5")
 
 
-def test_a_picture_is_cleaned_at_its_own_size(home, run):
+def test_a_image_is_cleaned_at_its_own_size(home, run):
     code, out, err = run("upscale", "a.jpg", "--outscale", "1", "--strength", "0.8")
     assert code == 0 and out.startswith("a_x1.png  30 x 24") and out.endswith(", edsr-photo 0.8\n") and err == ""
     got, large = read("a_x1.png").astype(int), by("edsr-baseline:0.2+edsr-photo:0.8", "a.jpg")
@@ -246,7 +246,7 @@ def test_standard_input(home):
 
 @pytest.fixture
 def batch(home):
-    """Twelve pictures of as many qualities, each mixture twice or more."""
+    """Twelve images of as many qualities, each mixture twice or more."""
     (home / "in").mkdir()
     (home / "out").mkdir()
     for i, quality in enumerate([100, 97, 95, 92, 90, 88, 85, 80, 75, 60, 40, 10]):
@@ -288,8 +288,8 @@ def test_mixtures_used_last_are_kept(home):
     assert networks.on(0, 2).turn is first.turn and networks.on(1, 2).turn is not first.turn
 
 
-def test_columns_of_a_compressed_picture_are_shared(home):
-    pillow(picture(30, 200)).save("wide.jpg", quality=60)
+def test_columns_of_a_compressed_image_are_shared(home):
+    pillow(make_image(30, 200)).save("wide.jpg", quality=60)
     networks = Networks("auto", None, ["cpu", "cpu"])
     (outcome,) = enlarge_all([Job(home / "wide.jpg", home / "wide.png")], networks, Request(), SILENT)
     assert outcome.device == "cpu,cpu" and outcome.model == "JPEG quality 60: edsr-photo 1"
@@ -316,7 +316,7 @@ def test_compare(home, run, monkeypatch):
     for arguments, model, said in (
         (["a.jpg"], mixed, "  JPEG quality 75: edsr-photo 0.9\n"),
         (["a.png"], "edsr-baseline", "  edsr-baseline\n"),
-        (["--hr", "a.jpg"], "edsr-baseline", "  edsr-baseline\n"),  # the small picture was never compressed
+        (["--hr", "a.jpg"], "edsr-baseline", "  edsr-baseline\n"),  # the small image was never compressed
         (["a.png", "--strength", "0.9"], mixed, "  edsr-photo 0.9\n"),
         (["a.jpg", "--model", "edsr-baseline"], "edsr-baseline", ""),
     ):

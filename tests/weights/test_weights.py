@@ -1,4 +1,4 @@
-"""Weight files: every project's layout gives that project's picture; every bad file gives one clear line."""
+"""Weight files: every project's layout gives that project's image; every bad file gives one clear line."""
 
 import json
 import os
@@ -24,7 +24,7 @@ BLOCKS, FEATURES = 2, 5
 MEAN = torch.tensor(DIV2K_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
 
 
-def picture(seed=0, height=7, width=6):
+def make_image(seed=0, height=7, width=6):
     return torch.rand(1, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -172,9 +172,9 @@ EVERY_FOREIGN = [
 ]
 
 
-def assert_same_picture(model: EDSR, forward: Callable, tolerance: float):
-    """Relative to the largest value, in fp64, on two pictures, the second one pixel high."""
-    for x in (picture(1), picture(2, 1, 9)):
+def assert_same_image(model: EDSR, forward: Callable, tolerance: float):
+    """Relative to the largest value, in fp64, on two images, the second one pixel high."""
+    for x in (make_image(1), make_image(2, 1, 9)):
         with torch.no_grad():
             ours, theirs = model.double()(x), forward(x)
         assert ours.shape == theirs.shape
@@ -183,7 +183,7 @@ def assert_same_picture(model: EDSR, forward: Callable, tolerance: float):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize(("make", "layout", "tolerance", "scale"), EVERY_FOREIGN)
-def test_foreign_layout_gives_its_projects_picture(make, layout, tolerance, scale, suffix, tmp_path):
+def test_foreign_layout_gives_its_projects_image(make, layout, tolerance, scale, suffix, tmp_path):
     tensors, forward = make(scale)
     path = tmp_path / f"x.{suffix}"
     save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
@@ -202,7 +202,7 @@ def test_foreign_layout_gives_its_projects_picture(make, layout, tolerance, scal
     )
     assert not model.training
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert_same_picture(model, forward, tolerance)
+    assert_same_image(model, forward, tolerance)
 
 
 @pytest.mark.parametrize(("make", "layout", "tolerance", "scale"), EVERY_FOREIGN)
@@ -262,13 +262,13 @@ def test_biases_that_do_not_divide_exactly_are_rounded_once(tmp_path):
 def test_wrapped_checkpoints(make, wrap, tmp_path):
     tensors, forward = make(2)
     torch.save(wrap(tensors), tmp_path / "x.ckpt")
-    assert_same_picture(load_model(tmp_path / "x.ckpt"), forward, 1e-7)
+    assert_same_image(load_model(tmp_path / "x.ckpt"), forward, 1e-7)
 
 
 def test_old_torch_format(tmp_path):
     tensors, forward = edsr_pytorch(2)
     torch.save(tensors, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
-    assert_same_picture(load_model(tmp_path / "x.pt"), forward, 1e-7)
+    assert_same_image(load_model(tmp_path / "x.pt"), forward, 1e-7)
 
 
 def test_basicsr_with_a_mean_of_its_own(tmp_path):
@@ -298,8 +298,8 @@ def upscaler(error: float) -> dict[str, torch.Tensor]:
     t |= {k: torch.zeros_like(v) for k, v in t.items() if "mean" not in k}
     t["head.0.weight"][range(3), range(3), 1, 1] = 1
     t["head.0.bias"][:3] = error
-    for colour in range(3):
-        t["tail.0.0.weight"][4 * colour : 4 * colour + 4, colour, 1, 1] = 1
+    for color in range(3):
+        t["tail.0.0.weight"][4 * color : 4 * color + 4, color, 1, 1] = 1
     t["tail.1.weight"][range(3), range(3), 1, 1] = 1
     return t
 
@@ -310,9 +310,9 @@ def test_trained_network_tells_super_image_from_edsr_pytorch(tmp_path):
     assert read_info(tmp_path / "official.pt")["layout"] == "edsr-pytorch"
     # Made for 0..1 without a shift: a block that does nothing above 0 and loses what is below.
     t = upscaler(0.0)
-    for colour in range(3):
-        t["body.0.body.0.weight"][colour, colour, 1, 1] = -1
-        t["body.0.body.2.weight"][colour, colour, 1, 1] = 1
+    for color in range(3):
+        t["body.0.body.0.weight"][color, color, 1, 1] = -1
+        t["body.0.body.2.weight"][color, color, 1, 1] = 1
     t["body.2.weight"][range(3), range(3), 1, 1] = 1
     t["head.0.weight"] /= 2  # the long skip doubles
     torch.save(t, tmp_path / "super.pt")
@@ -388,7 +388,7 @@ def test_mlcommons_files(mlcommons_files):
     collapsed, plain = map(load_model, mlcommons_files)
     assert collapsed.config == plain.config == EDSRConfig(2, 5, 64, 1.0, (0.0, 0.0, 0.0))
     t = load_file(mlcommons_files[0])
-    x = picture(3, 12, 10)
+    x = make_image(3, 12, 10)
 
     def conv(name, x):
         return F.conv2d(x, t[f"{name}.weight"].double(), t[f"{name}.bias"].double(), padding=1)

@@ -18,7 +18,7 @@ Should a chip think otherwise (`edsr.kernels.triton.hopper.dispatch` finds out),
 times, one pixel apart, so that every operand begins where the swizzle does: three times the traffic from the L2
 cache, and room for four rows.
 
-Letters: N pictures, H rows, W columns. Maps are [N, H, W, 64], weights [64 out, 9 taps, 64 in].
+Letters: N images, H rows, W columns. Maps are [N, H, W, 64], weights [64 out, 9 taps, 64 in].
 """
 
 import triton.language as tl
@@ -46,9 +46,9 @@ LINEAR = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))  # for counting in 
 
 @gluon.jit
 def segment(row, end, H, strips):
-    """(picture, strip, first row y, rows) of the longest run from `row` on in one strip of one picture.
+    """(image, strip, first row y, rows) of the longest run from `row` on in one strip of one image.
 
-    Rows of output are numbered down a strip of columns, then strip by strip, then picture by picture.
+    Rows of output are numbered down a strip of columns, then strip by strip, then image by image.
     """
     strip = row // H
     y = row - strip * H
@@ -269,7 +269,7 @@ def conv3x3_c64(
     for consumer in gl.static_range(2):
         mbarrier.init(skip_full.index(consumer), count=1)
         mbarrier.init(skip_empty.index(consumer), count=1)
-    fence_async_shared()  # TMA must find the barriers initialised
+    fence_async_shared()  # TMA must find the barriers initialized
 
     x_ring = (ring, full, empty)
     stages = (stage, skip_full, skip_empty)

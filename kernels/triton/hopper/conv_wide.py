@@ -6,7 +6,7 @@ a ring of their own. Four parts run side by side: one warp loads input, one load
 warps each compute 64 of the 128 channels. The grid is as large as the GPU; a block takes tile after tile, the channels
 of the same pixels one after another, so that their input comes from the L2 cache.
 
-Letters: N pictures, H rows, W columns, Ci and Co channels in and out. Maps are [N, H, W, C], weights [Co, 9 taps, Ci].
+Letters: N images, H rows, W columns, Ci and Co channels in and out. Maps are [N, H, W, C], weights [Co, 9 taps, Ci].
 """
 
 from triton.experimental import gluon
@@ -42,7 +42,7 @@ ROWS = gl.constexpr(2)  # output rows of a tile
 
 @gluon.jit
 def _place(tile, out_desc):
-    """(picture, first row, first column, first channel) of a tile; channels run fastest, then columns, then rows."""
+    """(image, first row, first column, first channel) of a tile; channels run fastest, then columns, then rows."""
     parts = out_desc.shape[3] // CHANNELS
     strips = (out_desc.shape[2] + PIXELS - 1) // PIXELS
     pairs = (out_desc.shape[1] + ROWS - 1) // ROWS
@@ -174,7 +174,7 @@ def _multiply(
         upper_staged.store(upper_acc.to(out_desc.dtype))
         lower_staged.store(lower_acc.to(out_desc.dtype))
         fence_async_shared()  # what was stored is now there for TMA to read
-        # A second row below the picture is cut off by TMA.
+        # A second row below the image is cut off by TMA.
         tma.async_copy_shared_to_global(out_desc, [n, y, column, co], boxed(stage, upper, out_desc))
         tma.async_copy_shared_to_global(out_desc, [n, y + 1, column, co], boxed(stage, lower, out_desc))
     tma.store_wait(0)  # shared memory must outlive the last stores' reading
@@ -224,7 +224,7 @@ def conv3x3_wide(
         mbarrier.init(w_empty.index(slot), count=2)
     for consumer in gl.static_range(2):
         mbarrier.init(skip_full.index(consumer), count=1)  # the consumer itself announces it
-    fence_async_shared()  # TMA must find the barriers initialised
+    fence_async_shared()  # TMA must find the barriers initialized
 
     x_ring = (rows, x_full, x_empty)
     w_ring = (weights, w_full, w_empty)

@@ -5,7 +5,7 @@ Gluon, part of Triton but experimental, and imported when first needed. None is 
 `edsr.kernels.triton.hopper.probe` has found it right on this kind of GPU (`edsr.kernels.triton.hopper.verification`):
 a kernel that hangs takes its process with it.
 
-Letters: N pictures, H rows, W columns, Ci and Co channels in and out.
+Letters: N images, H rows, W columns, Ci and Co channels in and out.
 """
 
 import logging
@@ -21,7 +21,7 @@ from .tma import descriptor, tensor_descriptor
 
 log = logging.getLogger(__name__)
 
-# The kernels compute 128 pixels of a row at once. In narrower pictures more than half of the work would be lost, which
+# The kernels compute 128 pixels of a row at once. In narrower images more than half of the work would be lost, which
 # is more than the portable kernel is expected to lose otherwise. A bound from a model, not measured.
 MIN_WIDTH = 64
 
@@ -84,7 +84,7 @@ def conv3x3(
     """out = skip + scale * relu(x * weight + bias), computed in fp32 and rounded once.
 
     x: [N, Ci, H + 2 - 2*padding, W], weight: [Co, Ci, 3, 3], bias: [Co], skip and out: [N, Co, H, W]; all of one
-    dtype, fp16 or bf16. Maps and weight are channels_last; rows and pictures of maps may lie apart. padding: rows of
+    dtype, fp16 or bf16. Maps and weight are channels_last; rows and images of maps may lie apart. padding: rows of
     zeros above and below x, 1 or 0. out must not overlap x, but may be skip. For operands that `able` has accepted.
     """
     fitting = _fitting(weight.shape[0])

@@ -7,7 +7,7 @@ result is written.
 
 A strip of columns is computed 128 pixels wide, of which at most 125 are of use: the result at column c of the strip
 needs the row between at c-1 to c+1, and that is right where x is there, from column 0 to 126. A strip begins one
-column to the left of its first result. Rows between above and below the picture, and columns of theirs beside it,
+column to the left of its first result. Rows between above and below the image, and columns of theirs beside it,
 are zero, as the second convolution's padding wants them.
 
 Whether it is used: `edsr.kernels.triton.hopper.dispatch.serves_block`. Letters and technique as in
@@ -162,7 +162,7 @@ def _convolve_last(
     pixels = t_rows._reinterpret(dtype, [T_SLOTS * PIXELS + 2 * UNIT, C], LINEAR)
     bias = gl.load(b_ptr + gl.arange(0, C, layout=gl.SliceLayout(1, RESULT)))
     weights = _load_all_taps(w_ptr, w_shared, 2)
-    out_ptr, out_picture, out_row = out
+    out_ptr, out_image, out_row = out
     column = gl.arange(0, PIXELS, layout=gl.SliceLayout(1, STORED))
     offset = column[:, None] * C + gl.arange(0, C, layout=gl.SliceLayout(0, STORED))[None, :]
     base = 0  # rows of x of the segments before
@@ -199,7 +199,7 @@ def _convolve_last(
             result = x.load(STORED)
             fence_async_shared()  # TMA overwrites what was stored
             let_go(x_empty, middle, X_SLOTS)
-            pixel = gl.cast(n, gl.int64) * out_picture + gl.cast(y + i, gl.int64) * out_row + left
+            pixel = gl.cast(n, gl.int64) * out_image + gl.cast(y + i, gl.int64) * out_row + left
             gl.store(out_ptr + pixel * C + offset, result, mask=mask)
         let_go(t_empty, used + rows, T_SLOTS)
         let_go(t_empty, used + rows + 1, T_SLOTS)
@@ -211,7 +211,7 @@ def _convolve_last(
         row += rows
 
 
-@gluon.jit(do_not_specialize=["out_picture", "out_row", "rows_per_block", "valid"])
+@gluon.jit(do_not_specialize=["out_image", "out_row", "rows_per_block", "valid"])
 def resblock_c64(
     x_desc,  # [N, H, W, 64] in boxes of 128 pixels
     x_head_desc,  # the same in boxes of 8 pixels
@@ -220,7 +220,7 @@ def resblock_c64(
     w2_ptr,  # [64, 9, 64]
     b2_ptr,  # [64]
     out_ptr,  # [N, H, W, 64]
-    out_picture,  # pixels from one picture, and from one row, of out to the next
+    out_image,  # pixels from one image, and from one row, of out to the next
     out_row,
     rows_per_block,
     valid,  # result columns of a strip, at most 125
@@ -241,7 +241,7 @@ def resblock_c64(
     row = gl.program_id(0) * rows_per_block
     end = gl.minimum(row + rows_per_block, x_desc.shape[0] * strips * H)
 
-    # Shifted views reach one pixel beyond either end of a row: into its neighbour's, and beyond the last slot. What
+    # Shifted views reach one pixel beyond either end of a row: into its neighbor's, and beyond the last slot. What
     # they find there only goes into columns that are not of use.
     dtype: gl.constexpr = x_desc.dtype
     x_rows = gl.allocate_shared_memory(dtype, [X_SLOTS * (SLOT // UNIT) + 1, UNIT, C], SWIZZLED)
@@ -257,12 +257,12 @@ def resblock_c64(
     for slot in gl.static_range(T_SLOTS):
         mbarrier.init(t_full.index(slot), count=1)  # the first consumer has stored
         mbarrier.init(t_empty.index(slot), count=1)  # the second lets go
-    fence_async_shared()  # TMA must find the barriers initialised
+    fence_async_shared()  # TMA must find the barriers initialized
 
     x_ring = (x_rows, x_full, x_empty)
     t_ring = (t_rows, t_full, t_empty)
     work = (row, end, H, strips, valid)
-    out = (out_ptr, out_picture, out_row)
+    out = (out_ptr, out_image, out_row)
     gl.warp_specialize(
         [
             (_convolve_first, (w1_ptr, b1_ptr, w_shared, x_ring, t_ring, work, W, X_SLOTS, T_SLOTS)),

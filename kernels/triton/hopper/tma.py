@@ -11,8 +11,8 @@ def tensor_descriptor(x: Tensor, pixels: int) -> Any:
     n, c, h, w = x.shape
     # The stride of a dimension of size 1 is arbitrary in torch, and TMA is particular.
     row = x.stride(2) if h > 1 else w * c
-    picture = x.stride(0) if n > 1 else h * row
-    return descriptor(x, [n, h, w, c], [picture, row, c, 1], [1, 1, pixels, 64])
+    image = x.stride(0) if n > 1 else h * row
+    return descriptor(x, [n, h, w, c], [image, row, c, 1], [1, 1, pixels, 64])
 
 
 def descriptor(base: Tensor, shape: list[int], strides: list[int], box: list[int]) -> Any:
