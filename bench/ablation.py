@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import machine
-from edsr.data.dataset import hold_back, load
-from edsr.data.store import Images
+from edsr.data.dataset import load_dataset, train_val_split
+from edsr.data.store import PairedImages
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
 from edsr.training import checkpoint, step
-from edsr.training.config import TrainOptions
+from edsr.training.config import TrainConfig
 from edsr.training.trainer import train
 from edsr.training.validation import validate
 
@@ -39,18 +39,18 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def run(options: TrainOptions, held: Images, clip: float | None) -> dict:
+def run(options: TrainConfig, held: PairedImages, clip: float | None) -> dict:
     """Trains, and scores the end of the run on `held`, the same images for all: a run of larger patches leaves small
     images out, and would hold others back."""
-    usual = step.CLIP
-    step.CLIP = usual if clip is None else clip
+    usual = step.GRAD_CLIP_NORM
+    step.GRAD_CLIP_NORM = usual if clip is None else clip
     try:
         begun = time.perf_counter()
         steps = list(train(options))[-1].step
         seconds = time.perf_counter() - begun
     finally:
-        step.CLIP = usual
-    tensors = checkpoint.newest(Path(options.out), print).tensors
+        step.GRAD_CLIP_NORM = usual
+    tensors = checkpoint.load_latest(Path(options.out), print).tensors
     model = EDSR(replace(PRESETS[PRESET], scale=options.scale))
     scores = {}
     for name, kind in ("psnr", "average"), ("not_averaged", "model"):
@@ -81,11 +81,11 @@ def main() -> None:
 def compare(options, cache: str) -> None:
     PRESETS[PRESET] = EDSRConfig(blocks=options.blocks, features=options.features)
     sizes = {"steps": options.steps, "batch": options.batch, "patch": options.patch}
-    base = TrainOptions(
+    base = TrainConfig(
         tuple(options.data), "", scale=options.scale, lr=options.lr, device=options.device, cache=cache, **sizes
     )
-    images, held = load(base.data, base.scale, base.patch, print, cache=cache)
-    held = hold_back(images)[1] if held is None else held
+    images, held = load_dataset(base.data, base.scale, base.patch, print, cache=cache)
+    held = train_val_split(images)[1] if held is None else held
     if held is None:
         raise SystemExit("one image cannot be held back; give more with --data")
     print(machine.machine_line(machine.describe(options.device)))

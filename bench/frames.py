@@ -15,10 +15,10 @@ from bench import peers
 from bench.windows import Pair, cut, in_windows, largest, pairs, side_for
 from bench.workloads import Case, Run, Unavailable, Workload, compiled
 from edsr.devices import PRECISIONS
-from edsr.errors import EngineError
+from edsr.errors import BackendError
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
-from edsr.kernels.interface import Result
+from edsr.kernels.interface import OutputSpec
 from edsr.models.edsr import EDSR, PRESETS
 
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "4K": (2160, 3840), "64x64": (64, 64)}  # rows, columns
@@ -56,7 +56,7 @@ class Frame(Workload):
 
     @property
     def windows(self) -> list[Pair]:
-        return pairs(self.height, self.width, self.config.radius, side_for(self.config.features))
+        return pairs(self.height, self.width, self.config.receptive_radius, side_for(self.config.features))
 
     def in_windows(self, model: EDSR) -> list[Tensor]:
         """What `model` makes of each window, not rounded; the part that counts, [1, 3, n, m]."""
@@ -106,7 +106,7 @@ def ours(work: Frame) -> Run:
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == work.dtype)
     try:
         upscaler = Upscaler(work.model, work.device, precision, backend="triton")
-    except EngineError as error:
+    except BackendError as error:
         raise Unavailable(str(error)) from None
     return lambda: upscaler.frame(work.image)
 
@@ -115,7 +115,7 @@ def folded(work: Frame) -> Run:
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == work.dtype)
     try:
         upscaler = Upscaler(work.model, work.device, precision, backend="torch")
-    except EngineError as error:
+    except BackendError as error:
         raise Unavailable(str(error)) from None
     return lambda: upscaler.frame(work.image)
 
@@ -125,7 +125,7 @@ def on_pixels(model: Callable[..., Tensor], memory_format: torch.memory_format) 
 
     def through(pixels: Tensor) -> Tensor:
         x = pixels.permute(2, 0, 1)[None].contiguous(memory_format=memory_format)
-        return model(x, reference, Result(torch.uint8))[0].permute(1, 2, 0).contiguous()
+        return model(x, reference, OutputSpec(torch.uint8))[0].permute(1, 2, 0).contiguous()
 
     return through
 

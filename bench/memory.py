@@ -121,7 +121,7 @@ def check(model: str, source: Path, target: Path) -> None:
     from edsr.weights.edsr import load_model
 
     network = load_model(model)
-    s, side = network.config.scale, CORNER + network.config.radius
+    s, side = network.config.scale, CORNER + network.config.receptive_radius
     alone = Upscaler(network, "cpu")(corner(source, side))
     n = s * CORNER
     expected, found = alone[-n:, -n:].astype(int), corner(target, n).astype(int)

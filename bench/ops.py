@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.windows import Pair, cut, in_windows, largest, largest_difference, pairs, side_for
 from bench.workloads import Case, Run, Unavailable, Work, compiled, gflop_of_end, network
 from edsr.kernels import reference
-from edsr.kernels.interface import Result
+from edsr.kernels.interface import OutputSpec
 from edsr.models.edsr import DIV2K_MEAN, EDSR, EDSRConfig
 from edsr.models.folding import FoldedEDSR
 
@@ -29,7 +29,7 @@ class Op(Work):
     """One operation on one map, or image, with random operands from fixed seeds.
 
     name: a key of KINDS. device "meta": operands have no values, for compiling without a GPU. scale: of the image,
-    for tails. result: what a tail gives, see `Result`. wide: the same operands in fp64. images: how many at once.
+    for tails. result: what a tail gives, see `OutputSpec`. wide: the same operands in fp64. images: how many at once.
     """
 
     name: str
@@ -124,7 +124,9 @@ class Op(Work):
         """Where the result is judged; None for all of it. The maps of a tail in fp64 would not fit into memory."""
         if self.name != "tail":
             return None
-        return pairs(self.height, self.width, _end(self.features, self.scale).config.radius, side_for(self.features))
+        return pairs(
+            self.height, self.width, _end(self.features, self.scale).config.receptive_radius, side_for(self.features)
+        )
 
     def computed(self, wide: bool) -> tuple[Tensor, ...]:
         """What plain PyTorch makes of it, not rounded, in fp64 or in the operation's precision; in its windows."""
@@ -205,12 +207,12 @@ def head(op: Op) -> Call:
 
 
 def plain_tail(op: Op) -> Call:
-    x, model, result = op.map(), op.end(), Result(op.result)
+    x, model, result = op.map(), op.end(), OutputSpec(op.result)
     return lambda ops: model.reconstruct(x, ops, result)
 
 
 def tail(op: Op) -> Call:
-    x, (weight, bias), result = op.map(), op.collapsed_end(), Result(op.result)
+    x, (weight, bias), result = op.map(), op.collapsed_end(), OutputSpec(op.result)
     return lambda ops: ops.collapsed_tail(x, weight, bias, DIV2K_MEAN, op.scale, result)
 
 

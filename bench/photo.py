@@ -24,9 +24,9 @@ from PIL import Image
 
 from bench import drawings, machine
 from edsr.evaluation import metrics
-from edsr.images import find_images, read
-from edsr.images.compression import Lossy, jpeg_quality
-from edsr.images.resize import bicubic, downscale
+from edsr.images import find_images, read_image
+from edsr.images.compression import LossyCompression, jpeg_quality
+from edsr.images.resize import matlab_bicubic, matlab_downscale
 from edsr.inference.upscaler import Upscaler
 from edsr.weights import selection
 from edsr.weights.edsr import load_model
@@ -94,7 +94,7 @@ def scores(
     for number, original in enumerate(originals):
         height, width = (side // scale * scale for side in original.shape[:2])
         original = original[:height, :width]
-        small = downscale(original, scale)
+        small = matlab_downscale(original, scale)
         small = noisy(small, noise, number) if noise else small
         for quality in qualities:
             given, told = small, None
@@ -102,8 +102,10 @@ def scores(
                 given, data = compressed(small, quality)
                 found = jpeg_quality(io.BytesIO(data))
                 assert found is not None
-                told = Lossy("JPEG", found, True)
-            smooth = np.clip(np.floor(bicubic(given.astype(np.float64), height, width) + 0.5), 0, 255).astype(np.uint8)
+                told = LossyCompression("JPEG", found, True)
+            smooth = np.clip(np.floor(matlab_bicubic(given.astype(np.float64), height, width) + 0.5), 0, 255).astype(
+                np.uint8
+            )
             auto = 0.0 if told is None else selection.share_for(told.quality, scale, table)
             of_share = {share: measure(network(share)(given), original, scale) for share in {*shares, auto}}
             found = {"bicubic": measure(smooth, original, scale), "auto": of_share[auto]}
@@ -195,7 +197,7 @@ def write(path: Path, scale: int, points: list[list[float]]) -> None:
 
 def images(folder: str, most: int | None) -> Iterable[np.ndarray]:
     for path in find_images(folder)[:most]:
-        yield read(path)
+        yield read_image(path)
 
 
 def main() -> None:

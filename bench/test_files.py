@@ -9,7 +9,7 @@ from PIL import Image
 from bench.machine import stopwatch
 from bench.workloads import Workload
 from edsr import cli
-from edsr.images.reader import read
+from edsr.images.reader import read_image
 from edsr.weights.edsr import save_model
 
 ROUNDS = 2
@@ -30,7 +30,7 @@ def test_file_to_file(benchmark, device, tmp_path, ending):
     weights, source, target = tmp_path / "net.safetensors", tmp_path / f"in.{ending}", tmp_path / "out.png"
     save_model(work.model, weights)
     drawn().save(source, quality=95)
-    pixels, upscaler = read(source), work.upscaler
+    pixels, upscaler = read_image(source), work.upscaler
     command = ["upscale", str(source), "-o", str(target), "--overwrite", "--quiet"]
     command += ["--model", str(weights), "--device", device]
 
@@ -38,7 +38,7 @@ def test_file_to_file(benchmark, device, tmp_path, ending):
         assert cli.main(command) == 0
 
     run()
-    assert np.array_equal(read(target), upscaler(pixels))
+    assert np.array_equal(read_image(target), upscaler(pixels))
 
     computing = []
 

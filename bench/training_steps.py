@@ -33,16 +33,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.workloads import SLACK, Unavailable, compiled, gflop_per_pixel, network
-from edsr.data.patches import Feed
-from edsr.data.store import Images, pack
-from edsr.devices import Ranks
-from edsr.images.resize import downscale
+from edsr.data.patches import PatchLoader
+from edsr.data.store import PairedImages, pack
+from edsr.devices import ProcessGroup
+from edsr.images.resize import matlab_downscale
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.models.collapsed import worth_collapsing
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.training.recipe import ema_decay
-from edsr.training.run_log import NOTED
-from edsr.training.step import BLOCK_FLOPS, Step
+from edsr.training.run_log import LOG_EVERY
+from edsr.training.step import BLOCK_FLOPS, TrainStep
 
 LEARNING_RATE = 1e-4
 SEED = 0
@@ -87,13 +87,13 @@ class Training:
         return 3 * gflop_per_pixel(self.config, collapsed=False) * self.batch * self.patch**2
 
     @cached_property
-    def images(self) -> Images:
+    def images(self) -> PairedImages:
         return drawn(self.size, self.config.scale)
 
     @cached_property
     def patches(self) -> tuple[Tensor, Tensor]:
         """(LR, HR) of our first step."""
-        feed = Feed(self.images, self.patch, self.batch, SEED, self.device, 1)
+        feed = PatchLoader(self.images, self.patch, self.batch, SEED, self.device, 1)
         feed.load(0, 1)
         return feed.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
 
@@ -138,7 +138,7 @@ def budget(work: Training, dtype: torch.dtype) -> tuple[float, float]:
 
 
 @cache
-def drawn(size: tuple[int, int], scale: int) -> Images:
+def drawn(size: tuple[int, int], scale: int) -> PairedImages:
     """Shapes, waves and noise, reduced as `edsr train` reduces. No files, for which an image library is needed."""
     generator = np.random.default_rng(SEED)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
@@ -150,7 +150,7 @@ def drawn(size: tuple[int, int], scale: int) -> Images:
             layers.append(128 + 60 * np.sin(x / a + y / b) + 40 * ((x // (2 * c) + y // c) % 2))
         noisy = np.stack(layers, 2) + generator.normal(0, 4, (*size, 3))
         high = noisy.clip(0, 255).astype(np.uint8)[:height, :width]
-        pairs.append((downscale(high, scale), high))
+        pairs.append((matlab_downscale(high, scale), high))
     return pack(pairs, scale)
 
 
@@ -160,7 +160,7 @@ def drawn(size: tuple[int, int], scale: int) -> Images:
 class Patches(Dataset):
     """Random patches of the i-th image, LR [3, p, p] and HR [3, s·p, s·p], float32 in 0..1, in one of eight turns."""
 
-    def __init__(self, images: Images, patch: int):
+    def __init__(self, images: PairedImages, patch: int):
         self._pairs = [images.pair(i) for i in range(len(images))]
         self._scale, self._patch = images.scale, patch
 
@@ -230,14 +230,14 @@ class Ours:
 
     def __init__(self, work: Training, ops: str, graph: bool):
         on_gpu = work.device == "cuda"
-        self.portion = max(1, min(NOTED, int(BLOCK_FLOPS / 1e9 / work.gflop))) if on_gpu else 1
+        self.portion = max(1, min(LOG_EVERY, int(BLOCK_FLOPS / 1e9 / work.gflop))) if on_gpu else 1
         self.lead, self.dtype, self._at, self._said = self.portion, work.dtype, 0, []
         self.model = work.start(torch.channels_last)
-        feed = Feed(work.images, work.patch, work.batch, SEED, work.device, self.portion)
+        feed = PatchLoader(work.images, work.patch, work.batch, SEED, work.device, self.portion)
         module, decay = importlib.import_module(f"kernels.{ops}"), ema_decay(300_000)
-        ranks = Ranks(work.device)
+        ranks = ProcessGroup(work.device)
         said, collapsed = self._said.append, worth_collapsing(ranks.device, work.batch * work.patch**2)
-        self._step = Step(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, said, collapsed)
+        self._step = TrainStep(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, said, collapsed)
         self._start: dict[str, Tensor] | None = None  # kept where it is asked for: it is memory that no run needs
 
     def run(self, steps: int) -> None:
@@ -272,7 +272,7 @@ def ours(work: Training, ops: str, graph: bool) -> Ours:
         raise Unavailable("is for CPUs" if on_gpu else f"needs a multiple of {winograd_cpu.CHANNELS} features")
     if ops == "winograd_cpu.training" and work.dtype != torch.float32:
         raise Unavailable("computes in fp32")
-    if ops == "winograd_cpu.training" and (reason := winograd_cpu.trouble()):
+    if ops == "winograd_cpu.training" and (reason := winograd_cpu.unavailable_reason()):
         raise Unavailable(reason)
     if not graph and not on_gpu:
         raise Unavailable("a CPU has no graphs to go without")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.windows import largest, largest_difference
 from edsr.export import ncnn as ncnn_model
-from edsr.inference.cuda import Recorded
+from edsr.inference.cuda import CapturedGraph
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
@@ -62,7 +62,7 @@ def gflop_per_pixel(kind: EDSRConfig, collapsed: bool) -> float:
 def gflop_of_end(c: int, scale: int, collapsed: bool) -> float:
     """The same of upsampler and tail alone."""
     pixels, upsampler = 1, 0
-    for r in EDSRConfig(scale=scale).shuffles:
+    for r in EDSRConfig(scale=scale).shuffle_factors:
         upsampler += pixels * 9 * c * r * r * c
         pixels *= r * r
     return 2 * (25 * c * 3 * scale * scale if collapsed else upsampler + pixels * 9 * c * 3) / 1e9
@@ -243,7 +243,7 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 def recorded(run: Run) -> Run:
     """The same as one CUDA graph, as it runs in training, so that the time is the GPU's."""
     run()  # compiles and chooses; a recording could not
-    return Recorded(run).replay
+    return CapturedGraph(run).replay
 
 
 # --- the ways to run it

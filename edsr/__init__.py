@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from edsr.errors import BackendError as BackendError
     from edsr.errors import EDSRError as EDSRError
-    from edsr.errors import EngineError as EngineError
     from edsr.errors import WeightsError as WeightsError
     from edsr.inference import Upscaler as Upscaler
     from edsr.models import EDSR as EDSR
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "errors": ["EDSRError", "EngineError", "WeightsError"],
+        "errors": ["EDSRError", "BackendError", "WeightsError"],
         "inference": ["Upscaler"],
         "models": ["EDSR", "PRESETS", "EDSRConfig"],
         "weights": ["load_model", "save_model"],

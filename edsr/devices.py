@@ -10,28 +10,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from edsr.errors import EngineError
+from edsr.errors import BackendError
 
 T = TypeVar("T")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, or the fastest here for "auto". Raises EngineError where there is none such."""
+    """The device of that name, or the fastest here for "auto". Raises BackendError where there is none such."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise EngineError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
+        raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"--device {name}: no CUDA device here; use --device cpu or auto")
+        raise BackendError(f"--device {name}: no CUDA device here; use --device cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EngineError(f"--device {name}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}")
+        raise BackendError(f"--device {name}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise EngineError("--device mps: no Apple GPU here; use --device cpu or auto")
+        raise BackendError("--device mps: no Apple GPU here; use --device cpu or auto")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise EngineError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
+        raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     return device
 
 
@@ -46,22 +46,22 @@ def cpu_has(precision: str) -> bool:
 def list_devices(text: str) -> list[str]:
     """The devices that `--device` names: "cuda:0,cuda:1"; "all" is every CUDA device, where there is none the fastest.
 
-    One may stand there more than once. Raises EngineError for an empty name.
+    One may stand there more than once. Raises BackendError for an empty name.
     """
     if text == "all":
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise EngineError(f"--device {text}: a name is missing between the commas")
+        raise BackendError(f"--device {text}: a name is missing between the commas")
     return names
 
 
-class Ranks:
+class ProcessGroup:
     """This process among all of a run. rank, world: its number and how many there are. device: what it computes on.
 
     device: as for `edsr.Upscaler`; with several processes and CUDA each takes the GPU of its number on its machine.
     Joins the process group (nccl on CUDA, gloo elsewhere) if torchrun's environment is there; `leave` ends it.
-    Raises EngineError where the device cannot be had.
+    Raises BackendError where the device cannot be had.
     """
 
     def __init__(self, device: str):
@@ -77,7 +77,7 @@ class Ranks:
         dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one process that writes and speaks."""
         return self.rank == 0
 
@@ -100,12 +100,12 @@ class Ranks:
         """Whether the flag is up in any process."""
         return self.mean([float(flag)])[0] > 0
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all have come here."""
         if self.world > 1:
             dist.barrier()
 
-    def spread(self, tensors: Iterable[Tensor], record: dict | None) -> dict | None:
+    def broadcast(self, tensors: Iterable[Tensor], record: dict | None) -> dict | None:
         """Fills `tensors` with the first process's values, and gives its `record` to all."""
         if self.world == 1:
             return record

@@ -19,7 +19,7 @@ class WeightsError(EDSRError):
         super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "?", message))
 
 
-class EngineError(EDSRError):
+class BackendError(EDSRError):
     """A device, precision or backend that cannot be had here; one line that says what to do."""
 
 

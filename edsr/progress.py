@@ -5,17 +5,17 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
-class Bar(Protocol):
+class ImageProgress(Protocol):
     """An image being enlarged."""
 
     def advance(self, rows: int) -> None:
         """So many rows more are done."""
 
 
-class Bars(Protocol):
+class BatchProgress(Protocol):
     """A batch of files."""
 
-    def file(self, name: str, width: int, height: int) -> AbstractContextManager[Bar]:
+    def file(self, name: str, width: int, height: int) -> AbstractContextManager[ImageProgress]:
         """The progress of one image of width x height, for as long as it is worked on."""
         ...
 

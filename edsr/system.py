@@ -38,7 +38,7 @@ def remove_abandoned(folder: Path) -> None:
             path.unlink()
 
 
-def publish(part: Path, path: Path, overwrite: bool) -> None:
+def rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
     """Give a finished file its name, in the same folder. FileExistsError if that is taken and may not be replaced."""
     if not overwrite:
         try:

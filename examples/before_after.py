@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edsr.images.compression import Lossy
-from edsr.images.reader import read
-from edsr.images.resize import bicubic
+from edsr.images.compression import LossyCompression
+from edsr.images.reader import read_image
+from edsr.images.resize import matlab_bicubic
 from edsr.inference.upscaler import Upscaler
 from edsr.weights.edsr import load_model
-from edsr.weights.selection import by_quality
+from edsr.weights.selection import choose_by_quality
 from examples.draw import FOLDER
 
 DETAIL = (222, 196, 140, 90)  # left, top, width, height in the example
@@ -29,22 +29,22 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=2, choices=(2, 3, 4))
     parser.add_argument("--quality", type=int, default=50)
     options = parser.parse_args()
-    s, low = options.scale, read(FOLDER / "harbour.png")
+    s, low = options.scale, read_image(FOLDER / "harbour.png")
 
     def by(model: str, image: np.ndarray) -> np.ndarray:
         return Upscaler(load_model(model, s))(image)
 
     after = by("edsr-baseline", low)
-    before = bicubic(low, *after.shape[:2])
+    before = matlab_bicubic(low, *after.shape[:2])
     save(FOLDER / "before_after.png", [("bicubic", before), (f"EDSR x{s}", after)], DETAIL, s)
 
     file = io.BytesIO()
     Image.fromarray(low).save(file, "JPEG", quality=options.quality)
     poor = np.asarray(Image.open(file))
-    choice = by_quality(Lossy("JPEG", options.quality, True), s)
-    print(choice.said)
+    choice = choose_by_quality(LossyCompression("JPEG", options.quality, True), s)
+    print(choice.description)
     shown = [
-        ("bicubic", bicubic(poor, *after.shape[:2])),
+        ("bicubic", matlab_bicubic(poor, *after.shape[:2])),
         ("edsr-baseline", by("edsr-baseline", poor)),
         ("--model auto", by(choice.model, poor)),
     ]

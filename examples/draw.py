@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edsr.images.resize import downscale
-from edsr.images.writer import Writer
+from edsr.images.resize import matlab_downscale
+from edsr.images.writer import ImageWriter
 
 WIDTH, HEIGHT = 480, 320  # of the example; drawn at UNIT times that
 UNIT = 8
@@ -76,8 +76,8 @@ def scene() -> np.ndarray:
 
 
 if __name__ == "__main__":
-    image = downscale(scene(), 2)
+    image = matlab_downscale(scene(), 2)
     target = FOLDER / "harbour.png"
-    with Writer(target, WIDTH, HEIGHT, 3, overwrite=True) as writer:
+    with ImageWriter(target, WIDTH, HEIGHT, 3, overwrite=True) as writer:
         writer.write(image)
     print(target)

@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from .allocator import empty_map as empty_map
+    from .allocator import empty_feature_map as empty_feature_map
     from .backends import BACKENDS as BACKENDS
     from .backends import load_ops as load_ops
     from .backends import load_training_ops as load_training_ops
-    from .interface import AS_COMPUTED as AS_COMPUTED
     from .interface import FIRST as FIRST
     from .interface import INNER as INNER
     from .interface import LAST as LAST
-    from .interface import LEVELS as LEVELS
+    from .interface import MAX_VALUE as MAX_VALUE
     from .interface import ONLY as ONLY
-    from .interface import Result as Result
+    from .interface import RAW_OUTPUT as RAW_OUTPUT
+    from .interface import OutputSpec as OutputSpec
     from .reference import conv5x5 as conv5x5
-    from .reference import finish as finish
     from .reference import quantize as quantize
     from .reference import ringed_conv5x5 as ringed_conv5x5
+    from .reference import to_output as to_output
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "allocator": ["empty_map"],
+        "allocator": ["empty_feature_map"],
         "backends": ["BACKENDS", "load_ops", "load_training_ops"],
-        "interface": ["AS_COMPUTED", "FIRST", "INNER", "LAST", "LEVELS", "ONLY", "Result"],
-        "reference": ["conv5x5", "finish", "quantize", "ringed_conv5x5"],
+        "interface": ["FIRST", "INNER", "LAST", "MAX_VALUE", "ONLY", "OutputSpec", "RAW_OUTPUT"],
+        "reference": ["conv5x5", "quantize", "ringed_conv5x5", "to_output"],
     },
 )

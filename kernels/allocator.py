@@ -24,7 +24,7 @@ _kept: list[np.ndarray] = []  # the latest last
 _lock = threading.Lock()
 
 
-def empty_map(
+def empty_feature_map(
     size: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str = "cpu", kept: int = KEPT
 ) -> Tensor:
     """A channels_last tensor [N, C, H, W] that holds anything. Its memory comes back when no tensor shares it.

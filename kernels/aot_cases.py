@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .interface import Result
+from .interface import OutputSpec
 from .triton import conv3x3, conv3x3_backward
 from .triton import ops as fused
 from .triton.hopper import dispatch, resblock
@@ -138,7 +138,7 @@ def _collapsed_tail(
         weight = x.new_empty((4, 4, outputs, 5, 5, ci)).permute(0, 1, 2, 5, 3, 4)
         overflow = x.new_zeros(1, dtype=torch.int32)
         fused.collapsed_tail(
-            x, weight, x.new_empty((4, 4, outputs)), MEAN, shuffle, Result(image, overflow), padding, ends
+            x, weight, x.new_empty((4, 4, outputs)), MEAN, shuffle, OutputSpec(image, overflow), padding, ends
         )
 
     return Case(

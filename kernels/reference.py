@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .interface import AS_COMPUTED, FIRST, INNER, LAST, LEVELS, ONLY, Result
+from .interface import FIRST, INNER, LAST, MAX_VALUE, ONLY, RAW_OUTPUT, OutputSpec
 
 
 def head(
@@ -89,11 +89,12 @@ def tail(
     weight: Tensor,
     bias: Tensor,
     mean: Sequence[float],
-    result: Result = AS_COMPUTED,
+    result: OutputSpec = RAW_OUTPUT,
     padding: int = 1,
 ) -> Tensor:
-    """conv3x3(x) + mean. x: [N, Ci, H, W]. padding: as in `conv3x3`. Gives [N, 3, H', W] RGB in 0..1, see `Result`."""
-    return finish(F.conv2d(x, weight, bias, padding=(padding, 1)), mean, result)
+    """conv3x3(x) + mean. x: [N, Ci, H, W]. padding: as in `conv3x3`. Gives [N, 3, H', W] RGB in 0..1, see
+    `OutputSpec`."""
+    return to_output(F.conv2d(x, weight, bias, padding=(padding, 1)), mean, result)
 
 
 def collapsed_tail(
@@ -102,7 +103,7 @@ def collapsed_tail(
     bias: Tensor,
     mean: Sequence[float],
     shuffle: int,
-    result: Result = AS_COMPUTED,
+    result: OutputSpec = RAW_OUTPUT,
     padding: int = 2,
     ends: tuple[bool, bool] = (True, True),
 ) -> Tensor:
@@ -110,18 +111,18 @@ def collapsed_tail(
 
     x: [N, Ci, H, W]. weight: [4, 4, 3·r², Ci, 5, 5], bias: [4, 4, 3·r²], indexed by the border class of
     a pixel's row and column (see `edsr.models.folding`). padding: rows of zeros above and below, 2 or 0. ends: whether
-    the first and the last row that come out are the image's. Gives [N, 3, r·H', r·W], see `Result`.
+    the first and the last row that come out are the image's. Gives [N, 3, r·H', r·W], see `OutputSpec`.
     """
     y = F.conv2d(x, weight[INNER, INNER], bias[INNER, INNER], padding=(padding, 2))
     ring_conv5x5(y, x, weight, bias, padding, *ends)
-    return finish(F.pixel_shuffle(y, shuffle), mean, result)
+    return to_output(F.pixel_shuffle(y, shuffle), mean, result)
 
 
 def subtract_mean(x: Tensor, mean: Sequence[float], dtype: torch.dtype) -> Tensor:
     """x in 0..1, minus mean, in at least fp32, then rounded once to `dtype`. x: [N, 3, H, W], see `head`."""
     wide = x.to(torch.promote_types(dtype, torch.float32))
     if x.dtype in (torch.uint8, torch.uint16):
-        wide = wide / LEVELS[x.dtype]
+        wide = wide / MAX_VALUE[x.dtype]
     return (wide - _mean(mean, wide)).to(dtype)
 
 
@@ -131,7 +132,7 @@ def _mean(mean: Sequence[float], like: Tensor) -> Tensor:
     return torch.stack([like.new_full((), value) for value in mean]).view(1, 3, 1, 1)
 
 
-def finish(y: Tensor, mean: Sequence[float], result: Result) -> Tensor:
+def to_output(y: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
     """y + mean in at least fp32, made into what `result` asks for. y: [N, 3, H, W]."""
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     y = y + _mean(mean, y)
@@ -142,7 +143,7 @@ def finish(y: Tensor, mean: Sequence[float], result: Result) -> Tensor:
 
 def quantize(y: Tensor, dtype: torch.dtype) -> Tensor:
     """Values in 0..1 as whole numbers of full range, clamped and rounded to nearest. In place on y."""
-    return y.clamp_(0, 1).mul_(LEVELS[dtype]).round_().to(dtype)
+    return y.clamp_(0, 1).mul_(MAX_VALUE[dtype]).round_().to(dtype)
 
 
 NEAR = 3  # rows of the image that its first row sees

@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 from edsr import cli
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
-from edsr.training.config import TrainOptions
+from edsr.training.config import TrainConfig
 from edsr.weights.edsr import save_model
 from tests.support import interpreter
 
@@ -30,7 +30,7 @@ def compiled_kernels(tmp_path_factory):
     """The CPU kernels in a cache of the tests' own, so that no process has to compile them, which it would say."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        winograd_cpu.ready(lambda line: None)
+        winograd_cpu.compile_ahead(lambda line: None)
         yield
 
 
@@ -110,10 +110,10 @@ def network(scale=2, blocks=2, features=8, **options) -> EDSR:
     return EDSR(EDSRConfig(scale=scale, blocks=blocks, features=features, **options)).double().eval()
 
 
-def training(folder, out, **more) -> TrainOptions:
+def training(folder, out, **more) -> TrainConfig:
     """Options of a run of 12 steps."""
     usual = {"steps": 12, "batch": 2, "patch": 8, "val_every": 5, "save_every": 5, "device": "cpu", "lr": 1e-3}
-    return TrainOptions(**{"data": (str(folder),), "out": str(out)} | usual | more)
+    return TrainConfig(**{"data": (str(folder),), "out": str(out)} | usual | more)
 
 
 def make_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

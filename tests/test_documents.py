@@ -16,7 +16,7 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")], key=lambda path: path.as_posix()
 )
 REPLACED = {  # words of earlier names; the new ones are in docs/glossary.md
-    "astray", "color", "enlarge", "engine", "gray", "journal", "licence", "passage", "image", "images",
+    "astray", "colour", "enlarge", "engine", "grey", "journal", "licence", "passage", "picture", "pictures",
     "setback", "team", "truth", "verdict", "verdicts", "yardstick",
 }  # fmt: skip
 

@@ -8,21 +8,21 @@ if TYPE_CHECKING:
     from .jobs import Job as Job
     from .jobs import output_path as output_path
     from .jobs import plan_jobs as plan_jobs
-    from .runner import Networks as Networks
-    from .runner import Request as Request
-    from .runner import enlarge_all as enlarge_all
-    from .sizes import Size as Size
+    from .runner import UpscaleOptions as UpscaleOptions
+    from .runner import UpscalerPool as UpscalerPool
+    from .runner import upscale_files as upscale_files
+    from .sizes import OutputSize as OutputSize
     from .stdio import STDIN as STDIN
     from .stdio import STDOUT as STDOUT
-    from .stdio import received as received
-    from .stdio import sent as sent
+    from .stdio import stdin_file as stdin_file
+    from .stdio import stdout_file as stdout_file
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "jobs": ["Job", "output_path", "plan_jobs"],
-        "runner": ["Networks", "Request", "enlarge_all"],
-        "sizes": ["Size"],
-        "stdio": ["STDIN", "STDOUT", "received", "sent"],
+        "runner": ["UpscaleOptions", "UpscalerPool", "upscale_files"],
+        "sizes": ["OutputSize"],
+        "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],
     },
 )

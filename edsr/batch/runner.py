@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import ImageError, WeightsError
-from edsr.images import Reader, Reduced, Writer
-from edsr.inference import Ahead, Team, Upscaler
+from edsr.images import ImageReader, ImageWriter, TargetSize
+from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
-from edsr.progress import Bars
+from edsr.progress import BatchProgress
 from edsr.system import remove_abandoned
-from edsr.weights import AUTO, FAITHFUL, Choice, by_file, load_model, scales_of
+from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_model
 
 from .jobs import Job
-from .sizes import Size, scale_for
+from .sizes import OutputSize, scale_for
 
 FILES_AT_ONCE = {"cuda": 4, "mps": 1, "cpu": 1}
 """Files of a batch that are worked on at a time, for a device. A GPU computes one band after the other all the same,
@@ -28,10 +28,10 @@ but one file's PNG takes longer to encode than to compute. The number has not be
 
 
 MIXTURES = 4
-"""Mixtures that are kept ready; each holds weights, on a GPU also CUDA graphs. See `Networks`."""
+"""Mixtures that are kept ready; each holds weights, on a GPU also CUDA graphs. See `UpscalerPool`."""
 
 
-class Networks:
+class UpscalerPool:
     """One network at the scales it has, on some devices, or what `edsr.weights.selection` chooses: Upscalers, made
     when needed.
 
@@ -39,7 +39,7 @@ class Networks:
     one to be used, or None for any it has; the smallest of at least `likely` is loaded at once. devices: each as
     `Upscaler` takes it; further options: of `Upscaler`. say: told, in a line, what a person might want to know.
     Of the networks that "auto" chooses, the last MIXTURES used stay ready. Safe to use from several threads.
-    Raises EngineError or WeightsError where one of these cannot be had.
+    Raises BackendError or WeightsError where one of these cannot be had.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Networks:
         self._loaded: OrderedDict[tuple[str, int], tuple[EDSR, dict[int, Upscaler]]] = OrderedDict()
         self._told: set[str] = set()
         try:
-            known = scales_of(model) if scale is None else ()
+            known = available_scales(model) if scale is None else ()
         except ValueError as error:
             raise WeightsError(f"{model}: {error}") from None
         first = load_model(self._fixed.model, scale or next((s for s in known if s >= likely), None))
@@ -79,7 +79,7 @@ class Networks:
 
     def choose(self, source: Path, scale: int) -> Choice:
         """The network for an image, at one of `scales`."""
-        return by_file(source, scale, self._say_once) if self._auto else self._fixed
+        return choose_by_file(source, scale, self._say_once) if self._auto else self._fixed
 
     def _say_once(self, line: str) -> None:
         with self._lock:
@@ -101,27 +101,27 @@ class Networks:
             network, ready = self._loaded[key]
             if i not in ready:
                 upscaler = Upscaler(network, self._devices[i], *self._options)
-                upscaler.say, upscaler.turn = self._say, self._turns[i]
+                upscaler.say, upscaler.compute_lock = self._say, self._turns[i]
                 upscaler.warm_up(self._say)
                 ready[i] = upscaler
             return ready[i]
 
-    def team(self, scale: int, model: str | None = None) -> "Upscaler | Team":
+    def team(self, scale: int, model: str | None = None) -> "Upscaler | MultiDeviceUpscaler":
         """The network of that scale on all devices; model: see `on`."""
         members = [self.on(i, scale, model) for i in range(len(self))]
-        return members[0] if len(members) == 1 else Team(members)
+        return members[0] if len(members) == 1 else MultiDeviceUpscaler(members)
 
 
 @dataclass(frozen=True)
-class Request:
+class UpscaleOptions:
     """What is wanted of every image. size: see `edsr.batch.sizes`. linear: reduce in linear light. quality: see
-    `Writer`.
+    `ImageWriter`.
 
     make_folders: whether the folder of an output is made where there is none. skip_existing: leave what is there,
     but for the temporary files of a batch that was killed.
     """
 
-    size: Size = field(default_factory=Size)
+    size: OutputSize = field(default_factory=OutputSize)
     linear: bool = False
     quality: int | None = None
     self_ensemble: bool = False
@@ -131,18 +131,18 @@ class Request:
 
 
 @dataclass
-class Outcome:
+class FileResult:
     """What became of a job. Sizes are (width, height); device, precision and backend those that computed.
 
     model: what a person is told of the network.
-    error: why there is no output; skipped: because it was there already. losses: a line for each thing that the file
+    error: why there is no output; skipped: because it was there already. warnings: a line for each thing that the file
     does not hold though the image did.
     """
 
     job: Job
     error: Exception | None = None
     skipped: bool = False
-    losses: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     input_size: tuple[int, int] | None = None
     output_size: tuple[int, int] | None = None
     seconds: float | None = None
@@ -159,8 +159,10 @@ class Outcome:
         return self.input_size[0] * self.input_size[1] / 1e6 / self.seconds
 
 
-def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars: Bars) -> Iterator[Outcome]:
-    """An Outcome for each job, in the order in which they end. A job that fails does not end the others.
+def upscale_files(
+    jobs: Sequence[Job], networks: UpscalerPool, request: UpscaleOptions, bars: BatchProgress
+) -> Iterator[FileResult]:
+    """A FileResult for each job, in the order in which they end. A job that fails does not end the others.
 
     Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each image.
     When the generator is closed, or a KeyboardInterrupt comes, unfinished outputs are gone when it has ended.
@@ -172,7 +174,7 @@ def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars:
     workers = min(len(jobs), len(networks) * FILES_AT_ONCE[device])
     if workers <= 1 or len(jobs) < len(networks):
         for job in jobs:
-            yield _outcome(job, networks.team, networks, request, bars, lambda: False)
+            yield _result(job, networks.team, networks, request, bars, lambda: False)
         return
     waiting, outcomes, left = iter(jobs), queue.SimpleQueue(), threading.Event()
     lock = threading.Lock()
@@ -184,7 +186,7 @@ def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars:
                     job = next(waiting, None)
                 if job is None:
                     break
-                outcomes.put(_outcome(job, lambda *which: networks.on(i, *which), networks, request, bars, left.is_set))
+                outcomes.put(_result(job, lambda *which: networks.on(i, *which), networks, request, bars, left.is_set))
         finally:
             outcomes.put(None)
 
@@ -204,20 +206,20 @@ def enlarge_all(jobs: Sequence[Job], networks: Networks, request: Request, bars:
             thread.join()
 
 
-def _outcome(
+def _result(
     job: Job,
-    pick: Callable[[int, str], Upscaler | Team],
-    networks: Networks,
-    request: Request,
-    bars: Bars,
+    pick: Callable[[int, str], Upscaler | MultiDeviceUpscaler],
+    networks: UpscalerPool,
+    request: UpscaleOptions,
+    bars: BatchProgress,
     stopped: Callable[[], bool],
-) -> Outcome:
-    outcome = Outcome(job)
+) -> FileResult:
+    outcome = FileResult(job)
     if request.skip_existing and job.output.exists():
         outcome.skipped = True
         return outcome
     try:
-        _enlarge(outcome, pick, networks, request, bars, stopped)
+        _upscale(outcome, pick, networks, request, bars, stopped)
     except Exception as error:
         outcome.error = error
     return outcome
@@ -227,12 +229,12 @@ class _Stopped(Exception):
     """Somebody has interrupted the batch."""
 
 
-def _enlarge(
-    outcome: Outcome,
-    pick: Callable[[int, str], Upscaler | Team],
-    networks: Networks,
-    request: Request,
-    bars: Bars,
+def _upscale(
+    outcome: FileResult,
+    pick: Callable[[int, str], Upscaler | MultiDeviceUpscaler],
+    networks: UpscalerPool,
+    request: UpscaleOptions,
+    bars: BatchProgress,
     stopped: Callable[[], bool],
 ) -> None:
     """One image from file to file."""
@@ -242,7 +244,7 @@ def _enlarge(
         output.parent.mkdir(parents=True, exist_ok=True)
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
-    with Reader(source, full=True, folder=folder) as reader:
+    with ImageReader(source, full=True, folder=folder) as reader:
         width, height = reader.width, reader.height
         scale, wanted = _sizes(source, width, height, networks, request.size)
         model, outcome.model = networks.choose(source, scale)
@@ -251,7 +253,7 @@ def _enlarge(
         outcome.input_size, outcome.output_size = (width, height), wanted
         reduced = wanted != (scale * width, scale * height)
         with (
-            Writer(
+            ImageWriter(
                 output,
                 scale * width,
                 scale * height,
@@ -260,15 +262,15 @@ def _enlarge(
                 overwrite=request.overwrite,
                 quality=request.quality,
                 dtype=np.float32 if reduced else reader.dtype,
-                reduced=Reduced(*wanted, reader.dtype, request.linear) if reduced else None,
+                reduced=TargetSize(*wanted, reader.dtype, request.linear) if reduced else None,
             ) as writer,
             bars.file(source.name, width, height) as bar,
-            Ahead(reader.rows(upscaler.band_rows(width, height))) as arriving,
+            Prefetcher(reader.rows(upscaler.band_rows(width, height))) as arriving,
             contextlib.closing(
                 upscaler.bands(map(_to_float, arriving) if reduced else arriving, width, request.self_ensemble)
             ) as departing,
         ):
-            outcome.losses = reader.losses + writer.losses
+            outcome.warnings = reader.warnings + writer.warnings
             for large in departing:
                 if stopped():
                     raise _Stopped
@@ -277,11 +279,13 @@ def _enlarge(
     outcome.seconds = time.perf_counter() - start
 
 
-def _sizes(source: Path, width: int, height: int, networks: Networks, size: Size) -> tuple[int, tuple[int, int]]:
+def _sizes(
+    source: Path, width: int, height: int, networks: UpscalerPool, size: OutputSize
+) -> tuple[int, tuple[int, int]]:
     """The network's scale, and the result's width and height."""
     if not size:
         return networks.scale, (networks.scale * width, networks.scale * height)
-    wanted = size.of(width, height)
+    wanted = size.resolve(width, height)
     scale = scale_for(wanted, width, height, networks.scales)
     if scale is None:
         most = max(networks.scales)

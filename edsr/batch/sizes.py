@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Size:
+class OutputSize:
     """The size asked for: `outscale` times the image's, or `width` and/or `height` in pixels; nothing: the network's.
 
     One side alone keeps the image's proportions; both are taken as they are.
@@ -19,7 +19,7 @@ class Size:
         """Whether a size is asked for."""
         return bool(self.outscale or self.width or self.height)
 
-    def of(self, width: int, height: int) -> tuple[int, int]:
+    def resolve(self, width: int, height: int) -> tuple[int, int]:
         """The result's (width, height) for an image of width x height, each 1 or more."""
         if self.outscale:
             sides = width * self.outscale, height * self.outscale

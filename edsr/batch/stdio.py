@@ -14,7 +14,7 @@ STDIN, STDOUT = "standard input", "standard output"
 
 
 @contextlib.contextmanager
-def received(stream: BinaryIO) -> Iterator[Path]:
+def stdin_file(stream: BinaryIO) -> Iterator[Path]:
     """A file of what the stream holds, with the ending of its format; gone afterwards. Raises ImageError."""
     with TemporaryDirectory(prefix="edsr-") as folder:
         path = Path(folder, "stdin")
@@ -29,7 +29,7 @@ def received(stream: BinaryIO) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def sent(stream: BinaryIO, extension: str) -> Iterator[Path]:
+def stdout_file(stream: BinaryIO, extension: str) -> Iterator[Path]:
     """A place for a file of that extension, which goes into the stream when the context is left without an error."""
     with TemporaryDirectory(prefix="edsr-") as folder:
         path = Path(folder, "stdout").with_suffix(extension)

@@ -23,10 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return HANDLERS[options.command](options)
     except KeyboardInterrupt:
-        tell("interrupted")
+        print_line("interrupted")
         return 130
-    except Misuse as error:
-        tell(f"error: {error}")
+    except UsageError as error:
+        print_line(f"error: {error}")
         return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug or not is_expected(error):
             raise
-        tell(f"error: {describe(error)}")
+        print_line(f"error: {describe(error)}")
         return 1
 
 
-def tell(line: str, stream=None) -> None:
+def print_line(line: str, stream=None) -> None:
     """Prints a line, to standard error unless told otherwise, in one write: several processes may share the stream.
 
     print() writes a line and its end one after the other where Python does not buffer, and lines of others get between.
@@ -48,7 +48,7 @@ def tell(line: str, stream=None) -> None:
     stream.flush()
 
 
-class Misuse(Exception):
+class UsageError(Exception):
     """Options that make no sense together; one line that says what to do."""
 
 
@@ -68,20 +68,20 @@ def make_upscaler(options, quiet: bool, model: str | None = None):
     use_threads(options)
     network = load_model(model or options.model, options.scale)
     upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile)
-    upscaler.say = lambda line: None if quiet else tell(line)
+    upscaler.say = lambda line: None if quiet else print_line(line)
     upscaler.warm_up(upscaler.say)
     return upscaler
 
 
-def wished(options):
-    """The Choice that --model and --strength make for all images, or None for auto. Raises Misuse."""
-    from edsr.weights import AUTO, Choice, by_strength
+def requested_choice(options):
+    """The Choice that --model and --strength make for all images, or None for auto. Raises UsageError."""
+    from edsr.weights import AUTO, Choice, choose_by_strength
 
     if options.strength is None:
         return None if options.model == AUTO else Choice(options.model, options.model)
     if options.model != AUTO:
-        raise Misuse("--strength mixes edsr-baseline and edsr-photo; leave --model out")
-    return by_strength(options.strength)
+        raise UsageError("--strength mixes edsr-baseline and edsr-photo; leave --model out")
+    return choose_by_strength(options.strength)
 
 
 # --- upscale
@@ -89,9 +89,19 @@ def wished(options):
 
 def run_upscale(options) -> int:
     piped = check_upscale(options)
-    wish = wished(options)
+    wish = requested_choice(options)
 
-    from edsr.batch import Job, Networks, Request, Size, enlarge_all, output_path, plan_jobs, received, sent
+    from edsr.batch import (
+        Job,
+        OutputSize,
+        UpscaleOptions,
+        UpscalerPool,
+        output_path,
+        plan_jobs,
+        stdin_file,
+        stdout_file,
+        upscale_files,
+    )
     from edsr.devices import Shares, list_devices
 
     from . import progress
@@ -99,29 +109,31 @@ def run_upscale(options) -> int:
     use_threads(options)
     shares = Shares()
     devices = list_devices(shares.device(options.device))
-    size = Size(options.outscale, options.width, options.height)
+    size = OutputSize(options.outscale, options.width, options.height)
 
     def say(line: str) -> None:
         if not options.quiet:
-            tell(line)
+            print_line(line)
 
     model, said = wish or (options.model, None)
     names = model, options.scale, devices, options.precision, options.backend, options.tile
-    networks = Networks(*names, say, options.outscale or 0, said)
+    networks = UpscalerPool(*names, say, options.outscale or 0, said)
     tag = size.tag(networks.scale)
     outcomes = []
     with contextlib.ExitStack() as stack:
         if "-" in piped:
-            source = stack.enter_context(received(sys.stdin.buffer)) if "-" in options.inputs else Path(*options.inputs)
+            source = (
+                stack.enter_context(stdin_file(sys.stdin.buffer)) if "-" in options.inputs else Path(*options.inputs)
+            )
             folder = source.parent if options.output in (None, "-") else options.output
             output = output_path(source, tag, folder, options.format)
             if options.output in (None, "-"):
-                output = stack.enter_context(sent(sys.stdout.buffer, output.suffix))
+                output = stack.enter_context(stdout_file(sys.stdout.buffer, output.suffix))
             batch = [Job(source, output)]
         else:
             batch = plan_jobs(options.inputs, options.output, tag, options.format, options.recursive)
         batch = shares.mine(batch)
-        request = Request(
+        request = UpscaleOptions(
             size,
             options.linear_light,
             options.quality,
@@ -131,7 +143,7 @@ def run_upscale(options) -> int:
             make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
         )
         with progress.bars(options.quiet or shares.rank > 0, len(batch)) as bars:
-            for outcome in enlarge_all(batch, networks, request, bars):
+            for outcome in upscale_files(batch, networks, request, bars):
                 # A defect of ours is shown whole, but does not end a batch that somebody left to itself.
                 defect = outcome.error is not None and not is_expected(outcome.error)
                 if outcome.error is not None and (options.debug or (defect and len(batch) == 1)):
@@ -142,35 +154,35 @@ def run_upscale(options) -> int:
     gathered = shares.gather(outcomes)
     everything = [record for records in gathered or [] for record in records]
     if gathered is not None and len(everything) > 1 and not options.quiet:
-        tell(summary(everything))
+        print_line(summary(everything))
     return 1 if any(record["error"] for record in outcomes + everything) else 0
 
 
 def check_upscale(options) -> list[str]:
-    """What of "-" is meant for standard input or output. Raises Misuse for options that contradict each other."""
+    """What of "-" is meant for standard input or output. Raises UsageError for options that contradict each other."""
     piped = [name for name in (*options.inputs, options.output) if name == "-"]
     if piped:
         if len(options.inputs) > 1:
-            raise Misuse("- is one image: give no other input with it, and no output - for several")
+            raise UsageError("- is one image: give no other input with it, and no output - for several")
         if "-" in options.inputs and sys.stdin.isatty():
-            raise Misuse("-: standard input is a terminal; pipe an image into it")
+            raise UsageError("-: standard input is a terminal; pipe an image into it")
         if options.output in (None, "-"):
             if sys.stdout.isatty():
-                raise Misuse("-: standard output is a terminal; redirect it, or name a file with -o")
+                raise UsageError("-: standard output is a terminal; redirect it, or name a file with -o")
             if options.json:
-                raise Misuse("--json and the image cannot both go to standard output; name a file with -o")
+                raise UsageError("--json and the image cannot both go to standard output; name a file with -o")
     if options.outscale and (options.width or options.height):
-        raise Misuse("--outscale and --width or --height contradict each other; give one of them")
+        raise UsageError("--outscale and --width or --height contradict each other; give one of them")
     return piped
 
 
 def record_of(outcome) -> dict:
-    """The JSON record of an Outcome; what is not known of a file that failed is null."""
+    """The JSON record of a FileResult; what is not known of a file that failed is null."""
     from edsr.batch import STDIN, STDOUT
 
     source, output = (shown(path, name) for path, name in zip(outcome.job, (STDIN, STDOUT), strict=True))
     record = {"input": source, "output": None, "input_size": None, "output_size": None, "seconds": None}
-    record |= {"megapixels_per_second": None, "skipped": outcome.skipped, "losses": list(outcome.losses)}
+    record |= {"megapixels_per_second": None, "skipped": outcome.skipped, "warnings": list(outcome.warnings)}
     record |= {"model": outcome.model, "device": outcome.device, "precision": outcome.precision}
     record |= {"backend": outcome.backend, "error": None}
     if outcome.error is not None:
@@ -191,16 +203,18 @@ def shown(path: Path, name: str) -> str:
 def report(record: dict, options, stream) -> None:
     """What is printed of a file when it has ended."""
     if record["error"]:
-        tell(f"error: {record['error']}")
+        print_line(f"error: {record['error']}")
     if not options.quiet:
-        for line in record["losses"]:
-            tell(f"note: {record['input']}: {line}")
+        for line in record["warnings"]:
+            print_line(f"note: {record['input']}: {line}")
     if options.json:
-        tell(json.dumps(record), sys.stdout)
+        print_line(json.dumps(record), sys.stdout)
     elif not options.quiet and record["output_size"]:
         width, height = record["output_size"]
         seconds, speed = record["seconds"], record["megapixels_per_second"]
-        tell(f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s, {record['model']}", stream)
+        print_line(
+            f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s, {record['model']}", stream
+        )
 
 
 def summary(records: list[dict]) -> str:
@@ -217,22 +231,22 @@ def summary(records: list[dict]) -> str:
 
 
 def run_compare(options) -> int:
-    wish = wished(options)
+    wish = requested_choice(options)
 
-    from edsr.evaluation import compare, draw, outcome, render_page, save
-    from edsr.weights import by_file, by_strength
+    from edsr.evaluation import compare, comparison_path, render_figure, render_page, save_comparison
+    from edsr.weights import choose_by_file, choose_by_strength
 
     from . import progress
 
     suffix = ".html" if options.html else ".png"
-    target = outcome(options.image, options.hr, options.output, suffix, options.overwrite)
+    target = comparison_path(options.image, options.hr, options.output, suffix, options.overwrite)
     scale = options.scale or 2
     if wish is not None:
         model, said = wish
     elif options.image is not None:
-        model, said = by_file(options.image, scale, lambda line: None if options.quiet else tell(line))
+        model, said = choose_by_file(options.image, scale, lambda line: None if options.quiet else print_line(line))
     else:
-        model, said = by_strength(0)  # the small image is made here, and loses nothing
+        model, said = choose_by_strength(0)  # the small image is made here, and loses nothing
     upscaler = make_upscaler(options, options.quiet, model)
     with progress.bars(options.quiet, 1) as bars:
         found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
@@ -240,9 +254,9 @@ def run_compare(options) -> int:
         data = render_page(found).encode()
     else:
         file = io.BytesIO()
-        draw(found).save(file, "PNG")
+        render_figure(found).save(file, "PNG")
         data = file.getvalue()
-    save(target, data, options.overwrite)
+    save_comparison(target, data, options.overwrite)
     if not options.quiet:
         print(target)
         if said != options.model:
@@ -256,10 +270,10 @@ def run_compare(options) -> int:
 
 
 def run_evaluate(options) -> int:
-    from edsr.evaluation import FIELDS, evaluate, mean
+    from edsr.evaluation import FIELDS, evaluate, mean_scores
 
     if options.model == "auto":
-        raise Misuse("evaluate scores one network for all images, not auto; name it with --model")
+        raise UsageError("evaluate scores one network for all images, not auto; name it with --model")
     upscaler = make_upscaler(options, quiet=False)
     images = []
     if not options.json:
@@ -268,7 +282,7 @@ def run_evaluate(options) -> int:
         images.append(image)
         if not options.json:
             print(score_line(image["name"], image), flush=True)
-    means = mean(images)
+    means = mean_scores(images)
     if options.json:
         print(json.dumps({"images": images, "mean": {field: means[field] for field in FIELDS}}))
     else:
@@ -288,7 +302,7 @@ def run_train(options) -> int:
     chosen = training_options(options)
     use_threads(options)
 
-    from edsr.training import TrainOptions, train, write_preview
+    from edsr.training import TrainConfig, train, write_preview
 
     from .progress import training_bar
 
@@ -297,7 +311,7 @@ def run_train(options) -> int:
 
     def say(line: str) -> None:
         if not quiet:
-            tell(line)
+            print_line(line)
 
     progress, stopping = None, False
 
@@ -310,9 +324,9 @@ def run_train(options) -> int:
     for name in signal.SIGINT, signal.SIGTERM:
         signal.signal(name, stop)
     if options.preview:
-        write_preview(TrainOptions(**chosen), options.preview, say)
+        write_preview(TrainConfig(**chosen), options.preview, say)
         return 0
-    steps = train(TrainOptions(**chosen), say, lambda: stopping)
+    steps = train(TrainConfig(**chosen), say, lambda: stopping)
     with contextlib.closing(steps), training_bar(quiet) as bar:
         for progress in steps:
             bar.show(progress.step, progress.steps, progress.loss, progress.speed, progress.validated)
@@ -331,21 +345,21 @@ def run_train(options) -> int:
 
 
 def training_options(options) -> dict:
-    """What TrainOptions is made of. Raises Misuse."""
+    """What TrainConfig is made of. Raises UsageError."""
     resumed = options.resume  # None, True, or the folder of a run
     named = resumed if isinstance(resumed, str) else None
     if options.decay is not None and named is None:
-        raise Misuse("--decay needs to know of which run; name it with --resume RUN")
+        raise UsageError("--decay needs to know of which run; name it with --resume RUN")
     if options.decay is not None and "steps" in options.given:
-        raise Misuse("--decay N says how many steps more; leave --steps out")
+        raise UsageError("--decay N says how many steps more; leave --steps out")
     if named and options.decay is None and options.out and Path(options.out).resolve() != Path(named).resolve():
-        raise Misuse(f"--resume {named} goes on in {named}; leave --out out, or add --decay N")
+        raise UsageError(f"--resume {named} goes on in {named}; leave --out out, or add --decay N")
     if options.preview and (resumed or not options.degrade):
-        raise Misuse("--preview shows what a run would begin with; give --degrade SPEC, and leave --resume out")
+        raise UsageError("--preview shows what a run would begin with; give --degrade SPEC, and leave --resume out")
     if not named and not options.out and not options.preview:
-        raise Misuse("name the folder of the run with --out")
+        raise UsageError("name the folder of the run with --out")
     if not resumed and not options.data:
-        raise Misuse("name the images to train on with --data")
+        raise UsageError("name the images to train on with --data")
     ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview", "threads"}
     chosen = {name: value for name, value in vars(options).items() if name not in ours}
     chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}

@@ -6,17 +6,17 @@ def is_expected(error: Exception) -> bool:
     import torch
 
     from edsr.errors import (
+        BackendError,
         CheckpointError,
         CompareError,
         DataError,
-        EngineError,
         EvaluateError,
         ImageError,
         TrainError,
         WeightsError,
     )
 
-    ours = (ImageError, WeightsError, EngineError, DataError, EvaluateError, TrainError, CheckpointError, CompareError)
+    ours = (ImageError, WeightsError, BackendError, DataError, EvaluateError, TrainError, CheckpointError, CompareError)
     return isinstance(error, (*ours, OSError, MemoryError, torch.OutOfMemoryError))
 
 

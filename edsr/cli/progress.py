@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 
-class Bar:
+class ImageProgress:
     """An image being enlarged: rows done, megapixels of input per second, time left."""
 
     def __init__(self, progress: Progress | None, name: str, width: int, height: int):
@@ -31,7 +31,7 @@ class Bar:
             self._progress.remove_task(self._task)
 
 
-class Bars:
+class BatchProgress:
     """A line for the batch, if it has more than one file, and one for each file that is worked on."""
 
     def __init__(self, progress: Progress | None, files: int):
@@ -40,9 +40,9 @@ class Bars:
         self._batch = progress.add_task("all", total=files, unit="files", speed="") if progress and several else None
 
     @contextlib.contextmanager
-    def file(self, name: str, width: int, height: int) -> Iterator[Bar]:
+    def file(self, name: str, width: int, height: int) -> Iterator[ImageProgress]:
         """The line of an image of width x height."""
-        bar = Bar(self._progress, name, width, height)
+        bar = ImageProgress(self._progress, name, width, height)
         try:
             yield bar
         finally:
@@ -82,7 +82,7 @@ class TrainingBar:
 
 
 @contextlib.contextmanager
-def bars(quiet: bool, files: int) -> Iterator[Bars]:
+def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
     """Bars for so many files; silent ones if `quiet` or where standard error is no terminal."""
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
@@ -92,7 +92,7 @@ def bars(quiet: bool, files: int) -> Iterator[Bars]:
         TimeRemainingColumn(compact=True),
     )
     with _drawn(quiet, columns, transient=True) as progress:
-        yield Bars(progress, files)
+        yield BatchProgress(progress, files)
 
 
 @contextlib.contextmanager

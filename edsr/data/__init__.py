@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from .dataset import hold_back as hold_back
-    from .dataset import load as load
+    from .dataset import load_dataset as load_dataset
+    from .dataset import train_val_split as train_val_split
     from .degradation import Degradation as Degradation
     from .degradation import degraded as degraded
-    from .degradation import parse as parse
-    from .patches import Feed as Feed
-    from .store import Images as Images
+    from .degradation import parse_degradation as parse_degradation
+    from .patches import PatchLoader as PatchLoader
+    from .store import PairedImages as PairedImages
     from .store import pack as pack
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "dataset": ["hold_back", "load"],
-        "degradation": ["Degradation", "degraded", "parse"],
-        "patches": ["Feed"],
-        "store": ["Images", "pack"],
+        "dataset": ["load_dataset", "train_val_split"],
+        "degradation": ["Degradation", "degraded", "parse_degradation"],
+        "patches": ["PatchLoader"],
+        "store": ["PairedImages", "pack"],
     },
 )

@@ -1,8 +1,8 @@
 """Images to train on: found (`edsr.data.sources`), decoded once, reduced once, and kept (`edsr.data.store`).
 
-`load` reads folders (with those inside), single files, DIV2K's layout, and HDF5 in the layout of the 91-image files,
-and gives what to train on; and what to validate on, where DIV2K's layout brings it. Elsewhere `hold_back` takes some
-images out of training for that.
+`load_dataset` reads folders (with those inside), single files, DIV2K's layout, and HDF5 in the layout of the 91-image
+files, and gives what to train on; and what to validate on, where DIV2K's layout brings it. Elsewhere
+`train_val_split` takes some images out of training for that.
 """
 
 import os
@@ -19,17 +19,17 @@ import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import downscale
+from edsr.images import matlab_downscale
 
-from .sources import File, Plan, Stack, div2k, find, measure
-from .store import Cache, CacheWriter, Images, Memory, pack
+from .sources import File, ImageGroup, LoadSpec, div2k, find, measure
+from .store import DiskCache, DiskCacheWriter, MemoryStore, PairedImages, pack
 
-__all__ = ["DataError", "Images", "hold_back", "load", "pack"]
+__all__ = ["DataError", "PairedImages", "load_dataset", "pack", "train_val_split"]
 
 VALIDATION = 10  # images of DIV2K's validation set that are used
 
 
-def load(
+def load_dataset(
     sources: Sequence[str | Path],
     scale: int,
     patch: int,
@@ -38,7 +38,7 @@ def load(
     crop: int | None = None,
     cache: str | Path | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[Images, Images | None]:
+) -> tuple[PairedImages, PairedImages | None]:
     """(images to train on, images to validate on or None).
 
     sources: folders, in which images are looked for at any depth; image files; HDF5 files (*.h5, *.hdf5) with
@@ -68,21 +68,21 @@ def load(
     if not training:
         raise DataError("no images given; name folders with --data")
     target = torch.device(device)
-    plan = Plan(scale, patch, crop, target if target.type == "cuda" else torch.device("cpu"))
+    plan = LoadSpec(scale, patch, crop, target if target.type == "cuda" else torch.device("cpu"))
     names = [os.path.abspath(source) for source in sources]
 
-    def collect(part: str, files: list[File], plan: Plan) -> Images:
+    def collect(part: str, files: list[File], plan: LoadSpec) -> PairedImages:
         kept = None
         if cache is not None:
             paths = [path for file in files for path in file if path is not None]
-            kept = Cache(Path(cache), scale, [part, *names], (plan.patch, plan.crop), paths)
+            kept = DiskCache(Path(cache), scale, [part, *names], (plan.patch, plan.crop), paths)
         return _collect(files, plan, say, kept)
 
     images = collect("train", training, plan)
     return images, collect("validate", validation, plan._replace(patch=1, crop=None)) if validation else None
 
 
-def hold_back(images: Images, count: int = 20, side: int = 192) -> tuple[Images, Images | None]:
+def train_val_split(images: PairedImages, count: int = 20, side: int = 192) -> tuple[PairedImages, PairedImages | None]:
     """(the images without some, the middles of those), for validation.
 
     Of n images n / 10 are held back, at least one and at most `count`, evenly spread; none if there is but one.
@@ -112,7 +112,9 @@ def _middle(low: np.ndarray, high: np.ndarray, side: int, s: int) -> tuple[np.nd
     return low[y : y + height, x : x + width], high[y * s : (y + height) * s, x * s : (x + width) * s]
 
 
-def _collect(files: Sequence[File], plan: Plan, say: Callable[[str], None], cache: Cache | None) -> Images:
+def _collect(
+    files: Sequence[File], plan: LoadSpec, say: Callable[[str], None], cache: DiskCache | None
+) -> PairedImages:
     found = cache.open(say) if cache else None
     if found is not None:
         return found
@@ -130,7 +132,7 @@ def _collect(files: Sequence[File], plan: Plan, say: Callable[[str], None], cach
     say(f"reading {sum(stack.count for stack in stacks)} images")
     dtype = np.dtype(np.uint16 if any(stack.sixteen for stack in stacks) else np.uint8)
     pixels = sum(stack.pixels(plan) for stack in stacks)
-    kept = CacheWriter(cache, pixels, dtype) if cache else nullcontext(Memory(pixels, plan.scale, dtype))
+    kept = DiskCacheWriter(cache, pixels, dtype) if cache else nullcontext(MemoryStore(pixels, plan.scale, dtype))
     with kept as buffers:
         table, number, used = [np.empty((0, 5), np.int64)], 0, 0
         prepare = partial(_prepare, plan=plan, dtype=dtype)
@@ -153,7 +155,7 @@ def _collect(files: Sequence[File], plan: Plan, say: Callable[[str], None], cach
         return buffers.finish(np.concatenate(table))
 
 
-def _prepare(stack: Stack, plan: Plan, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def _prepare(stack: ImageGroup, plan: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """HR [n, s·h, s·w, 3] and LR [n, h, w, 3] as they are kept. Raises ImageError."""
     hr, *given = stack.read()
     if hr.shape[:3] != (stack.count, stack.height, stack.width):
@@ -168,7 +170,7 @@ def _prepare(stack: Stack, plan: Plan, dtype: np.dtype) -> tuple[np.ndarray, np.
         lr = _widen(given[0], dtype)
     else:
         n, height, width, channels = hr.shape
-        small = downscale(hr.transpose(1, 2, 0, 3).reshape(height, width, -1), plan.scale, plan.device)
+        small = matlab_downscale(hr.transpose(1, 2, 0, 3).reshape(height, width, -1), plan.scale, plan.device)
         lr = small.reshape(*small.shape[:2], n, channels).transpose(2, 0, 1, 3)
     return _to_rgb(hr), _to_rgb(lr)
 
@@ -181,7 +183,7 @@ def _widen(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return pixels if pixels.dtype == dtype else pixels.astype(dtype) * dtype.type(257)  # 255 -> 65535
 
 
-def _tell_small(stacks: list[Stack], least: int, say: Callable[[str], None]) -> None:
+def _tell_small(stacks: list[ImageGroup], least: int, say: Callable[[str], None]) -> None:
     lines = [f"{s.name}: {s.width} x {s.height} is smaller than {least} x {least} pixels" for s in stacks]
     if len(lines) > 5:
         count = sum(stack.count for stack in stacks)

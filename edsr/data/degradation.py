@@ -147,7 +147,7 @@ class Degradation:
     }
 
     def __str__(self) -> str:
-        """As `parse` reads it; one spelling for all that mean the same."""
+        """As `parse_degradation` reads it; one spelling for all that mean the same."""
         ranges = {name: getattr(self, name) for name in self.BOUNDS}
         parts = [f"{name}:{_exact(r.low)}-{_exact(r.high)}" for name, r in ranges.items() if r is not None]
         return ",".join([*parts, f"clean:{_exact(self.clean)}"])
@@ -185,7 +185,7 @@ class Degradation:
         return tuple(saves)
 
 
-def parse(spec: str) -> Degradation:
+def parse_degradation(spec: str) -> Degradation:
     """What "jpeg:40-95,noise:0-10,clean:0.3" means. Raises ValueError, in one line that says what is known."""
     found: dict[str, Range | float] = {}
     for part in spec.split(","):
@@ -225,8 +225,8 @@ def _share(text: str) -> float:
 
 
 def window(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: Plan | None) -> np.ndarray:
-    """The patch [side, side, 3] at (y, x) of an image [h, w, 3], turned as in `edsr.data.patches.locate`; with what
-    a plan wants around it, beyond the image's ends its outermost pixels. It is the turned patch that is saved: a
+    """The patch [side, side, 3] at (y, x) of an image [h, w, 3], turned as in `edsr.data.patches.patch_offsets`; with
+    what a plan wants around it, beyond the image's ends its outermost pixels. It is the turned patch that is saved: a
     camera stands upright on its side, too. A view where possible."""
     rows, columns = ((0, 0), (0, 0)) if plan is None else plan.reach(side, side)
     if turn & 4:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .degradation import Degradation, applied, window
-from .store import Images
+from .store import PairedImages
 
 THREADS = 8  # that degrade patches, at most: much of it holds Python's lock
 
@@ -45,8 +45,9 @@ class Sampler:
         return np.stack([row, y, x, turn], 2)
 
 
-def locate(images: Images, drawn: np.ndarray, patch: int) -> np.ndarray:
-    """Where drawn patches lie in the flat buffers: int64 [count, 2, 3, batch], for LR and HR what `cut` takes.
+def patch_offsets(images: PairedImages, drawn: np.ndarray, patch: int) -> np.ndarray:
+    """Where drawn patches lie in the flat buffers: int64 [count, 2, 3, batch], for LR and HR what `gather_patches`
+    takes.
 
     drawn: as Sampler.draw gives it. Turn: 1 flips rows, 2 flips columns, 4 then swaps them, and their sums.
     """
@@ -62,7 +63,7 @@ def locate(images: Images, drawn: np.ndarray, patch: int) -> np.ndarray:
     return np.stack(found, 1)
 
 
-def cut(pixels: Tensor, corner: Tensor, down: Tensor, right: Tensor, side: int) -> Tensor:
+def gather_patches(pixels: Tensor, corner: Tensor, down: Tensor, right: Tensor, side: int) -> Tensor:
     """Patches as the network takes them: float32 [B, 3, side, side] in 0..1, channels_last.
 
     pixels: [P, 3], uint8 or int16 as in Images. corner, down, right: int64 [B], where in `pixels` the first pixel
@@ -94,7 +95,7 @@ class Degraded:
     many steps may be under way at once.
     """
 
-    def __init__(self, images: Images, patch: int, seed: int, degradation: Degradation, first: int, ahead: int):
+    def __init__(self, images: PairedImages, patch: int, seed: int, degradation: Degradation, first: int, ahead: int):
         pixels = images.lr.numpy()
         self._pixels = pixels.view(np.uint16) if pixels.dtype == np.int16 else pixels
         self._table, self._patch, self._seed, self._degradation = images.table, patch, seed, degradation
@@ -132,7 +133,7 @@ class Degraded:
         return cut if plan is None else applied(plan, cut, self._patch, self._patch)
 
 
-class Feed:
+class PatchLoader:
     """Batches for the training step, from buffers of fixed addresses, so that a CUDA graph may hold them.
 
     steps: the most that are loaded at once. share: (rank, world): of each batch of `batch` patches only the rank's
@@ -143,7 +144,7 @@ class Feed:
 
     def __init__(
         self,
-        images: Images,
+        images: PairedImages,
         patch: int,
         batch: int,
         seed: int,
@@ -209,8 +210,8 @@ class Feed:
             return _to_unit(values[0]), _to_unit(values[1])
         low, high = values[-1]
         small, large = self._sides
-        patches = cut(self._images.lr, *low, side=small) if self._degraded is None else _to_unit(values[0])
-        return patches, cut(self._images.hr, *high, side=large)
+        patches = gather_patches(self._images.lr, *low, side=small) if self._degraded is None else _to_unit(values[0])
+        return patches, gather_patches(self._images.hr, *high, side=large)
 
     def close(self) -> None:
         """Degrades no more patches; nothing is to be loaded after that."""
@@ -219,7 +220,7 @@ class Feed:
 
     def _uploads(self, drawn: np.ndarray) -> list[Tensor]:
         """What is uploaded, but for degraded patches."""
-        places = torch.from_numpy(locate(self._images, drawn, self._sides[0]))
+        places = torch.from_numpy(patch_offsets(self._images, drawn, self._sides[0]))
         if self._resident:
             return [self._pinned(places)]
         pin, gathered = self._device.type == "cuda", []

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import Reader, find_images, read
+from edsr.images import ImageReader, find_images, read_image
 
 _HDF5 = (".h5", ".hdf5")
 _BLOCK = 2**22  # HR pixels read at once from HDF5
@@ -51,7 +51,7 @@ def _list(folder: Path, recursive: bool = False) -> list[Path]:
         raise DataError(f"{error}; give another with --data") from None
 
 
-class Plan(NamedTuple):
+class LoadSpec(NamedTuple):
     scale: int
     patch: int
     crop: int | None
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stack:
+class ImageGroup:
     """Images of one size that are read together: a file's one, or many from HDF5. height, width: HR pixels.
 
     sixteen: whether any of it has 16 bits. read: gives HR [count, height, width, 1 or 3], uint8 or uint16, and LR if
@@ -73,30 +73,30 @@ class Stack:
     sixteen: bool
     read: Callable[[], tuple[np.ndarray, ...]]
 
-    def pixels(self, plan: Plan) -> int:
+    def pixels(self, plan: LoadSpec) -> int:
         """HR pixels that are kept."""
         unit = plan.crop or plan.scale
         return self.count * (self.height // unit * unit) * (self.width // unit * unit)
 
 
-def measure(file: File, plan: Plan) -> list[Stack]:
+def measure(file: File, plan: LoadSpec) -> list[ImageGroup]:
     """What a file holds, without decoding it. Raises ImageError, or DataError for HDF5."""
     if file.path.suffix.lower() in _HDF5:
         return _measure_hdf5(file.path, plan.scale)
     low = None if plan.crop else file.low
-    with Reader(file.path, sixteen=True) as reader:
+    with ImageReader(file.path, sixteen=True) as reader:
         size, sixteen = (reader.height, reader.width), reader.dtype == np.uint16
     if low is not None:
-        with Reader(low, sixteen=True) as reader:
+        with ImageReader(low, sixteen=True) as reader:
             if (reader.height, reader.width) != (size[0] // plan.scale, size[1] // plan.scale):
                 sizes = f"{reader.width} x {reader.height} pixels, {file.path} {size[1]} x {size[0]}"
                 raise ImageError(f"{low}: has {sizes}, not {plan.scale} times as many each way")
             sixteen = sixteen or reader.dtype == np.uint16
-    return [Stack(str(file.path), 1, *size, sixteen, partial(_read_image, file.path, low))]
+    return [ImageGroup(str(file.path), 1, *size, sixteen, partial(_read_image, file.path, low))]
 
 
 def _read_image(path: Path, low: Path | None) -> tuple[np.ndarray, ...]:
-    return tuple(read(p, sixteen=True)[None] for p in (path, low) if p is not None)
+    return tuple(read_image(p, sixteen=True)[None] for p in (path, low) if p is not None)
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def _open_hdf5(path: Path, kind: type[Exception]) -> Iterator[Any]:
         raise kind(f"{path}: cannot be read as HDF5 ({why}), get an intact copy") from None
 
 
-def _measure_hdf5(path: Path, scale: int) -> list[Stack]:
+def _measure_hdf5(path: Path, scale: int) -> list[ImageGroup]:
     with _open_hdf5(path, DataError) as file:
         many = hasattr(file.get("hr"), "ndim")  # a dataset with all images, not a group with one for each
         names = [""] if many else [f"/{name}" for name in sorted(file.get("hr") or [""], key=lambda n: (len(n), n))]
@@ -140,7 +140,7 @@ def _hollow(data: Any) -> np.ndarray:
     return np.broadcast_to(np.uint8(0), data.shape)
 
 
-def _measure_pair(path: Path, file: Any, low: str, high: str, many: bool, white: float, scale: int) -> list[Stack]:
+def _measure_pair(path: Path, file: Any, low: str, high: str, many: bool, white: float, scale: int) -> list[ImageGroup]:
     lr, hr = (_to_stack(_hollow(file[key]), many) for key in (low, high))
     if hr.shape[:3] != (len(lr), lr.shape[1] * scale, lr.shape[2] * scale):
         why = "; files written for SRCNN hold enlarged lr, of no use here" if lr.shape == hr.shape else ""
@@ -152,7 +152,7 @@ def _measure_pair(path: Path, file: Any, low: str, high: str, many: bool, white:
         stop = min(start + step, len(hr))
         name = f"{path}: {high}[{start}:{stop}]" if many else f"{path}: {high}"
         read = partial(_read_hdf5, path, (high, low), slice(start, stop) if many else (), white)
-        stacks.append(Stack(name, stop - start, hr.shape[1], hr.shape[2], sixteen, read))
+        stacks.append(ImageGroup(name, stop - start, hr.shape[1], hr.shape[2], sixteen, read))
     return stacks
 
 

@@ -23,7 +23,7 @@ _FORMAT = 1  # of the cache: to be raised when what is stored, or how images are
 
 
 @dataclass
-class Images:
+class PairedImages:
     """Decoded images and their reductions, end to end, row by row, in two flat buffers.
 
     hr: [P·s², 3], lr: [P, 3]; uint8, or, if any image has 16 bits, the bits of uint16 levels as int16, because
@@ -50,18 +50,18 @@ class Images:
         s = self.scale
         return _cut_out(self.lr, low, height, width), _cut_out(self.hr, high, s * height, s * width)
 
-    def to(self, device: torch.device | str) -> "Images":
+    def to(self, device: torch.device | str) -> "PairedImages":
         return replace(self, hr=self.hr.to(device), lr=self.lr.to(device))
 
 
-def pack(pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> Images:
+def pack(pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> PairedImages:
     """Images from (LR [h, w, 3], HR [s·h, s·w, 3]) pairs, all uint8 or all uint16."""
     heights, widths = np.array([low.shape[:2] for low, _ in pairs], np.int64).T
     ends = np.cumsum(heights * widths)
     starts = ends - heights * widths
     table = np.stack([starts * scale**2, starts, heights, widths, np.arange(len(pairs))], 1)
     lr, hr = (np.concatenate([pair[side].reshape(-1, 3) for pair in pairs]) for side in (0, 1))
-    return Images(scale, _to_tensor(hr), _to_tensor(lr), table)
+    return PairedImages(scale, _to_tensor(hr), _to_tensor(lr), table)
 
 
 def _cut_out(pixels: Tensor, start: int, height: int, width: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def _to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels)
 
 
-class Memory:
+class MemoryStore:
     """The buffers in memory, filled from their beginning; what stays empty is never touched."""
 
     def __init__(self, pixels: int, scale: int, dtype: np.dtype):
@@ -94,12 +94,12 @@ class Memory:
         self.lr[start : self.used] = lr.reshape(-1, 3)
         self.hr[start * area : self.used * area] = hr.reshape(-1, 3)
 
-    def finish(self, table: np.ndarray) -> Images:
+    def finish(self, table: np.ndarray) -> PairedImages:
         hr, lr = self.hr[: self.used * self.scale**2], self.lr[: self.used]
-        return Images(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+        return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), table)
 
 
-class Cache:
+class DiskCache:
     """The buffers as files: a folder for each set of sources and each plan, with hr.bin, lr.bin, table.bin, index.json.
 
     The index is written last, and the folder gets its name when all is on disk. It holds what the set was made of.
@@ -110,7 +110,7 @@ class Cache:
         self.folder = root / f"x{scale}-{_digest((*map(os.fsencode, name), scale, *settings))[:16]}"
         self.key = _digest((_FORMAT, *map(_stamp, paths)))
 
-    def open(self, say: Callable[[str], None]) -> Images | None:
+    def open(self, say: Callable[[str], None]) -> PairedImages | None:
         """What is kept, or None if there is nothing, or nothing of use, of which `say` is told."""
         try:
             index = json.loads((self.folder / "index.json").read_text())
@@ -131,7 +131,7 @@ class Cache:
             say(f"{self.folder}: damaged, reading the images again")
             return None
         say(f"{len(table)} images found in {self.folder}")
-        return Images(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+        return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), table)
 
     def _map(self, name: str, pixels: int, dtype: np.dtype) -> np.ndarray:
         path = self.folder / name
@@ -140,15 +140,15 @@ class Cache:
         return np.memmap(path, dtype, "c", shape=(pixels, 3))  # "c": torch wants to be allowed to write
 
 
-class CacheWriter:
+class DiskCacheWriter:
     """Fills a cache, one image after the other, in a folder that gets the cache's name in the end, or goes."""
 
-    def __init__(self, cache: Cache, pixels: int, dtype: np.dtype):
+    def __init__(self, cache: DiskCache, pixels: int, dtype: np.dtype):
         self.cache, self.dtype, self.pixels, self.used = cache, dtype, pixels, 0
         self.part = cache.folder.with_name(f"{cache.folder.name}.{secrets.token_hex(4)}.part")
         self.files: list[BinaryIO] = []
 
-    def __enter__(self) -> "CacheWriter":
+    def __enter__(self) -> "DiskCacheWriter":
         need = (self.pixels + self.pixels // self.cache.scale**2) * 3 * self.dtype.itemsize
         with self._one_line():
             self.cache.root.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class CacheWriter:
                 file.write(pixels.data)
         self.used += lr.size // 3
 
-    def finish(self, table: np.ndarray) -> Images:
+    def finish(self, table: np.ndarray) -> PairedImages:
         index = {
             "key": self.cache.key,
             "dtype": self.dtype.name,

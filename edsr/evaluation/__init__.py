@@ -6,23 +6,23 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from .comparison import compare as compare
-    from .comparison import outcome as outcome
-    from .comparison import save as save
-    from .figure import draw as draw
+    from .comparison import comparison_path as comparison_path
+    from .comparison import save_comparison as save_comparison
+    from .figure import render_figure as render_figure
     from .metrics import psnr as psnr
     from .metrics import scored as scored
     from .page import render_page as render_page
     from .scoring import FIELDS as FIELDS
     from .scoring import evaluate as evaluate
-    from .scoring import mean as mean
+    from .scoring import mean_scores as mean_scores
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "comparison": ["compare", "outcome", "save"],
-        "figure": ["draw"],
+        "comparison": ["compare", "comparison_path", "save_comparison"],
+        "figure": ["render_figure"],
         "metrics": ["psnr", "scored"],
         "page": ["render_page"],
-        "scoring": ["FIELDS", "evaluate", "mean"],
+        "scoring": ["FIELDS", "evaluate", "mean_scores"],
     },
 )

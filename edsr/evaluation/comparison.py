@@ -13,10 +13,10 @@ import numpy as np
 import pyvips
 
 from edsr.errors import CompareError
-from edsr.images import Reader, bicubic, downscale, to_srgb
+from edsr.images import ImageReader, matlab_bicubic, matlab_downscale, to_srgb
 from edsr.inference import Upscaler
-from edsr.progress import Bars, Silent
-from edsr.system import free_memory, publish, temporary
+from edsr.progress import BatchProgress, Silent
+from edsr.system import free_memory, rename_into_place, temporary
 
 from . import metrics
 
@@ -58,7 +58,7 @@ def compare(
     hr: Path | None = None,
     detail: tuple[int, int, int] | None = None,
     self_ensemble: bool = False,
-    bars: Bars | None = None,
+    bars: BatchProgress | None = None,
 ) -> Comparison:
     """Bicubic interpolation and EDSR on one image file.
 
@@ -77,14 +77,14 @@ def compare(
     either. Squares are tried every eighth of their side.
 
     self_ensemble: see `Upscaler.bands`. bars: told of the rows that are done.
-    Raises CompareError; ImageError for files that cannot be read; EngineError as `Upscaler.bands` does.
+    Raises CompareError; ImageError for files that cannot be read; BackendError as `Upscaler.bands` does.
     """
     s = upscaler.scale
     source, original, (width, height) = _open(image, hr, s)
     detail = _checked(detail, s * width, s * height)
     truth = None if original is None else _flat(original)[: s * height, : s * width]
     if truth is not None and image is None:
-        rows = downscale(truth, s)
+        rows = matlab_downscale(truth, s)
     else:
         rows = np.concatenate(list(_rows(source)))
 
@@ -108,13 +108,13 @@ def compare(
 # --- files
 
 
-def _open(image: Path | None, hr: Path | None, s: int) -> tuple[Reader, Reader | None, tuple[int, int]]:
+def _open(image: Path | None, hr: Path | None, s: int) -> tuple[ImageReader, ImageReader | None, tuple[int, int]]:
     """What the results are made of, the original, and (width, height) of the small image; nothing decoded yet.
 
     Raises CompareError unless they fit each other and memory.
     """
-    original = Reader(hr, full=True) if hr is not None else None
-    source = Reader(image, full=True) if image is not None else original
+    original = ImageReader(hr, full=True) if hr is not None else None
+    source = ImageReader(image, full=True) if image is not None else original
     if source is None:
         raise CompareError(NOTHING)
     width, height = source.width, source.height
@@ -138,17 +138,17 @@ def _open(image: Path | None, hr: Path | None, s: int) -> tuple[Reader, Reader |
     raise CompareError(f"{source.path}: {trouble}; crop it to the part of interest")
 
 
-def _rows(reader: Reader) -> Iterator[np.ndarray]:
+def _rows(reader: ImageReader) -> Iterator[np.ndarray]:
     return reader.rows(max(1, _BLOCK // (reader.width * reader.channels)))
 
 
-def _profile(reader: Reader) -> bytes | None:
+def _profile(reader: ImageReader) -> bytes | None:
     """The ICC profile of the pixels, if the file has one for their kind."""
     profile = next((value for _, name, value in reader.metadata if name == "icc-profile-data"), b"")
     return profile if profile[16:20] == (b"GRAY" if reader.channels <= 2 else b"RGB ") else None
 
 
-def outcome(image: Path | None, hr: Path | None, output: str | None, suffix: str, overwrite: bool) -> Path:
+def comparison_path(image: Path | None, hr: Path | None, output: str | None, suffix: str, overwrite: bool) -> Path:
     """Where a comparison goes: NAME_compare with `suffix`, beside the small image or else the original, or `output`.
 
     output: a file, or a folder that is there. suffix: ".png" or ".html", which a file must end in.
@@ -174,7 +174,7 @@ def outcome(image: Path | None, hr: Path | None, output: str | None, suffix: str
     return target
 
 
-def save(target: Path, data: bytes, overwrite: bool) -> None:
+def save_comparison(target: Path, data: bytes, overwrite: bool) -> None:
     """Writes a file, whole or not at all: under another name, then renamed.
 
     Raises CompareError if it cannot be written, or if it is there and may not be replaced.
@@ -185,7 +185,7 @@ def save(target: Path, data: bytes, overwrite: bool) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        publish(part, target, overwrite)
+        rename_into_place(part, target, overwrite)
     except FileExistsError:
         raise CompareError(f"{target}: exists; add --overwrite to replace it") from None
     except OSError as error:
@@ -212,7 +212,7 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
 
 
-def _flat(reader: Reader) -> np.ndarray:
+def _flat(reader: ImageReader) -> np.ndarray:
     """The whole image, uint8 [H, W, 1 or 3], laid over white."""
     return np.concatenate([_rounded(_over_white(rows)) for rows in _rows(reader)])
 
@@ -228,7 +228,7 @@ def _enlarged(rows: np.ndarray, s: int) -> np.ndarray:
     for top in range(0, height, step):
         bottom, first = min(top + step, height), max(0, top - 3)
         part = _over_white(rows[first : bottom + 3])
-        large = bicubic(part, s * len(part), s * width)
+        large = matlab_bicubic(part, s * len(part), s * width)
         bands.append(_rounded(large[s * (top - first) : s * (bottom - first)]))
     return np.concatenate(bands)
 

@@ -16,7 +16,7 @@ TITLE, SMALL = 28, 20  # font sizes
 WHITE, INK, FAINT, HAIRLINE, MARK = (255, 255, 255), (24, 24, 27), (122, 122, 130), (214, 214, 219), (234, 88, 12)
 
 
-def draw(comparison: Comparison) -> Image.Image:
+def render_figure(comparison: Comparison) -> Image.Image:
     """The figure: RGB on white, at most about 2,000 pixels a side.
 
     Details are enlarged by a whole number to about 480 pixels a side, in columns: bicubic, EDSR and, if there is one,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import EvaluateError
-from edsr.images import bicubic, downscale, find_images, read
+from edsr.images import find_images, matlab_bicubic, matlab_downscale, read_image
 from edsr.inference import Upscaler
 
 from . import metrics
@@ -31,7 +31,7 @@ def evaluate(
     originals = find_images(hr)
     reductions = {path.stem: path for path in find_images(lr)} if lr else {}
     for path in originals:
-        original = read(path)
+        original = read_image(path)
         if min(original.shape[:2]) <= 2 * (s + 6):
             raise EvaluateError(f"{path}: {original.shape[1]} x {original.shape[0]} is too small to score; remove it")
         original = original[: original.shape[0] // s * s, : original.shape[1] // s * s]
@@ -39,21 +39,21 @@ def evaluate(
             found = reductions.get(path.stem) or reductions.get(f"{path.stem}x{s}")
             if found is None:
                 raise EvaluateError(f"{lr} has no reduction of {path.name} ({path.stem}.png or {path.stem}x{s}.png)")
-            low = read(found)
+            low = read_image(found)
         else:
-            low = downscale(original, s)
+            low = matlab_downscale(original, s)
         if (low.shape[0] * s, low.shape[1] * s, low.shape[2]) != original.shape:
             raise EvaluateError(
                 f"{path.name}: its reduction is {low.shape[1]} x {low.shape[0]}, not a {s}th of "
                 f"{original.shape[1]} x {original.shape[0]}; check --scale and --lr"
             )
         result = upscaler(low, self_ensemble=self_ensemble)
-        smooth = bicubic(low.astype(np.float64), *original.shape[:2])
+        smooth = matlab_bicubic(low.astype(np.float64), *original.shape[:2])
         smooth = np.clip(np.floor(smooth + 0.5), 0, 255).astype(np.uint8)
         scores = *metrics.score(result, original, s, protocol), *metrics.score(smooth, original, s, protocol)
         yield {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
 
 
-def mean(images: list[dict]) -> dict:
+def mean_scores(images: list[dict]) -> dict:
     """The mean of each score over images."""
     return {field: float(np.mean([image[field] for image in images])) for field in FIELDS}

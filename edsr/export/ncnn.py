@@ -47,6 +47,6 @@ def write(model: EDSR, weights: BinaryIO) -> str:
         y = net.conv(net.conv(x, block.conv1, relu=True), block.conv2)
         (x,) = net.layer("BinaryOp", [y, skip], options="0=0")
     (x,) = net.layer("BinaryOp", [net.conv(x, model.body_end), long], options="0=0")
-    for layer, r in zip(model.upsampler, model.config.shuffles, strict=True):
+    for layer, r in zip(model.upsampler, model.config.shuffle_factors, strict=True):
         (x,) = net.layer("PixelShuffle", [net.conv(x, layer)], options=f"0={r}")
     return net.whole(net.conv(x, model.tail))

@@ -8,7 +8,8 @@ as 8-bit, CMYK as sRGB. Animations and files of several pages are refused, and s
 (Lab, uncompressed YCbCr, HDR). Second images inside a JPEG (previews, gain maps) are left out, and so are EXIF's
 thumbnails.
 
-libvips decodes and encodes row by row; what is held whole instead is told by `Reader.held` and by `Writer`.
+libvips decodes and encodes row by row; what is held whole instead is told by `ImageReader.buffered_bytes` and by
+`ImageWriter`.
 """
 
 from typing import TYPE_CHECKING
@@ -16,32 +17,30 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from .compression import Lossy as Lossy
-    from .compression import lossy as lossy
+    from .compression import LossyCompression as LossyCompression
+    from .compression import detect_compression as detect_compression
     from .formats import FORMATS as FORMATS
     from .formats import READABLE as READABLE
-    from .formats import Fit as Fit
     from .formats import find_images as find_images
-    from .formats import fitting as fitting
     from .formats import to_srgb as to_srgb
     from .probe import EXTENSIONS as EXTENSIONS
     from .probe import identify as identify
-    from .reader import Reader as Reader
-    from .reader import read as read
-    from .resize import bicubic as bicubic
-    from .resize import downscale as downscale
-    from .samples import Reduced as Reduced
-    from .writer import Writer as Writer
+    from .reader import ImageReader as ImageReader
+    from .reader import read_image as read_image
+    from .resize import matlab_bicubic as matlab_bicubic
+    from .resize import matlab_downscale as matlab_downscale
+    from .samples import TargetSize as TargetSize
+    from .writer import ImageWriter as ImageWriter
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "compression": ["Lossy", "lossy"],
-        "formats": ["FORMATS", "Fit", "READABLE", "find_images", "fitting", "to_srgb"],
+        "compression": ["LossyCompression", "detect_compression"],
+        "formats": ["FORMATS", "READABLE", "find_images", "to_srgb"],
         "probe": ["EXTENSIONS", "identify"],
-        "reader": ["Reader", "read"],
-        "resize": ["bicubic", "downscale"],
-        "samples": ["Reduced"],
-        "writer": ["Writer"],
+        "reader": ["ImageReader", "read_image"],
+        "resize": ["matlab_bicubic", "matlab_downscale"],
+        "samples": ["TargetSize"],
+        "writer": ["ImageWriter"],
     },
 )

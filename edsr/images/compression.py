@@ -19,7 +19,7 @@ MIDDLE = 75
 """The quality that is taken for a file that does not tell; what most programs save JPEGs with if nobody chooses."""
 
 
-class Lossy(NamedTuple):
+class LossyCompression(NamedTuple):
     """format: as people call it. quality: 1 (worst) to 100, as libjpeg counts. known: or whether it is MIDDLE."""
 
     format: str
@@ -30,7 +30,7 @@ class Lossy(NamedTuple):
         return f"{self.format} quality {self.quality}" if self.known else f"{self.format}, quality taken for {MIDDLE}"
 
 
-def lossy(path: Path) -> Lossy | None:
+def detect_compression(path: Path) -> LossyCompression | None:
     """What compression has cost the image in a file; None where it has cost nothing, or there is no image.
 
     - JPEG, and JPEG in TIFF: the quality of libjpeg whose tables come nearest to the file's. For an encoder that
@@ -50,8 +50,8 @@ def lossy(path: Path) -> Lossy | None:
         return None
 
 
-def _known(name: str, quality: int | None) -> Lossy:
-    return Lossy(name, MIDDLE if quality is None else quality, quality is not None)
+def _known(name: str, quality: int | None) -> LossyCompression:
+    return LossyCompression(name, MIDDLE if quality is None else quality, quality is not None)
 
 
 # --- JPEG
@@ -102,12 +102,12 @@ _JPEG, _OLD_JPEG, _WEBP = 7, 6, 50001  # of _COMPRESSION
 _PART = 2**16  # bytes of a strip or tile that are read; its header comes first
 
 
-def _tiff(file: BinaryIO) -> Lossy | None:
+def _tiff(file: BinaryIO) -> LossyCompression | None:
     found = exif.find_first(file)
     if found is None:
         return None
     form, first = found
-    entries, _ = exif.read_directory(file, form, first)
+    entries, _ = exif.read_ifd(file, form, first)
     compression = exif.read_number(form, entries[_COMPRESSION]) if _COMPRESSION in entries else None
     if compression in (_OLD_JPEG, _WEBP):
         return _known("JPEG in TIFF" if compression == _OLD_JPEG else "WebP in TIFF", None)
@@ -139,7 +139,7 @@ def _first_number(file: BinaryIO, form: exif.Form, entry: exif.Entry) -> int | N
 # --- WebP
 
 
-def _webp(file: BinaryIO) -> Lossy | None:
+def _webp(file: BinaryIO) -> LossyCompression | None:
     """RFC 9649, section 2."""
     file.seek(12)
     while len(start := file.read(8)) == 8:
@@ -226,7 +226,7 @@ class _Bits:
 # --- AVIF, HEIC
 
 
-def _heif(name: str, file: BinaryIO) -> Lossy | None:
+def _heif(name: str, file: BinaryIO) -> LossyCompression | None:
     """Quantisers stand within the coded image, differently in each of its parts; they are not looked for."""
     boxes = file.read(2**16)  # what describes the images comes before them
     colors = boxes.find(b"colrnclx")

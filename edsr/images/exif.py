@@ -15,8 +15,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-MOST = 512_000  # bytes of EXIF data that are read; no directory can have 65,536 entries then
-LARGEST = 65_000  # bytes that libvips writes anywhere: its libexif reads 65,534, and adds a few entries of its own
+MAX_READ = 512_000  # bytes of EXIF data that are read; no directory can have 65,536 entries then
+MAX_WRITTEN = 65_000  # bytes that libvips writes anywhere: its libexif reads 65,534, and adds a few entries of its own
 _FARTHEST = 2**40  # offset that is tried; systems refuse some that are larger
 DESCRIPTION = 270
 DESCRIBING = frozenset((269, DESCRIPTION, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)))
@@ -45,7 +45,7 @@ class Exif(NamedTuple):
     """order: "<" or ">", of the bytes in all values. directories: tag that points to it (0: none) -> tag -> entry."""
 
     order: str
-    directories: dict[int, dict[int, Entry]]
+    ifds: dict[int, dict[int, Entry]]
 
 
 class Form(NamedTuple):
@@ -79,7 +79,7 @@ def loss(most: int) -> str:
 
 def list_unknown(exif: Exif) -> str:
     """What libvips leaves out of it when it writes another format than TIFF, by name."""
-    return ", ".join(name for tag, name in _UNKNOWN.items() if tag in exif.directories.get(0, {}))
+    return ", ".join(name for tag, name in _UNKNOWN.items() if tag in exif.ifds.get(0, {}))
 
 
 def find_first(file: BinaryIO) -> tuple[Form, int] | None:
@@ -91,7 +91,7 @@ def find_first(file: BinaryIO) -> tuple[Form, int] | None:
     return (form, form.offset.unpack_from(head, at)[0]) if form and len(head) >= at + form.offset.size else None
 
 
-def read_directory(file: BinaryIO, form: Form, offset: int) -> tuple[dict[int, Entry], bool]:
+def read_ifd(file: BinaryIO, form: Form, offset: int) -> tuple[dict[int, Entry], bool]:
     """(tag -> entry as it stands in the table, whether that is whole), of a TIFF's directory."""
     file.seek(min(offset, _FARTHEST))
     start = file.read(form.number.size)
@@ -114,17 +114,17 @@ def read_number(form: Form, entry: Entry) -> int | None:
 
 
 def parse(file: BinaryIO) -> tuple[Exif, bool]:
-    """(what is understood of a TIFF's EXIF data, whether that is all of it). Takes `MOST` bytes at most."""
+    """(what is understood of a TIFF's EXIF data, whether that is all of it). Takes `MAX_READ` bytes at most."""
     found = find_first(file)
     if found is None:
         return Exif("<", {}), False
     form, first = found
-    exif, whole, left = Exif(form.order, {}), True, MOST
+    exif, whole, left = Exif(form.order, {}), True, MAX_READ
     offsets, seen = {0: first}, set()
     for name, below in _BELOW.items():
         if name not in offsets:
             continue
-        entries, intact = read_directory(file, form, offsets[name])
+        entries, intact = read_ifd(file, form, offsets[name])
         whole &= intact and offsets[name] not in seen
         if offsets[name] in seen:
             continue
@@ -138,7 +138,7 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
                 value = read_value(file, form, entry, left)
                 whole &= value is not None
                 if value is not None:
-                    exif.directories.setdefault(name, {})[tag] = value
+                    exif.ifds.setdefault(name, {})[tag] = value
                     left -= form.entry.size + len(value.data)
     return exif, whole
 
@@ -146,7 +146,7 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
 def read_value(file: BinaryIO, form: Form, entry: Entry, most: int) -> Entry | None:
     """The entry with its values in it; None if they are damaged, of unknown type or, with their entry, above `most`."""
     kind = 2 if entry.kind == _UTF8 else entry.kind  # as which everybody writes and reads it
-    size = entry.count * _SIZES.get(kind, MOST)
+    size = entry.count * _SIZES.get(kind, MAX_READ)
     if form.entry.size + size > most:
         return None
     data = entry.data[:size]
@@ -158,11 +158,9 @@ def read_value(file: BinaryIO, form: Form, entry: Entry, most: int) -> Entry | N
 
 def trim(exif: Exif, most: int) -> Exif:
     """Without its largest entries, so that the rest takes at most `most` bytes when packed."""
-    entries = [
-        (13 + len(entry.data), name, tag) for name, own in exif.directories.items() for tag, entry in own.items()
-    ]
+    entries = [(13 + len(entry.data), name, tag) for name, own in exif.ifds.items() for tag, entry in own.items()]
     total = 200 + sum(size for size, _, _ in entries)  # the heads of four directories, and what points to them
-    directories = {name: dict(own) for name, own in exif.directories.items()}
+    directories = {name: dict(own) for name, own in exif.ifds.items()}
     for size, name, tag in sorted(entries, reverse=True):
         if total <= most:
             break
@@ -173,10 +171,10 @@ def trim(exif: Exif, most: int) -> Exif:
 
 def pack(exif: Exif) -> bytes:
     """As libvips keeps it: "Exif" and a small TIFF; nothing if there is no entry."""
-    if not any(exif.directories.values()):
+    if not any(exif.ifds.values()):
         return b""
     form = Form(exif.order, False)
-    data, first = _lay_out(exif.directories, form, 8)
+    data, first = _lay_out(exif.ifds, form, 8)
     signature = next(signature for signature, other in _FORMS.items() if other == form)
     return b"Exif\0\0" + signature + form.offset.pack(first) + data
 
@@ -189,17 +187,17 @@ def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
     is unchanged then. Raises OSError.
     """
     found = find_first(file)
-    if found is None or not any(exif.directories.values()):
+    if found is None or not any(exif.ifds.values()):
         return True
     form, first = found
     directories = {
         name: {tag: _reorder(tag, entry, exif.order, form.order) for tag, entry in own.items()}
-        for name, own in exif.directories.items()
+        for name, own in exif.ifds.items()
     }
     if _EXIF in directories:
         sizes = {_WIDTH: width, _HEIGHT: height}
         directories[_EXIF] |= {tag: Entry(_LONG, 1, struct.pack(form.order + "I", size)) for tag, size in sizes.items()}
-    directories[0] = directories.get(0, {}) | read_directory(file, form, first)[0]
+    directories[0] = directories.get(0, {}) | read_ifd(file, form, first)[0]
     end = file.seek(0, os.SEEK_END)
     end += end % 2  # offsets are even
     if not form.big and end + len(_lay_out(directories, form, 0)[0]) >= 2**32:

@@ -35,7 +35,7 @@ class Format:
     alpha: bool = True
     gray: bool = True
     longest: int = LONGEST
-    held: int = 0
+    buffered_bytes: int = 0
 
 
 # Paeth at level 3 is within 2 % of the size of level 6 at twice its speed; unfiltered PNG is 60 % larger.
@@ -43,11 +43,11 @@ _PNG = Format("PNG", "pngsave", {"compression": 3, "filter": "paeth"}, bits=16)
 # Full-resolution color. Optimized Huffman tables would save 3 %, but hold the whole image to do so.
 # JPEG's format ends at 65,535 pixels, its library at 65,500.
 _JPEG = Format("JPEG", "jpegsave", {"Q": 95, "subsample_mode": "off"}, bits=8, alpha=False, longest=65_500)
-_WEBP = Format("WebP", "webpsave", {"Q": 95}, bits=8, gray=False, longest=16_383, held=18)
+_WEBP = Format("WebP", "webpsave", {"Q": 95}, bits=8, gray=False, longest=16_383, buffered_bytes=18)
 _TIFF = Format("TIFF", "tiffsave", {"compression": "deflate", "predictor": "horizontal", "level": 3}, bits=32)
 # Effort 4, the library's own choice, takes eight times as long for 1 % less at 1 dB more.
 _AVIF_OPTIONS = {"compression": "av1", "Q": 90, "effort": 2, "subsample_mode": "off"}
-_AVIF = Format("AVIF", "heifsave", _AVIF_OPTIONS, bits=12, gray=False, longest=16_384, held=38)
+_AVIF = Format("AVIF", "heifsave", _AVIF_OPTIONS, bits=12, gray=False, longest=16_384, buffered_bytes=38)
 
 FORMATS = {
     ".png": _PNG,
@@ -64,15 +64,15 @@ READABLE = (*FORMATS, ".heic", ".heif")
 """File name extensions (lower case) that are taken for images."""
 
 
-class Fit(NamedTuple):
-    """An image as a format stores it. losses: one line for each thing that is lost."""
+class Storage(NamedTuple):
+    """An image as a format stores it. warnings: one line for each thing that is lost."""
 
     channels: int
     dtype: np.dtype
-    losses: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def fitting(extension: str, channels: int, dtype: Any) -> Fit:
+def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
     """What becomes of samples `dtype` (uint8, uint16, float32) in `channels` in a file of that extension.
 
     channels: 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha. Raises ImageError for an unknown extension.
@@ -80,15 +80,15 @@ def fitting(extension: str, channels: int, dtype: Any) -> Fit:
     form = FORMATS.get(extension.lower())
     if form is None:
         raise ImageError(f"unknown extension {extension!r}, use one of {', '.join(FORMATS)}")
-    dtype, losses = np.dtype(dtype), []
+    dtype, warnings = np.dtype(dtype), []
     if channels in (2, 4) and not form.alpha:
         channels -= 1
-        losses.append(f"{form.name} has no transparency, the image is laid over white")
+        warnings.append(f"{form.name} has no transparency, the image is laid over white")
     if dtype.itemsize * 8 > form.bits:
         samples = "16-bit samples are" if dtype == np.uint16 else "floating-point samples are cut off at 0 and 1 and"
-        losses.append(f"{form.name} has at most {form.bits} bits a sample, {samples} rounded")
+        warnings.append(f"{form.name} has at most {form.bits} bits a sample, {samples} rounded")
         dtype = np.dtype(np.uint8 if form.bits == 8 else np.uint16)
-    return Fit(channels, dtype, tuple(losses))
+    return Storage(channels, dtype, tuple(warnings))
 
 
 def to_srgb(image: pyvips.Image) -> pyvips.Image:

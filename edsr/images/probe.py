@@ -61,7 +61,7 @@ def identify(head: bytes) -> str:
     return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), "")
 
 
-def look(path: Path) -> Header:
+def probe(path: Path) -> Header:
     """Looks at the file. Raises ImageError if it is missing, no image, animated or of misleading colors."""
     if os.path.isdir(path):
         raise ImageError(f"{path}: is a folder, not an image")
@@ -127,7 +127,7 @@ def _read_tags(file: BinaryIO) -> dict[int, int]:
     found = exif.find_first(file)
     if found is None:
         return {}
-    entries, _ = exif.read_directory(file, *found)
+    entries, _ = exif.read_ifd(file, *found)
     return {tag: exif.read_number(found[0], entry) or 0 for tag, entry in entries.items()}
 
 

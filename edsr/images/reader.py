@@ -14,7 +14,7 @@ from edsr.errors import ImageError
 
 from . import exif, reorder
 from .formats import check_memory, reason, to_srgb
-from .probe import look, refuse_pages
+from .probe import probe, refuse_pages
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
 _SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
@@ -29,7 +29,7 @@ _FETCHED = 128  # rows at once; many more take libvips memory, and quadratic tim
 _BLOCK = 2**21  # bytes decoded at once where the rows are not handed out as they come
 
 
-class Reader:
+class ImageReader:
     """An image file, open for reading.
 
     full: whether every kind of image is read; otherwise only 8-bit gray and RGB, with `sixteen` 16-bit as well,
@@ -38,8 +38,8 @@ class Reader:
     Attributes: `path`; `format`, its name; `width` and `height` in pixels, upright; `channels`, 1 (gray), 2 (gray and
     alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied); `alpha`, whether the last is alpha; `dtype`, uint8,
     uint16 or float32; `resolution`, pixels per mm each way; `metadata`, (libvips type, name, value) of what a Writer
-    keeps; `losses`, a line for each thing that does not come out as it stands in the file; `held`, about how many
-    bytes the decoder needs for the image as a whole, 0 where it goes row by row:
+    keeps; `warnings`, a line for each thing that does not come out as it stands in the file; `buffered_bytes`, about
+    how many bytes the decoder needs for the image as a whole, 0 where it goes row by row:
 
     - progressive JPEG 2 a sample, for its coefficients; WebP 10 a pixel; AVIF and HEIF 20 a pixel, 26 with more
       than 8 bits; TIFF whose strips or tiles hold more than 64 MB a row of them, that much. The decoders work so;
@@ -60,14 +60,14 @@ class Reader:
     ) -> None:
         self.path = Path(path)
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
-        self._header = look(self.path)
+        self._header = probe(self.path)
         self.format = self._header.format
         with self._in_one_line():
             image = self._load()
-            self.held = self._measure_held(image)
-            self._interlaced = self.format == "PNG" and _field(image, "interlaced") == 1 and not self.held
+            self.buffered_bytes = self._measure_held(image)
+            self._interlaced = self.format == "PNG" and _field(image, "interlaced") == 1 and not self.buffered_bytes
             self._orientation = _field(image, "orientation") or 1
-            self.losses = tuple(self._list_losses(image))
+            self.warnings = tuple(self._list_losses(image))
             image = self._convert(image)
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = np.dtype(_DTYPES[str(image.format)])
@@ -89,7 +89,7 @@ class Reader:
         self._check_room()
         self._image: pyvips.Image | None = image
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> "ImageReader":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,7 +116,7 @@ class Reader:
         else:
             _, width, channels = self._stored
             rows = self._decode(max(1, _BLOCK // (width * channels * self.dtype.itemsize)))
-            turned = reorder.turn(rows, self._stored, self.dtype, self._orientation, count, self._folder)
+            turned = reorder.reorient(rows, self._stored, self.dtype, self._orientation, count, self._folder)
             yield from self._guard(turned)
 
     def _decode(self, count: int) -> Iterator[np.ndarray]:
@@ -207,10 +207,10 @@ class Reader:
             which = "its own profile" if profile[16:20] == b"CMYK" else "a standard profile, as it has none"
             yield f"CMYK is converted to sRGB through {which}"
         if not self._header.exif_whole:
-            yield exif.loss(exif.MOST)
+            yield exif.loss(exif.MAX_READ)
 
     def _measure_held(self, image: pyvips.Image) -> int:
-        """`held`, in bytes."""
+        """`buffered_bytes`, in bytes."""
         pixels = image.width * image.height
         size = image.bands * np.dtype(_DTYPES[str(image.format)]).itemsize  # of a pixel
         if self.format == "JPEG":
@@ -229,18 +229,18 @@ class Reader:
         """Raises ImageError unless there are memory and temporary space for what is not read row by row."""
         height, width, channels = self._stored
         row = width * channels * self.dtype.itemsize
-        check_memory(self.path, self.held + 30 * row)  # of which libvips has as many at a time
+        check_memory(self.path, self.buffered_bytes + 30 * row)  # of which libvips has as many at a time
         passes = int(self._interlaced) + (self._orientation > 2)
         if passes:
             reorder.check_space(self.path, passes * height * row, self._folder)
 
 
-def read(path: str | os.PathLike[str], sixteen: bool = False, full: bool = False) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], sixteen: bool = False, full: bool = False) -> np.ndarray:
     """The whole image, [height, width, channels], of the dtypes and channels that Reader reads with these options.
 
     Raises ImageError, as Reader and rows() do.
     """
-    with Reader(path, sixteen, full) as reader:
+    with ImageReader(path, sixteen, full) as reader:
         try:
             image = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
         except MemoryError:

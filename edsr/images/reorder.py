@@ -38,7 +38,7 @@ def check_space(path: Path, needed: int, folder: Path | None) -> None:
         raise ImageError(f"{path}: is not stored row by row and needs {sizes}")
 
 
-def turn(
+def reorient(
     blocks: Iterable[np.ndarray],
     shape: tuple[int, int, int],
     dtype: np.dtype,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 
-def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def matlab_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The image at another size.
 
     image: [H, W] or [H, W, C]; uint8 gives uint8, rounded half up and clamped after each pass; floating
@@ -23,7 +23,7 @@ def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return _resize(image, height, width, torch.device("cpu"))
 
 
-def downscale(image: np.ndarray, scale: int, device: torch.device | str = "cpu") -> np.ndarray:
+def matlab_downscale(image: np.ndarray, scale: int, device: torch.device | str = "cpu") -> np.ndarray:
     """The LR image of a HR one: cropped at right and bottom to a multiple of `scale`, then reduced by it.
 
     image: [H, W] or [H, W, C] uint8 or uint16, at least `scale` pixels each way, else ValueError.

@@ -6,7 +6,7 @@ import numpy as np
 import pyvips
 
 
-class Reduced(NamedTuple):
+class TargetSize(NamedTuple):
     """What an image is reduced to. width, height: pixels, no more than it has. dtype: uint8, uint16 or float32.
 
     linear: whether light is averaged, as an sRGB display would give it off, and not the values that stand for it.
@@ -18,7 +18,7 @@ class Reduced(NamedTuple):
     linear: bool = False
 
 
-def reduce(image: pyvips.Image, to: Reduced) -> pyvips.Image:
+def resample(image: pyvips.Image, to: TargetSize) -> pyvips.Image:
     """Lanczos reduction (three lobes), rows and columns, in order of rows and in floating point.
 
     image: float samples in 0..1, of 1 to 4 channels; with 2 or 4 the last is alpha. Colors are averaged in the measure

@@ -15,19 +15,19 @@ import numpy as np
 import pyvips
 
 from edsr.errors import ImageError
-from edsr.system import lock, publish, temporary
+from edsr.system import lock, rename_into_place, temporary
 
 from . import exif
-from .formats import FORMATS, Format, check_memory, fitting, reason, to_srgb
-from .reader import Reader
-from .samples import Reduced, quantize, reduce
+from .formats import FORMATS, Format, check_memory, reason, storage_for, to_srgb
+from .reader import ImageReader
+from .samples import TargetSize, quantize, resample
 
 _COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
 _CHUNK = 2**20  # bytes handed to the encoder at once
 _BIGTIFF = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
 
-class Writer:
+class ImageWriter:
     """An image file being written, row by row; encoding runs beside the caller's own work.
 
     path: its extension chooses the format (FORMATS). width, height: pixels. channels, dtype: of the rows to come, 1
@@ -35,7 +35,7 @@ class Writer:
     stored as `fitting` says, rounded to nearest. WebP and AVIF store gray as RGB. like: the Reader whose metadata
     is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC profile. quality: 1..100 for JPEG, WebP and
     AVIF; PNG and TIFF are lossless at any. reduced: what the image is reduced to on its way to the file; its dtype is
-    then what `fitting` starts from. `losses`: a line for each thing the file will not hold.
+    then what `fitting` starts from. `warnings`: a line for each thing the file will not hold.
 
     Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when
     the context is left; if it is left by an exception or with rows missing, nothing has changed. An existing
@@ -53,14 +53,14 @@ class Writer:
         width: int,
         height: int,
         channels: int,
-        like: Reader | None = None,
+        like: ImageReader | None = None,
         overwrite: bool = False,
         quality: int | None = None,
         dtype: Any = np.uint8,
-        reduced: Reduced | None = None,
+        reduced: TargetSize | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
-        self._reduced = reduced or Reduced(width, height, self.dtype)
+        self._reduced = reduced or TargetSize(width, height, self.dtype)
         if width < 1 or height < 1 or channels not in _COLORS or self.dtype not in (np.uint8, np.uint16, np.float32):
             raise ValueError(f"cannot write {width} x {height} pixels of {channels} channels of {self.dtype}")
         if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
@@ -71,16 +71,16 @@ class Writer:
         self.width, self.height, self.channels = width, height, channels
         self._overwrite = overwrite
         self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
-        self._stored = fitting(self.path.suffix, channels, np.dtype(self._reduced.dtype))
+        self._stored = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
         # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
         self._sent = np.dtype(np.float32) if reduced else self._stored.dtype
         more = self._stored.channels in (2, 4) or self._stored.dtype != np.uint8
-        self.held = self._reduced.width * self._reduced.height * self._format.held * (2 if more else 1)
+        self.held = self._reduced.width * self._reduced.height * self._format.buffered_bytes * (2 if more else 1)
         check_memory(self.path, self.held)
         self._options = self._choose_options(quality)
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
-        self.losses = self._stored.losses + tuple(self._drop_metadata())
+        self.warnings = self._stored.warnings + tuple(self._drop_metadata())
         # Created with open(), for the usual permissions.
         self._temporary = temporary(self.path)
         self._lock: BinaryIO | None = None
@@ -112,20 +112,20 @@ class Writer:
         self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
         if self._format.name == "TIFF":
             if blob and not whole:
-                yield exif.loss(exif.MOST)
-            if exif.DESCRIPTION in self._exif.directories.get(0, {}):  # byte for byte; libvips would keep UTF-8 only
+                yield exif.loss(exif.MAX_READ)
+            if exif.DESCRIPTION in self._exif.ifds.get(0, {}):  # byte for byte; libvips would keep UTF-8 only
                 self._metadata = [entry for entry in self._metadata if entry[1] != "image-description"]
         elif unknown := exif.list_unknown(self._exif):
             yield f"EXIF data is left out in part: {unknown}"
-        if self._format.name != "TIFF" and len(blob) > exif.LARGEST:
-            trimmed = exif.trim(self._exif, exif.LARGEST)
+        if self._format.name != "TIFF" and len(blob) > exif.MAX_WRITTEN:
+            trimmed = exif.trim(self._exif, exif.MAX_WRITTEN)
             if not whole or trimmed != self._exif:
-                yield exif.loss(exif.LARGEST)
+                yield exif.loss(exif.MAX_WRITTEN)
             self._metadata = [entry for entry in self._metadata if entry[1] != "exif-data"]
             if packed := exif.pack(trimmed):
                 self._metadata.append((pyvips.GValue.blob_type, "exif-data", packed))
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "ImageWriter":
         try:
             self._begin()
         except BaseException as error:  # a signal, too: no __exit__ will follow
@@ -211,11 +211,11 @@ class Writer:
         try:
             with open(self._temporary, "rb+") as file:
                 if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
-                    self.losses += ("EXIF data is left out, the file would become larger than 4 GB",)
+                    self.warnings += ("EXIF data is left out, the file would become larger than 4 GB",)
                 file.flush()
                 os.fsync(file.fileno())
             self._unlock()  # Windows renames no open files
-            publish(self._temporary, self.path, self._overwrite)
+            rename_into_place(self._temporary, self.path, self._overwrite)
         except FileExistsError:
             raise ImageError(_exists(self.path)) from None
         except OSError as error:
@@ -254,7 +254,7 @@ class Writer:
             image = image.copy(format="float", bands=1, interpretation="b-w").bandfold(factor=channels)
             image = image.copy(interpretation="scrgb" if channels >= 3 else "b-w")
         if self._reduced[:2] != (self.width, self.height):
-            image = reduce(image, self._reduced)
+            image = resample(image, self._reduced)
         if dtype != self._sent:
             image = quantize(image, dtype, self._format.bits)
         image = image.copy()

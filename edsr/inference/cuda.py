@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edsr.kernels import Result
+from edsr.kernels import OutputSpec
 
 KEPT = 4  # graphs; each holds the feature maps of its image's size, all in one pool
 PRIORITY = -1  # of the streams recorded on
-Forward = Callable[[Tensor, Result], Tensor]
+Forward = Callable[[Tensor, OutputSpec], Tensor]
 Kept = TypeVar("Kept")
 
 _streams: dict[int, torch.cuda.Stream] = {}  # by the device's number
@@ -25,7 +25,7 @@ _turn = threading.RLock()
 
 
 @contextlib.contextmanager
-def recording_stream(device: torch.device | None = None) -> Iterator[torch.cuda.Stream]:
+def capture_stream(device: torch.device | None = None) -> Iterator[torch.cuda.Stream]:
     """The one stream of `device` (default: the current one) that graphs are recorded on, current for as long as this is
     open, and no other thread's meanwhile: what that launched there would become part of a recording.
 
@@ -41,7 +41,7 @@ def recording_stream(device: torch.device | None = None) -> Iterator[torch.cuda.
             yield _streams[number]
 
 
-class Recorded(Generic[Kept]):
+class CapturedGraph(Generic[Kept]):
     """What `compute` launches, to be launched again as one graph. It runs when replayed, not when recorded.
 
     Everything it reads and writes keeps its place in memory, its result included. Recordings take turns.
@@ -50,7 +50,7 @@ class Recorded(Generic[Kept]):
     def __init__(self, compute: Callable[[], Kept], pool: Any = None):
         self._graph = torch.cuda.CUDAGraph()
         mode = "thread_local"  # other threads may go on allocating
-        with recording_stream() as stream, torch.cuda.graph(self._graph, pool, stream, capture_error_mode=mode):
+        with capture_stream() as stream, torch.cuda.graph(self._graph, pool, stream, capture_error_mode=mode):
             self._result = compute()
 
     def replay(self) -> Kept:
@@ -58,7 +58,7 @@ class Recorded(Generic[Kept]):
         return self._result
 
 
-class Graphs:
+class GraphCache:
     """`forward` as graphs, one for each kind of image met at least twice; the latest `KEPT` are kept.
 
     An image met once is computed as usual: that compiles the kernels it needs, which a recording could not, and a
@@ -73,7 +73,7 @@ class Graphs:
         self._done: torch.cuda.Event | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, x: Tensor, result: Result) -> Tensor:
+    def __call__(self, x: Tensor, result: OutputSpec) -> Tensor:
         """forward(x, result), in memory of the caller's own. x: [N, C, H, W] on a CUDA device."""
         kind = (tuple(x.shape), x.dtype, result.dtype, result.overflow is not None)
         with self._lock:
@@ -106,15 +106,15 @@ class Graphs:
 class _Graph:
     """`forward` recorded for one kind of image. What it reads and writes has a fixed place."""
 
-    def __init__(self, forward: Forward, x: Tensor, result: Result, pool):
+    def __init__(self, forward: Forward, x: Tensor, result: OutputSpec, pool):
         self._x = torch.empty_like(x)
         self._x.copy_(x)
         overflow = None if result.overflow is None else torch.zeros_like(result.overflow)
         self._overflow = overflow
-        own = Result(result.dtype, overflow)
-        self._recorded = Recorded(lambda: forward(self._x, own), pool)
+        own = OutputSpec(result.dtype, overflow)
+        self._recorded = CapturedGraph(lambda: forward(self._x, own), pool)
 
-    def __call__(self, x: Tensor, result: Result) -> Tensor:
+    def __call__(self, x: Tensor, result: OutputSpec) -> Tensor:
         self._x.copy_(x)
         if self._overflow is not None:
             self._overflow.zero_()
@@ -124,24 +124,24 @@ class _Graph:
         return y
 
 
-class Remembering(Protocol):
-    """Ops with a memory between passes, such as `edsr.inference.streaming.RowOps`."""
+class StatefulOps(Protocol):
+    """Ops with a memory between passes, such as `edsr.inference.streaming.StreamingOps`."""
 
     def state(self) -> list[Tensor]: ...
 
     def restore(self, state: list[Tensor]) -> None: ...
 
 
-class Bands:
+class BandGraph:
     """Passes over the bands of one image, recorded when nothing changes from one to the next but the values.
 
     forward: one band through ops that remember rows, whose memory becomes part of the recording: it is read
     from a fixed place and, at the end of a pass, written back there.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], ops: Remembering):
+    def __init__(self, forward: Callable[[Tensor], Tensor], ops: StatefulOps):
         self._forward, self._ops = forward, ops
-        self._recorded: Recorded | None = None
+        self._recorded: CapturedGraph | None = None
         self._settled: list | None = None  # shapes of a band and of the memory that it left as they were
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Bands:
                 self._ops.restore(memory)
                 return y
 
-            self._recorded = Recorded(compute)
+            self._recorded = CapturedGraph(compute)
         self._x.copy_(x)
         return self._recorded.replay().clone()
 
@@ -172,7 +172,7 @@ def _shapes(tensors: list[Tensor]) -> list:
     return [(x.shape, x.dtype) for x in tensors]
 
 
-class Arriving(NamedTuple):
+class PendingCopy(NamedTuple):
     """Tensors on their way to the host, and the event that tells when they are there (None: they are)."""
 
     tensors: tuple[Tensor, ...]
@@ -184,13 +184,13 @@ class Arriving(NamedTuple):
         return self.tensors
 
 
-class Transfers:
+class DeviceCopier:
     """Copies between the host and `device`.
 
     On CUDA each direction has a stream of its own and page-locked memory on the host, whose blocks torch keeps
     for the next copy of that size; what is computed on the current stream waits for its rows, and nothing else
     waits for anything. The streams are of the usual priority, 0, which no stream that graphs are recorded on has
-    (`recording_stream`). On other devices copies are plain.
+    (`capture_stream`). On other devices copies are plain.
     """
 
     def __init__(self, device: torch.device):
@@ -212,10 +212,10 @@ class Transfers:
         x.record_stream(computing)
         return x
 
-    def to_host(self, *tensors: Tensor) -> Arriving:
+    def to_host(self, *tensors: Tensor) -> PendingCopy:
         """Copies of tensors that the current stream computes."""
         if self._down is None:
-            return Arriving(tuple(x.cpu() for x in tensors), None)
+            return PendingCopy(tuple(x.cpu() for x in tensors), None)
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         copies = []
         with torch.cuda.stream(self._down):
@@ -225,4 +225,4 @@ class Transfers:
                 x.record_stream(self._down)
             there = torch.cuda.Event()
             there.record(self._down)
-        return Arriving(tuple(copies), there)
+        return PendingCopy(tuple(copies), there)

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edsr.kernels import LEVELS, Result, quantize
+from edsr.kernels import MAX_VALUE, OutputSpec, quantize
 
-from .cuda import Transfers
+from .cuda import DeviceCopier
 from .streaming import MIN_TILE, Stream
 
 RECORDED = 1 << 20  # pixels of a band up to which it becomes a CUDA graph; larger ones hide their launches, and graphs
@@ -46,15 +46,15 @@ class Computing(Protocol):
     ops: Any
     model: Any
     say: Callable[[str], None]
-    turn: Any  # a lock
+    compute_lock: Any  # a lock
 
     def plan(self, width: int, height: int | None = None) -> tuple[int, int]: ...
     def networks(self, precision: str, self_ensemble: bool = False) -> list[Any]: ...
-    def whole(self, precision: str) -> Callable[[Tensor, Result], Tensor]: ...
+    def whole(self, precision: str) -> Callable[[Tensor, OutputSpec], Tensor]: ...
     def current(self) -> AbstractContextManager: ...
 
 
-class Passage:
+class ImageRun:
     """The passage of one image, `width` pixels wide, through `upscaler`; see `Upscaler.bands`."""
 
     def __init__(self, upscaler: Computing, rows: Iterable[np.ndarray], width: int, self_ensemble: bool):
@@ -86,9 +86,9 @@ class Passage:
                 self._upscaler.say(f"the network overflows in {self._precision}: going on in fp32")
                 self._precision = "fp32"
             else:
-                self._shrink()
+                self._halve_budget()
 
-    def _shrink(self) -> None:
+    def _halve_budget(self) -> None:
         """Bands of half as many pixels, for this image and later ones."""
         upscaler = self._upscaler
         gc.collect()
@@ -112,7 +112,7 @@ class Passage:
     def _attempt(self) -> Iterator[np.ndarray]:
         """Output from the row reached on; as long as all goes well, to the end."""
         upscaler, s = self._upscaler, self._upscaler.scale
-        transfers, arriving, streams = Transfers(upscaler.device), None, []
+        transfers, arriving, streams = DeviceCopier(upscaler.device), None, []
         precise = self._precision == "fp32"
         overflow = None if precise else torch.zeros(1, dtype=torch.int32, device=upscaler.device)
         models = upscaler.networks(self._precision, self._ensemble)
@@ -127,8 +127,8 @@ class Passage:
                 x, rounded = _to_network(transfers.to_device(piece))
                 # The tail rounds colors by itself; whatever else is done comes before rounding.
                 rounded = rounded and not self._ensemble
-                result = Result(x.dtype if rounded else None, overflow)
-                with upscaler.turn, torch.no_grad(), upscaler.current():
+                result = OutputSpec(x.dtype if rounded else None, overflow)
+                with upscaler.compute_lock, torch.no_grad(), upscaler.current():
                     if not streams and last and columns == self._width and len(models) == 1:
                         y = upscaler.whole(self._precision)(x, result)
                     else:
@@ -183,7 +183,7 @@ class Passage:
         part = torch.from_numpy(known[start - first : end - first].astype(np.float32))[None, None]
         # Beyond the image (or what is known of it, above rows that will be dropped) as at its edge.
         part = F.pad(part, (reach, reach, start - top + reach, top + count + reach - end), mode="replicate")
-        white = LEVELS[torch_dtype(known.dtype)] if known.dtype != np.float32 else 1.0
+        white = MAX_VALUE[torch_dtype(known.dtype)] if known.dtype != np.float32 else 1.0
         highest = F.max_pool2d(part, ALPHA_WINDOW, 1)[0, 0]
         lowest = -F.max_pool2d(-part, ALPHA_WINDOW, 1)[0, 0]
         return highest <= 0, lowest >= white
@@ -204,7 +204,7 @@ def _to_network(rows: Tensor) -> tuple[Tensor, bool]:
         return x[None], x.dtype != torch.float32
     if len(x) == 1:
         return x[None].expand(1, 3, -1, -1), False
-    values = x.float() / (LEVELS[x.dtype] if x.dtype != torch.float32 else 1.0)
+    values = x.float() / (MAX_VALUE[x.dtype] if x.dtype != torch.float32 else 1.0)
     alpha = values[-1:]
     return torch.stack([(values[:-1] * alpha).expand(3, -1, -1), alpha.expand(3, -1, -1)]), False
 

@@ -12,11 +12,11 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from .prefetch import Ahead
+from .prefetch import Prefetcher
 from .upscaler import Upscaler
 
 
-class Team:
+class MultiDeviceUpscaler:
     """Upscalers of one network that share each image; made larger as by one of them, to rounding."""
 
     def __init__(self, members: Sequence[Upscaler]):
@@ -43,7 +43,7 @@ class Team:
             results = []
             for i, (member, (left, right, *_)) in enumerate(zip(self.members, slabs, strict=False)):
                 columns = shared.rows(i, left, right)
-                results.append(stack.enter_context(Ahead(member.bands(columns, right - left, self_ensemble))))
+                results.append(stack.enter_context(Prefetcher(member.bands(columns, right - left, self_ensemble))))
             waiting: list[np.ndarray | None] = [None] * len(slabs)
             while True:
                 for i, (left, _, first, end) in enumerate(slabs):
@@ -62,7 +62,7 @@ class Team:
 
         A slab keeps at least four radii, so that what two compute both is never more than half of it.
         """
-        radius = self.members[0].model.config.radius
+        radius = self.members[0].model.config.receptive_radius
         count = max(1, min(len(self.members), width // (4 * radius)))
         cuts = [width * i // count for i in range(count + 1)]
         return [(max(0, a - radius), min(width, b + radius), a, b) for a, b in itertools.pairwise(cuts)]

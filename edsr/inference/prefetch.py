@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Iterator[T], Generic[T]):
+class Prefetcher(Iterator[T], Generic[T]):
     """The items of an iterable, up to `count` of them made before they are asked for.
 
     What the iterable raises is raised here, after the items before it. A context manager: at its end the thread has
@@ -24,7 +24,7 @@ class Ahead(Iterator[T], Generic[T]):
         self._thread = threading.Thread(target=self._make, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Ahead[T]":
+    def __enter__(self) -> "Prefetcher[T]":
         return self
 
     def __exit__(self, *_: object) -> None:

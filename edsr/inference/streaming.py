@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edsr.kernels import AS_COMPUTED, Result, empty_map, load_ops
+from edsr.kernels import RAW_OUTPUT, OutputSpec, empty_feature_map, load_ops
 from edsr.models import EDSR
 
-from .cuda import Bands
+from .cuda import BandGraph
 
 reference = load_ops("torch")
 
@@ -43,14 +43,14 @@ class Band(NamedTuple):
     @classmethod
     def empty(cls, like: Tensor, channels: int, rows: int, columns: int, dtype: torch.dtype) -> "Band":
         size = (like.shape[0], channels, HEADROOM + rows + FOOTROOM, columns)
-        return cls(empty_map(size, dtype, like.device), rows)
+        return cls(empty_feature_map(size, dtype, like.device), rows)
 
     @property
     def content(self) -> Tensor:
         return self.buffer[:, :, HEADROOM : HEADROOM + self.rows]
 
 
-class RowOps:
+class StreamingOps:
     """The namespace of ops for one image (or one batch, or some columns of it), with a memory for each call.
 
     ops: the namespace that computes, `edsr.kernels.reference` or `edsr.kernels.triton.ops`. Calls are told apart by
@@ -59,13 +59,13 @@ class RowOps:
 
     def __init__(self, ops: Any = reference):
         self._ops = ops
-        self._memories: list[_Memory] = []
+        self._memories: list[LineBuffer] = []
         self._calls = 0
-        self._closing = range(0)
+        self._flushing = range(0)
 
-    def begin(self, closing: range) -> None:
+    def begin(self, flushing: range) -> None:
         """Announces a pass. closing: the ops, by their order, whose input ends with it."""
-        self._calls, self._closing = 0, closing
+        self._calls, self._flushing = 0, flushing
 
     def state(self) -> list[Tensor]:
         """All that is remembered, in one order."""
@@ -128,14 +128,14 @@ class RowOps:
         y = self.conv3x3(x, weight1, bias1, relu=True)
         return self.conv3x3(y, weight2, bias2, scale=scale, skip=x)
 
-    def tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], result: Result) -> Tensor:
+    def tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
         window = self._memory().extend(x, 1)
         if window.shape[2] <= 2:
             return _no_rows(window, window.shape[3], result)
         return self._ops.tail(window, weight, bias, mean, result, padding=0)
 
     def collapsed_tail(
-        self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int, result: Result
+        self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int, result: OutputSpec
     ) -> Tensor:
         memory = self._memory()
         window = memory.extend(x, 2)
@@ -145,16 +145,16 @@ class RowOps:
         memory.begun = True
         return self._ops.collapsed_tail(window, weight, bias, mean, shuffle, result, padding=0, ends=ends)
 
-    def _memory(self) -> "_Memory":
+    def _memory(self) -> "LineBuffer":
         if self._calls == len(self._memories):
-            self._memories.append(_Memory())
+            self._memories.append(LineBuffer())
         memory = self._memories[self._calls]
-        memory.closing = self._calls in self._closing
+        memory.closing = self._calls in self._flushing
         self._calls += 1
         return memory
 
 
-class _Memory:
+class LineBuffer:
     """What one call of an op remembers from band to band."""
 
     def __init__(self):
@@ -198,7 +198,7 @@ class _Memory:
                 self.delayed.appendleft(piece[:, :, n:].clone())
 
 
-def _no_rows(like: Tensor, columns: int, result: Result) -> Tensor:
+def _no_rows(like: Tensor, columns: int, result: OutputSpec) -> Tensor:
     dtype = result.dtype or torch.promote_types(like.dtype, torch.float32)
     return torch.empty(like.shape[0], 3, 0, columns, dtype=dtype, device=like.device)
 
@@ -208,7 +208,7 @@ class Stream:
 
     width: LR columns. columns: widest piece computed at once, overlap included (see `plan`), None for all.
     ops: the namespace that computes. result: what is asked of the tail. recorded: whether bands of equal height
-    are to be a CUDA graph (see `edsr.inference.cuda.Bands`). Pieces advance in step, so that whole rows come out in
+    are to be a CUDA graph (see `edsr.inference.cuda.BandGraph`). Pieces advance in step, so that whole rows come out in
     order.
     """
 
@@ -218,12 +218,12 @@ class Stream:
         width: int,
         columns: int | None = None,
         ops: Any = reference,
-        result: Result = AS_COMPUTED,
+        result: OutputSpec = RAW_OUTPUT,
         recorded: bool = False,
     ):
         self.model, self.width, self.ops, self.result = model, width, ops, result
         self._tallest = 1  # rows of the tallest band so far
-        radius = model.config.radius
+        radius = model.config.receptive_radius
         if columns is None or columns >= width:
             cuts = [0, width]
         else:
@@ -231,9 +231,11 @@ class Stream:
             cuts = [width * i // pieces for i in range(pieces + 1)]
         # (first and end column of the piece as computed, of the part kept, its ops)
         self._pieces = [
-            (max(0, a - radius), min(width, b + radius), a, b, RowOps(ops)) for a, b in itertools.pairwise(cuts)
+            (max(0, a - radius), min(width, b + radius), a, b, StreamingOps(ops)) for a, b in itertools.pairwise(cuts)
         ]
-        self._bands = [Bands(partial(self._band, piece[-1], range(0)), piece[-1]) for piece in self._pieces if recorded]
+        self._bands = [
+            BandGraph(partial(self._band, piece[-1], range(0)), piece[-1]) for piece in self._pieces if recorded
+        ]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, last: bool = False) -> Tensor:
@@ -265,7 +267,7 @@ class Stream:
             parts.append(y[:, :, :, (first - left) * s : (end - left) * s])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
 
-    def _band(self, ops: RowOps, closing: range, x: Tensor) -> Tensor:
+    def _band(self, ops: StreamingOps, closing: range, x: Tensor) -> Tensor:
         ops.begin(closing)
         return self.model(x, ops, self.result)
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from edsr.devices import PRECISIONS, cpu_has, pick_device
-from edsr.errors import EngineError
-from edsr.kernels import Result, load_ops
-from edsr.models import EDSR, FoldedEDSR, turned
+from edsr.errors import BackendError
+from edsr.kernels import OutputSpec, load_ops
+from edsr.models import EDSR, FoldedEDSR, dihedral
 
-from .cuda import Graphs
-from .image_run import OutOfMemory, Passage
+from .cuda import GraphCache
+from .image_run import ImageRun, OutOfMemory
 from .streaming import MIN_TILE, plan
 
 BACKENDS = ("auto", "torch", "triton", "winograd")
@@ -41,7 +41,7 @@ class Upscaler:
     they can be had, else torch. tile: "auto" (on CUDA by the memory that is free), or N: no feature map is larger
     than one of N x N pixels (at least 32). On a CPU bands use no more than 256, because larger maps take memory and
     little less time; an image within N x N is computed whole, with "winograd" up to 512 x 512 (64 features).
-    Raises EngineError where one of these cannot be had.
+    Raises BackendError where one of these cannot be had.
 
     The result does not depend on `tile`: it is the whole image's, to rounding. An Upscaler may be called
     from several threads at once.
@@ -66,12 +66,12 @@ class Upscaler:
         self._networks: dict[tuple[str, bool], list[FoldedEDSR]] = {}
         self._lock = threading.Lock()
         # Of several images one band is computed at a time: together they need no more memory than one.
-        self.turn = threading.Lock()
+        self.compute_lock = threading.Lock()
         self.ops = load_ops(self.backend)
         self.graphs = self.backend == "triton" and self.device.type == "cuda"
         self.model = self.networks(self.precision)[0]
         forward = partial(_forward, self.model, self.ops)
-        self._whole = Graphs(forward) if self.graphs else forward
+        self._whole = GraphCache(forward) if self.graphs else forward
 
     def __call__(self, image: np.ndarray, self_ensemble: bool = False) -> np.ndarray:
         """The image, s times larger.
@@ -79,7 +79,7 @@ class Upscaler:
         image: [H, W] gray, or [H, W, C] of gray, gray and alpha, RGB, or RGB and alpha (C = 1 to 4); uint8, uint16, or
         float32 in 0..1. Gives the same dtype and number of axes, clamped to the range and, for whole numbers,
         rounded to nearest. self_ensemble: see `bands`.
-        Raises TypeError or ValueError for other dtypes and shapes, EngineError as `bands` does.
+        Raises TypeError or ValueError for other dtypes and shapes, BackendError as `bands` does.
         """
         if image.dtype not in (np.uint8, np.uint16, np.float32):
             raise TypeError(f"images are uint8, uint16 or float32, not {image.dtype}")
@@ -106,7 +106,7 @@ class Upscaler:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
         images = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
         with torch.no_grad(), self.current():
-            y = self._whole(images, Result(x.dtype)).permute(0, 2, 3, 1)
+            y = self._whole(images, OutputSpec(x.dtype)).permute(0, 2, 3, 1)
         return y[0] if x.ndim == 3 else y
 
     def warm_up(self, say: Callable[[str], None]) -> None:
@@ -115,7 +115,7 @@ class Upscaler:
 
         say: gets a line for each kernel that is compiled, now or later, and one where the fastest of a Hopper GPU have
         not been tried on it, which is then begun (see `edsr.kernels.triton.hopper.probe`). Where those for CPUs
-        cannot be compiled, torch becomes the backend, or EngineError is raised if they were asked for. Does nothing
+        cannot be compiled, torch becomes the backend, or BackendError is raised if they were asked for. Does nothing
         for other backends.
         """
         if self.backend == "triton" and self.device.type == "cuda":
@@ -124,7 +124,7 @@ class Upscaler:
             self(np.zeros((8, 160, 3), np.uint8))
         elif self.backend == "winograd" and (reason := self.ops.ready(say)):
             if self._forced:
-                raise EngineError(f"--backend winograd: {reason}; use --backend torch")
+                raise BackendError(f"--backend winograd: {reason}; use --backend torch")
             say(f"{reason}: PyTorch computes")
             self.backend, self.ops = "torch", load_ops("torch")
             self._whole = partial(_forward, self.model, self.ops)
@@ -134,7 +134,7 @@ class Upscaler:
         if height is not None and width * height <= self.tile**2:
             return height, width
         tile = min(self.tile, AUTO_TILE["cpu"]) if self.device.type == "cpu" else self.tile
-        return plan(width, tile, self.model.config.radius)
+        return plan(width, tile, self.model.config.receptive_radius)
 
     def band_rows(self, width: int, height: int) -> int:
         """How many rows of an image are best handed over at once: all, where it is small enough."""
@@ -154,12 +154,12 @@ class Upscaler:
         eight times the work.
 
         Where a reduced precision overflows, the rest of the image is computed in fp32; where memory runs out, in
-        smaller bands; `say` is told once. Raises EngineError where the smallest do not fit.
+        smaller bands; `say` is told once. Raises BackendError where the smallest do not fit.
         """
         try:
-            yield from Passage(self, rows, width, self_ensemble)
+            yield from ImageRun(self, rows, width, self_ensemble)
         except OutOfMemory as error:
-            raise EngineError(f"{error}; close what else uses it, or use --device cpu") from None
+            raise BackendError(f"{error}; close what else uses it, or use --device cpu") from None
 
     def networks(self, precision: str, self_ensemble: bool = False) -> list[FoldedEDSR]:
         """The network on the device in a precision; for a self-ensemble the eight, turned in all ways."""
@@ -167,10 +167,10 @@ class Upscaler:
             key = precision, self_ensemble
             if key not in self._networks:
                 if self_ensemble:
-                    models = [turned(self._folded, *turn) for turn in itertools.product((False, True), repeat=3)]
+                    models = [dihedral(self._folded, *turn) for turn in itertools.product((False, True), repeat=3)]
                 else:
                     models = [
-                        self._folded if self.device.type == "cpu" and precision == "fp32" else turned(self._folded)
+                        self._folded if self.device.type == "cpu" and precision == "fp32" else dihedral(self._folded)
                     ]
                 # torch's stub leaves memory_format out.
                 self._networks[key] = [
@@ -181,7 +181,7 @@ class Upscaler:
                 ]
             return self._networks[key]
 
-    def whole(self, precision: str) -> Callable[[Tensor, Result], Tensor]:
+    def whole(self, precision: str) -> Callable[[Tensor, OutputSpec], Tensor]:
         """The network on a whole image; in the usual precision as CUDA graphs, where there are any."""
         return self._whole if precision == self.precision else partial(_forward, self.networks(precision)[0], self.ops)
 
@@ -190,7 +190,7 @@ class Upscaler:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
 
-def _forward(model: EDSR, ops, x: Tensor, result: Result) -> Tensor:
+def _forward(model: EDSR, ops, x: Tensor, result: OutputSpec) -> Tensor:
     return model(x, ops, result)
 
 
@@ -198,22 +198,22 @@ def _precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
     if name not in PRECISIONS:
-        raise EngineError(f"unknown precision {name!r}: use auto, fp32, fp16 or bf16")
+        raise BackendError(f"unknown precision {name!r}: use auto, fp32, fp16 or bf16")
     if device.type == "cpu" and name != "fp32" and not cpu_has(name):
-        raise EngineError(f"--precision {name}: this CPU has no fast {name}; use --precision fp32")
+        raise BackendError(f"--precision {name}: this CPU has no fast {name}; use --precision fp32")
     return name
 
 
 def _backend(name: str, device: torch.device, model: EDSR, precision: str) -> str:
     if name not in BACKENDS:
-        raise EngineError(f"unknown backend {name!r}: use {', '.join(BACKENDS)}")
+        raise BackendError(f"unknown backend {name!r}: use {', '.join(BACKENDS)}")
     best = {"cuda": "triton", "cpu": "winograd"}.get(device.type, "torch")
     chosen = best if name == "auto" else name
     if chosen == "torch":
         return "torch"
     trouble = _no_triton(device, model) if chosen == "triton" else _no_winograd(device, model, precision)
     if trouble and name != "auto":
-        raise EngineError(f"--backend {name}: {trouble}; use --backend torch")
+        raise BackendError(f"--backend {name}: {trouble}; use --backend torch")
     return "torch" if trouble else chosen
 
 
@@ -254,5 +254,5 @@ def _tile(tile: int | str, device: torch.device, model: EDSR, precision: str, ba
             best = min(best, max(MIN_TILE, math.isqrt(torch.cuda.mem_get_info(device)[0] // 2 // pixel)))
         return best
     if not isinstance(tile, int) or tile < MIN_TILE:
-        raise EngineError(f"--tile {tile}: give auto or a whole number of {MIN_TILE} or more")
+        raise BackendError(f"--tile {tile}: give auto or a whole number of {MIN_TILE} or more")
     return min(tile, best) if device.type == "cpu" else tile

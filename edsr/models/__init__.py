@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .edsr import SCALES as SCALES
     from .edsr import EDSRConfig as EDSRConfig
     from .folding import FoldedEDSR as FoldedEDSR
-    from .folding import turned as turned
+    from .folding import dihedral as dihedral
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "collapsed": ["CollapsedEDSR", "worth_collapsing"],
         "edsr": ["DIV2K_MEAN", "EDSR", "EDSRConfig", "PRESETS", "SCALES"],
-        "folding": ["FoldedEDSR", "turned"],
+        "folding": ["FoldedEDSR", "dihedral"],
     },
 )

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edsr.kernels import AS_COMPUTED, Result, conv5x5, finish, ringed_conv5x5
+from edsr.kernels import RAW_OUTPUT, OutputSpec, conv5x5, ringed_conv5x5, to_output
 
 from .edsr import EDSR
-from .folding import CLASSES
+from .folding import BORDER_CLASSES
 
 COLLAPSED_FROM = 1024  # LR pixels of one process's patches in a step
 _TAPS = (-1, 0, 1)
@@ -42,12 +42,12 @@ class CollapsedEDSR(EDSR):
         self.upsampler, self.tail = model.upsampler, model.tail
         kind = model.tail.weight
         # No buffers: DistributedDataParallel would send them round, and a graph needs them where they are.
-        self._maps = maps(model.config.shuffles, torch.promote_types(kind.dtype, torch.float32), kind.device)
+        self._maps = maps(model.config.shuffle_factors, torch.promote_types(kind.dtype, torch.float32), kind.device)
 
-    def reconstruct(self, x: Tensor, ops: Any, result: Result = AS_COMPUTED) -> Tensor:
+    def reconstruct(self, x: Tensor, ops: Any, result: OutputSpec = RAW_OUTPUT) -> Tensor:
         weights, biases = compose(self, self._maps, x.dtype)
         y = ringed_conv5x5(x, weights, biases, getattr(ops, "conv5x5", conv5x5))
-        return finish(F.pixel_shuffle(y, self.config.scale), self.config.mean, result)
+        return to_output(F.pixel_shuffle(y, self.config.scale), self.config.mean, result)
 
 
 def worth_collapsing(device: torch.device, pixels: int) -> bool:
@@ -71,7 +71,7 @@ def compose(model: EDSR, maps: Maps, dtype: torch.dtype) -> tuple[Grid, Grid]:
     bias = model.tail.bias  # then [output row, output column, color]
     assert bias is not None
     bias = bias.to(kind)
-    layers = zip(reversed(model.upsampler), reversed(model.config.shuffles), maps, strict=True)
+    layers = zip(reversed(model.upsampler), reversed(model.config.shuffle_factors), maps, strict=True)
     for layer, r, (to_taps, to_outputs) in layers:
         assert isinstance(layer, nn.Conv2d) and layer.bias is not None
         n, _, colors, inner = weight.shape
@@ -83,7 +83,7 @@ def compose(model: EDSR, maps: Maps, dtype: torch.dtype) -> tuple[Grid, Grid]:
         product = (weight @ taps.reshape(inner, -1)).view(n, n, colors, 3 * r, 3 * r, outer)
         weight = _on_both_axes(to_taps, product.permute(0, 3, 1, 4, 2, 5))
     s = model.config.scale
-    lengths = [length for length, _, _ in CLASSES.values()]
+    lengths = [length for length, _, _ in BORDER_CLASSES.values()]
     weights = [
         [_weight(part, s).to(dtype) for part in rows.split([s * length for length in lengths], 1)]
         for rows in weight.split([s * length for length in lengths])
@@ -127,7 +127,7 @@ def maps(shuffles: Sequence[int], dtype: torch.dtype, device: torch.device) -> M
             ends = [(way, column) for before, column in ends for way, _ in _coarser(before, whole, coarse)]
             whole *= coarse
         to_outputs = torch.zeros(4, whole, len(ways) * r)
-        for border, (length, here, _) in CLASSES.items():
+        for border, (length, here, _) in BORDER_CLASSES.items():
             for start, _, column in _inside(ends, length, here):
                 to_outputs[border, start, column] = 1
         if k > 0:
@@ -137,7 +137,7 @@ def maps(shuffles: Sequence[int], dtype: torch.dtype, device: torch.device) -> M
                 to_taps[ways.index(way), column] = 1
         else:
             windows = []
-            for length, here, _ in CLASSES.values():
+            for length, here, _ in BORDER_CLASSES.values():
                 window = torch.zeros(size, length, 3 * len(ways) * r)
                 for start, seen, column in _inside(on, length, here):
                     window[start, seen, column] = 1

@@ -1,6 +1,6 @@
 """EDSR (Lim et al., CVPRW 2017): the network, written once against a handful of ops.
 
-Pixel values are RGB in 0..1 at both ends; inside, they are the same values minus `EDSRConfig.mean`.
+Pixel values are RGB in 0..1 at both ends; inside, they are the same values minus `EDSRConfig.mean_scores`.
 That is the one value range of this project: checkpoints that count in 0..255 are brought to it when
 they are loaded (`edsr.weights`), exactly, because the network is homogeneous: dividing every bias by
 255 divides the output by 255.
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from edsr.kernels import AS_COMPUTED, Result, load_ops
+from edsr.kernels import RAW_OUTPUT, OutputSpec, load_ops
 
 reference = load_ops("torch")
 
@@ -41,12 +41,12 @@ class EDSRConfig:
             raise ValueError(f"blocks must be 0 or more and features 1 or more, not {self.blocks} and {self.features}")
 
     @property
-    def shuffles(self) -> tuple[int, ...]:
+    def shuffle_factors(self) -> tuple[int, ...]:
         """Pixel-shuffle factors of the upsampler, in order: (2,), (3,) or (2, 2)."""
         return (2, 2) if self.scale == 4 else (self.scale,)
 
     @property
-    def radius(self) -> int:
+    def receptive_radius(self) -> int:
         """How many input pixels in each direction an output pixel can depend on (upsampler and tail: 2)."""
         return 1 + 2 * self.blocks + 1 + 2
 
@@ -75,7 +75,7 @@ class EDSR(nn.Module):
     """The network of figure 3 of the paper.
 
     `forward` never touches a feature map itself: it hands each to the next op of `ops`, a namespace such
-    as `edsr.kernels.reference` or an object such as `edsr.inference.streaming.RowOps` that remembers rows between
+    as `edsr.kernels.reference` or an object such as `edsr.inference.streaming.StreamingOps` that remembers rows between
     calls.
     """
 
@@ -86,11 +86,11 @@ class EDSR(nn.Module):
         self.head = conv(3, c)
         self.body = nn.ModuleList(ResBlock(c, config.residual_scale) for _ in range(config.blocks))
         self.body_end = conv(c, c)
-        self.upsampler = nn.ModuleList(conv(c, r * r * c) for r in config.shuffles)
+        self.upsampler = nn.ModuleList(conv(c, r * r * c) for r in config.shuffle_factors)
         self.tail = conv(c, 3)
 
-    def forward(self, x: Tensor, ops: Any = reference, result: Result = AS_COMPUTED) -> Tensor:
-        """x: [N, 3, H, W] RGB in 0..1, or uint8 or uint16 of full range. Gives [N, 3, s·H, s·W], see `Result`."""
+    def forward(self, x: Tensor, ops: Any = reference, result: OutputSpec = RAW_OUTPUT) -> Tensor:
+        """x: [N, 3, H, W] RGB in 0..1, or uint8 or uint16 of full range. Gives [N, 3, s·H, s·W], see `OutputSpec`."""
         x = ops.head(x, self.head.weight, self.head.bias, self.config.mean)
         y = x
         for block in self.body:
@@ -98,9 +98,9 @@ class EDSR(nn.Module):
         y = ops.conv3x3(y, self.body_end.weight, self.body_end.bias, skip=x)
         return self.reconstruct(y, ops, result)
 
-    def reconstruct(self, x, ops, result=AS_COMPUTED):
+    def reconstruct(self, x, ops, result=RAW_OUTPUT):
         """Body to image: the linear part of the network, which `edsr.models.folding` replaces by one convolution."""
-        for layer, r in zip(self.upsampler, self.config.shuffles, strict=True):
+        for layer, r in zip(self.upsampler, self.config.shuffle_factors, strict=True):
             x = ops.conv3x3(x, layer.weight, layer.bias, shuffle=r)
         return ops.tail(x, self.tail.weight, self.tail.bias, self.config.mean, result)
 

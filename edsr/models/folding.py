@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edsr.kernels import AS_COMPUTED, FIRST, INNER, LAST, ONLY, load_ops
+from edsr.kernels import FIRST, INNER, LAST, ONLY, RAW_OUTPUT, load_ops
 
 from .edsr import EDSR, ResBlock
 
 reference = load_ops("torch")
 
 # Border class -> (an image's length in which some pixel has it, that pixel, where its window starts in 5 taps).
-CLASSES = {
+BORDER_CLASSES = {
     INNER: (5, 2, 0),
     FIRST: (3, 0, 2),
     LAST: (3, 2, 0),
@@ -59,12 +59,12 @@ class FoldedEDSR(EDSR):
         self.requires_grad_(False)
         self.eval()
 
-    def reconstruct(self, x, ops, result=AS_COMPUTED):
+    def reconstruct(self, x, ops, result=RAW_OUTPUT):
         c = self.config
         return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, c.mean, c.scale, result)
 
 
-def turned(model: FoldedEDSR, flip_rows: bool = False, flip_columns: bool = False, swap: bool = False) -> FoldedEDSR:
+def dihedral(model: FoldedEDSR, flip_rows: bool = False, flip_columns: bool = False, swap: bool = False) -> FoldedEDSR:
     """The network that does to an image what `model` does to it turned, and turns the result back.
 
     The turn: rows flipped, columns flipped, then rows and columns swapped, each if asked for. Instead it is the weights
@@ -127,8 +127,8 @@ def collapse(model: EDSR) -> tuple[Tensor, Tensor]:
     each_output = torch.eye(outputs, **kind).view(outputs, 3, s, s)
     weight = torch.zeros(4, 4, outputs, c, 5, 5, **kind)
     bias = torch.zeros(4, 4, outputs, **kind)
-    for row_class, (height, i, top) in CLASSES.items():
-        for column_class, (width, j, left) in CLASSES.items():
+    for row_class, (height, i, top) in BORDER_CLASSES.items():
+        for column_class, (width, j, left) in BORDER_CLASSES.items():
             rows, columns = slice(i * s, (i + 1) * s), slice(j * s, (j + 1) * s)  # of one pixel
             chosen = torch.zeros(outputs, 3, height * s, width * s, **kind)
             chosen[:, :, rows, columns] = each_output
@@ -145,7 +145,7 @@ def _transposed(model: EDSR, y: Tensor) -> Tensor:
     As differentiating would give it, by which PyTorch imports sympy: half a second and 60 MB.
     """
     x = F.conv_transpose2d(y, model.tail.weight, padding=1)
-    for layer, r in reversed(list(zip(model.upsampler, model.config.shuffles, strict=True))):
+    for layer, r in reversed(list(zip(model.upsampler, model.config.shuffle_factors, strict=True))):
         assert isinstance(layer, nn.Conv2d)
         x = F.conv_transpose2d(F.pixel_unshuffle(x, r), layer.weight, padding=1)
     return x

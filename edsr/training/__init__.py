@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from .config import TrainOptions as TrainOptions
+    from .config import TrainConfig as TrainConfig
     from .preview import write_preview as write_preview
     from .trainer import train as train
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "config": ["TrainOptions"],
+        "config": ["TrainConfig"],
         "preview": ["write_preview"],
         "trainer": ["train"],
     },

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edsr.errors import CheckpointError
 
-PIECE = 15_000_000  # bytes of tensors in a file, but for a larger single tensor: small enough to be sent anywhere
+SHARD_BYTES = 15_000_000  # bytes of tensors in a file, but for a larger single tensor: small enough to be sent anywhere
 KEPT = 2
 VERSION = 1
 
@@ -41,7 +41,7 @@ def write(run: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         files = {}
-        for i, tensors in enumerate(_pieces(checkpoint.tensors)):
+        for i, tensors in enumerate(_shards(checkpoint.tensors)):
             name, data = f"{i:02d}.safetensors", save(tensors)
             _write(part / name, data)
             files[name] = [len(data), zlib.crc32(data)]
@@ -67,7 +67,7 @@ def exists(run: Path) -> bool:
     return bool(_folders(run))
 
 
-def newest(run: Path, say: Callable[[str], None], before: int | None = None) -> Checkpoint:
+def load_latest(run: Path, say: Callable[[str], None], before: int | None = None) -> Checkpoint:
     """The newest intact checkpoint under `run`, of step `before` or earlier; the oldest if none is so early.
 
     say: told of damaged ones. Raises CheckpointError if none is intact.
@@ -96,11 +96,11 @@ def _read(folder: Path) -> Checkpoint:
     return Checkpoint(state["step"], tensors, state["record"])
 
 
-def _pieces(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     piece: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors.items():
-        if piece and size + tensor.nbytes > PIECE:
+        if piece and size + tensor.nbytes > SHARD_BYTES:
             yield piece
             piece, size = {}, 0
         piece[name] = tensor.detach().cpu().contiguous()

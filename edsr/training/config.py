@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from edsr.data import Degradation, parse
+from edsr.data import Degradation, parse_degradation
 from edsr.errors import TrainError, WeightsError
 from edsr.models import PRESETS
 
@@ -20,8 +20,8 @@ UNLESS_GIVEN = 1000  # steps between validations, and between checkpoints, where
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """What a run is. data, val: as `edsr.data.load` takes them. patch: LR pixels a side. lr: its peak.
+class TrainConfig:
+    """What a run is. data, val: as `edsr.data.load_dataset` takes them. patch: LR pixels a side. lr: its peak.
 
     loss, schedule: see `edsr.training.recipe`. steps: "auto" for as many as fit into `minutes`, measured at the
     start. init: weights to start from (file, or packaged name: of this scale, if there are such, else x2), or None
@@ -35,11 +35,11 @@ class TrainOptions:
     decay: steps in which the learning rate falls to 0, after a copy of the state of the run in `source`; "auto" as for
     steps. Its result is a run of its own in `out`; "" for the folder of the source's name, "-decay-" and its step.
 
-    degrade: what is done to LR patches, as `edsr.data.degradation.parse` reads it; None: nothing.
+    degrade: what is done to LR patches, as `edsr.data.degradation.parse_mixture` reads it; None: nothing.
 
     precision: "auto" (bf16 on CUDA, else fp32), "fp32" or "bf16". backend: "triton" (this project's kernels for GPUs),
     "winograd" (those for CPUs), "torch", or "auto": ours where they were measured to be faster. crop, cache: see
-    `edsr.data.load`. graph: whether to use CUDA graphs. deterministic: bits that repeat on CUDA too.
+    `edsr.data.load_dataset`. graph: whether to use CUDA graphs. deterministic: bits that repeat on CUDA too.
     """
 
     data: tuple[str, ...]
@@ -79,12 +79,12 @@ class TrainOptions:
     def degradation(self) -> Degradation | None:
         """What `degrade` means. Raises TrainError."""
         try:
-            return None if self.degrade is None else parse(self.degrade)
+            return None if self.degrade is None else parse_degradation(self.degrade)
         except ValueError as error:
             raise TrainError(f"--degrade: {error}") from None
 
 
-def check(options: TrainOptions, world: int, first: bool, place: str = "--out") -> None:
+def check(options: TrainConfig, world: int, first: bool, place: str = "--out") -> None:
     """Raises TrainError or WeightsError if no run can come of these, with `world` processes; the first alone looks
     into the run's folder, which it will make. Those of a resumed run are what `recall` gives. place: the option that
     names the folder."""
@@ -114,13 +114,13 @@ def check(options: TrainOptions, world: int, first: bool, place: str = "--out") 
         raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
 
 
-def identity(options: TrainOptions) -> dict:
+def run_signature(options: TrainConfig) -> dict:
     """What must be the same for a run to be the same run, but for the steps of one that may be of any length."""
     named = {name: asdict(options)[name] for name in IDENTITY}
     return named | {"degrade": options.degradation and str(options.degradation)}
 
 
-def remembered(options: TrainOptions) -> dict:
+def remembered(options: TrainConfig) -> dict:
     """What a run keeps beside that, so that it can be resumed by its name alone. Paths are absolute."""
     kept = {name: asdict(options)[name] for name in (*CHANGEABLE, *PLACES)}
     kept |= {"init": options.init and Path(options.init).name}  # only to compare, wherever the file is by now
@@ -128,7 +128,7 @@ def remembered(options: TrainOptions) -> dict:
     return kept | {"data": [os.path.abspath(source) for source in options.data]}
 
 
-def recall(options: TrainOptions, record: dict, run: Path) -> TrainOptions:
+def recall(options: TrainConfig, record: dict, run: Path) -> TrainConfig:
     """The options of a run that is resumed: of what was not given, what its checkpoint's `record` holds.
 
     Raises TrainError if what was given makes it another run, and names all that does.
@@ -143,7 +143,7 @@ def recall(options: TrainOptions, record: dict, run: Path) -> TrainOptions:
     options = replace(options, **{name: value for name, value in before.items() if name not in given})
     if not options.data:
         raise TrainError(f"{run} does not remember its images; name them with --data")
-    for name, value in identity(options).items():
+    for name, value in run_signature(options).items():
         free = name == "steps" and options.schedule == "wsd" and record.get("decay") is None
         # Runs of before there was --degrade lack it.
         differ += [] if free else _differ(name, record["options"].get(name), value)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from edsr.data import Feed, Images
-from edsr.devices import Ranks
+from edsr.data import PairedImages, PatchLoader
+from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
-from edsr.system import publish, temporary
+from edsr.system import rename_into_place, temporary
 
 from . import setup
-from .config import TrainOptions, check
+from .config import TrainConfig, check
 
 PATCHES, COLUMNS = 20, 4
 GAP, LINE, LINES = 8, 13, 3  # pixels between pairs; height of a line of text below a pair, and how many there may be
@@ -23,21 +23,21 @@ LETTERS = 6  # pixels that a letter takes across
 NARROWEST = 240  # what a pair has across, so that its text fits
 
 
-def write_preview(options: TrainOptions, folder: str, say: Callable[[str], None] = lambda line: None) -> None:
+def write_preview(options: TrainConfig, folder: str, say: Callable[[str], None] = lambda line: None) -> None:
     """Writes `folder`/degrade.png, in place of one that is there: `sheet` of the run that `options` would begin.
-    Nothing is trained, and `options.out` not looked at. Raises DataError, EngineError, TrainError or WeightsError."""
-    ranks = Ranks(options.device)
-    say = say if ranks.first else lambda line: None
+    Nothing is trained, and `options.out` not looked at. Raises DataError, BackendError, TrainError or WeightsError."""
+    ranks = ProcessGroup(options.device)
+    say = say if ranks.is_main else lambda line: None
     try:
         check(replace(options, out=folder, resume=False), ranks.world, False, "--preview")
         images, _ = setup.images(options, ranks, say)
-        if ranks.first:
+        if ranks.is_main:
             path = Path(folder) / "degrade.png"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = temporary(path)
                 sheet(images, options).save(part, "PNG")
-                publish(part, path, overwrite=True)
+                rename_into_place(part, path, overwrite=True)
             except OSError as error:
                 why = f"cannot be written ({error.strerror})"
                 raise TrainError(f"{path}: {why}; choose another folder with --preview") from None
@@ -46,7 +46,7 @@ def write_preview(options: TrainOptions, folder: str, say: Callable[[str], None]
         ranks.leave()
 
 
-def sheet(images: Images, options: TrainOptions) -> Image.Image:
+def sheet(images: PairedImages, options: TrainConfig) -> Image.Image:
     """The run's first PATCHES patches, in the order of its steps: LR | HR, LR enlarged by repeating its pixels, and
     below what was done to it."""
     side = options.patch * options.scale
@@ -62,10 +62,10 @@ def sheet(images: Images, options: TrainOptions) -> Image.Image:
     return image
 
 
-def _patches(images: Images, options: TrainOptions) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+def _patches(images: PairedImages, options: TrainConfig) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """(LR [p, p, 3], HR [s·p, s·p, 3], what was done), uint8, from step 0 on, without an end."""
     degradation = options.degradation
-    feed = Feed(images, options.patch, options.batch, options.seed, "cpu", 1, degradation=degradation)
+    feed = PatchLoader(images, options.patch, options.batch, options.seed, "cpu", 1, degradation=degradation)
     try:
         step = 0
         while True:

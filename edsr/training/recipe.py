@@ -14,7 +14,9 @@ SCHEDULES = ("cosine", "step", "wsd")
 MILESTONES = (0.5, 0.7, 0.8, 0.9, 0.95)  # fractions of the run after which "step" halves the learning rate
 WARM_UP = 500  # steps; no more than 2 % of a run whose length is known
 MEMORY = 1000  # steps that averaged weights remember; no more than a twentieth of a run whose length is known
-CLIP = 0.5  # largest norm of a gradient: some ten times a trained network's usual one, so that only outliers are cut
+GRAD_CLIP_NORM = (
+    0.5  # largest norm of a gradient: some ten times a trained network's usual one, so that only outliers are cut
+)
 # Loss of a network that has learnt nothing, its root for l2: it gives about gray, and no image is further from that.
 # Not a run's own first losses: they are of few patches, of a network that may know all, and soon of one that diverges.
 UNTRAINED = 0.5
@@ -57,7 +59,7 @@ def ema_decay(steps: int, schedule: str = "cosine") -> float:
     return 1 - 1 / (MEMORY if schedule == "wsd" else max(1, min(MEMORY, steps // 20)))
 
 
-class Watch:
+class DivergenceMonitor:
     """Sees a loss that is not finite, or whose mean over some 20 steps is 3 times the least that it had been before.
 
     That least is UNTRAINED to begin with, then the smallest mean over some 200 steps, fewer at the beginning, where it

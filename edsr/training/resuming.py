@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from edsr.devices import Ranks
+from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
 
 from . import checkpoint, recipe
 from .checkpoint import Checkpoint
-from .config import AUTO, TrainOptions, check, recall
+from .config import AUTO, TrainConfig, check, recall
 
 
 class Decay(NamedTuple):
@@ -29,13 +29,13 @@ class Origin(NamedTuple):
     """options: complete. found: what to go on from, in the first process alone. begins: whether the run's folder is yet
     to be made. decay: set for a run that is one, begun now or before."""
 
-    options: TrainOptions
+    options: TrainConfig
     found: Checkpoint | None = None
     begins: bool = True
     decay: Decay | None = None
 
 
-def find(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) -> Origin:
+def find(options: TrainConfig, ranks: ProcessGroup, say: Callable[[str], None]) -> Origin:
     """What the options ask for; the first process alone looks at folders, and tells the others.
 
     Raises TrainError, WeightsError or CheckpointError if it cannot be done. Writes nothing.
@@ -43,26 +43,26 @@ def find(options: TrainOptions, ranks: Ranks, say: Callable[[str], None]) -> Ori
     origin = Origin(options)
     if options.resume:
         found = told = None
-        if ranks.first:
+        if ranks.is_main:
             run, out, begins, found = _resumed(options, say) if options.decay is None else _split_off(options, say)
             told = {"run": str(run), "out": str(out), "begins": begins, "record": found.record}
-        told = ranks.spread([], told)
+        told = ranks.broadcast([], told)
         assert told is not None
         if options.decay is not None:  # says how many more, and what that makes is in the record
             options = replace(options, steps=AUTO)
         options = replace(recall(options, told["record"], Path(told["run"])), out=told["out"])
         decay = told["record"].get("decay")
         origin = Origin(options, found, told["begins"], decay and Decay(*decay))
-    check(origin.options, ranks.world, ranks.first)
+    check(origin.options, ranks.world, ranks.is_main)
     return origin
 
 
-def _resumed(options: TrainOptions, say: Callable[[str], None]) -> tuple[Path, Path, bool, Checkpoint]:
+def _resumed(options: TrainConfig, say: Callable[[str], None]) -> tuple[Path, Path, bool, Checkpoint]:
     run = Path(options.out)
     return run, run, False, _newest(run, say)
 
 
-def _split_off(options: TrainOptions, say: Callable[[str], None]) -> tuple[Path, Path, bool, Checkpoint]:
+def _split_off(options: TrainConfig, say: Callable[[str], None]) -> tuple[Path, Path, bool, Checkpoint]:
     """The run, the folder of its decay, whether that is yet to be made, and what to go on from."""
     run = Path(options.source or "")
     last = _newest(run, say)
@@ -76,7 +76,7 @@ def _split_off(options: TrainOptions, say: Callable[[str], None]) -> tuple[Path,
     steps = AUTO if options.decay in (AUTO, None) else last.step + options.decay
     out = Path(options.out) if options.out else run.resolve().with_name(f"{run.resolve().name}-decay-{last.step}")
     if checkpoint.exists(out):
-        found = checkpoint.newest(out, say)
+        found = checkpoint.load_latest(out, say)
         same = steps in (AUTO, found.record["options"]["steps"]) and found.record.get("decay") == [*decay]
         if not same:
             raise TrainError(f"{out} holds another run; continue that with --resume {out}, or choose another --out")
@@ -92,4 +92,4 @@ def _split_off(options: TrainOptions, say: Callable[[str], None]) -> tuple[Path,
 def _newest(run: Path, say: Callable[[str], None]) -> Checkpoint:
     if not checkpoint.exists(run):
         raise TrainError(f"{run} holds no run to resume; leave --resume out to start one")
-    return checkpoint.newest(run, say)
+    return checkpoint.load_latest(run, say)

@@ -11,11 +11,11 @@ from typing import TextIO
 
 import numpy as np
 
-NOTED = 50  # steps between lines of metrics.jsonl
+LOG_EVERY = 50  # steps between lines of metrics.jsonl
 MISSING = "pip install 'edsr-triton[train]'"
 
 
-class Journal:
+class RunLogger:
     """The journal of a run, continued after `step`: lines of later steps, which will be taken again, are dropped."""
 
     def __init__(self, run: Path, step: int, say: Callable[[str], None]):
@@ -41,7 +41,7 @@ class Journal:
         os.replace(part, self._path)
         return open(self._path, "a", encoding="utf-8", buffering=1)
 
-    def note(self, step: int, **values: float) -> None:
+    def log(self, step: int, **values: float) -> None:
         """A line of metrics.jsonl, and as many TensorBoard scalars."""
         self._file.write(json.dumps({"step": step} | values) + "\n")
         if self._board is not None:

@@ -16,20 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from edsr.data import Feed
-from edsr.devices import Ranks
-from edsr.inference import Recorded, recording_stream
+from edsr.data import PatchLoader
+from edsr.devices import ProcessGroup
+from edsr.inference import CapturedGraph, capture_stream
 from edsr.models import EDSR, CollapsedEDSR
 
 from . import recipe
-from .recipe import CLIP
+from .recipe import GRAD_CLIP_NORM
 
 BLOCK_FLOPS = 1e14  # work handed to a GPU at once, half a second or less; then losses are read and signals heard
 EAGER_STEPS = 3  # before a graph is recorded: they compile kernels, choose algorithms, and make gradients' buckets
 EAGER_STEPS_OF_MANY = 11  # DistributedDataParallel's own number, from PyTorch's notes on CUDA graphs
 
 
-class Step:
+class TrainStep:
     """Trains `model`, fp32 on its device, in place.
 
     feed: where patches come from. loss: one of recipe.LOSSES. decay: of the averaged weights. dtype: what the network
@@ -43,8 +43,8 @@ class Step:
     def __init__(
         self,
         model: EDSR,
-        feed: Feed,
-        ranks: Ranks,
+        feed: PatchLoader,
+        ranks: ProcessGroup,
         loss: str,
         decay: float,
         dtype: torch.dtype,
@@ -54,10 +54,10 @@ class Step:
         collapsed: bool = False,
     ):
         device = ranks.device
-        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
+        self.model, self.ema = model, copy.deepcopy(model).requires_grad_(False)
         self._feed, self._loss, self._say = feed, loss, say
         self._parameters: list[Tensor] = [*model.parameters()]
-        self._averages: list[Tensor] = [*self.average.parameters()]
+        self._averages: list[Tensor] = [*self.ema.parameters()]
         worker = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         self._worker_parameters: list[Tensor] = [*worker.parameters()]
         self._mixed = worker is not model
@@ -85,7 +85,7 @@ class Step:
         self._losses = torch.zeros(feed.steps, device=device)
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
         self._wanted = graph and device.type == "cuda"
-        self._graph: Recorded[None] | None = None
+        self._graph: CapturedGraph[None] | None = None
         self._eager_left = (EAGER_STEPS_OF_MANY if ranks.world > 1 else EAGER_STEPS) if self._wanted else 1
 
     @property
@@ -146,12 +146,12 @@ class Step:
 
     def _on_its_stream(self) -> contextlib.AbstractContextManager[torch.cuda.Stream | None]:
         """On CUDA steps and their recording share a stream: gradients that a graph writes were made on it."""
-        return recording_stream(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+        return capture_stream(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
     def _record(self) -> None:
         self._wanted = False
         try:
-            self._graph = Recorded(self._step)
+            self._graph = CapturedGraph(self._step)
         except RuntimeError as error:
             self._say(f"no CUDA graph of the step ({str(error).splitlines()[0]}); steps are launched one by one")
 
@@ -167,7 +167,7 @@ class Step:
         loss.backward()
         if self._mixed:
             _copy_all(_gradients(self._parameters), _gradients(self._worker_parameters))
-        clip_grad_norm_(self._parameters, CLIP)
+        clip_grad_norm_(self._parameters, GRAD_CLIP_NORM)
         self._optimizer.step()
         self._update_average(self._averages, self._parameters, None)
         self._losses.index_copy_(0, self._at, loss.detach().float().view(1))

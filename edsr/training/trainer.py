@@ -18,23 +18,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edsr.data import Feed
-from edsr.devices import Ranks
+from edsr.data import PatchLoader
+from edsr.devices import ProcessGroup
 from edsr.errors import TrainError, WeightsError
 from edsr.models import EDSR, PRESETS, worth_collapsing
 from edsr.weights import read_info, save_model
 
 from . import checkpoint, recipe, resuming, setup, step_budget
 from .checkpoint import Checkpoint
-from .config import AUTO, TrainOptions, identity, remembered
+from .config import AUTO, TrainConfig, remembered, run_signature
 from .intervals import APART, Cadence
 from .resuming import Origin
-from .run_log import NOTED, Journal
-from .step import Step
+from .run_log import LOG_EVERY, RunLogger
+from .step import TrainStep
 from .validation import Scores, misfit, plain, probe, validate, worsened
 
 WORSE = 1.25  # times the misfit that a run began with: one that ends with more is told; with Watch.JUMP, it has failed
-SETBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
+MAX_ROLLBACKS = 3  # times a run may go back to its last checkpoint with half the learning rate
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Progress:
 
 
 def train(
-    options: TrainOptions,
+    options: TrainConfig,
     say: Callable[[str], None] = lambda line: None,
     stopping: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
@@ -74,14 +74,14 @@ def train(
 
     say: told in one line what a person should know. stopping: asked between portions; once it is true (in any
     process), the run is saved and ends. Closing the iterator saves and ends it, too. clock: tells seconds. Raises
-    DataError, WeightsError, EngineError or TrainError before the first step, TrainError or CheckpointError later.
+    DataError, WeightsError, BackendError or TrainError before the first step, TrainError or CheckpointError later.
     """
     begun = clock()
-    ranks = Ranks(options.device)
-    say = say if ranks.first else lambda line: None
+    ranks = ProcessGroup(options.device)
+    say = say if ranks.is_main else lambda line: None
     run = None
     try:
-        run = _Run(resuming.find(options, ranks, say), ranks, say, clock, begun)
+        run = Trainer(resuming.find(options, ranks, say), ranks, say, clock, begun)
         with contextlib.closing(run):
             yield from run.steps(stopping)
     finally:
@@ -89,13 +89,13 @@ def train(
         ranks.leave()
 
 
-class _Run:
+class Trainer:
     """One run between its start and its end. `step` steps are done, `saved` of them safe on disk."""
 
     def __init__(
         self,
         origin: Origin,
-        ranks: Ranks,
+        ranks: ProcessGroup,
         say: Callable[[str], None],
         clock: Callable[[], float],
         begun: float,
@@ -106,7 +106,7 @@ class _Run:
         images, self.validation = setup.images(options, ranks, say)
         self.probe = probe(images, options.degradation)
         self.worsened = None
-        if options.degradation and self.validation and ranks.first:
+        if options.degradation and self.validation and ranks.is_main:
             self.worsened = worsened(self.validation, options.degradation)
 
         torch.manual_seed(options.seed)
@@ -121,24 +121,26 @@ class _Run:
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         block = setup.block(options, model, ranks)
         share = (ranks.rank, ranks.world)
-        feed = Feed(images, options.patch, options.batch, options.seed, ranks.device, block, share, options.degradation)
+        feed = PatchLoader(
+            images, options.patch, options.batch, options.seed, ranks.device, block, share, options.degradation
+        )
         dtype = setup.dtype(options, ranks)
         ops = setup.ops(options, ranks, dtype, model.config.features, say)
         collapsed = worth_collapsing(ranks.device, options.batch // ranks.world * options.patch**2)
-        self._build = lambda averaging: Step(
+        self._build = lambda averaging: TrainStep(
             model, feed, ranks, options.loss, averaging, dtype, ops, options.graph, say, collapsed
         )
         self.stepper = self._build(self._averaging(options.steps))
 
-        self.watch, self.misfit = recipe.Watch(options.loss), None
-        self.step, self.best, self.factor, self.setbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
+        self.divergence, self.misfit = recipe.DivergenceMonitor(options.loss), None
+        self.step, self.best, self.factor, self.rollbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
         self.images = [len(images), zlib.crc32(images.table.tobytes())]
         if options.resume:
             self._restore(found)
         self.misfit = self._sound_misfit() if self.misfit is None else self.misfit
         if options.steps == AUTO:
             self._fix_steps()
-        self.validating = Cadence(options.every(options.val_every), NOTED, clock=clock)
+        self.validating = Cadence(options.every(options.val_every), LOG_EVERY, clock=clock)
         self.saving = Cadence(options.every(options.save_every), apart=APART, clock=clock)
         self.noted: list[float] = []
         self._set_out()
@@ -153,8 +155,8 @@ class _Run:
 
     def _sound_misfit(self) -> float:
         """Of what the run sets out with, by all processes alike. Raises TrainError if that has diverged."""
-        value = misfit(self.stepper.average, self.probe)
-        if not value <= self.watch.JUMP * recipe.UNTRAINED:
+        value = misfit(self.stepper.ema, self.probe)
+        if not value <= self.divergence.JUMP * recipe.UNTRAINED:
             raise TrainError(
                 f"{self.folder}: what it would go on from has diverged (it is off by {value:.3g}, a gray image by "
                 f"{recipe.UNTRAINED} at most); start anew with a smaller --lr, or from other weights"
@@ -163,12 +165,12 @@ class _Run:
 
     def _failed(self) -> str | None:
         """Why the end of a run is none, the same in all processes."""
-        if self.watch.doubt is not None:
-            return self.watch.doubt
-        now = misfit(self.stepper.average, self.probe)
+        if self.divergence.doubt is not None:
+            return self.divergence.doubt
+        now = misfit(self.stepper.ema, self.probe)
         began = max(recipe.LEVEL, min(self.misfit or 0.0, recipe.UNTRAINED))
         found = f"the network is {now:.3g} off the truth, where it began with {began:.3g}"
-        if self.ranks.any(self.ranks.first and not now <= self.watch.JUMP * began):
+        if self.ranks.any(self.ranks.is_main and not now <= self.divergence.JUMP * began):
             return found
         if now > WORSE * began:
             self.say(f"{found}: that was better; try a smaller --lr, or more steps")
@@ -179,7 +181,7 @@ class _Run:
         minutes = self.options.minutes or 0
         rate = step_budget.rate(self.stepper, self.ranks, self.step, 60 * minutes, self.clock)
         count = step_budget.fitting(rate, self.begun + 60 * minutes - self.clock())
-        fixed = self.ranks.spread([], {"steps": self.step + count})
+        fixed = self.ranks.broadcast([], {"steps": self.step + count})
         assert fixed is not None
         averaging = self._averaging(fixed["steps"])
         if averaging != self._averaging(AUTO):
@@ -202,11 +204,11 @@ class _Run:
             self.say(f"resuming {self.folder} at step {self.step}")
         self.saved = -1 if self.begins else self.step  # what is on disk already
         self.journal = None
-        if self.ranks.first:
+        if self.ranks.is_main:
             _make(self.folder)
         self._save(None)
-        if self.ranks.first:
-            self.journal = Journal(self.folder, self.step, self.say)
+        if self.ranks.is_main:
+            self.journal = RunLogger(self.folder, self.step, self.say)
 
     def close(self) -> None:
         self.stepper.close()
@@ -230,7 +232,7 @@ class _Run:
             self.say(f"{self.folder}: has had its {self.last} steps already")
         try:
             while self.step < self.last:
-                yield self._portion()
+                yield self._run_chunk()
                 if self.ranks.any(stopping() or self._late()):
                     break
         except GeneratorExit:  # closed at its yield, where the state is whole, as it need not be after other exceptions
@@ -238,17 +240,17 @@ class _Run:
             raise
         self._save(None)
 
-    def _portion(self) -> Progress:
+    def _run_chunk(self) -> Progress:
         """As many steps as come before something may be due."""
         first, begun = self.step, time.perf_counter()
-        ends = [_next(first, every) for every in (self.validating.every, self.saving.every, NOTED) if every]
+        ends = [_next(first, every) for every in (self.validating.every, self.saving.every, LOG_EVERY) if every]
         count = min(*ends, self.last, first + self.stepper.most) - first
         rates = [self.rate(step) for step in range(first, first + count)]
         losses = self.stepper.run(first, rates)
         # Clocks differ: what is due by the first process's is due. It says so along with the losses.
-        due = [self.ranks.first and cadence.due(first + count) for cadence in (self.validating, self.saving)]
+        due = [self.ranks.is_main and cadence.due(first + count) for cadence in (self.validating, self.saving)]
         *losses, look, save = self.ranks.mean([*losses, *map(float, due)])
-        wrong = self.watch(losses)
+        wrong = self.divergence(losses)
         self.step += count
         ended = self.step == self.last
         look, save = look > 0 or ended, save > 0 or ended
@@ -257,19 +259,19 @@ class _Run:
         if wrong is None and ended and (why := self._failed()) is not None:
             wrong = count - 1, why
         if wrong is not None:
-            self._go_back(first + wrong[0] + 1, wrong[1])
+            self._roll_back(first + wrong[0] + 1, wrong[1])
             return Progress(self.step, self.last, self.folder, losses[wrong[0]], rates[wrong[0]], 0.0)
         elapsed = time.perf_counter() - begun
         speed = count * self.options.batch / elapsed
         self.seconds += elapsed
         self.noted += losses
-        if self.watch.doubt is not None:  # neither published nor gone back to, unless the loss comes down again
+        if self.divergence.doubt is not None:  # neither published nor gone back to, unless the loss comes down again
             look = save = False
         scores = self._validate() if look else None
-        if self.journal is not None and (self.step % NOTED == 0 or scores is not None or ended):
-            values = {"loss": float(np.mean(self.noted)), "lr": rates[-1], "images_per_second": round(speed, 2)}
+        if self.journal is not None and (self.step % LOG_EVERY == 0 or scores is not None or ended):
+            values = {"loss": float(np.mean(self.noted)), "lr": rates[-1], "patches_per_second": round(speed, 2)}
             values |= {"seconds": round(self.seconds, 2)} | _told(scores, "psnr")
-            self.journal.note(self.step, **values)
+            self.journal.log(self.step, **values)
             self.noted = []
         if save:
             self._save(scores)
@@ -278,13 +280,13 @@ class _Run:
 
     def _validate(self) -> Scores | None:
         """In the first process alone; the others wait at their next step."""
-        if not self.ranks.first or self.validation is None:
+        if not self.ranks.is_main or self.validation is None:
             return None
         with self.validating.measured():
-            psnr, samples = validate(self.stepper.average, self.validation, self.options.scale)
+            psnr, samples = validate(self.stepper.ema, self.validation, self.options.scale)
             scores = Scores(psnr)
             if self.worsened is not None:
-                psnr_degraded, more = validate(self.stepper.average, self.worsened, self.options.scale)
+                psnr_degraded, more = validate(self.stepper.ema, self.worsened, self.options.scale)
                 scores = Scores(psnr, psnr_degraded)
                 samples |= {f"degraded-{name}": sample for name, sample in more.items()}
             if self.journal is not None:
@@ -296,21 +298,21 @@ class _Run:
                 self._publish("best", scores)
         return scores
 
-    def _go_back(self, step: int, why: str) -> None:
+    def _roll_back(self, step: int, why: str) -> None:
         """To the last checkpoint, with half the learning rate from there on."""
-        setbacks, factor = self.setbacks + 1, self.factor / 2
-        if setbacks > SETBACKS:
+        setbacks, factor = self.rollbacks + 1, self.factor / 2
+        if setbacks > MAX_ROLLBACKS:
             raise TrainError(
                 f"at step {step} {why}, for the {setbacks}th time, with {self.factor:g} of the learning rate; "
                 f"start again with a smaller --lr, or look at the images"
             )
         # The trouble may be older than its sign, which is a mean over some steps.
-        before = step - recipe.Watch.FAST
-        self._restore(checkpoint.newest(self.folder, self.say, before) if self.ranks.first else None)
-        self.setbacks, self.factor, self.noted, self.saved = setbacks, factor, [], self.step
+        before = step - recipe.DivergenceMonitor.FAST
+        self._restore(checkpoint.load_latest(self.folder, self.say, before) if self.ranks.is_main else None)
+        self.rollbacks, self.factor, self.noted, self.saved = setbacks, factor, [], self.step
         if self.journal is not None:
             self.journal.back(self.step)
-            self.journal.note(self.step, setbacks=setbacks, lr_factor=factor)
+            self.journal.log(self.step, setbacks=setbacks, lr_factor=factor)
         self.say(f"at step {step} {why}: back to step {self.step}, with {factor:g} of the learning rate")
 
     def _save(self, scores: Scores | None) -> None:
@@ -318,11 +320,11 @@ class _Run:
         if self.step == self.saved:
             return
         beginning = self.saved < 0
-        if self.watch.doubt is not None and not beginning:
-            self.say(f"step {self.step} is not saved, step {self.saved} is: {self.watch.doubt}")
+        if self.divergence.doubt is not None and not beginning:
+            self.say(f"step {self.step} is not saved, step {self.saved} is: {self.divergence.doubt}")
             return
         self.saved = self.step
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         with self.saving.measured():
             if not beginning:
@@ -330,10 +332,10 @@ class _Run:
                 # Where there is nothing to validate on, the last is all that can be called best.
                 if not self.validation or not self._published("best").exists():
                     self._publish("best", scores)
-            record = {"options": identity(self.options), "remembered": remembered(self.options)}
+            record = {"options": run_signature(self.options), "remembered": remembered(self.options)}
             record |= {"decay": self.decay and [*self.decay], "pictures": self.images, "seconds": self.seconds}
-            record |= {"best": self.best if math.isfinite(self.best) else None, "watch": self.watch.state()}
-            record |= {"factor": self.factor, "setbacks": self.setbacks, "misfit": self.misfit}
+            record |= {"best": self.best if math.isfinite(self.best) else None, "watch": self.divergence.state()}
+            record |= {"factor": self.factor, "setbacks": self.rollbacks, "misfit": self.misfit}
             checkpoint.write(self.folder, Checkpoint(self.step, self.stepper.tensors(), record))
 
     def _published(self, name: str) -> Path:
@@ -347,7 +349,7 @@ class _Run:
         training |= {} if self.factor == 1 else {"lr_factor": self.factor}
         training |= {} if options.degradation is None else {"degrade": str(options.degradation)}
         training |= {key: round(value, 4) for key, value in _told(scores, "validation_psnr").items()}
-        save_model(self.stepper.average, self._published(name), training=training)
+        save_model(self.stepper.ema, self._published(name), training=training)
 
     def _restore(self, found: Checkpoint | None) -> None:
         """found: None in all processes but the first, which tells them."""
@@ -357,18 +359,18 @@ class _Run:
                 raise TrainError(f"{self.folder}: its checkpoint is of another network; choose another --out")
             for name, tensor in own.items():
                 tensor.copy_(found.tensors[name])
-        record = self.ranks.spread(own.values(), found.record | {"step": found.step} if found is not None else None)
+        record = self.ranks.broadcast(own.values(), found.record | {"step": found.step} if found is not None else None)
         assert record is not None
         self.step, self.seconds = record["step"], record["seconds"]
         self.best = -math.inf if record["best"] is None else record["best"]
-        self.factor, self.setbacks = record["factor"], record["setbacks"]
-        if self.ranks.first and self.options.every(self.options.val_every) is None:
+        self.factor, self.rollbacks = record["factor"], record["setbacks"]
+        if self.ranks.is_main and self.options.every(self.options.val_every) is None:
             self.best = max(self.best, _score(self._published("best")))  # nobody would find that step again
         if record["pictures"] == self.images:
-            self.watch.restore(record["watch"])
+            self.divergence.restore(record["watch"])
             self.misfit = record.get("misfit", self.misfit)
         else:
-            self.watch = recipe.Watch(self.options.loss)  # others may be harder
+            self.divergence = recipe.DivergenceMonitor(self.options.loss)  # others may be harder
             self.say("the images are not those this run began with; it goes on, but not as it would have")
 
     def _late(self) -> bool:

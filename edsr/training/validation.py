@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edsr.data import Degradation, Images, degraded, pack
+from edsr.data import Degradation, PairedImages, degraded, pack
 from edsr.evaluation import psnr, scored
-from edsr.images import bicubic
+from edsr.images import matlab_bicubic
 from edsr.models import EDSR
 
 PROBED = 4  # images from which a run judges whether it has learnt at all, and of each so many LR pixels a side
@@ -28,7 +28,7 @@ class Scores(NamedTuple):
         return self.psnr if self.degraded is None else (self.psnr + self.degraded) / 2
 
 
-def worsened(images: Images, degradation: Degradation) -> Images:
+def worsened(images: PairedImages, degradation: Degradation) -> PairedImages:
     """The images with LR sides all degraded, whole; HR sides as they are."""
     every = replace(degradation, clean=0.0)
     pairs = [images.pair(i) for i in range(len(images))]
@@ -36,7 +36,7 @@ def worsened(images: Images, degradation: Degradation) -> Images:
     return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], images.scale)
 
 
-def probe(images: Images, degradation: Degradation | None) -> Images:
+def probe(images: PairedImages, degradation: Degradation | None) -> PairedImages:
     """Middles of a few images, degraded if that is asked for: what `misfit` takes a second for on one core."""
     s, pairs = images.scale, []
     for i in np.unique(np.linspace(0, len(images) - 1, PROBED).astype(int)):
@@ -49,7 +49,7 @@ def probe(images: Images, degradation: Degradation | None) -> Images:
     return middles if degradation is None else worsened(middles, degradation)
 
 
-def misfit(model: EDSR, images: Images) -> float:
+def misfit(model: EDSR, images: PairedImages) -> float:
     """Mean absolute difference of network and original, values being 0..1; may be infinite or NaN.
 
     The network's are not cut off at 0 and 1, so that one that has diverged is told from one that knows nothing.
@@ -70,16 +70,16 @@ def misfit(model: EDSR, images: Images) -> float:
     return float(np.mean(means))
 
 
-def plain(images: Images) -> float:
+def plain(images: PairedImages) -> float:
     """What bicubic enlargement has where `validate` gives a network's PSNR, in dB."""
     scores = []
     for i in range(len(images)):
         low, high = (np.ascontiguousarray(_eight_bits(image)) for image in images.pair(i))
-        scores.append(psnr(*scored(bicubic(low, *high.shape[:2]), high, images.scale)))
+        scores.append(psnr(*scored(matlab_bicubic(low, *high.shape[:2]), high, images.scale)))
     return float(np.mean(scores))
 
 
-def validate(model: EDSR, images: Images, scale: int) -> tuple[float, dict[str, np.ndarray]]:
+def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict[str, np.ndarray]]:
     """Mean PSNR in dB on luma, a border of `scale` pixels left out; and of the first three images details at most
     192 pixels a side, uint8: bicubic, network and original side by side."""
     device = next(model.parameters()).device
@@ -92,7 +92,7 @@ def validate(model: EDSR, images: Images, scale: int) -> tuple[float, dict[str, 
         scores.append(psnr(*scored(y, high, scale)))
         if i < 3:
             h, w = (min(192 // scale, side) * scale for side in low.shape[:2])
-            views = bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
+            views = matlab_bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
             samples[f"sample/{i}"] = np.concatenate(views, axis=1)
     return float(np.mean(scores)), samples
 

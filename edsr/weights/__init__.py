@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from .edsr import list_packaged as list_packaged
     from .edsr import load_model as load_model
-    from .edsr import packaged as packaged
     from .edsr import read_info as read_info
     from .edsr import save_model as save_model
     from .selection import AUTO as AUTO
     from .selection import FAITHFUL as FAITHFUL
     from .selection import Choice as Choice
-    from .selection import by_file as by_file
-    from .selection import by_strength as by_strength
-    from .selection import scales_of as scales_of
+    from .selection import available_scales as available_scales
+    from .selection import choose_by_file as choose_by_file
+    from .selection import choose_by_strength as choose_by_strength
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "edsr": ["load_model", "packaged", "read_info", "save_model"],
-        "selection": ["AUTO", "Choice", "FAITHFUL", "by_file", "by_strength", "scales_of"],
+        "edsr": ["list_packaged", "load_model", "read_info", "save_model"],
+        "selection": ["AUTO", "Choice", "FAITHFUL", "available_scales", "choose_by_file", "choose_by_strength"],
     },
 )

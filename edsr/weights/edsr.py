@@ -38,7 +38,7 @@ NAMES = (*PRESETS, "edsr-photo")
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointLayout:
     """Where a project keeps each convolution ({} is the block's number; in body_end the number of blocks).
 
     span: the largest pixel value its network meets. mean: RGB of full range 1, subtracted before the head.
@@ -51,7 +51,7 @@ class Layout:
     body_end: str
     upsampler: tuple[str, str]
     tail: str
-    span: float
+    rgb_range: float
     mean: tuple[float, float, float]
     extras: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
@@ -63,7 +63,7 @@ class Layout:
             table[self.conv2.format(i)] = f"body.{i}.conv2"
         return table | {self.upsampler[i]: f"upsampler.{i}" for i in range(stages)}
 
-    def extent(self, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    def count_blocks(self, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
         """How many blocks and upsampler stages the keys speak of: the highest number of each, plus one."""
         digits = [re.escape(conv).replace(r"\{\}", "([0-9]{1,6})") for conv in (self.conv1, self.conv2)]
         block = re.compile(rf"(?:{digits[0]}|{digits[1]})\.(?:weight|bias)")
@@ -78,20 +78,20 @@ BLOCK = ("body.{}.conv1", "body.{}.conv2")
 OFFICIAL = ("head.0", "body.{}.body.0", "body.{}.body.2", "body.{}", ("tail.0.0", "tail.0.2"), "tail.1")
 # On a draw the earlier one is taken.
 LAYOUTS = {
-    FORMAT: Layout("head", *BLOCK, "body_end", ("upsampler.0", "upsampler.1"), "tail", 1, DIV2K_MEAN),
+    FORMAT: CheckpointLayout("head", *BLOCK, "body_end", ("upsampler.0", "upsampler.1"), "tail", 1, DIV2K_MEAN),
     # torchSR, too: the same tensors; its forward multiplies by 255 before them and divides after.
-    "edsr-pytorch": Layout(*OFFICIAL, 255, DIV2K_MEAN, SHIFT),
+    "edsr-pytorch": CheckpointLayout(*OFFICIAL, 255, DIV2K_MEAN, SHIFT),
     # Builds sub_mean and add_mean for 0..255 and stores them, but its forward uses neither, on 0..1.
-    "super-image": Layout(*OFFICIAL, 1, NO_MEAN, SHIFT),
-    "basicsr": Layout(
+    "super-image": CheckpointLayout(*OFFICIAL, 1, NO_MEAN, SHIFT),
+    "basicsr": CheckpointLayout(
         "conv_first", *BLOCK, "conv_after_body", ("upsample.0", "upsample.2"), "conv_last", 255, DIV2K_MEAN,
         (("mean", (1, 3, 1, 1)),),
     ),
-    "mmagic": Layout(
+    "mmagic": CheckpointLayout(
         "conv_first", *BLOCK, "conv_after_body", ("upsample.0.upsample_conv", "upsample.1.upsample_conv"),
         "conv_last", 1, DIV2K_MEAN,
     ),
-    "mlcommons": Layout("head", *BLOCK, "body_tail", ("upsample.0", "upsample.1"), "tail", 255, NO_MEAN),
+    "mlcommons": CheckpointLayout("head", *BLOCK, "body_tail", ("upsample.0", "upsample.1"), "tail", 255, NO_MEAN),
 }  # fmt: skip
 SCALE_OF = {(4,): 2, (9,): 3, (4, 4): 4}  # channels out of each upsampler stage, in features
 
@@ -170,7 +170,7 @@ def save_model(
         part.unlink(missing_ok=True)
 
 
-def packaged() -> dict[str, tuple[int, ...]]:
+def list_packaged() -> dict[str, tuple[int, ...]]:
     """Name -> scales whose weights come with the package, ascending; those of NAMES without any left out."""
     found = {name: tuple(s for s in SCALES if _packaged_file(name, s).is_file()) for name in NAMES}
     return {name: scales for name, scales in found.items() if scales}
@@ -184,7 +184,7 @@ def _find(name: str, scale: int | None) -> Path:
     if name in NAMES:
         path = _packaged_file(name, scale or 2)
         if not path.is_file():
-            have = ", ".join(f"{n} x{s}" for n, scales in packaged().items() for s in scales) or "none"
+            have = ", ".join(f"{n} x{s}" for n, scales in list_packaged().items() for s in scales) or "none"
             what = f"{name} x{scale or 2} is not packaged (packaged: {have})"
             raise WeightsError(f"{what}; give a file of weights: --model FILE")
         return path
@@ -203,7 +203,7 @@ def _load(
 ) -> tuple[EDSR, dict[str, Any]]:
     text = os.fsdecode(name_or_path)
     try:
-        parts = None if text in NAMES or os.path.exists(text) else interpolation.parse(text)
+        parts = None if text in NAMES or os.path.exists(text) else interpolation.parse_mixture(text)
         if parts is None:
             return _load_one(_find(text, scale), scale, residual_scale, layout)
         files = [_load_one(_find(part, scale), scale, residual_scale, layout) for part in parts if part not in NAMES]
@@ -234,11 +234,11 @@ def _load_one(
         stored = _network_of(stored)
         dtype = _dtypes(stored.values())
         tensors = _uncollapse(stored)
-        name = layout or _recognize(tensors)
+        name = layout or detect_layout(tensors)
         header = _header(metadata) if name == FORMAT else None
         model = _build(tensors, name, residual_scale, header)
         if layout is None and name in ("edsr-pytorch", "super-image"):
-            model, name = _read_both_ways(model, name, tensors, residual_scale)
+            model, name = resolve_range(model, name, tensors, residual_scale)
         if scale is not None and scale != model.config.scale:
             raise WeightsError(f"its network upscales x{model.config.scale}, not x{scale}; give another file")
         training = _json(metadata, "training") if header and "training" in metadata else None
@@ -318,11 +318,11 @@ def _uncollapse(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _recognize(tensors: dict[str, Tensor]) -> str:
+def detect_layout(tensors: dict[str, Tensor]) -> str:
     """The layout that explains the most keys, if it explains at least half of them."""
 
-    def explained(layout: Layout) -> int:
-        convs = layout.names(*layout.extent(tensors))
+    def explained(layout: CheckpointLayout) -> int:
+        convs = layout.names(*layout.count_blocks(tensors))
         own = {f"{name}.{kind}" for name in convs for kind in ("weight", "bias")} | dict(layout.extras).keys()
         return len(own & tensors.keys())
 
@@ -366,7 +366,7 @@ def _build(
     config = _config(tensors, name, residual_scale, header)
     with torch.device("meta"):  # shapes only
         model = EDSR(config)
-    convs = layout.names(config.blocks, len(config.shuffles))
+    convs = layout.names(config.blocks, len(config.shuffle_factors))
     own = {f"{k}.{kind}": f"{v}.{kind}" for k, v in convs.items() for kind in ("weight", "bias")}
     expected = {key: model.get_parameter(ours).shape for key, ours in own.items()}
     if any(key in tensors for key, _ in layout.extras):
@@ -398,7 +398,7 @@ def _config(
     features = _outputs(tensors, layout.head)
     if not features:
         raise WeightsError(f"{layout.head}.weight is missing or not [features, 3, 3, 3]")
-    blocks, stages = layout.extent(tensors)
+    blocks, stages = layout.count_blocks(tensors)
     # A first stage that is missing beside a second one is named with the other wrong keys: say x2 for it.
     outputs = [_outputs(tensors, stage) or 4 * features for stage in layout.upsampler[:stages]]
     scale = SCALE_OF.get(tuple(n / features for n in outputs))
@@ -428,7 +428,7 @@ def _outputs(tensors: dict[str, Tensor], conv: str) -> int:
 def _values(tensors: dict[str, Tensor], name: str) -> tuple[float, tuple[float, float, float]]:
     """The largest pixel value the network meets, and the mean of full range 1 subtracted before it."""
     layout = LAYOUTS[name]
-    span, mean = layout.span, layout.mean
+    span, mean = layout.rgb_range, layout.mean
     if name == "edsr-pytorch" and "sub_mean.weight" in tensors:
         one, sub, two, add = (tensors[key].detach().double() for key, _ in SHIFT)
         eye = torch.eye(3, dtype=torch.float64)
@@ -445,9 +445,7 @@ def _values(tensors: dict[str, Tensor], name: str) -> tuple[float, tuple[float, 
     return span, DIV2K_MEAN if published else mean
 
 
-def _read_both_ways(
-    model: EDSR, name: str, tensors: dict[str, Tensor], residual_scale: float | None
-) -> tuple[EDSR, str]:
+def resolve_range(model: EDSR, name: str, tensors: dict[str, Tensor], residual_scale: float | None) -> tuple[EDSR, str]:
     """EDSR-PyTorch's or super-image's, whichever reading the network bears out (see `load_model`)."""
     names = sorted(("edsr-pytorch", "super-image"), reverse="sub_mean.weight" not in tensors)
     usual, other = (model if n == name else _build(tensors, n, residual_scale) for n in names)

@@ -18,7 +18,7 @@ _NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)"
 _PART = re.compile(rf"(.+?):({_NUMBER})(?:\+|$)", re.DOTALL)
 
 
-def parse(text: str) -> dict[str, float] | None:
+def parse_mixture(text: str) -> dict[str, float] | None:
     """Name -> share of a mixture, the shares' sum made 1, in the order given; None if the text names no mixture.
 
     text: NAME:SHARE, or several with + between them; a name that comes twice has the sum of its shares. A share may
@@ -40,8 +40,8 @@ def parse(text: str) -> dict[str, float] | None:
     return {name: share / total for name, share in parts.items()}
 
 
-def name(parts: dict[str, float]) -> str:
-    """The text that `parse` takes for these parts."""
+def mixture_name(parts: dict[str, float]) -> str:
+    """The text that `parse_mixture` takes for these parts."""
     return "+".join(f"{part}:{share:.15g}" for part, share in parts.items())
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edsr.images import Lossy, lossy
+from edsr.images import LossyCompression, detect_compression
 
 from . import edsr as weights
 from . import interpolation
@@ -36,35 +36,35 @@ class Choice(NamedTuple):
     """model: as `load_model` takes it. said: what a person is told of it, and why it was chosen."""
 
     model: str
-    said: str
+    description: str
 
 
-def by_strength(share: float) -> Choice:
+def choose_by_strength(share: float) -> Choice:
     """The mixture with so much of CLEAN, in 0..1; at the ends one network alone."""
     if share <= 0:
         return Choice(FAITHFUL, FAITHFUL)
     said = f"{CLEAN} {share:.3g}"
-    return Choice(CLEAN if share >= 1 else interpolation.name({FAITHFUL: 1 - share, CLEAN: share}), said)
+    return Choice(CLEAN if share >= 1 else interpolation.mixture_name({FAITHFUL: 1 - share, CLEAN: share}), said)
 
 
-def by_quality(found: Lossy | None, scale: int) -> Choice:
+def choose_by_quality(found: LossyCompression | None, scale: int) -> Choice:
     """The network for an image of that compression; None: of none."""
     if found is None:
         return Choice(FAITHFUL, FAITHFUL)
-    choice = by_strength(share_for(found.quality, scale))
-    return choice._replace(said=f"{found}: {choice.said}")
+    choice = choose_by_strength(share_for(found.quality, scale))
+    return choice._replace(said=f"{found}: {choice.description}")
 
 
-def by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:
+def choose_by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:
     """The network for the image in a file; FAITHFUL for what is no image. Never raises.
 
     say: told, in a line, where it would be a mixture and CLEAN has no packaged weights of that scale: then FAITHFUL.
     """
-    found = lossy(path)
-    if found is not None and scale not in weights.packaged().get(CLEAN, ()):
+    found = detect_compression(path)
+    if found is not None and scale not in weights.list_packaged().get(CLEAN, ()):
         say(f"{CLEAN} x{scale} is not packaged: compressed images get {FAITHFUL}, too")
-        return by_strength(0)
-    return by_quality(found, scale)
+        return choose_by_strength(0)
+    return choose_by_quality(found, scale)
 
 
 def share_for(quality: float, scale: int, table: Table | None = None) -> float:
@@ -76,16 +76,16 @@ def share_for(quality: float, scale: int, table: Table | None = None) -> float:
     return round(round(float(np.interp(quality, qualities, shares)) / STEP) * STEP, 2)
 
 
-def scales_of(model: str) -> tuple[int, ...]:
+def available_scales(model: str) -> tuple[int, ...]:
     """The scales that a name has packaged weights for, ascending; a mixture those of all its parts, a file none.
 
-    Raises ValueError as `mixture.parse` does.
+    Raises ValueError as `mixture.parse_mixture` does.
     """
-    known = weights.packaged()
+    known = weights.list_packaged()
     model = FAITHFUL if model == AUTO else model
     if model not in known and os.path.exists(model):
         return ()
-    parts = [model] if model in known else list(interpolation.parse(model) or ())
+    parts = [model] if model in known else list(interpolation.parse_mixture(model) or ())
     common = [set(known.get(part, ())) for part in parts]
     return tuple(sorted(set.intersection(*common))) if common else ()
 

@@ -165,7 +165,7 @@ def conv3x3(
     x, out = launch.channels_last("conv3x3", x), launch.channels_last("conv3x3", out)
     skip = None if skip is None else launch.channels_last("conv3x3", skip)
 
-    if dispatch.serves(x, weight, shuffle):
+    if dispatch.should_use(x, weight, shuffle):
         dispatch.conv3x3(x, weight, bias, relu, scale, skip, padding, out)
     else:
         portable(x, weight, bias, relu, scale, skip, shuffle, padding, out)

@@ -111,7 +111,7 @@ def _wgrad(
 
 
 @triton.jit(do_not_specialize=["runs"])
-def _add_runs(
+def _add_splits(
     sums_ptr,  # [runs, length]
     out_ptr,  # [length]
     runs,
@@ -159,7 +159,7 @@ def dgrad(
         launch.channels_last("dgrad", other)
     dx = torch.empty((n, ci, h, w), dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
     turned = weight.transpose(0, 1)
-    if mask is None and dispatch.serves(dy, turned, 1):
+    if mask is None and dispatch.should_use(dy, turned, 1):
         turned = turned.flip(2, 3).contiguous(memory_format=torch.channels_last)
         dispatch.conv3x3(dy, turned, weight.new_zeros(ci), False, scale, skip, 1, dx)
     else:
@@ -216,7 +216,7 @@ def wgrad(
     )
     gradients = torch.empty(weights + co, dtype=dtype, device=x.device)
     launch.run(
-        _add_runs,
+        _add_splits,
         (launch.cdiv(weights + co, ADDED),),
         sums,
         gradients,

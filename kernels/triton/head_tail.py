@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from ..interface import AS_COMPUTED, Result
+from ..interface import RAW_OUTPUT, OutputSpec
 from . import launch
 from .conv3x3 import conv3x3, precision
 from .launch import Config, KernelError
@@ -306,7 +306,7 @@ def collapsed_tail(
     bias: Tensor,
     mean: Sequence[float],
     shuffle: int,
-    result: Result = AS_COMPUTED,
+    result: OutputSpec = RAW_OUTPUT,
     padding: int = 2,
     ends: tuple[bool, bool] = (True, True),
     config: Config | None = None,
@@ -381,7 +381,7 @@ def collapsed_tail(
                 *mean,
                 O=outputs,
                 R=shuffle,
-                LEVELS=reference.LEVELS[result.dtype],
+                LEVELS=reference.MAX_VALUE[result.dtype],
                 BLOCK_W=SUM_PIXELS,
                 BLOCK_O=triton.next_power_of_2(outputs),
                 COLUMNS=columns,
@@ -410,8 +410,8 @@ def tail(
     weight: Tensor,
     bias: Tensor,
     mean: Sequence[float],
-    result: Result = AS_COMPUTED,
+    result: OutputSpec = RAW_OUTPUT,
     padding: int = 1,
 ) -> Tensor:
     """conv3x3(x) + mean; `edsr.kernels.reference.tail`. Only networks that were not folded come here."""
-    return reference.finish(conv3x3(x, weight, bias, padding=padding), mean, result)
+    return reference.to_output(conv3x3(x, weight, bias, padding=padding), mean, result)

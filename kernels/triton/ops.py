@@ -23,11 +23,11 @@ def resblock(
     scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x + scale * conv3x3(relu(conv3x3(x))), in one kernel where `hopper.serves_block` says so, else in two.
+    """x + scale * conv3x3(relu(conv3x3(x))), in one kernel where `hopper.should_use_block` says so, else in two.
 
     x: [N, C, H, W], weights: [C, C, 3, 3], biases: [C], as in `conv3x3`. out: where to write, not overlapping x.
     """
-    if dispatch.serves_block(x, weight1):
+    if dispatch.should_use_block(x, weight1):
         from .hopper.resblock import resblock as whole
 
         return whole(x, weight1, bias1, weight2, bias2, scale, out)

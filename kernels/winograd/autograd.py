@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd, reference
-from ..allocator import KEPT_IN_TRAINING, empty_map
+from ..allocator import KEPT_IN_TRAINING, empty_feature_map
 from ..reference import head, tail
 from . import run
-from .ops import CHANNELS, serves
+from .ops import CHANNELS, should_use
 
 __all__ = ["conv3x3", "conv5x5", "head", "resblock", "tail"]
 
@@ -32,7 +32,7 @@ def conv3x3(
     PyTorch does it where there is a ReLU beside anything else, which no EDSR has, for bands (padding 0) and for `out`.
     """
     alone = not relu or (scale == 1.0 and skip is None and shuffle == 1)
-    if padding != 1 or out is not None or not alone or not serves(x, weight, bias, skip, gradients=True):
+    if padding != 1 or out is not None or not alone or not should_use(x, weight, bias, skip, gradients=True):
         return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
     return autograd.Conv.apply(_Products, x, weight, bias, relu, scale, skip, shuffle)  # pyright: ignore[reportReturnType]
 
@@ -42,7 +42,7 @@ def conv5x5(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     outputs = len(bias)
     if fill := -outputs % CHANNELS:
         weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, fill)), F.pad(bias, (0, fill))
-    if not serves(x, weight, bias, gradients=True):
+    if not should_use(x, weight, bias, gradients=True):
         return F.conv2d(x, weight, bias, padding=2)[:, :outputs]
     y = autograd.Conv.apply(_Products, x, weight, bias, False, 1.0, None, 1)
     return y[:, :outputs]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
@@ -59,7 +59,7 @@ def resblock(
 ) -> Tensor:
     """x + scale * conv3x3(relu(conv3x3(x))), as `edsr.kernels.reference.resblock`."""
     layers = (weight1, bias1), (weight2, bias2)
-    if out is not None or not all(serves(x, *layer, gradients=True) for layer in layers):
+    if out is not None or not all(should_use(x, *layer, gradients=True) for layer in layers):
         return reference.resblock(x, weight1, bias1, weight2, bias2, scale, out)
     return autograd.ResBlock.apply(_Products, x, weight1, bias1, weight2, bias2, scale)  # pyright: ignore[reportReturnType]
 
@@ -89,5 +89,5 @@ class _Products:
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False, **epilogue) -> Tensor:
     # Made each time: weights change from step to step, and fused optimizers do not tell.
     filter_, taps = run.transform(weight.detach(), turned), weight.shape[2]
-    y = empty_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, kept=KEPT_IN_TRAINING)
+    y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, kept=KEPT_IN_TRAINING)
     return run.convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)

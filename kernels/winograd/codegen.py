@@ -75,7 +75,7 @@ def scratch_floats(shape: Shape, inputs: int, outputs: int, groups: int) -> int:
     return AREA * (groups * shape.tiles * (inputs + outputs) + inputs + 2 * outputs)
 
 
-def goes_past_caches(shape: Shape) -> bool:
+def uses_non_temporal_stores(shape: Shape) -> bool:
     """Whether output may: if a vector is a whole cache line, else parts would be written one by one. AVX-512."""
     return shape.lanes == LINE
 
@@ -90,7 +90,7 @@ class _Convolutions(Tiles):
         self.store_fence = ir.Function(self.module, ir.FunctionType(VOID, []), "llvm.x86.sse.sfence")
         self.multiply = {vectors: self._multiply(vectors) for vectors in range(1, shape.vectors + 1)}
         for name, (m, r) in KERNELS.items():
-            past = (False, True) if goes_past_caches(shape) else (False,)
+            past = (False, True) if uses_non_temporal_stores(shape) else (False,)
             kinds = itertools.product(EPILOGUES if masks else EPILOGUES[:2], past)
             outputs = {kind: self._transform_output(name, m, r, *kind) for kind in kinds}
             self._kernel(name, m, r, outputs)
@@ -272,6 +272,6 @@ class _Convolutions(Tiles):
                         c = b.mul(c, b.i(s.lanes))
                         value = b.get(b.at(edge_out, b.add(b.mul(row, edge_row), c)))
                         b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))
-        if goes_past_caches(s):
+        if uses_non_temporal_stores(s):
             b.call(self.store_fence, [])  # without it, other threads may be told of the end before all is in memory
         b.ret_void()

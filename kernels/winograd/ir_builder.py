@@ -12,7 +12,7 @@ FLOAT_BYTES = 4
 Value = Any  # one of LLVM's; llvmlite's builder does not say what its methods give
 
 
-class Builder(ir.IRBuilder):
+class IRBuilder(ir.IRBuilder):
     """llvmlite's builder with loops, and floats at distances counted in floats."""
 
     def __init__(self, block: ir.Block, vector: ir.VectorType):

@@ -21,7 +21,7 @@ from llvmlite import __version__ as llvmlite_version
 from llvmlite import binding as llvm
 
 from .. import cache
-from .codegen import NAMES, TRAINING_NAMES, goes_past_caches, source
+from .codegen import NAMES, TRAINING_NAMES, source, uses_non_temporal_stores
 from .tiles import Shape
 
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
@@ -35,7 +35,7 @@ class NativeError(Exception):
 
 class Kernels(NamedTuple):
     shape: Shape
-    past_caches: bool  # whether they can write so
+    non_temporal: bool  # whether they can write so
     functions: dict[str, Function]  # by their names in `codegen`
     engine: Any  # keeps their code in memory
 
@@ -119,7 +119,7 @@ def _link(machine: Machine, code: bytes, training: bool) -> Kernels:
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
     functions = {name: kind(engine.get_function_address(name)) for name in (TRAINING_NAMES if training else NAMES)}
-    return Kernels(machine.shape, goes_past_caches(machine.shape), functions, engine)
+    return Kernels(machine.shape, uses_non_temporal_stores(machine.shape), functions, engine)
 
 
 def _key(machine: Machine, training: bool = False) -> str:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from ..allocator import empty_map
-from ..interface import AS_COMPUTED, INNER, Result
+from ..allocator import empty_feature_map
+from ..interface import INNER, RAW_OUTPUT, OutputSpec
 from ..reference import head, tail
-from .run import convolve, kernels, ready, transformed, trouble
+from .run import compile_ahead, convolve, kernels, transformed, unavailable_reason
 
-__all__ = ["collapsed_tail", "conv3x3", "head", "ready", "resblock", "tail", "trouble"]
+__all__ = ["collapsed_tail", "compile_ahead", "conv3x3", "head", "resblock", "tail", "unavailable_reason"]
 
 CHANNELS = 16  # their numbers are multiples of it
 
@@ -38,11 +38,11 @@ def conv3x3(
 
     The weight's transform is kept as long as the weight, and made again when the weight is written to.
     """
-    if not serves(x, weight, bias, skip, None if shuffle > 1 else out):
+    if not should_use(x, weight, bias, skip, None if shuffle > 1 else out):
         return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
     n, _, height, width = x.shape
     size = (n, weight.shape[0], height - 2 + 2 * padding, width)
-    y = empty_map(size, x.dtype) if out is None or shuffle > 1 else out
+    y = empty_feature_map(size, x.dtype) if out is None or shuffle > 1 else out
     convolve(x, transformed(weight), bias, 3, y, padding, skip, relu, scale)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)
@@ -70,26 +70,26 @@ def collapsed_tail(
     bias: Tensor,
     mean: Sequence[float],
     shuffle: int,
-    result: Result = AS_COMPUTED,
+    result: OutputSpec = RAW_OUTPUT,
     padding: int = 2,
     ends: tuple[bool, bool] = (True, True),
 ) -> Tensor:
     """As `edsr.kernels.reference.collapsed_tail`; the ring in the same thin strips."""
-    if not serves(x, weight[INNER, INNER], bias[INNER, INNER], outputs=False):
+    if not should_use(x, weight[INNER, INNER], bias[INNER, INNER], outputs=False):
         return reference.collapsed_tail(x, weight, bias, mean, shuffle, result, padding, ends)
     n, _, height, width = x.shape
     kept = transformed(weight, part=(INNER, INNER))
-    y = empty_map((n, kept.outputs, height - 4 + 2 * padding, width), x.dtype)
+    y = empty_feature_map((n, kept.outputs, height - 4 + 2 * padding, width), x.dtype)
     convolve(x, kept, bias[INNER, INNER], 5, y, padding)
     y = y[:, : weight.shape[2]]
     reference.ring_conv5x5(y, x, weight, bias, padding, *ends)
-    return reference.finish(F.pixel_shuffle(y, shuffle), mean, result)
+    return reference.to_output(F.pixel_shuffle(y, shuffle), mean, result)
 
 
 # --- operands
 
 
-def serves(
+def should_use(
     x: Tensor, weight: Tensor, bias: Tensor, *maps: Tensor | None, outputs: bool = True, gradients: bool = False
 ) -> bool:
     """Whether the kernels do this convolution. outputs: whether the number of channels out must be theirs, too.

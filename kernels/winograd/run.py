@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..allocator import KEPT_IN_TRAINING, LINE, empty_map
-from .threads import run_everywhere
+from ..allocator import KEPT_IN_TRAINING, LINE, empty_feature_map
+from .threads import run_parallel
 from .transforms import TILE
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ TILES = 12  # in a block, at least: all weights are read once for each block, an
 CHUNK, CHUNKS = 64, 16  # tiles at least that a gradient's sums are made of, and how many such sums at most
 
 
-def trouble() -> str:
+def unavailable_reason() -> str:
     """Why the kernels cannot run on this machine; empty if they can, as far as is known before they are compiled."""
     try:
         native = importlib.import_module("edsr.kernels.winograd.jit")
@@ -41,12 +41,12 @@ def trouble() -> str:
     return ""
 
 
-def ready(say: Callable[[str], None], training: bool = False) -> str:
-    """Compiles the kernels unless that has been done on this machine; as `trouble` when that has been tried.
+def compile_ahead(say: Callable[[str], None], training: bool = False) -> str:
+    """Compiles the kernels unless that has been done on this machine; as `unavailable_reason` when that has been tried.
 
     say: gets a line if they are compiled. training: those with gradients.
     """
-    reason = trouble()
+    reason = unavailable_reason()
     if not reason:
         native = importlib.import_module("edsr.kernels.winograd.jit")
         try:
@@ -59,7 +59,7 @@ def ready(say: Callable[[str], None], training: bool = False) -> str:
 @cache
 def kernels(training: bool = False):
     """The kernels, or None where there are none, which is told once."""
-    reason = ready(log.info, training)
+    reason = compile_ahead(log.info, training)
     if reason:
         log.warning("%s: PyTorch computes", reason)
         return None
@@ -236,7 +236,7 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     tiles = n * -(-height // m) * -(-width // m)
     groups, floats = _gradient_block(inputs, outputs)
     chunk, chunks = _chunks(tiles, inputs, outputs)
-    sums = empty_map((chunks, TILE * TILE, outputs, inputs), x.dtype, kept=KEPT_IN_TRAINING)  # of no layout
+    sums = empty_feature_map((chunks, TILE * TILE, outputs, inputs), x.dtype, kept=KEPT_IN_TRAINING)  # of no layout
     bias_sums = torch.empty(chunks, outputs)
     _call(
         f"wgrad{taps}x{taps}",
@@ -309,7 +309,7 @@ def _call(name: str, floats: int = 1, training: bool = False, **fields: float) -
     layout, names = _layout(name)
     task = (ctypes.c_int64 * len(names))()
     layout.pack_into(task, 0, *map(fields.__getitem__, names))
-    run_everywhere(kernels(training).functions[name], ctypes.addressof(task), floats, torch.get_num_threads())
+    run_parallel(kernels(training).functions[name], ctypes.addressof(task), floats, torch.get_num_threads())
 
 
 @cache

@@ -11,7 +11,7 @@ import torch
 _local = threading.local()
 
 
-def run_everywhere(function: Callable[[int, int], None], task: int, floats: int, threads: int) -> None:
+def run_parallel(function: Callable[[int, int], None], task: int, floats: int, threads: int) -> None:
     """function(task, address of scratch) on `threads` threads, the caller's among them; returns when all are done.
 
     The threads share the work between themselves; one that finds none left returns at once. floats: of scratch.

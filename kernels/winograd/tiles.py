@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .ir_builder import F32, FLOAT_BYTES, I64, PTR, VOID, Builder, Value
+from .ir_builder import F32, FLOAT_BYTES, I64, PTR, VOID, IRBuilder, Value
 from .transforms import TILE, matrices
 
 AREA = TILE * TILE
@@ -43,7 +43,7 @@ class Tiles:
         self.copy_in = self._copy_in()
         self.transform_input = self._transform_input()
 
-    def function(self, name: str, arguments: str, internal: bool = True) -> tuple[ir.Function, Builder]:
+    def function(self, name: str, arguments: str, internal: bool = True) -> tuple[ir.Function, IRBuilder]:
         """A function of 64-bit whole numbers and, where a name ends in `_ptr`, addresses; and what writes its body."""
         names = arguments.split()
         kinds = [PTR if n.endswith("_ptr") else I64 for n in names]
@@ -53,7 +53,7 @@ class Tiles:
             function.attributes.add("noinline")
         for argument, n in zip(function.args, names, strict=True):
             argument.name = n
-        return function, Builder(function.append_basic_block("entry"), self.vector)
+        return function, IRBuilder(function.append_basic_block("entry"), self.vector)
 
     def _ask_for(self) -> ir.Function:
         """Brings so many vectors from an address on into the L2 cache; nothing waits for them, wherever it points."""
@@ -110,7 +110,7 @@ class Tiles:
 
     def window(
         self,
-        b: Builder,
+        b: IRBuilder,
         map_: Value,
         row: Value,
         corner: tuple[Value, Value],
@@ -131,7 +131,7 @@ class Tiles:
         source = b.at(map_, b.add(b.mul(top, row), b.mul(left, pixel)))
         return b.select(fits, source, edge), b.select(fits, row, b.mul(pixel, b.i(side)))
 
-    def linear(self, b: Builder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
+    def linear(self, b: IRBuilder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
         """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
         twins = _twins(matrix.T)
         if twins:  # of columns: combine the two inputs first
@@ -152,7 +152,7 @@ class Tiles:
             found[i], found[j] = (b.fma(b.number(f, part.type), part, even) for f in (factor, -factor))
         return [found[i] if i in found else self._sum(b, row, x) for i, row in enumerate(matrix)]
 
-    def _sum(self, b: Builder, row: np.ndarray, x: Sequence[Value]) -> Value:
+    def _sum(self, b: IRBuilder, row: np.ndarray, x: Sequence[Value]) -> Value:
         """row · x; terms of factor 1 first, which need no multiplication."""
         terms = sorted(np.flatnonzero(row), key=lambda i: row[i] != 1)
         first, *others = terms
@@ -165,7 +165,7 @@ class Tiles:
         return total
 
 
-def field_of(b: Builder, task: Value, name: str, fields: Sequence[str], kind: ir.Type = I64) -> Value:
+def field_of(b: IRBuilder, task: Value, name: str, fields: Sequence[str], kind: ir.Type = I64) -> Value:
     """A field of what a kernel is called with."""
     return b.load(b.gep(task, [b.i(fields.index(name))], source_etype=I64), name=name, typ=kind)
 

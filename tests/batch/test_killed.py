@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edsr.images.writer import Writer
+from edsr.images.writer import ImageWriter
 from edsr.system import remove_abandoned
 from edsr.weights.edsr import save_model
 from tests.conftest import ROOT, network
@@ -121,7 +121,7 @@ def test_what_others_are_writing_is_not_abandoned(tmp_path):
     if sys.platform == "win32":
         pytest.skip("an open file cannot be deleted there")
     pixels = make_image(20, 30)
-    with Writer(tmp_path / "a.png", 30, 20, 3) as writer:
+    with ImageWriter(tmp_path / "a.png", 30, 20, 3) as writer:
         writer.write(pixels[:10])
         (tmp_path / ".edsr-0123456789ab.part").write_bytes(b"x")
         (tmp_path / ".edsr-notes").write_bytes(b"x")

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from edsr.batch.jobs import Job
-from edsr.batch.runner import FILES_AT_ONCE, Networks, Request, enlarge_all
-from edsr.batch.sizes import Size
-from edsr.cli.progress import Bars
+from edsr.batch.runner import FILES_AT_ONCE, UpscaleOptions, UpscalerPool, upscale_files
+from edsr.batch.sizes import OutputSize
+from edsr.cli.progress import BatchProgress
 from edsr.devices import list_devices
-from edsr.errors import EngineError, WeightsError
-from edsr.images.reader import read
+from edsr.errors import BackendError, WeightsError
+from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
 from edsr.weights.edsr import load_model, save_model
 from tests.conftest import make_image, network
 from tests.support.image_files import names
 from tests.support.image_files import write as save
 
-SILENT = Bars(None, 0)
+SILENT = BatchProgress(None, 0)
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def batch(home) -> list[Job]:
 def check(home):
     up = Upscaler(load_model("m.safetensors"), "cpu")
     for job in batch(home):
-        np.testing.assert_array_equal(read(job.output), up(read(job.source)))
+        np.testing.assert_array_equal(read_image(job.output), up(read_image(job.source)))
 
 
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"], ["cpu"] * 3])
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_files_are_shared_each_done_once(home, monkeypatch, devices, at_once):
     monkeypatch.setitem(FILES_AT_ONCE, "cpu", at_once)
-    outcomes = list(enlarge_all(batch(home), Networks("m.safetensors", None, devices), Request(), SILENT))
+    outcomes = list(upscale_files(batch(home), UpscalerPool("m.safetensors", None, devices), UpscaleOptions(), SILENT))
     assert sorted(o.job for o in outcomes) == batch(home) and not any(o.error for o in outcomes)
     assert {o.device for o in outcomes} == {"cpu"}
     check(home)
@@ -57,11 +57,11 @@ def test_files_are_shared_each_done_once(home, monkeypatch, devices, at_once):
 def test_fewer_files_than_devices_share_columns(home):
     wide = home / "wide.png"
     save(wide, make_image(40, 200))
-    networks = Networks("m.safetensors", None, ["cpu", "cpu"])
-    (outcome,) = enlarge_all([Job(wide, home / "out" / "wide.png")], networks, Request(), SILENT)
+    networks = UpscalerPool("m.safetensors", None, ["cpu", "cpu"])
+    (outcome,) = upscale_files([Job(wide, home / "out" / "wide.png")], networks, UpscaleOptions(), SILENT)
     assert outcome.error is None and outcome.device == "cpu,cpu"
-    want = Upscaler(load_model("m.safetensors"), "cpu")(read(wide)).astype(int)
-    got = read(outcome.job.output).astype(int)
+    want = Upscaler(load_model("m.safetensors"), "cpu")(read_image(wide)).astype(int)
+    got = read_image(outcome.job.output).astype(int)
     assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3
 
 
@@ -70,7 +70,7 @@ def test_failures_do_not_end_the_others(home, devices):
     (home / "in" / "03.png").write_bytes(b"no image")
     (home / "in" / "07.png").unlink()
     jobs = [*batch(home), Job(home / "in" / "none.png", home / "out" / "none.png")]
-    outcomes = list(enlarge_all(jobs, Networks("m.safetensors", None, devices), Request(), SILENT))
+    outcomes = list(upscale_files(jobs, UpscalerPool("m.safetensors", None, devices), UpscaleOptions(), SILENT))
     failed = {o.job.source.name: str(o.error) for o in outcomes if o.error}
     assert set(failed) == {"03.png", "none.png"} and "no such file" in failed["none.png"]
     assert len(names(home / "out")) == 10
@@ -79,54 +79,60 @@ def test_failures_do_not_end_the_others(home, devices):
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]])
 def test_closing_early_leaves_whole_files_only(home, devices):
     before = threading.active_count()
-    outcomes = enlarge_all(batch(home), Networks("m.safetensors", None, devices), Request(), SILENT)
+    outcomes = upscale_files(batch(home), UpscalerPool("m.safetensors", None, devices), UpscaleOptions(), SILENT)
     first = next(outcomes)
     outcomes.close()
     assert threading.active_count() == before
     assert first.job.output.name in names(home / "out")
     assert all(name.endswith(".png") for name in names(home / "out"))
     assert len(names(home / "out")) < 12
-    rest = list(enlarge_all(batch(home), Networks("m.safetensors", None, devices), Request(skip_existing=True), SILENT))
+    rest = list(
+        upscale_files(
+            batch(home), UpscalerPool("m.safetensors", None, devices), UpscaleOptions(skip_existing=True), SILENT
+        )
+    )
     assert any(o.skipped for o in rest) and len(rest) == 12
     check(home)
 
 
 def test_any_size_takes_the_next_larger_network(home):
-    networks = Networks("edsr-baseline", None, ["cpu"], likely=2.5)
+    networks = UpscalerPool("edsr-baseline", None, ["cpu"], likely=2.5)
     assert networks.scale == 3 and networks.scales == (2, 3, 4)
     for wish, size, scale in (
-        (Size(outscale=1.5), (45, 30), 2),
-        (Size(outscale=2.5), (75, 50), 3),
-        (Size(width=120), (120, 80), 4),
-        (Size(width=120, height=1), (120, 1), 4),
-        (Size(height=10), (15, 10), 2),
+        (OutputSize(outscale=1.5), (45, 30), 2),
+        (OutputSize(outscale=2.5), (75, 50), 3),
+        (OutputSize(width=120), (120, 80), 4),
+        (OutputSize(width=120, height=1), (120, 1), 4),
+        (OutputSize(height=10), (15, 10), 2),
     ):
         job = Job(home / "in" / "00.png", home / "out" / f"{size}.png")
-        (outcome,) = enlarge_all([job], networks, Request(wish), SILENT)
+        (outcome,) = upscale_files([job], networks, UpscaleOptions(wish), SILENT)
         assert outcome.error is None and outcome.output_size == size
-        assert read(job.output).shape == (size[1], size[0], 3)
+        assert read_image(job.output).shape == (size[1], size[0], 3)
         assert ("edsr-baseline", scale) in networks._loaded
-    (outcome,) = enlarge_all([job._replace(output=home / "out" / "no.png")], networks, Request(Size(5.0)), SILENT)
+    (outcome,) = upscale_files(
+        [job._replace(output=home / "out" / "no.png")], networks, UpscaleOptions(OutputSize(5.0)), SILENT
+    )
     assert "150 x 100 is more than 4 times its 30 x 20" in str(outcome.error)
 
 
 def test_a_size_asked_of_one_network(home):
-    networks = Networks("edsr-baseline", 4, ["cpu"])
+    networks = UpscalerPool("edsr-baseline", 4, ["cpu"])
     job = Job(home / "in" / "00.png", home / "out" / "a.png")
-    (outcome,) = enlarge_all([job], networks, Request(Size(outscale=2.0)), SILENT)
+    (outcome,) = upscale_files([job], networks, UpscaleOptions(OutputSize(outscale=2.0)), SILENT)
     assert outcome.output_size == (60, 40) and list(networks._loaded) == [("edsr-baseline", 4)]
 
 
 def test_networks_that_cannot_be_had(home):
     with pytest.raises(WeightsError, match="not a preset"):
-        Networks("none", None, ["cpu"])
-    with pytest.raises(EngineError, match="unknown device"):
-        Networks("m.safetensors", None, ["cpu", "abacus"])
+        UpscalerPool("none", None, ["cpu"])
+    with pytest.raises(BackendError, match="unknown device"):
+        UpscalerPool("m.safetensors", None, ["cpu", "abacus"])
 
 
 def test_devices(monkeypatch):
     assert list_devices("cuda:0, cuda:1") == ["cuda:0", "cuda:1"]
-    with pytest.raises(EngineError, match="missing"):
+    with pytest.raises(BackendError, match="missing"):
         list_devices("cpu,")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert list_devices("all") == ["cuda:0", "cuda:1", "cuda:2"]

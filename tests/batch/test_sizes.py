@@ -7,23 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edsr.batch.sizes import Size, scale_for
-from edsr.images.formats import fitting
-from edsr.images.reader import Reader, read
-from edsr.images.samples import Reduced, reduce
-from edsr.images.writer import Writer
+from edsr.batch.sizes import OutputSize, scale_for
+from edsr.images.formats import storage_for
+from edsr.images.reader import ImageReader, read_image
+from edsr.images.samples import TargetSize, resample
+from edsr.images.writer import ImageWriter
 from tests.support.image_files import WHITE, make_image, with_pillow
 
 
 @pytest.mark.parametrize(
     ("size", "becomes", "tag"),
     [
-        (Size(outscale=2.5), (1000, 750), "x2.5"),
-        (Size(outscale=2), (800, 600), "x2"),
-        (Size(outscale=0.001), (1, 1), "x0.001"),
-        (Size(width=1000), (1000, 750), "w1000"),
-        (Size(height=601), (801, 601), "h601"),
-        (Size(width=1000, height=10), (1000, 10), "1000x10"),
+        (OutputSize(outscale=2.5), (1000, 750), "x2.5"),
+        (OutputSize(outscale=2), (800, 600), "x2"),
+        (OutputSize(outscale=0.001), (1, 1), "x0.001"),
+        (OutputSize(width=1000), (1000, 750), "w1000"),
+        (OutputSize(height=601), (801, 601), "h601"),
+        (OutputSize(width=1000, height=10), (1000, 10), "1000x10"),
     ],
 )
 def test_sizes(size, becomes, tag):
@@ -31,9 +31,9 @@ def test_sizes(size, becomes, tag):
 
 
 def test_no_size():
-    assert not Size() and Size().tag(4) == "x4"
+    assert not OutputSize() and OutputSize().tag(4) == "x4"
     with pytest.raises(ValueError):
-        Size().of(4, 3)
+        OutputSize().resolve(4, 3)
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 2000), st.integers(1, 2000))
@@ -45,8 +45,8 @@ def test_the_smallest_scale_that_is_enough(width, height, across, down):
 
 def write(path, pixels, width, height, dtype, linear=False, step=7):
     rows, columns, channels = pixels.shape
-    reduced = Reduced(width, height, np.dtype(dtype), linear)
-    with Writer(path, columns, rows, channels, dtype=np.float32, reduced=reduced) as writer:
+    reduced = TargetSize(width, height, np.dtype(dtype), linear)
+    with ImageWriter(path, columns, rows, channels, dtype=np.float32, reduced=reduced) as writer:
         for y in range(0, rows, step):
             writer.write(pixels[y : y + step])
 
@@ -79,10 +79,10 @@ def test_every_kind_of_image(tmp_path, extension, dtype, channels):
         pixels[..., -1] = 1
         pixels[:5, :5, -1] = 0
     write(tmp_path / f"a{extension}", pixels, 31, 37, dtype)
-    result = read(tmp_path / f"a{extension}", full=True)
+    result = read_image(tmp_path / f"a{extension}", full=True)
     rgb = {".jpg": (1, 3)[channels >= 3], ".webp": 3 + (channels in (2, 4)), ".avif": 3 + (channels in (2, 4))}
     assert result.shape == (37, 31, rgb.get(extension, channels))
-    assert result.dtype == fitting(extension, channels, dtype).dtype
+    assert result.dtype == storage_for(extension, channels, dtype).dtype
     want = pyvips.Image.new_from_array(pixels[..., :1]).reduce(40 / 31, 50 / 37, kernel="lanczos3").numpy()
     assert np.abs(unit(result)[..., 0] - want.reshape(37, 31)).mean() < 0.02
 
@@ -91,7 +91,7 @@ def test_rounded_once(tmp_path):
     """Reduced from floating point: what 16 bits come out as is the exact mean, to half a level."""
     ramp = np.linspace(0.2, 0.8, 64, dtype=np.float32).reshape(1, 64, 1).repeat(64, 0)
     write(tmp_path / "a.png", ramp, 32, 32, np.uint16)
-    got = read(tmp_path / "a.png", full=True)[16, 6:26, 0].astype(np.float64)
+    got = read_image(tmp_path / "a.png", full=True)[16, 6:26, 0].astype(np.float64)
     want = (ramp[0, 12:52:2, 0].astype(np.float64) + ramp[0, 13:53:2, 0]) / 2 * 65535
     assert np.abs(got - want).max() < 0.6
 
@@ -102,7 +102,7 @@ def test_transparency_has_no_fringes(tmp_path):
     inside = (y - 40) ** 2 + (x - 40) ** 2 < 30**2
     pixels = np.where(inside[..., None], [0, 0, 0, 1], [1, 1, 1, 0]).astype(np.float32)
     write(tmp_path / "a.png", pixels, 53, 53, np.uint8)
-    result = read(tmp_path / "a.png", full=True).astype(int)
+    result = read_image(tmp_path / "a.png", full=True).astype(int)
     assert (result[..., :3] * (result[..., 3:] > 0)).max() <= 1
     assert {0, 255} < set(result[..., 3].ravel())
 
@@ -113,29 +113,29 @@ def test_linear_light(tmp_path):
     for linear, value in (False, 0.5), (True, 0.7354):
         path = tmp_path / f"{linear}.png"
         write(path, board, 32, 32, np.uint8, linear)
-        assert np.abs(read(path)[8:-8, 8:-8] - value * 255).max() <= 1
+        assert np.abs(read_image(path)[8:-8, 8:-8] - value * 255).max() <= 1
     flat = np.full((64, 64, 1), 0.3, np.float32)
     write(tmp_path / "flat.png", flat, 20, 20, np.uint16, True)
-    assert np.abs(read(tmp_path / "flat.png", full=True).astype(int) - 0.3 * 65535).max() <= 1
+    assert np.abs(read_image(tmp_path / "flat.png", full=True).astype(int) - 0.3 * 65535).max() <= 1
 
 
 def test_overshoot_below_black_survives_linear_light():
     edge = np.zeros((40, 40, 1), np.float32)
     edge[:, 20:] = 1
     image = pyvips.Image.new_from_array(edge)
-    result = reduce(image, Reduced(25, 25, np.dtype(np.float32), linear=True)).numpy()
+    result = resample(image, TargetSize(25, 25, np.dtype(np.float32), linear=True)).numpy()
     assert np.isfinite(result).all() and result.min() < 0 < 1 < result.max()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 40), (30, 1), (30, 40), (29, 40)])
 def test_down_to_a_pixel(tmp_path, width, height):
     write(tmp_path / "a.png", np.full((40, 30, 3), 0.5, np.float32), width, height, np.uint8)
-    assert (read(tmp_path / "a.png") == 128).all() and read(tmp_path / "a.png").shape == (height, width, 3)
+    assert (read_image(tmp_path / "a.png") == 128).all() and read_image(tmp_path / "a.png").shape == (height, width, 3)
 
 
 def test_larger_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot reduce"):
-        Writer(tmp_path / "a.png", 10, 10, 3, dtype=np.float32, reduced=Reduced(11, 5, np.dtype(np.uint8)))
+        ImageWriter(tmp_path / "a.png", 10, 10, 3, dtype=np.float32, reduced=TargetSize(11, 5, np.dtype(np.uint8)))
 
 
 def test_exif_tells_the_reduced_size(tmp_path):
@@ -143,10 +143,10 @@ def test_exif_tells_the_reduced_size(tmp_path):
     exif[0x010F], exif.get_ifd(0x8769)[0xA002], exif.get_ifd(0x8769)[0xA003] = "A maker", 40, 30
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
     for name in "b.tif", "b.jpg":
-        reduced = Reduced(50, 37, np.dtype(np.uint8))
+        reduced = TargetSize(50, 37, np.dtype(np.uint8))
         with (
-            Reader(tmp_path / "a.jpg") as reader,
-            Writer(tmp_path / name, 80, 60, 3, like=reader, dtype=np.float32, reduced=reduced) as writer,
+            ImageReader(tmp_path / "a.jpg") as reader,
+            ImageWriter(tmp_path / name, 80, 60, 3, like=reader, dtype=np.float32, reduced=reduced) as writer,
         ):
             writer.write(np.zeros((60, 80, 3), np.float32))
         with Image.open(tmp_path / name) as image:

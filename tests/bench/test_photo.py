@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from bench import drawings, photo
-from edsr.images.resize import bicubic, downscale
+from edsr.images.resize import matlab_bicubic, matlab_downscale
 from edsr.weights import edsr as weights
 from edsr.weights import selection
 from edsr.weights.edsr import save_model
@@ -44,7 +44,7 @@ def test_scores_fit_and_table():
     def network(share):
         def enlarge(low):
             height, width = 2 * low.shape[0], 2 * low.shape[1]
-            smooth = np.clip(np.floor(bicubic(low.astype(float), height, width) + 0.5), 0, 255)
+            smooth = np.clip(np.floor(matlab_bicubic(low.astype(float), height, width) + 0.5), 0, 255)
             part = 0.5 - abs(share - 0.5) ** 2
             return np.round(smooth + part * (original[:height, :width] - smooth)).astype(np.uint8)
 
@@ -53,7 +53,9 @@ def test_scores_fit_and_table():
     table = {"2": [[30, 1.0], [100, 0.0]]}
     shares = (0.0, 0.4, 0.5, 0.6, 1.0)
     found = photo.scores([original, original], network, 2, [None, 90, 65], shares, noise=0, table=table)
-    smooth = np.clip(np.floor(bicubic(downscale(original, 2).astype(float), 40, 50) + 0.5), 0, 255).astype(np.uint8)
+    smooth = np.clip(
+        np.floor(matlab_bicubic(matlab_downscale(original, 2).astype(float), 40, 50) + 0.5), 0, 255
+    ).astype(np.uint8)
     assert found[None]["bicubic"] == photo.psnr(smooth, original[:40], 2)
     assert found[None]["auto"] == found[None][0.0] and found[65]["auto"] == found[65][0.5]
     assert found[90]["auto"] < found[90][0.5] and found[90]["bicubic"] > found[65]["bicubic"]

@@ -15,8 +15,8 @@ from bench import records, report, training, training_steps
 from bench.isolate import At
 from bench.training_steps import WAYS, Loop, Ours, Patches, Training
 from bench.workloads import Unavailable
-from edsr.data.store import Images
-from edsr.images.resize import downscale
+from edsr.data.store import PairedImages
+from edsr.images.resize import matlab_downscale
 from edsr.kernels.triton import launch
 from edsr.models.edsr import PRESETS, EDSRConfig
 
@@ -62,7 +62,7 @@ def test_patches_of_the_plain_loop_belong_together():
     low = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
     high = low.repeat(3, 0).repeat(3, 1)
     table = np.array([[0, 0, 7, 9, 0]])
-    images = Images(3, *(torch.from_numpy(x.reshape(-1, 3)) for x in (high, low)), table)
+    images = PairedImages(3, *(torch.from_numpy(x.reshape(-1, 3)) for x in (high, low)), table)
     seen = set()
     for small, large in (Patches(images, 4)[0] for _ in range(300)):
         assert small.shape == (3, 4, 4) and large.shape == (3, 12, 12) and small.dtype == torch.float32
@@ -150,7 +150,7 @@ def test_images_are_reduced_as_for_training():
     assert len(images) == training_steps.IMAGES and images.scale == 3
     low, high = images.pair(1)
     assert low.shape == (16, 21, 3) and high.shape == (48, 63, 3) and high.dtype == np.uint8
-    assert np.array_equal(low, downscale(high, 3))
+    assert np.array_equal(low, matlab_downscale(high, 3))
 
 
 def test_what_takes_long_comes_last():

@@ -108,7 +108,7 @@ def test_no_truth_needs_a_large_tensor(work):
 
 def test_the_truth_of_the_large_network_takes_a_third_of_what_it_did():
     work = next(work for work in frames() if str(work) == "edsr-x2-1920x1080")
-    radius, sides = work.config.radius, []
+    radius, sides = work.config.receptive_radius, []
     for rows, columns in work.windows:
         sides.append((rows.stop - rows.start) * (columns.stop - columns.start))
     before = 2 * (192 + radius) ** 2 + (192 + 2 * radius) ** 2

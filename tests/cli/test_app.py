@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from edsr import cli
-from edsr.images.resize import downscale
+from edsr.images.resize import matlab_downscale
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.weights.edsr import load_model, save_model
@@ -110,7 +110,7 @@ def test_json_is_one_line_per_file(home, upscale):
         "seconds": 0,
         "megapixels_per_second": 0,
         "skipped": False,
-        "losses": [],
+        "warnings": [],
         "model": "m.safetensors",
         "device": "cpu",
         "precision": "fp32",
@@ -121,7 +121,7 @@ def test_json_is_one_line_per_file(home, upscale):
     assert set(failed) == set(done)
 
 
-@pytest.mark.skipif(bool(winograd_cpu.trouble()), reason="needs llvmlite and AVX2, AVX-512 or NEON")
+@pytest.mark.skipif(bool(winograd_cpu.unavailable_reason()), reason="needs llvmlite and AVX2, AVX-512 or NEON")
 def test_cpu_kernels_are_compiled_once_and_say_so(home, upscale, monkeypatch):
     save_model(network(2, features=16), "m.safetensors")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
@@ -387,7 +387,7 @@ def compare(run_cli):
 
 def test_compare_draws_a_figure_or_a_page(home, compare):
     Image.fromarray(make_image(60, 80)).save("original.png")
-    Image.fromarray(downscale(make_image(60, 80), 2)).save("photo.png")
+    Image.fromarray(matlab_downscale(make_image(60, 80), 2)).save("photo.png")
     assert compare("photo.png") == (0, "photo_compare.png\n", "")
     code, out, err = compare("photo.png", "--hr", "original.png", "--html", "--detail", "10,20,30")
     assert code == 0 and err == "" and out.splitlines()[0] == "photo_compare.html" and out.count(" dB") == 2

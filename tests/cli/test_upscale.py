@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from edsr.images.reader import read
+from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
 from edsr.weights.edsr import load_model, save_model
 from tests.conftest import ROOT, make_image
@@ -41,10 +41,10 @@ def test_depth_and_channels_are_kept(home, upscale, name, channels, dtype):
     save("a.tif", pixels)
     save("a.png", pixels)
     code, out, err = upscale(name, "-o", "b.tif")
-    held = read(name, full=True)
+    held = read_image(name, full=True)
     assert code == 0 and out and err == ""
     # By an independent reader, which does not know libtiff's predictor of floats.
-    got = read("b.tif", full=True) if held.dtype == np.float32 else tifffile.imread("b.tif").reshape(62, 46, -1)
+    got = read_image("b.tif", full=True) if held.dtype == np.float32 else tifffile.imread("b.tif").reshape(62, 46, -1)
     assert got.dtype == held.dtype and got.shape[2] == channels
     np.testing.assert_array_equal(got, ours()(held))
 
@@ -55,7 +55,7 @@ def test_sixteen_bits_are_computed_as_such(home, upscale):
     save("a.png", ramp)
     save_model(load_model("edsr-baseline"), "m.safetensors")
     assert upscale("a.png", "-o", "b.png")[0] == 0
-    got = read("b.png", full=True)[20:-20, 20:-20, 0].astype(int)
+    got = read_image("b.png", full=True)[20:-20, 20:-20, 0].astype(int)
     assert got.dtype == int and len(np.unique(got)) > 30
     assert np.abs(got - np.linspace(30000, 30200, 80)[20:-20]).max() < 200
 
@@ -65,7 +65,7 @@ def test_what_a_format_cannot_hold_is_said(home, upscale):
     code, out, err = upscale("a.png", "-o", "b.jpg", "--json")
     assert code == 0 and err.count("\n") == 2
     assert "note: a.png: JPEG has no transparency" in err and "16-bit samples are rounded" in err
-    assert len(json.loads(out)["losses"]) == 2
+    assert len(json.loads(out)["warnings"]) == 2
     assert upscale("a.png", "-o", "c.jpg", "--quiet") == (0, "", "")
 
 
@@ -143,7 +143,7 @@ def test_any_size(home, upscale):
 
 def test_the_networks_own_size_is_not_reduced(home, upscale):
     assert upscale("photo.png", "--outscale", "2")[0] == 0
-    np.testing.assert_array_equal(read("photo_x2.png"), ours()(make_image(30, 40)))
+    np.testing.assert_array_equal(read_image("photo_x2.png"), ours()(make_image(30, 40)))
 
 
 # --- standard input and output
@@ -155,7 +155,7 @@ def test_pipes(home, kind):
     done = process("-", stdin=data)
     assert done.returncode == 0 and done.stderr.startswith(b"standard output  60 x 40")
     (home / f"in.{kind}").write_bytes(data)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(done.stdout))), ours()(read(f"in.{kind}")))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(done.stdout))), ours()(read_image(f"in.{kind}")))
     assert names(home) == sorted(["m.safetensors", "photo.png", f"in.{kind}"])
 
 
@@ -195,7 +195,7 @@ def test_pipes_misused(home, arguments, says):
 def test_several_devices(home, upscale):
     code, out, _ = upscale("photo.png", "--device", "cpu,cpu", "--json")
     assert code == 0 and json.loads(out)["device"] == "cpu,cpu"
-    np.testing.assert_array_equal(read("photo_x2.png"), ours()(make_image(30, 40)))
+    np.testing.assert_array_equal(read_image("photo_x2.png"), ours()(make_image(30, 40)))
     code, _, err = upscale("photo.png", "--device", "cpu,,cpu", "--overwrite")
     assert code == 1 and "a name is missing" in err
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from edsr.data import patches, sources
 from edsr.data import store as kept
-from edsr.data.dataset import hold_back, load
-from edsr.data.patches import Feed, Sampler, cut, locate
-from edsr.data.store import Images, pack
+from edsr.data.dataset import load_dataset, train_val_split
+from edsr.data.patches import PatchLoader, Sampler, gather_patches, patch_offsets
+from edsr.data.store import PairedImages, pack
 from edsr.errors import DataError
-from edsr.images import Reader
-from edsr.images.resize import downscale
+from edsr.images import ImageReader
+from edsr.images.resize import matlab_downscale
 from tests.conftest import make_image
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses a Linux interface")
@@ -55,11 +55,11 @@ def lines():
     return []
 
 
-def read_all(*sources, scale=2, patch=4, say=lambda line: None, **more) -> Images:
-    return load([str(source) for source in sources], scale, patch, say, **more)[0]
+def read_all(*sources, scale=2, patch=4, say=lambda line: None, **more) -> PairedImages:
+    return load_dataset([str(source) for source in sources], scale, patch, say, **more)[0]
 
 
-def same(a: Images, b: Images) -> bool:
+def same(a: PairedImages, b: PairedImages) -> bool:
     return torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) and np.array_equal(a.table, b.table)
 
 
@@ -82,7 +82,7 @@ def test_images_lie_end_to_end(folder, scale, lines):
         original = make_image(60 + i, 70, seed=i)[: (60 + i) // scale * scale, : 70 // scale * scale]
         low, high = images.pair(i)
         np.testing.assert_array_equal(high, original)
-        np.testing.assert_array_equal(low, downscale(original, scale))
+        np.testing.assert_array_equal(low, matlab_downscale(original, scale))
         assert images.table[i].tolist() == [end * scale**2, end, *low.shape[:2], i]
         end += low.shape[0] * low.shape[1]
     assert images.lr.shape == (end, 3) and images.hr.shape == (end * scale**2, 3)
@@ -124,7 +124,7 @@ def test_gray_is_repeated(folder):
     save(folder / "4.png", make_image(40, 40, 1))
     low, high = read_all(folder).pair(4)
     np.testing.assert_array_equal(high, make_image(40, 40, 1).repeat(3, 2))
-    np.testing.assert_array_equal(low, downscale(high, 2))
+    np.testing.assert_array_equal(low, matlab_downscale(high, 2))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -137,7 +137,7 @@ def test_sixteen_bits_are_kept(tmp_path, channels, suffix):
     low, high = images.pair(0)
     assert low.dtype == high.dtype == np.uint16
     np.testing.assert_array_equal(high, np.broadcast_to(sixteen(40, 42, channels), (40, 42, 3)))
-    np.testing.assert_array_equal(low, downscale(high, 2))
+    np.testing.assert_array_equal(low, matlab_downscale(high, 2))
     np.testing.assert_array_equal(images.pair(1)[1], make_image(40, 40).astype(np.uint16) * 257)
     # Half and full range are where signed storage would show.
     low, high = next_batch(images, 4, 64)
@@ -170,7 +170,7 @@ def test_files_that_break_while_decoded_leave_no_hole(folder, tmp_path, suffix, 
     path = folder / f"1b{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:9000])
-    Reader(path).close()  # the header is whole
+    ImageReader(path).close()  # the header is whole
     images = read_all(folder, say=lines.append, cache=tmp_path / "cache" if cached else None)
     assert torch.equal(images.hr, whole.hr) and torch.equal(images.lr, whole.lr)
     np.testing.assert_array_equal(images.table[:, :4], whole.table[:, :4])
@@ -178,7 +178,7 @@ def test_files_that_break_while_decoded_leave_no_hole(folder, tmp_path, suffix, 
 
 
 def test_a_file_that_changes_between_is_left_out(folder, lines, monkeypatch):
-    read = sources.read
+    read = sources.read_image
 
     def changed(path, sixteen=False):
         return read(path, sixteen)[1:] if path.name == "2.png" else read(path, sixteen)
@@ -195,7 +195,7 @@ def test_nothing_left_or_nothing_there(folder, tmp_path, lines):
     refused("no image left; give other folders or a smaller --patch", folder, patch=400)
     refused("no image left", save(tmp_path / "small.png", make_image(3, 3)))
     with pytest.raises(DataError, match="no images given"):
-        load([], 2, 8, lines.append)
+        load_dataset([], 2, 8, lines.append)
     broken = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(broken)
     broken.write_bytes(broken.read_bytes()[:9000])
@@ -239,7 +239,7 @@ def test_crops_are_images_of_their_own(tmp_path, scale):
     for i, square in enumerate(squares):
         low, high = images.pair(i)
         np.testing.assert_array_equal(high, square)
-        np.testing.assert_array_equal(low, downscale(square, scale))
+        np.testing.assert_array_equal(low, matlab_downscale(square, scale))
     np.testing.assert_array_equal(images.pair(13)[1], make_image(24, 50, 1, seed=1)[:, 24:48].repeat(3, 2))
     assert images.table[:, 4].tolist() == [0] * 12 + [1] * 2
 
@@ -262,23 +262,23 @@ def sizes(count, height=8, width=8):
 
 @pytest.mark.parametrize(("count", "held"), [(1, 0), (2, 1), (19, 1), (20, 2), (199, 19), (200, 20), (1000, 20)])
 def test_one_in_ten_is_held_back(count, held):
-    images = Images(1, torch.zeros(count, 3), torch.zeros(count, 3), np.ones((count, 5), np.int64))
+    images = PairedImages(1, torch.zeros(count, 3), torch.zeros(count, 3), np.ones((count, 5), np.int64))
     images.table[:, :2], images.table[:, 4] = 0, np.arange(count)
-    rest, validation = hold_back(images)
+    rest, validation = train_val_split(images)
     assert (0 if validation is None else len(validation)) == held and len(rest) == count - held
     gone = np.setdiff1d(np.arange(count), rest.table[:, 4])
     if held > 1:
         assert np.ptp(np.diff(gone)) <= 1 and abs(gone[0] - (count - 1 - gone[-1])) <= 1
-    assert np.array_equal(rest.table, hold_back(images)[0].table)
+    assert np.array_equal(rest.table, train_val_split(images)[0].table)
 
 
 def test_held_back_are_the_middles():
     images = [make_image(40, 60, seed=i) for i in range(3)]
-    images = pack([(downscale(image, 2), image) for image in images], 2)
-    rest, validation = hold_back(images, side=16)
+    images = pack([(matlab_downscale(image, 2), image) for image in images], 2)
+    rest, validation = train_val_split(images, side=16)
     assert validation is not None and len(rest) == 2
     low, high = validation.pair(0)
-    np.testing.assert_array_equal(low, downscale(images[1], 2)[2:18, 7:23])
+    np.testing.assert_array_equal(low, matlab_downscale(images[1], 2)[2:18, 7:23])
     np.testing.assert_array_equal(high, images[1][4:36, 14:46])
     np.testing.assert_array_equal(rest.pair(1)[1], images[2])
 
@@ -287,7 +287,7 @@ def test_crops_of_a_image_held_back_leave_together(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", make_image(96, 96, seed=i))
     images = read_all(tmp_path, crop=16)
-    rest, validation = hold_back(images, side=24)
+    rest, validation = train_val_split(images, side=24)
     assert validation is not None
     assert set(rest.table[:, 4]) == {0, 2} and len(rest) == 2 * 36
     assert len(validation) == 9  # of 8 x 8, the area of one of 24 x 24
@@ -311,17 +311,17 @@ def div2k(tmp_path):
 
 
 def test_div2k(div2k, folder):
-    images, validation = load([folder, div2k], 2, 4, lambda line: None)
+    images, validation = load_dataset([folder, div2k], 2, 4, lambda line: None)
     assert len(images) == 4 + 3 and validation is not None and len(validation) == 10
     np.testing.assert_array_equal(images.pair(5)[0], make_image(24, 30, seed=99))
     np.testing.assert_array_equal(images.pair(5)[1], make_image(48, 60, seed=2))
-    np.testing.assert_array_equal(images.pair(6)[0], downscale(make_image(48, 60, seed=3), 2))
+    np.testing.assert_array_equal(images.pair(6)[0], matlab_downscale(make_image(48, 60, seed=3), 2))
     np.testing.assert_array_equal(validation.pair(0)[0], make_image(24, 18, seed=99))
     np.testing.assert_array_equal(validation.pair(9)[1], make_image(48, 36, seed=810))
     # The files of another scale are not taken, nor those of whole images for crops.
-    np.testing.assert_array_equal(read_all(div2k, scale=3).pair(1)[0], downscale(make_image(48, 60, seed=2), 3))
+    np.testing.assert_array_equal(read_all(div2k, scale=3).pair(1)[0], matlab_downscale(make_image(48, 60, seed=2), 3))
     crops = read_all(div2k, crop=24)
-    np.testing.assert_array_equal(crops.pair(4)[0], downscale(make_image(48, 60, seed=2)[:24, :24], 2))
+    np.testing.assert_array_equal(crops.pair(4)[0], matlab_downscale(make_image(48, 60, seed=2)[:24, :24], 2))
 
 
 def test_div2k_with_parts_missing_or_wrong(div2k, lines):
@@ -330,7 +330,7 @@ def test_div2k_with_parts_missing_or_wrong(div2k, lines):
     for path in (div2k / "DIV2K_valid_HR").iterdir():
         path.unlink()
     (div2k / "DIV2K_valid_HR").rmdir()
-    images, validation = load([div2k], 2, 4, lines.append)
+    images, validation = load_dataset([div2k], 2, 4, lines.append)
     assert validation is None and len(images) == 2 and images.hr.dtype == torch.int16
     assert "0001x2.png: has 29 x 24 pixels" in lines[0] and "60 x 48, not 2 times" in lines[0]
     np.testing.assert_array_equal(images.pair(1)[0], sixteen(24, 30))
@@ -356,7 +356,7 @@ def hdf5(path, lr, hr):
 
 
 HR = np.stack([make_image(18, 24, 3, seed=i) for i in range(12)])
-LR = np.stack([downscale(image, 3) for image in HR])
+LR = np.stack([matlab_downscale(image, 3) for image in HR])
 
 
 @pytest.mark.parametrize("block", [1, 2**22])
@@ -472,10 +472,10 @@ def test_the_cache_is_used_again(folder, div2k, tmp_path, kind, lines, monkeypat
     if kind == "uint16":
         save(folder / "a.png", sixteen(50, 50))
     sources = [folder] if kind != "div2k" else [div2k]
-    memory = load(sources, 2, 4, lines.append)
-    first = load(sources, 2, 4, lines.append, cache=tmp_path / "cache")
+    memory = load_dataset(sources, 2, 4, lines.append)
+    first = load_dataset(sources, 2, 4, lines.append, cache=tmp_path / "cache")
     no_decoding(monkeypatch)
-    again = load(sources, 2, 4, lines.append, cache=tmp_path / "cache")
+    again = load_dataset(sources, 2, 4, lines.append, cache=tmp_path / "cache")
     assert "images found in" in lines[-1]
     for images in first, again:
         for ours, theirs in zip(images, memory, strict=True):
@@ -603,7 +603,7 @@ def test_the_reduction_is_exact(scale, height, width, dtype, seed, extreme):
         sums = sum(tap * x[k : k + (size - 1) * scale + 1 : scale] for k, tap in enumerate(taps))
         return np.clip((2 * sums + total) // (2 * total), 0, most)
 
-    np.testing.assert_array_equal(downscale(image, scale), reduce(reduce(image).T).T)
+    np.testing.assert_array_equal(matlab_downscale(image, scale), reduce(reduce(image).T).T)
 
 
 @pytest.mark.gpu
@@ -612,7 +612,7 @@ def test_the_reduction_has_the_same_bits_on_a_gpu(scale):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     for image in make_image(203, 311), sixteen(203, 311):
-        np.testing.assert_array_equal(downscale(image, scale, "cuda"), downscale(image, scale))
+        np.testing.assert_array_equal(matlab_downscale(image, scale, "cuda"), matlab_downscale(image, scale))
 
 
 # ---- which patches
@@ -674,8 +674,8 @@ def test_all_turns_are_cut_alike():
     image = np.arange(11 * 13 * 3).reshape(11, 13, 3).astype(np.uint16) * 97
     images = pack([(low, low.repeat(3, 0).repeat(3, 1)) for low in (image[:5, :4], image[:4, :5], image)], 3)
     drawn = np.array([[[2, 4, 7, turn] for turn in range(8)]])
-    low, high = torch.from_numpy(locate(images, drawn, 5))[0]
-    low, high = cut(images.lr, *low, side=5), cut(images.hr, *high, side=15)
+    low, high = torch.from_numpy(patch_offsets(images, drawn, 5))[0]
+    low, high = gather_patches(images.lr, *low, side=5), gather_patches(images.hr, *high, side=15)
     assert low.shape == (8, 3, 5, 5) and high.shape == (8, 3, 15, 15) and low.dtype == torch.float32
     assert low.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(high, low.repeat_interleave(3, 2).repeat_interleave(3, 3))
@@ -684,7 +684,7 @@ def test_all_turns_are_cut_alike():
 
 
 def feed_of(images, patch, batch, seed=0, steps=8, device="cpu", **more):
-    return Feed(images, patch, batch, seed, device, steps, **more)
+    return PatchLoader(images, patch, batch, seed, device, steps, **more)
 
 
 def next_batch(images, patch, batch, step=0):
@@ -718,7 +718,7 @@ def test_batches_are_the_patches_drawn(scale, patch, step, wide, seed):
 
 
 def test_patches_fit_and_are_repeatable():
-    images = pack([(downscale(p, 2), p) for p in (make_image(40, 60), make_image(80, 30, seed=1))], 2)
+    images = pack([(matlab_downscale(p, 2), p) for p in (make_image(40, 60), make_image(80, 30, seed=1))], 2)
     low, high = next_batch(images, 8, 16, 7)
     assert low.shape == (16, 3, 8, 8) and high.shape == (16, 3, 16, 16)
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in (low, high))
@@ -728,14 +728,14 @@ def test_patches_fit_and_are_repeatable():
     assert not torch.equal(low, next_batch(images, 8, 16, 8)[0])
     # A patch of the reduction is the reduction of the patch, away from its border: so they fit, turned alike.
     for x, y in zip(low, high, strict=True):
-        reduced = downscale((y.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), 2)
+        reduced = matlab_downscale((y.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), 2)
         difference = np.abs(reduced - x.permute(1, 2, 0).numpy() * 255)[2:-2, 2:-2]
         assert difference.max() < 1.5
 
 
 def test_one_small_image_fills_any_batch():
     image = make_image(8, 8)
-    low, _ = next_batch(pack([(downscale(image, 2), image)], 2), 4, 64)
+    low, _ = next_batch(pack([(matlab_downscale(image, 2), image)], 2), 4, 64)
     assert len({x.numpy().tobytes() for x in low}) == 8
 
 
@@ -743,7 +743,7 @@ def test_one_small_image_fills_any_batch():
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_shares_make_up_the_batch(world, resident, monkeypatch):
     monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
-    images = pack([(downscale(p, 2), p) for p in (make_image(40, 60), make_image(80, 30, seed=1))], 2)
+    images = pack([(matlab_downscale(p, 2), p) for p in (make_image(40, 60), make_image(80, 30, seed=1))], 2)
     whole = next_batch(images, 6, 8, 5)
     shares = []
     for rank in range(world):
@@ -762,7 +762,7 @@ def test_gathered_on_the_host_or_the_device(wide, device, monkeypatch):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     images = [sixteen(40, 60) if wide else make_image(40, 60), sixteen(30, 44) if wide else make_image(30, 44)]
-    images = pack([(downscale(image, 2), image) for image in images], 2)
+    images = pack([(matlab_downscale(image, 2), image) for image in images], 2)
     resident = feed_of(images, 7, 6, device=device)
     monkeypatch.setattr(patches, "_fits", lambda size, where: False)
     gathered = feed_of(images, 7, 6, device=device)
@@ -781,7 +781,7 @@ def test_buffers_stay_where_they_are(resident, monkeypatch):
     """A CUDA graph reads the same addresses at every replay; what was prepared for other steps is not used."""
     monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
     image = make_image(40, 60)
-    images = pack([(downscale(image, 2), image)], 2)
+    images = pack([(matlab_downscale(image, 2), image)], 2)
     feed = feed_of(images, 6, 8)
     addresses = [buffer.data_ptr() for buffer in feed._loaded]
     feed.load(0, 8)
@@ -804,7 +804,7 @@ def test_a_cuda_graph_of_a_batch(resident, monkeypatch):
         pytest.skip("needs a CUDA device")
     monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
     image = make_image(40, 60)
-    images = pack([(downscale(image, 2), image)], 2)
+    images = pack([(matlab_downscale(image, 2), image)], 2)
     feed, at = feed_of(images, 6, 8, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
     feed.load(0, 8)
     feed.batch(at)

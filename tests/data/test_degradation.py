@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr.data import patches
-from edsr.data.degradation import CELL, Degradation, Range, degraded, parse, window
-from edsr.data.patches import Feed
+from edsr.data.degradation import CELL, Degradation, Range, degraded, parse_degradation, window
+from edsr.data.patches import PatchLoader
 from edsr.data.store import pack
-from edsr.images.resize import downscale
+from edsr.images.resize import matlab_downscale
 from edsr.training.validation import worsened
 from tests.conftest import make_image
 
@@ -22,7 +22,7 @@ ALL = "jpeg:40-95,webp:50-90,noise:0-10,blur:0-1,resize:0.8-1.2"
 
 
 def plans(spec: str, count: int, seed: int = 0):
-    degradation = parse(spec)
+    degradation = parse_degradation(spec)
     return [degradation.draw(seed, step, index) for step in range(count // 20) for index in range(20)]
 
 
@@ -30,11 +30,11 @@ def plans(spec: str, count: int, seed: int = 0):
 
 
 def test_a_spec_is_read_and_spelled_in_one_way():
-    assert parse("noise:0-10, jpeg:40-95") == Degradation(jpeg=Range(40, 95), noise=Range(0, 10), clean=0.2)
-    assert parse("jpeg:75,clean:0") == Degradation(jpeg=Range(75, 75), clean=0)
-    assert str(parse("noise:0-10.50,jpeg:40-95")) == "jpeg:40-95,noise:0-10.5,clean:0.2"
+    assert parse_degradation("noise:0-10, jpeg:40-95") == Degradation(jpeg=Range(40, 95), noise=Range(0, 10), clean=0.2)
+    assert parse_degradation("jpeg:75,clean:0") == Degradation(jpeg=Range(75, 75), clean=0)
+    assert str(parse_degradation("noise:0-10.50,jpeg:40-95")) == "jpeg:40-95,noise:0-10.5,clean:0.2"
     for spec in ALL, "blur:0.123456789-1", "resize:0.5-2,clean:1", "noise:0.00001":
-        assert parse(str(parse(spec))) == parse(spec)
+        assert parse_degradation(str(parse_degradation(spec))) == parse_degradation(spec)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_spec_is_read_and_spelled_in_one_way():
 )
 def test_a_wrong_spec_is_told_in_one_line(spec, says):
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
-        parse(spec)
+        parse_degradation(spec)
     assert "\n" not in str(caught.value)
 
 
@@ -68,7 +68,7 @@ def test_a_wrong_spec_is_told_in_one_line(spec, says):
 
 
 def test_draws_follow_from_seed_step_and_index_alone():
-    degradation = parse(f"{ALL},clean:0")
+    degradation = parse_degradation(f"{ALL},clean:0")
     told = {str(degradation.draw(seed, step, k)) for seed in range(-1, 3) for step in (0, 1, 2**40) for k in range(9)}
     assert len(told) == 4 * 3 * 9
     image = make_image(40, 50)
@@ -111,7 +111,7 @@ def test_how_often_what_is_drawn():
     st.integers(1, 50), st.integers(1, 50), st.integers(0, 999), st.sampled_from([ALL, "jpeg:30", "blur:5,resize:2"])
 )
 def test_any_size_stays_what_it_is(height, width, index, spec):
-    plan = parse(f"{spec},clean:0").draw(0, 0, index)
+    plan = parse_degradation(f"{spec},clean:0").draw(0, 0, index)
     result = degraded(make_image(height, width), plan)
     assert result.shape == (height, width, 3) and result.dtype == np.uint8
 
@@ -124,7 +124,7 @@ def test_a_slight_degradation_leaves_a_image_where_it_is(spec, most):
     y, x = np.mgrid[0:60, 0:70]
     image = np.stack([128 + 90 * np.sin(x / 9 + k) * np.cos(y / 11) for k in (0, 0.1, 0.2)], 2).astype(np.uint8)
     for index in range(12):
-        off = np.abs(degraded(image, parse(f"{spec},clean:0").draw(0, 0, index)).astype(int) - image)
+        off = np.abs(degraded(image, parse_degradation(f"{spec},clean:0").draw(0, 0, index)).astype(int) - image)
         assert off[4:-4, 4:-4].max() <= most
 
 
@@ -157,7 +157,7 @@ def test_saving_twice_shows_both():
 
 def test_noise_has_the_strength_drawn():
     for level in 40, 128, 215:
-        plan = parse("noise:6,clean:0").draw(0, 0, level)
+        plan = parse_degradation("noise:6,clean:0").draw(0, 0, level)
         assert plan is not None
         noise = degraded(np.full((200, 200, 3), level, np.uint8), plan).astype(float) - level
         assert noise.mean() == pytest.approx(0, abs=0.1)
@@ -168,7 +168,7 @@ def test_noise_has_the_strength_drawn():
 def test_sixteen_bits_are_degraded_as_eight():
     image = np.minimum(make_image(40, 50), 254)
     eight, wide = (
-        degraded(levels, parse(f"{ALL},clean:0").draw(0, 0, 1))
+        degraded(levels, parse_degradation(f"{ALL},clean:0").draw(0, 0, 1))
         for levels in (image, image.astype(np.uint16) * 257 + 100)
     )
     assert wide.dtype == np.uint16 and np.array_equal(wide, eight.astype(np.uint16) * 257)
@@ -182,7 +182,7 @@ def test_a_window_is_the_turned_patch_with_its_surroundings(side, turn, index, c
     height, width = random.integers(side, 40, 2)
     image = random.integers(0, 256, (height, width, 3), np.uint8)
     y, x = int(random.integers(0, height - side + 1)), int(random.integers(0, width - side + 1))
-    plan = None if clean else parse(f"{ALL},clean:0").draw(0, 0, index)
+    plan = None if clean else parse_degradation(f"{ALL},clean:0").draw(0, 0, index)
     (above, _), (left, _) = reach = plan.reach(side, side) if plan else ((0, 0), (0, 0))
     cut = window(image, y, x, side, turn, plan)
     assert cut.shape == (side + sum(reach[0]), side + sum(reach[1]), 3)
@@ -199,7 +199,7 @@ def test_a_window_is_the_turned_patch_with_its_surroundings(side, turn, index, c
 
 
 def feed_of(images, spec, batch=6, seed=0, steps=4, **more):
-    return Feed(images, 8, batch, seed, "cpu", steps, degradation=spec and parse(spec), **more)
+    return PatchLoader(images, 8, batch, seed, "cpu", steps, degradation=spec and parse_degradation(spec), **more)
 
 
 def batches(feed, first, count):
@@ -218,7 +218,7 @@ def some(request):
     images = [make_image(40, 60), make_image(80, 36, seed=1)]
     if request.param == 16:
         images = [image.astype(np.uint16) * 256 + 77 for image in images]
-    return pack([(downscale(image, 2), image) for image in images], 2)
+    return pack([(matlab_downscale(image, 2), image) for image in images], 2)
 
 
 @pytest.fixture(params=[True, False])
@@ -235,7 +235,7 @@ def test_clean_patches_and_all_of_hr_are_as_without(some):
         assert torch.equal(high, truth)
         assert low.stride() == clean.stride() and low.dtype == torch.float32
         for k in range(6):
-            untouched = parse("jpeg:40,clean:0.5").draw(0, step, k) is None
+            untouched = parse_degradation("jpeg:40,clean:0.5").draw(0, step, k) is None
             assert torch.equal(low[k], clean[k]) == untouched
             assert (low[k] - clean[k]).abs().mean() < 0.1
 
@@ -276,7 +276,7 @@ def test_threads_work_ahead(some):
 def test_a_gpu_gets_the_same_patches(some):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    feed = Feed(some, 8, 6, 0, "cuda", 4, degradation=parse(ALL))
+    feed = PatchLoader(some, 8, 6, 0, "cuda", 4, degradation=parse_degradation(ALL))
     feed.load(2, 4)
     for i, want in enumerate(batches(feed_of(some, ALL), 2, 4)):
         for ours, theirs in zip(feed.batch(torch.tensor(i, device="cuda")), want, strict=True):
@@ -284,8 +284,8 @@ def test_a_gpu_gets_the_same_patches(some):
 
 
 def test_validation_images_are_degraded_whole_once_and_all(some):
-    ours = worsened(some, parse(f"{ALL},clean:1"))
+    ours = worsened(some, parse_degradation(f"{ALL},clean:1"))
     assert ours.hr.dtype == some.hr.dtype and np.array_equal(ours.table, some.table)
-    assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, worsened(some, parse(ALL)).lr)
+    assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, worsened(some, parse_degradation(ALL)).lr)
     for i in range(len(some)):
         assert not np.array_equal(ours.pair(i)[0], some.pair(i)[0])

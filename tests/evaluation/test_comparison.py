@@ -9,15 +9,15 @@ import pytest
 import pyvips
 from PIL import Image, ImageCms
 
-from edsr.cli.progress import Bars
+from edsr.cli.progress import BatchProgress
 from edsr.errors import CompareError, ImageError
 from edsr.evaluation import comparison as comparison_module
 from edsr.evaluation import metrics
-from edsr.evaluation.comparison import LARGEST_DETAIL, Comparison, outcome, save
-from edsr.evaluation.figure import MARGIN, MARK, draw
+from edsr.evaluation.comparison import LARGEST_DETAIL, Comparison, comparison_path, save_comparison
+from edsr.evaluation.figure import MARGIN, MARK, render_figure
 from edsr.evaluation.scoring import evaluate
-from edsr.images.resize import bicubic, downscale
-from edsr.images.writer import Writer
+from edsr.images.resize import matlab_bicubic, matlab_downscale
+from edsr.images.writer import ImageWriter
 from edsr.inference.upscaler import Upscaler
 from tests.conftest import make_image, network
 
@@ -30,7 +30,7 @@ def upscaler():
 def written(path, pixels, profile=None):
     """A file of ours, whatever the pixels are."""
     height, width, channels = pixels.shape
-    with Writer(path, width, height, channels, dtype=pixels.dtype) as writer:
+    with ImageWriter(path, width, height, channels, dtype=pixels.dtype) as writer:
         if profile is not None:
             writer._metadata.append((pyvips.GValue.blob_type, "icc-profile-data", profile))
         writer.write(pixels)
@@ -39,7 +39,7 @@ def written(path, pixels, profile=None):
 
 def smooth(low, s):
     """Bicubic as `evaluate` has it."""
-    large = bicubic(low.astype(np.float64), s * low.shape[0], s * low.shape[1])
+    large = matlab_bicubic(low.astype(np.float64), s * low.shape[0], s * low.shape[1])
     return np.clip(np.floor(large + 0.5), 0, 255).astype(np.uint8)
 
 
@@ -54,7 +54,7 @@ def test_scores_are_those_of_evaluate(tmp_path, scale, channels):
     for name in "hr", "lr":
         (tmp_path / name).mkdir()
     hr = written(tmp_path / "hr" / "a.png", original)
-    lr = written(tmp_path / "lr" / "a.png", downscale(original, scale))
+    lr = written(tmp_path / "lr" / "a.png", matlab_downscale(original, scale))
     want = next(evaluate(upscaler, tmp_path / "hr"))
     for image in None, lr:
         found = comparison_module.compare(upscaler, image, hr)
@@ -78,7 +78,7 @@ def test_a_image_alone_has_the_results_and_no_scores(tmp_path, monkeypatch, scal
 
 
 def test_self_ensemble_and_rows_done(tmp_path, upscaler):
-    class Told(Bars):
+    class Told(BatchProgress):
         rows = 0
 
         @contextlib.contextmanager
@@ -122,7 +122,7 @@ def test_every_kind_of_image(tmp_path, upscaler, dtype, channels):
 def test_gray_against_color_is_scored_in_color(tmp_path, upscaler):
     gray = make_image(40, 40, 1)
     hr = written(tmp_path / "hr.png", gray)
-    low = written(tmp_path / "low.png", downscale(gray, 2).repeat(3, 2))
+    low = written(tmp_path / "low.png", matlab_downscale(gray, 2).repeat(3, 2))
     found = comparison_module.compare(upscaler, low, hr)
     want = metrics.score(found.images["bicubic"], gray.repeat(3, 2), 2)
     assert found.scores["bicubic"] == want
@@ -135,14 +135,14 @@ def test_a_few_pixels(tmp_path, upscaler, height, width):
     for image, hr in (small, None), (small, large), (None, large):
         found = comparison_module.compare(upscaler, image, hr)
         assert found.scores == {} and found.detail[2] == 2 * min(height, width)
-        assert max(draw(found).size) < 2000
+        assert max(render_figure(found).size) < 2000
 
 
 def test_scores_of_small_images_lack_ssim(tmp_path, upscaler):
     found = comparison_module.compare(upscaler, None, written(tmp_path / "a.png", make_image(6, 30)))
     psnr, ssim = found.scores["bicubic"]
     assert psnr > 0 and math.isnan(ssim)
-    draw(found)
+    render_figure(found)
 
 
 # --- color profiles
@@ -159,7 +159,7 @@ def test_profiles_lead_to_srgb_but_scores_are_of_the_file(tmp_path, upscaler):
         want = ImageCms.profileToProfile(plainly, io.BytesIO(p3), ImageCms.createProfile("sRGB"))
         assert np.abs(result.astype(int) - np.asarray(want)).max() <= 2
         assert np.abs(result.astype(int) - plain.images[title]).max() > 10
-    low = written(tmp_path / "low.png", downscale(original, 2))
+    low = written(tmp_path / "low.png", matlab_downscale(original, 2))
     mixed = comparison_module.compare(upscaler, low, tmp_path / "wide.png")  # each through its own
     np.testing.assert_array_equal(mixed.images["EDSR x2"], plain.images["EDSR x2"])
     np.testing.assert_array_equal(mixed.images["original"], found.images["original"])
@@ -257,10 +257,10 @@ def test_nothing_too_small_too_large_or_no_image(tmp_path, upscaler, monkeypatch
 
 def test_where_outcomes_go(tmp_path):
     image, hr = tmp_path / "a.b.jpg", tmp_path / "hr.png"
-    assert outcome(image, hr, None, ".png", False) == tmp_path / "a.b_compare.png"
-    assert outcome(None, hr, None, ".html", False) == tmp_path / "hr_compare.html"
-    assert outcome(image, None, str(tmp_path), ".png", False) == tmp_path / "a.b_compare.png"
-    assert outcome(image, None, str(tmp_path / "x.PNG"), ".png", False) == tmp_path / "x.PNG"
+    assert comparison_path(image, hr, None, ".png", False) == tmp_path / "a.b_compare.png"
+    assert comparison_path(None, hr, None, ".html", False) == tmp_path / "hr_compare.html"
+    assert comparison_path(image, None, str(tmp_path), ".png", False) == tmp_path / "a.b_compare.png"
+    assert comparison_path(image, None, str(tmp_path / "x.PNG"), ".png", False) == tmp_path / "x.PNG"
     hr.touch()
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "folder.png" / "a.b_compare.png").mkdir()
@@ -272,30 +272,30 @@ def test_where_outcomes_go(tmp_path):
         ("folder.png", False, "is a folder"),
     ):
         with pytest.raises(CompareError, match=says):
-            outcome(image, hr, str(tmp_path / output), ".png", overwrite)
+            comparison_path(image, hr, str(tmp_path / output), ".png", overwrite)
     with pytest.raises(CompareError, match="--overwrite"):
-        outcome(image, None, str(hr), ".png", False)
+        comparison_path(image, None, str(hr), ".png", False)
     with pytest.raises(CompareError, match="--hr"):
-        outcome(None, None, None, ".png", False)
+        comparison_path(None, None, None, ".png", False)
 
 
 def test_files_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "a.html"
-    save(target, b"one", overwrite=False)
+    save_comparison(target, b"one", overwrite=False)
     with pytest.raises(CompareError, match="--overwrite"):
-        save(target, b"two", overwrite=False)
+        save_comparison(target, b"two", overwrite=False)
     assert target.read_bytes() == b"one"
-    save(target, b"three", overwrite=True)
+    save_comparison(target, b"three", overwrite=True)
     assert target.read_bytes() == b"three"
     with pytest.raises(CompareError, match="cannot be written"):
-        save(tmp_path / "missing" / "a.html", b"four", overwrite=False)
+        save_comparison(tmp_path / "missing" / "a.html", b"four", overwrite=False)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CompareError, match="No space left"):
-        save(target, b"five", overwrite=True)
+        save_comparison(target, b"five", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"] and target.read_bytes() == b"three"
 
 
@@ -325,7 +325,7 @@ def comparison(height, width, titles=("bicubic", "EDSR x2", "original"), detail=
 )
 def test_details_are_enlarged_pixel_by_pixel_and_marked(titles, height, width, detail, factor):
     found = comparison(height, width, titles, detail)
-    figure = draw(found)
+    figure = render_figure(found)
     assert figure.mode == "RGB" and max(figure.size) <= 2000
     pixels = np.asarray(figure)
     x, y, side = detail
@@ -353,7 +353,7 @@ def test_the_better_score_is_darker():
     better, worse = comparison(60, 60), comparison(60, 60)
     worse.scores["bicubic"] = (40.0, 0.9)
     for found, dark, faint in (better, "EDSR x2", "bicubic"), (worse, "bicubic", "EDSR x2"):
-        pixels = np.asarray(draw(found))
+        pixels = np.asarray(render_figure(found))
         below = MARGIN + 480 + 14 + 32
         at = {title: pixels.shape[1] - MARGIN - 480 - i * 500 for title, i in (("EDSR x2", 1), ("bicubic", 2))}
         text = {title: pixels[below:, left : left + 480] for title, left in at.items()}

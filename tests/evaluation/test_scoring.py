@@ -6,10 +6,10 @@ from PIL import Image
 
 from edsr import cli
 from edsr.errors import EvaluateError, ImageError
-from edsr.evaluation.scoring import evaluate, mean
-from edsr.images.resize import downscale
+from edsr.evaluation.scoring import evaluate, mean_scores
+from edsr.images.resize import matlab_downscale
 from edsr.inference.upscaler import Upscaler
-from edsr.weights.edsr import load_model, packaged
+from edsr.weights.edsr import list_packaged, load_model
 from tests.conftest import make_image, network
 
 BICUBIC = {  # PSNR on luma, as papers report it
@@ -29,20 +29,20 @@ def test_bicubic_scores_what_papers_report(shared, name, scale, given_lr):
     up = Upscaler(network(scale, blocks=0, features=1), device="cpu")
     images = list(evaluate(up, folder / "HR", folder / f"LRx{scale}" if given_lr else None))
     assert len(images) == {"Set5": 5, "Set14": 14}[name]
-    assert round(mean(images)["bicubic_psnr"], 2) == BICUBIC[name, scale]
+    assert round(mean_scores(images)["bicubic_psnr"], 2) == BICUBIC[name, scale]
 
 
 @pytest.mark.parametrize("variant", ["", "_stdtopology"])
 def test_a_network_trained_by_others_scores_as_published(shared, variant):
     model = load_model(shared / f"weights/mlcommons_edsr_f64b5_x2{variant}.safetensors")
     images = list(evaluate(Upscaler(model, device="cpu"), shared / "data/eval/Set5/HR"))
-    assert round(mean(images)["psnr"], 1) == 37.6
+    assert round(mean_scores(images)["psnr"], 1) == 37.6
 
 
-@pytest.mark.parametrize("scale", packaged().get("edsr-baseline", ()))
+@pytest.mark.parametrize("scale", list_packaged().get("edsr-baseline", ()))
 def test_packaged_weights_beat_bicubic(shared, scale):
     up = Upscaler(load_model("edsr-baseline", scale), device="cpu")
-    scores = mean(list(evaluate(up, shared / "data/eval/Set5/HR")))
+    scores = mean_scores(list(evaluate(up, shared / "data/eval/Set5/HR")))
     assert scores["psnr"] > scores["bicubic_psnr"] + (3 if scale == 2 else 1)
     assert scores["ssim"] > scores["bicubic_ssim"]
 
@@ -54,7 +54,9 @@ def folders(tmp_path):
         (tmp_path / name).mkdir()
     for name, image in ("a", make_image(43, 51)), ("b", make_image(41, 40, 1)[:, :, 0]):
         Image.fromarray(image).save(tmp_path / "hr" / f"{name}.png")
-        Image.fromarray(downscale(image, 2)).save(tmp_path / "lr" / (f"{name}x2.png" if name == "a" else f"{name}.png"))
+        Image.fromarray(matlab_downscale(image, 2)).save(
+            tmp_path / "lr" / (f"{name}x2.png" if name == "a" else f"{name}.png")
+        )
     return tmp_path
 
 

@@ -8,7 +8,7 @@ import pytest
 import pyvips
 from PIL import Image, features
 
-from edsr.images.compression import MIDDLE, Lossy, jpeg_quality, lossy
+from edsr.images.compression import MIDDLE, LossyCompression, detect_compression, jpeg_quality
 from tests.conftest import make_image
 from tests.support.image_files import encoded, pillow
 
@@ -26,7 +26,7 @@ def by_libvips(quality, **options):
 
 def told(tmp_path, data, name="a.bin"):
     (tmp_path / name).write_bytes(data)
-    return lossy(tmp_path / name)
+    return detect_compression(tmp_path / name)
 
 
 def of_jpeg(data):
@@ -100,7 +100,7 @@ def test_coarser_tables_are_of_lower_quality():
 def test_mpo(tmp_path):
     image = pillow(PIXELS)
     data = encoded("MPO", image, quality=64, save_all=True, append_images=[image.rotate(90)])
-    assert told(tmp_path, data) == Lossy("JPEG", 64, True)
+    assert told(tmp_path, data) == LossyCompression("JPEG", 64, True)
     assert str(told(tmp_path, data)) == "JPEG quality 64"
 
 
@@ -116,21 +116,21 @@ def test_a_jpeg_without_usable_tables_is_taken_for_middling(tmp_path, damage):
         "soi": b"\xff\xd8\xff",
     }[damage]
     found = told(tmp_path, bad)
-    assert found == Lossy("JPEG", MIDDLE, False) and str(found) == "JPEG, quality taken for 75"
+    assert found == LossyCompression("JPEG", MIDDLE, False) and str(found) == "JPEG, quality taken for 75"
 
 
 def test_only_the_header_is_read(tmp_path):
     data = by_pillow(81, pillow(make_image(600, 800)))
     end = data.index(b"\xff\xda")
     end += 2 + int.from_bytes(data[end + 2 : end + 4], "big")
-    assert told(tmp_path, data[:end]) == Lossy("JPEG", 81, True)
+    assert told(tmp_path, data[:end]) == LossyCompression("JPEG", 81, True)
 
 
 def test_a_huge_image_is_no_bomb(tmp_path, recwarn):
     data = bytearray(by_pillow(81))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"
-    assert told(tmp_path, bytes(data)) == Lossy("JPEG", 81, True) and not recwarn.list
+    assert told(tmp_path, bytes(data)) == LossyCompression("JPEG", 81, True) and not recwarn.list
 
 
 # --- the others
@@ -140,7 +140,7 @@ def test_a_huge_image_is_no_bomb(tmp_path, recwarn):
 @pytest.mark.parametrize("options", [{}, {"tile": True, "bigtiff": True}, {"rgbjpeg": True}])
 def test_jpeg_in_tiff(tmp_path, quality, options):
     data = pyvips.Image.new_from_array(PIXELS).tiffsave_buffer(compression="jpeg", Q=quality, **options)
-    assert told(tmp_path, data) == Lossy("JPEG in TIFF", quality, True)
+    assert told(tmp_path, data) == LossyCompression("JPEG in TIFF", quality, True)
 
 
 @pytest.mark.parametrize("compression", ["none", "deflate", "lzw", "packbits"])
@@ -152,7 +152,7 @@ def test_other_tiffs_are_lossless(tmp_path, compression):
 
 def test_webp_in_tiff_does_not_tell(tmp_path):
     data = pyvips.Image.new_from_array(PIXELS).tiffsave_buffer(compression="webp", Q=30)
-    assert told(tmp_path, data) == Lossy("WebP in TIFF", MIDDLE, False)
+    assert told(tmp_path, data) == LossyCompression("WebP in TIFF", MIDDLE, False)
 
 
 @pytest.mark.parametrize("method", [0, 4, 6])
@@ -185,7 +185,7 @@ def test_extended_webp(tmp_path):
 
 def test_damaged_webp(tmp_path):
     data = encoded("WebP", pillow(PIXELS), quality=50)
-    assert told(tmp_path, data[:30]) == Lossy("WebP", MIDDLE, False)
+    assert told(tmp_path, data[:30]) == LossyCompression("WebP", MIDDLE, False)
     assert told(tmp_path, data[:14]) is None
     for i in range(20, 60):  # never an error, whatever the bits
         bad = bytearray(data)
@@ -195,7 +195,7 @@ def test_damaged_webp(tmp_path):
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 def test_avif_and_heic_are_taken_for_middling(tmp_path):
-    assert told(tmp_path, encoded("AVIF", pillow(PIXELS), quality=20)) == Lossy("AVIF", MIDDLE, False)
+    assert told(tmp_path, encoded("AVIF", pillow(PIXELS), quality=20)) == LossyCompression("AVIF", MIDDLE, False)
     assert str(told(tmp_path, b"\0\0\0\x18ftypheic" + bytes(40))) == "HEIC, quality taken for 75"
 
 
@@ -204,7 +204,7 @@ def test_avif_by_libvips(tmp_path):
     assert told(tmp_path, image.heifsave_buffer(compression="av1", lossless=True)) is None
     for mode in "on", "off":
         data = image.heifsave_buffer(compression="av1", Q=60, subsample_mode=mode)
-        assert told(tmp_path, data) == Lossy("AVIF", MIDDLE, False)
+        assert told(tmp_path, data) == LossyCompression("AVIF", MIDDLE, False)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "PPM"])
@@ -213,6 +213,6 @@ def test_lossless_and_foreign_formats(tmp_path, kind):
 
 
 def test_no_file_and_no_image(tmp_path):
-    assert lossy(tmp_path / "none.jpg") is None and lossy(tmp_path) is None
+    assert detect_compression(tmp_path / "none.jpg") is None and detect_compression(tmp_path) is None
     for data in b"", b"\xff", b"II*\0", b"MM\0*" + bytes(20), b"II+\0" + bytes(30), b"RIFF", b"text" * 10:
         assert told(tmp_path, data) is None

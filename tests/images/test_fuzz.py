@@ -24,8 +24,8 @@ import tifffile
 from PIL import Image
 
 from edsr.errors import ImageError
-from edsr.images.reader import Reader
-from edsr.images.writer import Writer
+from edsr.images.reader import ImageReader
+from edsr.images.writer import ImageWriter
 from tests.conftest import ROOT
 from tests.support.image_files import ICC, encoded, linux, make_image, names, pillow, png
 
@@ -156,12 +156,12 @@ def attempt(kind, number, data, folder):
     Path("/proc/self/clear_refs").write_text("5")
     start, held, row = time.monotonic(), memory("VmRSS"), 0
     try:
-        with Reader(source, full=True, folder=folder) as reader:
+        with ImageReader(source, full=True, folder=folder) as reader:
             if reader.width * reader.height > 10_000 and extension in (".webp", ".avif"):
                 target = folder / "out.jpg"
             size = reader.width, reader.height, reader.channels
             row = reader.width * reader.channels * reader.dtype.itemsize / 1e6
-            with Writer(target, *size, like=reader, dtype=reader.dtype) as writer:
+            with ImageWriter(target, *size, like=reader, dtype=reader.dtype) as writer:
                 for rows in reader.rows(max(1, min(16, 2**20 // reader.width))):
                     writer.write(rows)
     except ImageError as error:
@@ -172,7 +172,7 @@ def attempt(kind, number, data, folder):
     else:
         if names(folder) != sorted([*before, target.name]):
             return f"leaves {names(folder)}"
-        with Reader(target, full=True) as reader:
+        with ImageReader(target, full=True) as reader:
             if (reader.width, reader.height) != size[:2]:
                 return f"{size} became {reader.width} x {reader.height}"
         target.unlink()

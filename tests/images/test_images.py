@@ -10,7 +10,7 @@ import pyvips
 
 from edsr.batch.jobs import output_path
 from edsr.images.formats import FORMATS, find_images
-from edsr.images.reader import Reader, read
+from edsr.images.reader import ImageReader, read_image
 from tests.support.image_files import (
     EXTENSIONS,
     LOSSLESS,
@@ -35,7 +35,7 @@ def test_round_trip(tmp_path, extension, channels, height, width):
     write(path, pixels)
     assert names(tmp_path) == [path.name]
     stored = 3 if extension in (".webp", ".avif") else channels  # which have no gray
-    seen, ours = with_pillow(path), read(path)
+    seen, ours = with_pillow(path), read_image(path)
     assert seen.shape == (height, width, stored)
     assert ours.dtype == np.uint8 and ours.shape == seen.shape
     if FORMATS[extension].name in ("PNG", "TIFF"):
@@ -50,27 +50,27 @@ def test_round_trip(tmp_path, extension, channels, height, width):
 def test_rows_are_the_image(tmp_path, extension, count):
     path, pixels = tmp_path / f"a{extension}", make_image(130, 33)
     pillow(pixels).save(path)
-    with Reader(path) as reader:
+    with ImageReader(path) as reader:
         assert (reader.path, reader.width, reader.height, reader.channels) == (path, 33, 130, 3)
         assert reader.format == FORMATS[extension].name
         first, again = list(reader.rows(count)), list(reader.rows(count))
     assert [len(rows) for rows in first] == [min(count, 130 - y) for y in range(0, 130, count)]
-    assert np.array_equal(np.concatenate(first), read(path))
-    assert np.array_equal(np.concatenate(again), read(path))
+    assert np.array_equal(np.concatenate(first), read_image(path))
+    assert np.array_equal(np.concatenate(again), read_image(path))
     if extension in LOSSLESS:
-        assert np.array_equal(read(path), pixels)
+        assert np.array_equal(read_image(path), pixels)
 
 
 def test_rows_needs_a_count(tmp_path):
     write(tmp_path / "a.png", make_image())
     with pytest.raises(ValueError, match="1 or more"):
-        next(Reader(tmp_path / "a.png").rows(0))
+        next(ImageReader(tmp_path / "a.png").rows(0))
 
 
 def test_many_rows_at_once(tmp_path):
     # libvips, asked for so many at once, takes minutes.
     write(tmp_path / "a.png", make_image(200_000, 2, 1), step=200_000)
-    assert np.array_equal(read(tmp_path / "a.png"), make_image(200_000, 2, 1))
+    assert np.array_equal(read_image(tmp_path / "a.png"), make_image(200_000, 2, 1))
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
@@ -79,11 +79,11 @@ def test_many_rows_at_once(tmp_path):
 def test_a_second_round_changes_nothing(tmp_path, extension, dtype, channels):
     first, second = tmp_path / f"a{extension}", tmp_path / f"b{extension}"
     write(first, make_image(channels=channels, dtype=dtype), quality=100)
-    with Reader(first, full=True) as reader:
+    with ImageReader(first, full=True) as reader:
         pixels = np.concatenate(list(reader.rows(9)))
         writer = write(second, pixels, like=reader, quality=100)
-    assert all("AVIF has at most 12 bits" in line for line in reader.losses + writer.losses)
-    again = read(second, full=True)
+    assert all("AVIF has at most 12 bits" in line for line in reader.warnings + writer.warnings)
+    again = read_image(second, full=True)
     assert again.dtype == pixels.dtype and again.shape == pixels.shape
     if extension in LOSSLESS:
         assert np.array_equal(again, pixels)
@@ -94,7 +94,7 @@ def test_a_second_round_changes_nothing(tmp_path, extension, dtype, channels):
 def test_no_cache_is_left(tmp_path):
     write(tmp_path / "a.png", make_image())
     write(tmp_path / "a.png", make_image(seed=1), overwrite=True)
-    assert np.array_equal(read(tmp_path / "a.png"), make_image(seed=1))
+    assert np.array_equal(read_image(tmp_path / "a.png"), make_image(seed=1))
     assert pyvips.cache_get_size() == 0
 
 
@@ -171,16 +171,16 @@ def test_unusual_names(tmp_path):
     folder.mkdir()
     for name in ("фото ü.png", "a[page=2].tif", "b.png[access=random].jpg", "-c.webp", "%d.png", "d[Q=1].avif"):
         write(folder / name, make_image())
-        assert read(folder / name).shape == (60, 41, 3)
+        assert read_image(folder / name).shape == (60, 41, 3)
 
 
 @linux
 def test_names_that_are_not_unicode(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png"))
     write(path, make_image())
-    assert np.array_equal(read(path), make_image())
+    assert np.array_equal(read_image(path), make_image())
     path.write_bytes(path.read_bytes()[:300])
-    refused("damaged", read, path)
+    refused("damaged", read_image, path)
 
 
 def test_output_path(tmp_path):

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from edsr.images import formats, reorder
-from edsr.images.reader import Reader, read
+from edsr.images.reader import ImageReader, read_image
 from tests.support.image_files import (
     EXTENSIONS,
     LOSSLESS,
@@ -38,11 +38,11 @@ def noise(height=21, width=30, channels=1, top=255, dtype=np.uint8):
 
 def whole(path, count=7, **options):
     """The image in pieces, after a look at the attributes."""
-    with Reader(path, full=True, **options) as reader:
+    with ImageReader(path, full=True, **options) as reader:
         pixels = np.concatenate(list(reader.rows(count)))
         assert pixels.shape == (reader.height, reader.width, reader.channels)
         assert pixels.dtype == reader.dtype and reader.alpha == (reader.channels in (2, 4))
-    assert np.array_equal(read(path, full=True), pixels)
+    assert np.array_equal(read_image(path, full=True), pixels)
     return pixels
 
 
@@ -94,9 +94,9 @@ def test_one_transparent_color(tmp_path, bits, channels):
 
 def test_colors_of_hdr_are_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(png(noise(channels=3), extra=chunk(b"cICP", bytes([9, 16, 0, 1]))))
-    refused("color primaries 9 and transfer 16", Reader, tmp_path / "a.png", full=True)
+    refused("color primaries 9 and transfer 16", ImageReader, tmp_path / "a.png", full=True)
     (tmp_path / "a.png").write_bytes(png(noise(channels=3), extra=chunk(b"cICP", bytes([1, 13, 0, 1]))))
-    assert read(tmp_path / "a.png").shape == (21, 30, 3)
+    assert read_image(tmp_path / "a.png").shape == (21, 30, 3)
 
 
 # ---- TIFF
@@ -194,7 +194,7 @@ def test_no_numbers(tmp_path, value):
     pixels = make_image(dtype="float32")
     pixels[33, 3, 1] = value
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
-    refused("no numbers", read, tmp_path / "a.tif", full=True)
+    refused("no numbers", read_image, tmp_path / "a.tif", full=True)
 
 
 # ---- what Pillow writes
@@ -264,7 +264,7 @@ def test_avif_of_more_bits(tmp_path, bits):
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": "4:2:0"}])
 def test_kinds_of_jpeg(tmp_path, options):
     pillow(make_image(200, 90)).save(tmp_path / "a.jpg", **options)
-    assert np.abs(read(tmp_path / "a.jpg").astype(int) - make_image(200, 90)).mean() < 4
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - make_image(200, 90)).mean() < 4
 
 
 # ---- CMYK
@@ -286,10 +286,10 @@ def test_cmyk_goes_through_its_profile(tmp_path, extension, profile):
         intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
         converted = ImageCms.profileToProfile(image, *profiles, renderingIntent=intent, outputMode="RGB", flags=flags)
     assert np.abs(whole(path).astype(int) - np.asarray(converted)).max() <= 1
-    with Reader(path, full=True) as reader:
+    with ImageReader(path, full=True) as reader:
         which = "its own profile" if profile is CMYK else "a standard profile"
-        assert len(reader.losses) == 1 and which in reader.losses[0]
-        write(tmp_path / "b.png", read(path, full=True), like=reader)
+        assert len(reader.warnings) == 1 and which in reader.warnings[0]
+        write(tmp_path / "b.png", read_image(path, full=True), like=reader)
     with Image.open(tmp_path / "b.png") as image:
         assert image.info["icc_profile"] == SRGB
 
@@ -326,12 +326,12 @@ def test_orientation_is_applied_once(tmp_path, extension, orientation):
     pixels = whole(source)
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).max() <= (0 if extension in LOSSLESS else 6)
-    with Reader(source) as reader:
+    with ImageReader(source) as reader:
         write(target, pixels, like=reader)
     with Image.open(target) as image:
         assert image.getexif().get(0x0112, 1) == 1
         assert image.size == (pixels.shape[1], pixels.shape[0])
-    assert read(target).shape == pixels.shape
+    assert read_image(target).shape == pixels.shape
 
 
 @pytest.mark.parametrize("count", [1, 7, 100])
@@ -349,7 +349,7 @@ def test_resolution_is_turned_too(tmp_path):
     image = pyvips.Image.new_from_array(make_image(9, 9)).copy(interpretation="srgb", xres=10, yres=20)
     image.set_type(pyvips.GValue.gint_type, "orientation", 6)
     image.tiffsave(str(tmp_path / "a.tif"))
-    assert Reader(tmp_path / "a.tif").resolution == pytest.approx((20, 10))
+    assert ImageReader(tmp_path / "a.tif").resolution == pytest.approx((20, 10))
 
 
 def test_turned_images_cut_off(tmp_path):
@@ -357,7 +357,7 @@ def test_turned_images_cut_off(tmp_path):
     exif[0x0112] = 6
     data = encoded("jpeg", pillow(make_image(400, 300)), exif=exif)
     (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
-    refused("damaged or cut off", read, tmp_path / "a.jpg")
+    refused("damaged or cut off", read_image, tmp_path / "a.jpg")
 
 
 # ---- interlaced PNG by way of seven files
@@ -368,8 +368,8 @@ def test_turned_images_cut_off(tmp_path):
 def test_interlaced_sizes(tmp_path, monkeypatch, height, width, count):
     monkeypatch.setattr(reorder, "SPOOLED", 0)
     (tmp_path / "a.png").write_bytes(png(noise(height, width, 3), interlaced=True))
-    with Reader(tmp_path / "a.png", folder=tmp_path) as reader:
-        assert reader.held == 0
+    with ImageReader(tmp_path / "a.png", folder=tmp_path) as reader:
+        assert reader.buffered_bytes == 0
         assert np.array_equal(np.concatenate(list(reader.rows(count))), noise(height, width, 3))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -406,7 +406,7 @@ def test_interlaced_damage(tmp_path, monkeypatch, where, cut):
     else:
         data[at] ^= 1
     (tmp_path / "a.png").write_bytes(data)
-    refused("damaged or cut off", read, tmp_path / "a.png")
+    refused("damaged or cut off", read_image, tmp_path / "a.png")
 
 
 # ---- room
@@ -416,11 +416,11 @@ def test_no_room_for_a_temporary_file(tmp_path, monkeypatch):
     usage = type(reorder.shutil.disk_usage(tmp_path))
     monkeypatch.setattr(reorder.shutil, "disk_usage", lambda _: usage(10, 9, 1))
     turned_file(tmp_path / "a.png", 6, make_image())
-    assert read(tmp_path / "a.png").shape == (41, 60, 3)  # in memory
+    assert read_image(tmp_path / "a.png").shape == (41, 60, 3)  # in memory
     monkeypatch.setattr(reorder, "SPOOLED", 0)
-    assert "0 MB are free" in refused("not stored row by row", Reader, tmp_path / "a.png", folder=tmp_path)
+    assert "0 MB are free" in refused("not stored row by row", ImageReader, tmp_path / "a.png", folder=tmp_path)
     (tmp_path / "b.png").write_bytes(png(noise(), interlaced=True))
-    refused("not stored row by row", Reader, tmp_path / "b.png")
+    refused("not stored row by row", ImageReader, tmp_path / "b.png")
 
 
 def test_disk_full_while_turning(tmp_path, monkeypatch):
@@ -432,12 +432,12 @@ def test_disk_full_while_turning(tmp_path, monkeypatch):
     monkeypatch.setattr(reorder, "SPOOLED", 1)
     monkeypatch.setattr(reorder, "TemporaryFile", full)
     for name in ("a.png", "b.png"):
-        refused("temporary file cannot be written (No space left on device)", read, tmp_path / name)
+        refused("temporary file cannot be written (No space left on device)", read_image, tmp_path / name)
 
 
 def test_no_such_folder_for_temporary_files(tmp_path):
     turned_file(tmp_path / "a.png", 6, make_image())
-    refused("cannot serve for temporary files", Reader, tmp_path / "a.png", folder=tmp_path / "none")
+    refused("cannot serve for temporary files", ImageReader, tmp_path / "a.png", folder=tmp_path / "none")
 
 
 HELD = {
@@ -455,8 +455,8 @@ HELD = {
 def test_held(tmp_path, name):
     make, each = HELD[name]
     (tmp_path / name).write_bytes(make())
-    with Reader(tmp_path / name) as reader:
-        assert reader.held == each * reader.width * reader.height
+    with ImageReader(tmp_path / name) as reader:
+        assert reader.buffered_bytes == each * reader.width * reader.height
 
 
 def test_held_by_large_strips(tmp_path, monkeypatch):
@@ -465,14 +465,14 @@ def test_held_by_large_strips(tmp_path, monkeypatch):
         options, pixels = LAYOUTS[layout], make_image()
         stored = np.ascontiguousarray(np.moveaxis(pixels, 2, 0)) if layout == "planes" else pixels
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", **options)
-        assert Reader(tmp_path / "a.tif").held == rows * 41 * 3, layout
+        assert ImageReader(tmp_path / "a.tif").buffered_bytes == rows * 41 * 3, layout
 
 
 @linux
 def test_no_memory(tmp_path, monkeypatch):
     (tmp_path / "a.webp").write_bytes(encoded("webp"))
     monkeypatch.setattr(formats, "free_memory", lambda: 1000)
-    refused("0 MB are free; PNG and TIFF", Reader, tmp_path / "a.webp")
+    refused("0 MB are free; PNG and TIFF", ImageReader, tmp_path / "a.webp")
 
 
 # ---- what is not read
@@ -559,11 +559,11 @@ def test_refused(tmp_path, name, capfd):
     make, text = (NOT_READ | NOT_PLAIN)[name]
     path = tmp_path / name
     path.write_bytes(make())
-    assert str(path) in refused(text, read, path)
+    assert str(path) in refused(text, read_image, path)
     if name in NOT_READ:
-        refused(text, read, path, full=True)
+        refused(text, read_image, path, full=True)
     else:
-        assert read(path, full=True).size
+        assert read_image(path, full=True).size
     assert capfd.readouterr() == ("", "")
 
 
@@ -572,35 +572,35 @@ def test_what_sixteen_lets_in(tmp_path):
     for channels in (1, 3):
         pixels = noise(channels=channels, top=65535, dtype=np.uint16)
         path.write_bytes(png(pixels, 16))
-        assert np.array_equal(read(path, sixteen=True), pixels)
+        assert np.array_equal(read_image(path, sixteen=True), pixels)
     path.write_bytes(png(noise(channels=3)))
-    assert read(path, sixteen=True).dtype == np.uint8
+    assert read_image(path, sixteen=True).dtype == np.uint8
     path.write_bytes(png(noise(channels=2, dtype=np.uint16), 16))
-    refused("alpha", read, path, sixteen=True)
+    refused("alpha", read_image, path, sixteen=True)
     (tmp_path / "a.tif").write_bytes(encoded("tiff", Image.new("F", (9, 9))))
-    refused("floating-point", read, tmp_path / "a.tif", sixteen=True)
+    refused("floating-point", read_image, tmp_path / "a.tif", sixteen=True)
 
 
 def test_changed_file_is_noticed(tmp_path):
     path = tmp_path / "a.png"
     for other in (png(noise(22)), png(noise(dtype=np.uint16), 16), png(noise(channels=2))):
         path.write_bytes(png(noise()))
-        with Reader(path, full=True) as reader:
+        with ImageReader(path, full=True) as reader:
             reader.close()
             path.write_bytes(other)
             refused("has changed", list, reader.rows(8))
 
 
 def test_missing_and_folder(tmp_path):
-    refused("no such file", Reader, tmp_path / "a.png")
-    refused("is a folder", Reader, tmp_path)
-    refused("cannot be read", Reader, "a\0b.png")
+    refused("no such file", ImageReader, tmp_path / "a.png")
+    refused("is a folder", ImageReader, tmp_path)
+    refused("cannot be read", ImageReader, "a\0b.png")
 
 
 @linux
 def test_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    refused("is not a regular file", Reader, tmp_path / "a.png")
+    refused("is not a regular file", ImageReader, tmp_path / "a.png")
 
 
 @linux
@@ -610,7 +610,7 @@ def test_unreadable(tmp_path):
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
-    refused("Permission denied", Reader, path)
+    refused("Permission denied", ImageReader, path)
 
 
 def test_open_errors_are_told(tmp_path, monkeypatch):
@@ -620,13 +620,13 @@ def test_open_errors_are_told(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("builtins.open", fail)
-    refused("cannot be read (Permission denied)", Reader, tmp_path / "a.png")
+    refused("cannot be read (Permission denied)", ImageReader, tmp_path / "a.png")
 
 
 def test_a_library_without_the_format(tmp_path, monkeypatch):
     (tmp_path / "a.avif").write_bytes(encoded("avif"))
     monkeypatch.setattr("edsr.images.probe._LOADERS", {"AVIF": "avifload"})
-    refused("a.avif", Reader, tmp_path / "a.avif")
+    refused("a.avif", ImageReader, tmp_path / "a.avif")
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "avif"])
@@ -635,7 +635,7 @@ def test_cut_off(tmp_path, kind, part, capfd):
     path = tmp_path / ("a.tif" if kind == "tiff" else f"a.{kind}")
     data = encoded(kind, pillow(make_image(400, 300)))
     path.write_bytes(data[: int(len(data) * part)])
-    refused("damaged or cut off", read, path)
+    refused("damaged or cut off", read_image, path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -644,7 +644,7 @@ def test_damage_half_way_comes_after_good_rows(tmp_path):
     data = encoded("png", pillow(pixels))
     path.write_bytes(data[: len(data) // 2])
     got = []
-    with Reader(path) as reader:
+    with ImageReader(path) as reader:
         refused("damaged or cut off", got.extend, reader.rows(10))
     assert 0 < len(got) < 40
     assert np.array_equal(np.concatenate(got), pixels[: 10 * len(got)])

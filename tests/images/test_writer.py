@@ -11,9 +11,9 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from edsr.images import formats
-from edsr.images.formats import FORMATS, fitting
-from edsr.images.reader import Reader, read
-from edsr.images.writer import Writer, convert
+from edsr.images.formats import FORMATS, storage_for
+from edsr.images.reader import ImageReader, read_image
+from edsr.images.writer import ImageWriter, convert
 from tests.support.image_files import (
     EXTENSIONS,
     ICC,
@@ -58,15 +58,15 @@ FITTING = {  # extension, dtype -> dtype stored and what is said of it
 def test_fitting(tmp_path, extension, dtype, channels):
     stored, text = FITTING[extension, dtype]
     flat = extension == ".jpg" and channels in (2, 4)
-    fit = fitting(extension.upper(), channels, dtype)
+    fit = storage_for(extension.upper(), channels, dtype)
     assert (fit.channels, fit.dtype) == (channels - flat, np.dtype(stored))
-    assert len(fit.losses) == bool(text) + flat
-    assert text in " ".join(fit.losses) and ("laid over white" in " ".join(fit.losses)) == flat
-    assert Writer(tmp_path / f"a{extension}", 9, 9, channels, dtype=dtype).losses == fit.losses
+    assert len(fit.warnings) == bool(text) + flat
+    assert text in " ".join(fit.warnings) and ("laid over white" in " ".join(fit.warnings)) == flat
+    assert ImageWriter(tmp_path / f"a{extension}", 9, 9, channels, dtype=dtype).warnings == fit.warnings
 
 
 def test_fitting_an_unknown_extension():
-    refused("unknown extension '.bmp', use one of .png", fitting, ".bmp", 3, np.uint8)
+    refused("unknown extension '.bmp', use one of .png", storage_for, ".bmp", 3, np.uint8)
 
 
 # ---- pixels
@@ -142,8 +142,8 @@ def independently(path, pixels):
 def test_every_kind(tmp_path, extension, channels, dtype):
     path, pixels = tmp_path / f"a{extension}", make_image(channels=channels, dtype=dtype)
     write(path, pixels, quality=100)
-    fit = fitting(extension, channels, dtype)
-    seen, ours = independently(path, pixels), read(path, full=True)
+    fit = storage_for(extension, channels, dtype)
+    seen, ours = independently(path, pixels), read_image(path, full=True)
     gray_as_rgb = extension in (".webp", ".avif") and channels <= 2
     assert seen.shape == ours.shape == (60, 41, fit.channels + 2 * gray_as_rgb)
     assert ours.dtype == fit.dtype
@@ -165,16 +165,16 @@ def test_every_kind(tmp_path, extension, channels, dtype):
 def test_small_and_thin(tmp_path, extension, dtype, height, width):
     path, pixels = tmp_path / f"a{extension}", make_image(height, width, 4, dtype=dtype)
     write(path, pixels)
-    assert read(path, full=True).shape == (height, width, 3 if extension == ".jpg" else 4)
+    assert read_image(path, full=True).shape == (height, width, 3 if extension == ".jpg" else 4)
 
 
 def test_sixteen_bits_never_pass_through_eight(tmp_path):
     pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
     for name in ("a.png", "b.tif"):
         write(tmp_path / name, pixels)
-        assert np.array_equal(read(tmp_path / name, sixteen=True), pixels)
+        assert np.array_equal(read_image(tmp_path / name, sixteen=True), pixels)
     write(tmp_path / "c.avif", pixels, quality=100)
-    assert len(np.unique(read(tmp_path / "c.avif", full=True))) > 3000  # of 4096
+    assert len(np.unique(read_image(tmp_path / "c.avif", full=True))) > 3000  # of 4096
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".webp", ".avif"])
@@ -190,9 +190,9 @@ def test_quality(tmp_path, extension):
 
 def test_large_tiff_is_bigtiff(tmp_path):
     # Only the choice is tested: 4 GB of pixels are too many to write here.
-    assert Writer(tmp_path / "a.tif", 40_000, 40_000, 3)._options["bigtiff"] is True
-    assert Writer(tmp_path / "a.tif", 30_000, 30_000, 3)._options["bigtiff"] is False
-    assert Writer(tmp_path / "a.tif", 30_000, 30_000, 3, dtype=np.uint16)._options["bigtiff"] is True
+    assert ImageWriter(tmp_path / "a.tif", 40_000, 40_000, 3)._options["bigtiff"] is True
+    assert ImageWriter(tmp_path / "a.tif", 30_000, 30_000, 3)._options["bigtiff"] is False
+    assert ImageWriter(tmp_path / "a.tif", 30_000, 30_000, 3, dtype=np.uint16)._options["bigtiff"] is True
     write(tmp_path / "b.tif", make_image())
     assert (tmp_path / "b.tif").read_bytes()[:4] in (b"II*\0", b"MM\0*")
 
@@ -202,8 +202,8 @@ def test_rows_in_any_memory_order(tmp_path):
         pixels = make_image(30, 20, dtype=dtype)
         write(tmp_path / "a.tif", np.asfortranarray(pixels)[::-1], overwrite=True)
         write(tmp_path / "b.tif", pixels[:, ::-2], overwrite=True)
-        assert np.array_equal(read(tmp_path / "a.tif", full=True), pixels[::-1])
-        assert np.array_equal(read(tmp_path / "b.tif", full=True), pixels[:, ::-2])
+        assert np.array_equal(read_image(tmp_path / "a.tif", full=True), pixels[::-1])
+        assert np.array_equal(read_image(tmp_path / "b.tif", full=True), pixels[:, ::-2])
 
 
 # ---- metadata
@@ -231,9 +231,9 @@ def save_with_metadata(path):
 def test_metadata_is_kept(tmp_path, source, target):
     first, second = tmp_path / f"a{source}", tmp_path / f"b{target}"
     save_with_metadata(first)
-    with Reader(first) as reader:
+    with ImageReader(first) as reader:
         writer = write(second, make_image(120, 82), like=reader)
-    assert reader.losses == writer.losses == ()
+    assert reader.warnings == writer.warnings == ()
     with Image.open(second) as image:
         image.load()  # a PNG's texts may stand behind the pixels
         assert image.info["icc_profile"] == ICC
@@ -254,9 +254,9 @@ def test_metadata_is_kept(tmp_path, source, target):
 @pytest.mark.parametrize("dtype", WHITE)
 def test_metadata_of_other_kinds(tmp_path, dtype):
     save_with_metadata(tmp_path / "a.png")
-    with Reader(tmp_path / "a.png") as reader:
+    with ImageReader(tmp_path / "a.png") as reader:
         write(tmp_path / "b.tif", make_image(channels=4, dtype=dtype), like=reader)
-    with Reader(tmp_path / "b.tif", full=True) as reader:
+    with ImageReader(tmp_path / "b.tif", full=True) as reader:
         kept = {name: value for _, name, value in reader.metadata}
         assert kept["icc-profile-data"] == ICC and kept["xmp-data"] == XMP
         assert reader.resolution == pytest.approx((300 / 25.4, 300 / 25.4), rel=1e-3)
@@ -265,8 +265,8 @@ def test_metadata_of_other_kinds(tmp_path, dtype):
 
 def test_description_of_a_tiff_is_kept(tmp_path):
     pillow(make_image()).save(tmp_path / "a.tif", tiffinfo={270: "A field"})
-    with Reader(tmp_path / "a.tif") as reader:
-        assert reader.losses == ()
+    with ImageReader(tmp_path / "a.tif") as reader:
+        assert reader.warnings == ()
         write(tmp_path / "b.tif", make_image(), like=reader)
     with Image.open(tmp_path / "b.tif") as image:
         assert image.tag_v2[270] == "A field"
@@ -295,9 +295,9 @@ def test_gray_profiles(tmp_path, target, channels):
     if channels == 2:
         image.putalpha(pillow(pixels[..., 1:]))
     image.save(tmp_path / "a.png", icc_profile=gray_profile())
-    with Reader(tmp_path / "a.png", full=True) as reader:
+    with ImageReader(tmp_path / "a.png", full=True) as reader:
         writer = write(tmp_path / f"b{target}", pixels, like=reader, quality=100)
-    assert not any("profile" in line for line in writer.losses)
+    assert not any("profile" in line for line in writer.warnings)
     with Image.open(tmp_path / f"b{target}") as image:
         profile, first = image.info["icc_profile"], np.asarray(image.convert("RGB"))[..., 0]
     if target not in (".webp", ".avif"):
@@ -313,17 +313,17 @@ def test_gray_profiles(tmp_path, target, channels):
 @pytest.mark.parametrize("profile, channels", [(ICC, 1), (gray_profile(), 3)])
 def test_profiles_of_another_space_are_dropped(tmp_path, extension, profile, channels):
     pillow(make_image()).save(tmp_path / "a.tif", icc_profile=profile)
-    with Reader(tmp_path / "a.tif") as reader:
+    with ImageReader(tmp_path / "a.tif") as reader:
         writer = write(tmp_path / f"b{extension}", make_image(channels=channels), like=reader)
         assert reader.metadata  # nothing is taken from the Reader
-    assert any("profile is left out" in line for line in writer.losses)
+    assert any("profile is left out" in line for line in writer.warnings)
     with Image.open(tmp_path / f"b{extension}") as image:
         assert "icc_profile" not in image.info
 
 
 def test_unknown_resolution_is_72_dpi(tmp_path):
     pillow(make_image()).save(tmp_path / "a.png")
-    with Reader(tmp_path / "a.png") as reader:
+    with ImageReader(tmp_path / "a.png") as reader:
         write(tmp_path / "b.png", make_image(), like=reader)
     write(tmp_path / "c.png", make_image())
     for name in ("b.png", "c.png"):
@@ -339,23 +339,23 @@ def test_refused_by_the_writer(tmp_path):
     (tmp_path / "folder.png").mkdir()
     before = names(tmp_path)
     size = (10, 10, 3)
-    message = refused("unknown extension '.bmp'", Writer, tmp_path / "a.bmp", *size)
+    message = refused("unknown extension '.bmp'", ImageWriter, tmp_path / "a.bmp", *size)
     assert all(extension in message for extension in FORMATS)
-    refused("unknown extension ''", Writer, tmp_path / "a", *size)
-    refused(f"there is no folder {tmp_path / 'none'}", Writer, tmp_path / "none" / "a.png", *size)
-    refused("is a folder", Writer, tmp_path / "folder.png", *size, overwrite=True)
-    refused("exists; add --overwrite to replace it", Writer, tmp_path / "old.png", *size)
-    refused("cannot be written", Writer, tmp_path / f"{'n' * 300}.png", *size)
-    refused("use .png or .tif", Writer, tmp_path / "a.jpg", 65_501, 1, 3)
-    refused("use .png or .tif", Writer, tmp_path / "a.jpeg", 1, 65_501, 3)
-    refused("16383", Writer, tmp_path / "a.webp", 16_384, 1, 3)
-    refused("16384", Writer, tmp_path / "a.avif", 16_385, 1, 3)
-    refused("100000000", Writer, tmp_path / "a.png", 1, 100_000_001, 3)
+    refused("unknown extension ''", ImageWriter, tmp_path / "a", *size)
+    refused(f"there is no folder {tmp_path / 'none'}", ImageWriter, tmp_path / "none" / "a.png", *size)
+    refused("is a folder", ImageWriter, tmp_path / "folder.png", *size, overwrite=True)
+    refused("exists; add --overwrite to replace it", ImageWriter, tmp_path / "old.png", *size)
+    refused("cannot be written", ImageWriter, tmp_path / f"{'n' * 300}.png", *size)
+    refused("use .png or .tif", ImageWriter, tmp_path / "a.jpg", 65_501, 1, 3)
+    refused("use .png or .tif", ImageWriter, tmp_path / "a.jpeg", 1, 65_501, 3)
+    refused("16383", ImageWriter, tmp_path / "a.webp", 16_384, 1, 3)
+    refused("16384", ImageWriter, tmp_path / "a.avif", 16_385, 1, 3)
+    refused("100000000", ImageWriter, tmp_path / "a.png", 1, 100_000_001, 3)
     for wrong in [(0, 10, 3), (10, 0, 3), (10, 10, 5), (10, 10, 3, None, False, None, np.float64)]:
         with pytest.raises(ValueError, match="cannot write"):
-            Writer(tmp_path / "a.png", *wrong)
+            ImageWriter(tmp_path / "a.png", *wrong)
     with pytest.raises(ValueError, match="quality"):
-        Writer(tmp_path / "a.jpg", *size, quality=101)
+        ImageWriter(tmp_path / "a.jpg", *size, quality=101)
     assert names(tmp_path) == before
     assert (tmp_path / "old.png").read_bytes() == b"precious"
 
@@ -364,40 +364,40 @@ def test_refused_by_the_writer(tmp_path):
 def test_longest_sides(tmp_path, name, side):
     write(tmp_path / name, np.zeros((2, side, 1), np.uint8))
     write(tmp_path / f"tall{name}", np.zeros((side, 2, 1), np.uint8), step=5000)
-    assert read(tmp_path / name).shape[:2] == (2, side)
-    assert read(tmp_path / f"tall{name}").shape[:2] == (side, 2)
+    assert read_image(tmp_path / name).shape[:2] == (2, side)
+    assert read_image(tmp_path / f"tall{name}").shape[:2] == (side, 2)
 
 
 @pytest.mark.parametrize("name, each", [("a.png", 0), ("a.jpg", 0), ("a.tif", 0), ("a.webp", 18), ("a.avif", 38)])
 def test_held(tmp_path, name, each, monkeypatch):
-    assert Writer(tmp_path / name, 10, 20, 3).held == 200 * each
-    assert Writer(tmp_path / name, 10, 20, 4).held == (400 * each if name != "a.jpg" else 0)
+    assert ImageWriter(tmp_path / name, 10, 20, 3).held == 200 * each
+    assert ImageWriter(tmp_path / name, 10, 20, 4).held == (400 * each if name != "a.jpg" else 0)
     monkeypatch.setattr(formats, "free_memory", lambda: 3000)
     if each:
-        refused("0 MB are free", Writer, tmp_path / name, 10, 20, 3)
+        refused("0 MB are free", ImageWriter, tmp_path / name, 10, 20, 3)
     else:
-        Writer(tmp_path / name, 10, 20, 3)
+        ImageWriter(tmp_path / name, 10, 20, 3)
 
 
 @linux
 def test_folder_without_permission(tmp_path):
     def begin(path):
-        with Writer(path, 4, 4, 3):
+        with ImageWriter(path, 4, 4, 3):
             pytest.fail("was let in")
 
     refused("write into", begin, "/proc/a.png")  # where not even root may create a file
     tmp_path.chmod(0o500)
     if os.access(tmp_path, os.W_OK):
         pytest.skip("this user may write everywhere")
-    refused(f"no permission to write into the folder {tmp_path}", Writer, tmp_path / "a.png", 4, 4, 3)
+    refused(f"no permission to write into the folder {tmp_path}", ImageWriter, tmp_path / "a.png", 4, 4, 3)
 
 
 def test_wrong_rows(tmp_path):
     rows = make_image(4, 5)
     with pytest.raises(ValueError, match="context"):
-        Writer(tmp_path / "a.png", 5, 4, 3).write(rows)
+        ImageWriter(tmp_path / "a.png", 5, 4, 3).write(rows)
     for wrong in [rows[:, 1:], rows[..., :1], rows[0], rows.astype(np.float32), np.concatenate([rows, rows])]:
-        with pytest.raises(ValueError), Writer(tmp_path / "a.png", 5, 4, 3) as writer:
+        with pytest.raises(ValueError), ImageWriter(tmp_path / "a.png", 5, 4, 3) as writer:
             writer.write(wrong)
     assert names(tmp_path) == []
 
@@ -413,7 +413,7 @@ def test_exception_half_way_changes_nothing(tmp_path, extension, error, old):
     if old:
         path.write_bytes(old)
     before = names(tmp_path)
-    with pytest.raises(error), Writer(path, 500, 300, 3, overwrite=True) as writer:
+    with pytest.raises(error), ImageWriter(path, 500, 300, 3, overwrite=True) as writer:
         assert len(names(tmp_path)) == len(before) + 1
         writer.write(pixels[:200])
         raise error
@@ -424,7 +424,7 @@ def test_exception_half_way_changes_nothing(tmp_path, extension, error, old):
 @pytest.mark.parametrize("dtype", WHITE)
 def test_missing_rows(tmp_path, dtype):
     def short():
-        with Writer(tmp_path / "a.tif", 41, 60, 3, dtype=dtype) as writer:
+        with ImageWriter(tmp_path / "a.tif", 41, 60, 3, dtype=dtype) as writer:
             writer.write(make_image(dtype=dtype)[:59])
 
     refused("1 of 60 rows are missing", short)
@@ -435,7 +435,7 @@ def test_overwrite(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
     write(path, make_image(), overwrite=True)
-    assert np.array_equal(read(path), make_image()) and names(tmp_path) == ["a.png"]
+    assert np.array_equal(read_image(path), make_image()) and names(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -448,14 +448,14 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch, links):
     path = tmp_path / "a.png"
 
     def slow():
-        with Writer(path, 41, 60, 3) as writer:
+        with ImageWriter(path, 41, 60, 3) as writer:
             writer.write(make_image())
             path.write_bytes(b"precious")
 
     refused("exists; add --overwrite", slow)
     assert path.read_bytes() == b"precious" and names(tmp_path) == ["a.png"]
     write(tmp_path / "b.png", make_image())
-    assert np.array_equal(read(tmp_path / "b.png"), make_image()) and names(tmp_path) == ["a.png", "b.png"]
+    assert np.array_equal(read_image(tmp_path / "b.png"), make_image()) and names(tmp_path) == ["a.png", "b.png"]
 
 
 def test_failing_rename_leaves_nothing(tmp_path, monkeypatch):
@@ -479,7 +479,7 @@ def test_a_signal_while_the_writer_begins_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt), Writer(tmp_path / "out.png", 4, 4, 3):
+    with pytest.raises(KeyboardInterrupt), ImageWriter(tmp_path / "out.png", 4, 4, 3):
         pass
     assert not list(tmp_path.iterdir())
 

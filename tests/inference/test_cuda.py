@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from edsr.data.patches import Feed
+from edsr.data.patches import PatchLoader
 from edsr.data.store import pack
 from edsr.inference import cuda as graphs_module
-from edsr.inference.cuda import KEPT, Graphs, Recorded, Transfers, recording_stream
+from edsr.inference.cuda import KEPT, CapturedGraph, DeviceCopier, GraphCache, capture_stream
 from edsr.kernels import reference
-from edsr.kernels.interface import Result
+from edsr.kernels.interface import OutputSpec
 from edsr.models.edsr import EDSR, EDSRConfig
-from edsr.training.step import Step
+from edsr.training.step import TrainStep
 from tests.conftest import make_image
 from tests.inference.test_streaming import Repeated
 
@@ -24,7 +24,7 @@ from tests.inference.test_streaming import Repeated
 @pytest.fixture
 def graphs(monkeypatch):
     """Graphs of a function that doubles, and finds overflow where a value is above 100."""
-    monkeypatch.setattr("edsr.inference.cuda.Recorded", Repeated)
+    monkeypatch.setattr("edsr.inference.cuda.CapturedGraph", Repeated)
     monkeypatch.setattr(Repeated, "made", 0)
     nothing = SimpleNamespace(wait_event=lambda event: None, record=lambda stream: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: nothing)
@@ -36,37 +36,37 @@ def graphs(monkeypatch):
             result.overflow.logical_or_((x > 100).any())
         return 2 * x
 
-    return Graphs(forward)
+    return GraphCache(forward)
 
 
 def test_the_second_of_a_kind_is_recorded(graphs):
     for i, recorded in enumerate([0, 1, 1]):
         x = torch.full((1, 3, 4, 5), float(i))
-        assert torch.equal(graphs(x, Result()), 2 * x)
+        assert torch.equal(graphs(x, OutputSpec()), 2 * x)
         assert Repeated.made == recorded
-    graphs(torch.zeros(1, 3, 4, 5), Result(torch.uint8))
-    graphs(torch.zeros(1, 3, 5, 4), Result())
+    graphs(torch.zeros(1, 3, 4, 5), OutputSpec(torch.uint8))
+    graphs(torch.zeros(1, 3, 5, 4), OutputSpec())
     assert Repeated.made == 1
 
 
 def test_a_result_is_the_callers_own(graphs):
-    results = [graphs(torch.full((1, 3, 2, 2), float(i)), Result()) for i in range(4)]
+    results = [graphs(torch.full((1, 3, 2, 2), float(i)), OutputSpec()) for i in range(4)]
     assert [y[0, 0, 0, 0].item() for y in results] == [0, 2, 4, 6]
 
 
 def test_overflow_belongs_to_its_image(graphs):
     for value, seen in [(1, 0), (1, 0), (200, 1), (1, 0), (200, 1)]:
         overflow = torch.zeros(1, dtype=torch.int32)
-        graphs(torch.full((1, 3, 2, 2), float(value)), Result(None, overflow))
+        graphs(torch.full((1, 3, 2, 2), float(value)), OutputSpec(None, overflow))
         assert overflow.item() == seen
 
 
 def test_the_latest_are_kept(graphs):
     sizes = [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]  # five kinds: the first has to go
     for size in sizes:
-        graphs(torch.zeros(1, 3, 2, size), Result())
+        graphs(torch.zeros(1, 3, 2, size), OutputSpec())
     assert Repeated.made == KEPT + 1 and len(graphs._met) == KEPT
-    graphs(torch.zeros(1, 3, 2, 2), Result())
+    graphs(torch.zeros(1, 3, 2, 2), OutputSpec())
     assert Repeated.made == KEPT + 1  # met again, as if for the first time
 
 
@@ -74,10 +74,10 @@ def test_without_memory_for_a_graph_there_is_none(graphs, monkeypatch):
     def no_memory(compute, pool=None):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("edsr.inference.cuda.Recorded", no_memory)
+    monkeypatch.setattr("edsr.inference.cuda.CapturedGraph", no_memory)
     for i in range(3):
         x = torch.full((1, 3, 2, 2), float(i))
-        assert torch.equal(graphs(x, Result()), 2 * x)
+        assert torch.equal(graphs(x, OutputSpec()), 2 * x)
 
 
 class Stream:
@@ -135,15 +135,15 @@ def face(monkeypatch):
 
 def test_all_that_is_recorded_on_a_device_is_recorded_on_one_stream(face):
     """Of a priority that copies never ask for: torch hands out streams of a priority in a circle."""
-    first, second = (Recorded(lambda i=i: i, pool) for i, pool in enumerate(["pool", None]))
+    first, second = (CapturedGraph(lambda i=i: i, pool) for i, pool in enumerate(["pool", None]))
     (one, _, _), (other, _, _) = face.recorded
     assert one is other and one.priority == -1 and one.device == 0
     assert [(pool, mode) for _, pool, mode in face.recorded] == [("pool", "thread_local"), (None, "thread_local")]
     assert (first.replay(), second.replay(), face.replays) == (0, 1, 2)
-    transfers = Transfers(torch.device("cuda", 0))
+    transfers = DeviceCopier(torch.device("cuda", 0))
     assert [transfers._up.priority, transfers._down.priority] == [0, 0]
-    with recording_stream(torch.device("cuda", 1)) as elsewhere:
-        Recorded(lambda: None)
+    with capture_stream(torch.device("cuda", 1)) as elsewhere:
+        CapturedGraph(lambda: None)
     assert elsewhere is not one and elsewhere.device == 1 and face.recorded[-1][0] is elsewhere
 
 
@@ -154,7 +154,7 @@ def test_threads_record_in_turns(face):
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(0.3)
 
-    threads = [threading.Thread(target=Recorded, args=(compute,)) for _ in range(2)]
+    threads = [threading.Thread(target=CapturedGraph, args=(compute,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -175,15 +175,15 @@ class OnCpu(TorchFunctionMode):
 def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypatch):
     high = make_image(32, 32)
     images = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
-    feed = Feed(images, 8, 2, 0, "cpu", 5)
+    feed = PatchLoader(images, 8, 2, 0, "cpu", 5)
     ranks = SimpleNamespace(device=torch.device("cuda", 0), world=1)
     launched = []
-    honest = Step._step
-    monkeypatch.setattr(Step, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
+    honest = TrainStep._step
+    monkeypatch.setattr(TrainStep, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
     with OnCpu():
-        step = Step(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True, print)
+        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True, print)
         assert step.slow == 4
         step.run(0, [1e-3] * 5)
-    with recording_stream(ranks.device) as stream:
+    with capture_stream(ranks.device) as stream:
         assert launched == [stream] * 4 and [at for at, *_ in face.recorded] == [stream]
     assert stream.waited == [face.default] and face.replays == 2 and step.slow == 0

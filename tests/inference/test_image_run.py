@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.errors import EngineError
+from edsr.errors import BackendError
 from edsr.inference.image_run import finish
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
@@ -77,7 +77,7 @@ def test_memory_that_never_suffices_is_told():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stream, "__call__", call)
-        with pytest.raises(EngineError, match=r"too little free memory even for bands of 32 x 32.*--device cpu"):
+        with pytest.raises(BackendError, match=r"too little free memory even for bands of 32 x 32.*--device cpu"):
             by_bands(up, make_image(90, 200), 60)
     assert [line.split()[-1] for line in lines] == ["45"]
 
@@ -101,7 +101,7 @@ def test_an_overflow_is_repeated_in_fp32(monkeypatch, where, step):
     got = by_bands(up, image, step)
     assert lines == ["the network overflows in fp16: going on in fp32"]
     # Above the row, and out of its sight, fp16 was good enough.
-    start = max(0, where - m.config.radius) * 2
+    start = max(0, where - m.config.receptive_radius) * 2
     assert np.abs(got[start:].astype(int) - exact(image)[start:].astype(int)).max() <= 1
     assert got.shape == (200, 60, 3)
 

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.inference.multi_device import Team
+from edsr.inference.multi_device import MultiDeviceUpscaler
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
 from tests.conftest import make_image, network
 
 
-def team(size: int, model, **options) -> Team:
-    return Team([Upscaler(model, device="cpu", **options) for _ in range(size)])
+def team(size: int, model, **options) -> MultiDeviceUpscaler:
+    return MultiDeviceUpscaler([Upscaler(model, device="cpu", **options) for _ in range(size)])
 
 
 def by_bands(up, image: np.ndarray, step: int, **options) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_float_results_are_the_same_to_rounding():
 
 def test_all_take_part_and_only_where_the_image_is_wide_enough():
     shared = team(3, network())  # radius 7
-    assert len(shared._slabs(3 * 4 * shared.members[0].model.config.radius)) == 3
+    assert len(shared._slabs(3 * 4 * shared.members[0].model.config.receptive_radius)) == 3
     assert len(shared._slabs(20)) == 1
     assert shared.device == "cpu,cpu,cpu"
 

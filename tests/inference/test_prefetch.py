@@ -3,11 +3,11 @@ import time
 
 import pytest
 
-from edsr.inference.prefetch import Ahead
+from edsr.inference.prefetch import Prefetcher
 
 
 def test_all_items_in_order():
-    with Ahead(range(100)) as items:
+    with Prefetcher(range(100)) as items:
         assert list(items) == list(range(100))
         assert next(items, None) is None
 
@@ -20,7 +20,7 @@ def test_no_more_than_count_ahead():
             made.append(i)
             yield i
 
-    with Ahead(items(), 3) as ahead:
+    with Prefetcher(items(), 3) as ahead:
         for i in ahead:
             time.sleep(0.001)
             assert len(made) <= i + 1 + 3 + 1  # taken, ready, in the making
@@ -35,7 +35,7 @@ def test_made_before_they_are_asked_for():
         second.set()
         yield 2
 
-    with Ahead(items()) as ahead:
+    with Prefetcher(items()) as ahead:
         assert second.wait(10)
         assert list(ahead) == [1, 2]
 
@@ -45,7 +45,7 @@ def test_an_error_comes_after_the_items_before_it():
         yield 1
         raise ZeroDivisionError("here")
 
-    with Ahead(items()) as ahead:
+    with Prefetcher(items()) as ahead:
         assert next(ahead) == 1
         with pytest.raises(ZeroDivisionError, match="here"):
             next(ahead)
@@ -63,7 +63,7 @@ def test_leaving_early_ends_the_thread_and_closes_the_maker(taken):
             closed.append(threading.current_thread())
 
     before = threading.active_count()
-    with Ahead(items()) as ahead:
+    with Prefetcher(items()) as ahead:
         for _ in range(taken):
             next(ahead)
     assert threading.active_count() == before

@@ -51,7 +51,7 @@ def test_bands_equal_the_whole_image(height, width, heights, scale, blocks, batc
 def test_split_columns_equal_the_whole_image(height, width, band, extra, scale, blocks):
     m = FoldedEDSR(network(scale, blocks))
     x = torch.rand(1, 3, height, width, dtype=torch.float64)
-    y = streamed(m, x, [band], columns=2 * m.config.radius + extra)
+    y = streamed(m, x, [band], columns=2 * m.config.receptive_radius + extra)
     torch.testing.assert_close(y, m(x), rtol=0, atol=1e-14)
 
 
@@ -98,7 +98,7 @@ def test_the_overlap_is_exactly_the_radius():
     with torch.no_grad():
         for p in m.parameters():
             p.abs_()
-    r = m.config.radius
+    r = m.config.receptive_radius
     x = torch.ones(1, 3, 1, 2 * r + 3, dtype=torch.float64)
     at, beyond = x.clone(), x.clone()
     at[..., r], beyond[..., r + 1] = 2, 2
@@ -147,7 +147,7 @@ class Repeated:
 
 @pytest.mark.parametrize(("rows", "columns", "recordings"), [(9, None, 1), (3, None, 1), (5, 24, 4)])
 def test_recorded_bands_equal_the_others(rows, columns, recordings, monkeypatch):
-    monkeypatch.setattr("edsr.inference.cuda.Recorded", Repeated)
+    monkeypatch.setattr("edsr.inference.cuda.CapturedGraph", Repeated)
     monkeypatch.setattr(Repeated, "made", 0)
     m, x = FoldedEDSR(network(2, blocks=2)), torch.rand(1, 3, 100, 31, dtype=torch.float64)
     bands = [*x[:, :, :70].split(rows, 2), x[:, :, 70:73], *x[:, :, 73:].split(rows, 2)]
@@ -178,7 +178,7 @@ def test_plan_keeps_the_budget(width, tile, radius):
 def test_no_feature_map_is_larger_than_a_tile(width, height, tile):
     """Every buffer that is allocated, as planned, for a network of radius 6."""
     m = FoldedEDSR(network(2, blocks=1, features=2))
-    rows, columns = plan(width, tile, m.config.radius)
+    rows, columns = plan(width, tile, m.config.receptive_radius)
     largest, original = 0, Band.empty.__func__
 
     def watched(cls, like, channels, count, wide, dtype):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr.devices import cpu_has
-from edsr.errors import EngineError
+from edsr.errors import BackendError
 from edsr.inference.upscaler import Upscaler, _tile
 from tests.conftest import make_image, network
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_had(wrong, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr("edsr.inference.upscaler.cpu_has", lambda precision: False)
-    with pytest.raises(EngineError, match=says) as caught:
+    with pytest.raises(BackendError, match=says) as caught:
         Upscaler(network(), **wrong)
     assert "\n" not in str(caught.value)
 

@@ -44,7 +44,7 @@ def test_bands(chip):
 
 def test_the_backend_is_told(chip):
     m = network(2, blocks=1, features=16)
-    winograd = "torch" if winograd_cpu.trouble() else "winograd"
+    winograd = "torch" if winograd_cpu.unavailable_reason() else "winograd"
     assert Upscaler(m, chip.type, backend="triton").backend == "triton"
     assert Upscaler(m, chip.type).backend == ("triton" if chip.type == "cuda" else winograd)
     assert Upscaler(network(features=8), chip.type).backend == "torch"  # not a multiple of 16
@@ -97,6 +97,6 @@ class TestOnCuda:
 
 
 def _operands(image):
-    from edsr.kernels.interface import Result
+    from edsr.kernels.interface import OutputSpec
 
-    return torch.from_numpy(image).cuda().permute(2, 0, 1)[None], Result(torch.uint8)
+    return torch.from_numpy(image).cuda().permute(2, 0, 1)[None], OutputSpec(torch.uint8)

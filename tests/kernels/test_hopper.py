@@ -150,7 +150,7 @@ def test_emulated(case, seed, monkeypatch):
 
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the kernel of shifted views had been found wrong."""
-    monkeypatch.setattr(dispatch, "trusted", lambda kernel, dtype, device: kernel != "c64")
+    monkeypatch.setattr(dispatch, "is_verified", lambda kernel, dtype, device: kernel != "c64")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -229,7 +229,7 @@ def meta(n: int, channels: int, h: int, w: int, dtype: torch.dtype = torch.float
 
 def serves(x: Tensor, ci: int, co: int, shuffle: int = 1, arch: int = 90) -> bool:
     with launch.compile_only(arch, lambda name, kernel: None):
-        return dispatch.serves(x, meta(co, ci, 3, 3, x.dtype), shuffle)
+        return dispatch.should_use(x, meta(co, ci, 3, 3, x.dtype), shuffle)
 
 
 def test_serves():
@@ -247,7 +247,7 @@ def test_serves():
 
 
 def test_a_cpu_is_not_served():
-    assert not dispatch.serves(torch.zeros(1, 64, 9, 100).half(), torch.zeros(64, 64, 3, 3).half(), 1)
+    assert not dispatch.should_use(torch.zeros(1, 64, 9, 100).half(), torch.zeros(64, 64, 3, 3).half(), 1)
 
 
 def test_what_was_measured_decides(monkeypatch):
@@ -260,10 +260,10 @@ def test_what_was_measured_decides(monkeypatch):
 def test_the_block_is_served_only_when_measured_to_be_faster(monkeypatch):
     weight = meta(64, 64, 3, 3)
     with launch.compile_only(90, lambda name, kernel: None):
-        assert not dispatch.serves_block(meta(1, 64, 9, 100), weight)
+        assert not dispatch.should_use_block(meta(1, 64, 9, 100), weight)
         monkeypatch.setattr(launch, "choice", lambda op, key, device: "one_kernel")
-        assert dispatch.serves_block(meta(1, 64, 9, 100), weight)
-        assert not dispatch.serves_block(meta(1, 256, 9, 100), meta(256, 256, 3, 3))
+        assert dispatch.should_use_block(meta(1, 64, 9, 100), weight)
+        assert not dispatch.should_use_block(meta(1, 256, 9, 100), meta(256, 256, 3, 3))
 
 
 # What is trusted.
@@ -280,15 +280,17 @@ def on_a_hopper(monkeypatch, known: dict[str, str]) -> torch.device:
 
 def test_what_was_not_tried_is_not_launched_and_said_once(monkeypatch, caplog):
     device = on_a_hopper(monkeypatch, {"c64 bf16": "right"})
-    assert not any(dispatch.trusted(kernel, torch.float16, device) for kernel in dispatch.KERNELS)
-    assert dispatch.trusted("c64", torch.bfloat16, device)
+    assert not any(dispatch.is_verified(kernel, torch.float16, device) for kernel in dispatch.KERNELS)
+    assert dispatch.is_verified("c64", torch.bfloat16, device)
     (record,) = caplog.records
     assert "edsr.kernels.triton.hopper.probe" in record.getMessage() and "portable" in record.getMessage()
 
 
 def test_a_kernel_that_hangs_is_not_launched_and_nothing_more_is_said(monkeypatch, caplog):
     device = on_a_hopper(monkeypatch, {"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "right"})
-    assert not dispatch.trusted("c64", torch.float16, device) and dispatch.trusted("copies", torch.float16, device)
+    assert not dispatch.is_verified("c64", torch.float16, device) and dispatch.is_verified(
+        "copies", torch.float16, device
+    )
     assert not caplog.records
 
 
@@ -313,8 +315,8 @@ def test_able_goes_by_the_verdicts(known, able, launched, monkeypatch):
     on_a_hopper(monkeypatch, known)
     x, weight = (t.as_subclass(OnHopper) for t in (torch.zeros(1, 64, 3, 70), torch.zeros(64, 64, 3, 3)))
     x, weight = (t.half().contiguous(memory_format=NHWC) for t in (x, weight))
-    assert dispatch.able(x, weight, 1) == able
-    assert not dispatch.able_block(x, weight)
+    assert dispatch.supports(x, weight, 1) == able
+    assert not dispatch.supports_block(x, weight)
     seen = []
     monkeypatch.setattr(
         dispatch, "KERNELS", {name: lambda *a, name=name: seen.append(name) for name in dispatch.KERNELS}
@@ -377,7 +379,7 @@ def sabotage(monkeypatch, what: str) -> None:
         if slots == 2 or count % slots or count // slots < turns:
             arrive(empty.index(count % slots), count=1, pred=pred)
 
-    monkeypatch.setitem(gluon_emulator._EMULATED, id(conv64.let_go), let_go)
+    monkeypatch.setitem(gluon_emulator._EMULATED, id(conv64.release), let_go)
 
 
 @pytest.mark.parametrize(

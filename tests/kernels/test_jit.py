@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from edsr.kernels.winograd import ops as winograd_cpu
 from tests.conftest import ROOT
 
-if winograd_cpu.trouble():
-    pytest.skip(winograd_cpu.trouble(), allow_module_level=True)
+if winograd_cpu.unavailable_reason():
+    pytest.skip(winograd_cpu.unavailable_reason(), allow_module_level=True)
 
 from llvmlite import binding as llvm
 

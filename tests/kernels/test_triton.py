@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from edsr.kernels import reference
-from edsr.kernels.interface import Result
+from edsr.kernels.interface import OutputSpec
 from edsr.kernels.triton import conv3x3, head_tail, launch
 from edsr.kernels.triton import ops as fused
 
@@ -163,7 +163,7 @@ def test_every_configuration_is_right(chip):
 )
 def test_head(n, co, h, w, padding, kind, dtype, chip):
     x = torch.rand(n, h, w, 3, device=chip)
-    x = (x if kind == torch.float32 else (x * reference.LEVELS[kind]).to(kind)).permute(0, 3, 1, 2)
+    x = (x if kind == torch.float32 else (x * reference.MAX_VALUE[kind]).to(kind)).permute(0, 3, 1, 2)
     weight, bias = layer(co, 3, 3, dtype, chip)
     out = torch.full((n, co, h - 2 + sum(padding), w), float("nan"), dtype=dtype, device=chip).to(memory_format=NHWC)
     judge(fused.head(x, weight, bias, MEAN, padding, out), reference.head, x, weight, bias, MEAN, padding)
@@ -221,12 +221,12 @@ def test_collapsed_tail_in_strips(shuffle, w, dtype, chip, monkeypatch):
 def test_tail_gives_whole_numbers(kind, chip):
     x, (weight, bias) = features(1, 16, 5, 9, dtype=torch.float32, device=chip), collapsed(16, 2, torch.float32, chip)
     overflow = torch.zeros(1, dtype=torch.int32, device=chip)
-    y = fused.collapsed_tail(x, weight, bias, MEAN, 2, Result(kind, overflow))
-    values = reference.collapsed_tail(*map(wide, (x, weight, bias)), MEAN, 2) * reference.LEVELS[kind]
+    y = fused.collapsed_tail(x, weight, bias, MEAN, 2, OutputSpec(kind, overflow))
+    values = reference.collapsed_tail(*map(wide, (x, weight, bias)), MEAN, 2) * reference.MAX_VALUE[kind]
     assert y.dtype == kind and y.permute(0, 2, 3, 1).is_contiguous()
-    away = (y.double() - values.clamp(0, reference.LEVELS[kind])).abs()
+    away = (y.double() - values.clamp(0, reference.MAX_VALUE[kind])).abs()
     assert away.max() <= (0.501 if kind == torch.uint8 else 0.6)  # half, and fp32's own rounding
-    assert overflow.item() == 0 and (y == 0).any() and (y == reference.LEVELS[kind]).any()
+    assert overflow.item() == 0 and (y == 0).any() and (y == reference.MAX_VALUE[kind]).any()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -235,10 +235,10 @@ def test_tail_gives_whole_numbers(kind, chip):
 def test_overflow_is_told(ops, value, chip):
     x, (weight, bias) = features(1, 16, 6, 6, dtype=torch.float16, device=chip), collapsed(16, 2, torch.float16, chip)
     overflow = torch.zeros(1, dtype=torch.int32, device=chip)
-    ops.collapsed_tail(x, weight, bias, MEAN, 2, Result(torch.uint8, overflow))
+    ops.collapsed_tail(x, weight, bias, MEAN, 2, OutputSpec(torch.uint8, overflow))
     assert overflow.item() == 0
     x[0, 3, 5, 2] = value
-    ops.collapsed_tail(x, weight, bias, MEAN, 2, Result(torch.uint8, overflow))
+    ops.collapsed_tail(x, weight, bias, MEAN, 2, OutputSpec(torch.uint8, overflow))
     assert overflow.item() == 1
 
 

@@ -373,7 +373,7 @@ def test_hopper_gets_a_turned_weight(chip, monkeypatch):
         assert weight.is_contiguous(memory_format=NHWC)
         out.copy_(reference.conv3x3(x, weight, bias, relu, scale, skip, 1, padding))
 
-    monkeypatch.setattr(dispatch, "serves", lambda x, weight, shuffle: tuple(weight.shape) == (32, 16, 3, 3))
+    monkeypatch.setattr(dispatch, "should_use", lambda x, weight, shuffle: tuple(weight.shape) == (32, 16, 3, 3))
     monkeypatch.setattr(dispatch, "conv3x3", convolve)
     dy, skip = (features(1, c, 4, 5, dtype=torch.float32, device=chip) for c in (16, 32))
     weight, _ = layer(16, 32, 3, torch.float32, chip)

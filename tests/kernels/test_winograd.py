@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.errors import EngineError
+from edsr.errors import BackendError
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
 from edsr.kernels.winograd import ops as winograd_cpu
@@ -21,7 +21,9 @@ from edsr.kernels.winograd.transforms import POINTS, matrices
 from edsr.models.folding import FoldedEDSR
 from tests.conftest import make_image, network
 
-needs_kernels = pytest.mark.skipif(bool(winograd_cpu.trouble()), reason="needs llvmlite and AVX2, AVX-512 or NEON")
+needs_kernels = pytest.mark.skipif(
+    bool(winograd_cpu.unavailable_reason()), reason="needs llvmlite and AVX2, AVX-512 or NEON"
+)
 
 
 def features(n, c, h, w, dtype=torch.float32):
@@ -89,7 +91,7 @@ class TestConvolution:
     @pytest.fixture
     def past_caches(self, monkeypatch):
         """A list of what convolutions were told about it."""
-        told, honest = [], run.run_everywhere
+        told, honest = [], run.run_parallel
         field = 8 * pytest.importorskip("edsr.kernels.winograd.codegen").TASK.index("past_caches")
 
         def run_everywhere(function, task, *rest):
@@ -302,7 +304,7 @@ class TestNetworks:
         m = tail_of(scale)
         x, _ = window(features(1, 32, height + 4 - 2 * padding, width))
         weight, bias = m.tail_weight, m.tail_bias
-        rest = m.config.mean, scale, reference.AS_COMPUTED, padding, (top, bottom)
+        rest = m.config.mean, scale, reference.RAW_OUTPUT, padding, (top, bottom)
         want = reference.collapsed_tail(x.double(), weight, bias, *rest)
         got = winograd_cpu.collapsed_tail(x, weight.float(), bias.float(), *rest)
         torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5)
@@ -340,7 +342,7 @@ class TestNetworks:
         assert Upscaler(network(features=16), "cpu").backend == "winograd"
         assert Upscaler(network(features=8), "cpu").backend == "torch"
         assert Upscaler(network(features=16), "cpu", backend="torch").backend == "torch"
-        with pytest.raises(EngineError, match=r"--backend winograd: .* 16 features.*--backend torch"):
+        with pytest.raises(BackendError, match=r"--backend winograd: .* 16 features.*--backend torch"):
             Upscaler(network(features=8), "cpu", backend="winograd")
 
 
@@ -349,7 +351,7 @@ def test_where_the_kernels_cannot_be_had(monkeypatch):
     for module in winograd_cpu, run:  # each has its own name for it
         monkeypatch.setattr(module, "trouble", lambda: "the package llvmlite is not installed")
     assert Upscaler(m, "cpu").backend == "torch"
-    with pytest.raises(EngineError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
+    with pytest.raises(BackendError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
         Upscaler(m, "cpu", backend="winograd")
     # The ops by themselves: PyTorch serves.
     run.kernels.cache_clear()
@@ -370,5 +372,5 @@ def test_where_they_cannot_be_compiled(monkeypatch):
     up.warm_up(lines.append)
     assert up.backend == "torch" and lines == ["no memory for code: PyTorch computes"]
     assert np.array_equal(up(make_image(9, 8)), Upscaler(m, "cpu", backend="torch")(make_image(9, 8)))
-    with pytest.raises(EngineError, match="--backend winograd: no memory for code; use --backend torch"):
+    with pytest.raises(BackendError, match="--backend winograd: no memory for code; use --backend torch"):
         forced.warm_up(lines.append)

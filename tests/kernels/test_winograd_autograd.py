@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.errors import EngineError
+from edsr.errors import BackendError
 from edsr.kernels import reference
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.models.collapsed import CollapsedEDSR
 from edsr.models.edsr import PRESETS, EDSRConfig
-from edsr.training.config import TrainOptions
+from edsr.training.config import TrainConfig
 from edsr.training.trainer import train
 from edsr.weights.edsr import load_model
 from tests.conftest import network
 from tests.kernels.test_winograd import features, layer, window
 
-if winograd_cpu.trouble():
-    pytest.skip(winograd_cpu.trouble(), allow_module_level=True)
+if winograd_cpu.unavailable_reason():
+    pytest.skip(winograd_cpu.unavailable_reason(), allow_module_level=True)
 
 from edsr.kernels.winograd import autograd as training
 from edsr.kernels.winograd import run
@@ -228,7 +228,7 @@ class TestRuns:
         monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=16))
 
     def options(self, folder, out, **more):
-        return TrainOptions((str(folder),), str(out), **{"steps": 6, "batch": 2, "patch": 8, "device": "cpu"} | more)
+        return TrainConfig((str(folder),), str(out), **{"steps": 6, "batch": 2, "patch": 8, "device": "cpu"} | more)
 
     @pytest.mark.parametrize("backend", ["auto", "winograd", "torch"])
     def test_they_are_trained_with(self, folder, tmp_path, backend, monkeypatch):
@@ -258,7 +258,7 @@ class TestRuns:
     def test_what_they_do_not_serve(self, folder, tmp_path, monkeypatch):
         monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=8))
         assert len(list(train(self.options(folder, tmp_path / "run")))) == 6
-        with pytest.raises(EngineError, match=r"--backend winograd: .* 16 features, not 8.*--backend torch"):
+        with pytest.raises(BackendError, match=r"--backend winograd: .* 16 features, not 8.*--backend torch"):
             list(train(self.options(folder, tmp_path / "none", backend="winograd")))
 
 

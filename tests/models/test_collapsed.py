@@ -7,15 +7,15 @@ import torch
 from torch.nn.functional import conv2d
 
 from edsr.data import dataset
-from edsr.data.patches import Feed
-from edsr.devices import Ranks
+from edsr.data.patches import PatchLoader
+from edsr.devices import ProcessGroup
 from edsr.kernels import reference
 from edsr.models import collapsed as tail
 from edsr.models.collapsed import CollapsedEDSR, compose, maps
 from edsr.models.edsr import EDSR, EDSRConfig
-from edsr.models.folding import CLASSES, collapse
+from edsr.models.folding import BORDER_CLASSES, collapse
 from edsr.training import recipe
-from edsr.training.step import Step
+from edsr.training.step import TrainStep
 from edsr.training.trainer import train
 from edsr.weights.edsr import load_model
 from tests.conftest import network
@@ -35,8 +35,8 @@ def test_composition_is_what_folding_finds_by_one_hot_images(scale, features):
     m = network(scale, 1, features)
     want_weight, want_bias = collapse(m)
     weights, biases = composed(m)
-    for i, (height, _, top) in CLASSES.items():
-        for j, (width, _, left) in CLASSES.items():
+    for i, (height, _, top) in BORDER_CLASSES.items():
+        for j, (width, _, left) in BORDER_CLASSES.items():
             window = want_weight[i, j, :, :, top : top + height, left : left + width]
             torch.testing.assert_close(weights[i][j], window, rtol=0, atol=1e-15)
             torch.testing.assert_close(biases[i][j], want_bias[i, j], rtol=0, atol=1e-15)
@@ -61,7 +61,7 @@ def test_loss_and_all_gradients_are_those_of_the_plain_network(scale, features, 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 4), (4, 4)])
 def test_gradients_of_the_ring_by_differences(size):
     x = torch.rand(1, 2, *size, dtype=torch.float64, requires_grad=True)
-    taps = [length for length, _, _ in CLASSES.values()]
+    taps = [length for length, _, _ in BORDER_CLASSES.values()]
     weights = [torch.rand(2, 2, h, w, dtype=torch.float64, requires_grad=True) for h in taps for w in taps]
     biases = [torch.rand(2, dtype=torch.float64, requires_grad=True) for _ in weights]
 
@@ -129,12 +129,12 @@ def test_half_precision_is_composed_in_fp32_and_rounded_once():
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_steps_are_those_of_the_plain_tail_to_rounding(folder, dtype, apart, scale):
-    images, _ = dataset.load([folder], scale, 8, print)
+    images, _ = dataset.load_dataset([folder], scale, 8, print)
     first, found = EDSR(EDSRConfig(scale, 1, 8)), []
     for collapsed in False, True:
         model = copy.deepcopy(first)
-        feed = Feed(images, 8, 4, 0, torch.device("cpu"), 6)
-        step = Step(model, feed, Ranks("cpu"), "l1", 0.75, dtype, reference, True, print, collapsed)
+        feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 6)
+        step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, print, collapsed)
         found.append((step.run(0, [1e-3] * 6), model, [*step.tensors()]))
     (want, plain, names), (got, model, same_names) = found
     assert got == pytest.approx(want, rel=apart) and names == same_names

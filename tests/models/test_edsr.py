@@ -59,7 +59,7 @@ def identity(scale: int, **options) -> EDSR:
         for c in range(3):
             m.head.weight[c, c, 1, 1] = 1
             m.tail.weight[c, c, 1, 1] = 1
-            for layer, r in zip(m.upsampler, m.config.shuffles, strict=True):
+            for layer, r in zip(m.upsampler, m.config.shuffle_factors, strict=True):
                 layer.weight[c * r * r : (c + 1) * r * r, c, 1, 1] = 1
     return m
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.models.folding import FoldedEDSR, collapse, turned
+from edsr.models.folding import FoldedEDSR, collapse, dihedral
 from tests.conftest import network
 
 
@@ -79,7 +79,7 @@ def test_work_per_pixel(scale, plain):
     m = network(scale, blocks=0, features=64)
     size = 1
     chain = 0
-    for layer, r in zip(m.upsampler, m.config.shuffles, strict=True):
+    for layer, r in zip(m.upsampler, m.config.shuffle_factors, strict=True):
         chain += size * layer.weight.numel()
         size *= r * r
     chain += size * m.tail.weight.numel()
@@ -102,7 +102,7 @@ def test_turned_weights_do_what_turning_the_image_does(scale, flip_rows, flip_co
         x = x.transpose(2, 3) if swap else x
         return x.flip([axis for axis, flip in ((2, flip_rows), (3, flip_columns)) if flip])
 
-    back = turned(model, flip_rows, flip_columns, swap)
+    back = dihedral(model, flip_rows, flip_columns, swap)
     assert back.tail_weight.stride() == model.tail_weight.stride()
     for size in ((5, 7), (1, 4), (3, 1), (1, 1)):
         x = torch.rand(1, 3, *size, dtype=torch.float64)

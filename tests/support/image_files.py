@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from edsr.errors import ImageError
-from edsr.images.writer import Writer
+from edsr.images.writer import ImageWriter
 
 LOSSLESS = [".png", ".tif"]
 EXTENSIONS = [".png", ".jpg", ".webp", ".tif", ".avif"]
@@ -52,7 +52,7 @@ def encoded(kind, image=None, **options):
 
 def write(path, pixels, step=7, **options):
     height, width, channels = pixels.shape
-    with Writer(path, width, height, channels, dtype=pixels.dtype, **options) as writer:
+    with ImageWriter(path, width, height, channels, dtype=pixels.dtype, **options) as writer:
         for y in range(0, height, step):
             writer.write(pixels[y : y + step])
     return writer

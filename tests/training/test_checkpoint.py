@@ -25,7 +25,7 @@ def test_what_is_written_is_read(tmp_path):
     for step in 3, 5, 10:
         last = some(step)
         checkpoint.write(tmp_path, last)
-        assert same(checkpoint.newest(tmp_path, lines.append), last)
+        assert same(checkpoint.load_latest(tmp_path, lines.append), last)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000005", "checkpoint-00000010"]
     assert not lines
 
@@ -36,7 +36,7 @@ def test_files_stay_below_sixteen_megabytes(tmp_path):
     checkpoint.write(tmp_path, big)
     sizes = [p.stat().st_size for p in (tmp_path / "checkpoint-00000001").iterdir()]
     assert len(sizes) == 4 and max(sizes) < 16_000_000
-    assert same(checkpoint.newest(tmp_path, print), big)
+    assert same(checkpoint.load_latest(tmp_path, print), big)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "state", "empty", "version", "list"])
@@ -62,11 +62,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     else:
         state.write_text("[]")
     lines: list[str] = []
-    assert same(checkpoint.newest(tmp_path, lines.append), first)
+    assert same(checkpoint.load_latest(tmp_path, lines.append), first)
     assert len(lines) == 1 and "checkpoint-00000002" in lines[0] and "\n" not in lines[0]
     (tmp_path / "checkpoint-00000001" / "state.json").unlink()
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
-        checkpoint.newest(tmp_path, lines.append)
+        checkpoint.load_latest(tmp_path, lines.append)
 
 
 def test_a_half_written_one_is_not_seen_and_swept_away(tmp_path):
@@ -91,11 +91,11 @@ def test_a_full_disk_leaves_the_last_one_and_says_so(tmp_path, monkeypatch):
             checkpoint.write(tmp_path, some(8))
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000007"]
-    assert same(checkpoint.newest(tmp_path, print), first)
+    assert same(checkpoint.load_latest(tmp_path, print), first)
 
 
 def test_one_before_a_step_can_be_asked_for(tmp_path):
     for step in 5, 9:
         checkpoint.write(tmp_path, some(step))
     wanted = {None: 9, 9: 9, 8: 5, 5: 5, 4: 5}
-    assert {before: checkpoint.newest(tmp_path, print, before).step for before in wanted} == wanted
+    assert {before: checkpoint.load_latest(tmp_path, print, before).step for before in wanted} == wanted

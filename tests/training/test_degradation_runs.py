@@ -11,8 +11,8 @@ from PIL import Image
 
 from edsr import cli
 from edsr.data import dataset
-from edsr.data.degradation import parse
-from edsr.data.patches import Feed
+from edsr.data.degradation import parse_degradation
+from edsr.data.patches import PatchLoader
 from edsr.errors import TrainError
 from edsr.training.trainer import train
 from edsr.training.validation import Scores
@@ -80,7 +80,7 @@ def test_validation_is_of_clean_and_of_degraded_images(runs, folder, tmp_path):
     best = max(steps, key=lambda p: (p.psnr + p.psnr_degraded) / 2)
     assert training["validation_psnr"] == pytest.approx(best.psnr, abs=1e-4)
     assert training["validation_psnr_degraded"] == pytest.approx(best.psnr_degraded, abs=1e-4)
-    assert training["degrade"] == str(parse(ALL))
+    assert training["degrade"] == str(parse_degradation(ALL))
     plain = runs("plain", None)
     assert all(p.psnr_degraded is None for p in plain) and "degraded" not in plain[-1].validated
     assert "degrade" not in read_info(tmp_path / "plain" / "best.safetensors")["training"]
@@ -112,8 +112,8 @@ def test_a_sheet_shows_what_the_run_draws(folder, tmp_path, capsys, scale):
     assert [path.name for path in tmp_path.glob("sheet/*")] == ["degrade.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"images", "sheet"}  # no run
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "degrade.png"))
-    loaded = dataset.hold_back(dataset.load([str(folder)], scale, 12, lambda line: None)[0])[0]
-    feed = Feed(loaded, 12, 3, 0, "cpu", 7, degradation=parse("jpeg:5-9,clean:0.5"))
+    loaded = dataset.train_val_split(dataset.load_dataset([str(folder)], scale, 12, lambda line: None)[0])[0]
+    feed = PatchLoader(loaded, 12, 3, 0, "cpu", 7, degradation=parse_degradation("jpeg:5-9,clean:0.5"))
     feed.load(0, 7)
     text = sheet.tobytes()
     for k in range(20):

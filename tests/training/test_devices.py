@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edsr.devices import Ranks
+from edsr.devices import ProcessGroup
 from edsr.training import checkpoint
 from edsr.weights.edsr import load_model
 from tests.conftest import ROOT, make_image
@@ -41,13 +41,13 @@ def command(processes: int, data, out, *more: str) -> subprocess.Popen:
 
 
 def test_alone_there_is_nothing_to_agree_on():
-    ranks = Ranks("cpu")
-    assert ranks.first and ranks.world == 1
+    ranks = ProcessGroup("cpu")
+    assert ranks.is_main and ranks.world == 1
     assert ranks.mean([1.0, 2.0]) == [1.0, 2.0] and ranks.any(True) and not ranks.any(False)
     tensor = torch.randn(3)
     before = tensor.clone()
-    assert ranks.spread([tensor], {"step": 1}) == {"step": 1} and torch.equal(tensor, before)
-    ranks.wait()
+    assert ranks.broadcast([tensor], {"step": 1}) == {"step": 1} and torch.equal(tensor, before)
+    ranks.barrier()
     ranks.leave()
 
 
@@ -59,7 +59,7 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp
         process = command(processes, data, tmp_path / out, *steps)
         texts.append(process.communicate(timeout=300)[1])
         assert process.returncode == 0, texts[-1]
-    one, two = (checkpoint.newest(tmp_path / out, print) for out in ("one", "two"))
+    one, two = (checkpoint.load_latest(tmp_path / out, print) for out in ("one", "two"))
     start = checkpoint._read(tmp_path / "one" / "checkpoint-00000003")
     assert one.step == two.step == 6
     for name in one.tensors:
@@ -81,14 +81,14 @@ def test_two_processes_stop_together_and_go_on(data, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=100)[1]
-    stopped = checkpoint.newest(out, print).step
+    stopped = checkpoint.load_latest(out, print).step
     assert stopped >= 50, text
     assert f"saved at step {stopped} of 100000" in text
     process = command(2, data, out, "--steps", "100000", "--resume", "--minutes", "0.0001")
     text = process.communicate(timeout=200)[1]
     assert process.returncode == 0, text
     assert f"resuming {out} at step {stopped}" in text and "stopped after 0.0001 minutes" in text
-    assert checkpoint.newest(out, print).step == stopped + 1
+    assert checkpoint.load_latest(out, print).step == stopped + 1
 
 
 def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
@@ -97,13 +97,13 @@ def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
     process = command(2, data, out, "--steps", "auto", "--minutes", "0.1", "--schedule", "wsd")
     text = process.communicate(timeout=200)[1]
     assert process.returncode == 0, text
-    last = checkpoint.newest(out, print)
+    last = checkpoint.load_latest(out, print)
     steps = last.record["options"]["steps"]
     assert text.count("steps a second") == 1 and f"{steps:,} steps until the 0.1 minutes are over" in text
     process = command(2, None, None, "--resume", str(out), "--decay", "auto", "--minutes", "0.1")
     text = process.communicate(timeout=200)[1]
     assert process.returncode == 0, text
-    decay = checkpoint.newest(tmp_path / f"run-decay-{last.step}", print)
+    decay = checkpoint.load_latest(tmp_path / f"run-decay-{last.step}", print)
     more = decay.record["options"]["steps"] - last.step
     assert f"{more:,} steps until" in text and last.step < decay.step <= last.step + more
 

@@ -16,8 +16,8 @@ from edsr.data import dataset
 from edsr.errors import TrainError
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.training import checkpoint, recipe
-from edsr.training.config import TrainOptions
-from edsr.training.step import Step
+from edsr.training.config import TrainConfig
+from edsr.training.step import TrainStep
 from edsr.training.trainer import train
 from edsr.training.validation import misfit, plain, probe, validate
 from edsr.weights.edsr import read_info
@@ -26,7 +26,7 @@ from tests.conftest import make_image, training
 pytestmark = pytest.mark.usefixtures("tiny")
 
 
-def told(options: TrainOptions) -> tuple[str, list[str]]:
+def told(options: TrainConfig) -> tuple[str, list[str]]:
     """The error that a run ends with, which is one line, and what it said before."""
     lines: list[str] = []
     with pytest.raises(TrainError) as caught:
@@ -42,12 +42,12 @@ def published(run: Path) -> list[str]:
 @pytest.fixture
 def losses(monkeypatch):
     """Sets by how much the losses of steps, numbered from 1, are more than they are, in the next runs."""
-    honest, times = Step.run, {}
+    honest, times = TrainStep.run, {}
 
     def run(self, first, rates):
         return [loss * times.get(first + i + 1, 1.0) for i, loss in enumerate(honest(self, first, rates))]
 
-    monkeypatch.setattr(Step, "run", run)
+    monkeypatch.setattr(TrainStep, "run", run)
     return times
 
 
@@ -144,7 +144,7 @@ def test_the_end_is_judged_by_what_the_run_began_with(folder, tmp_path, monkeypa
 def test_a_misfit_is_a_mean_difference_that_is_not_cut_off(tmp_path):
     for i in range(6):
         Image.fromarray(make_image(150, 90 + i, seed=i)).save(tmp_path / f"{i}.png")
-    images, _ = dataset.load([tmp_path], 2, 8, print)
+    images, _ = dataset.load_dataset([tmp_path], 2, 8, print)
     few = probe(images, None)
     assert [few.pair(i)[0].shape for i in range(len(few))] == [(48, 45, 3), (48, 45, 3), (48, 46, 3), (48, 47, 3)]
     low, high = images.pair(0)
@@ -163,7 +163,7 @@ def test_a_misfit_is_a_mean_difference_that_is_not_cut_off(tmp_path):
 def test_a_run_that_has_learnt_less_than_bicubic_knows_says_so(folder, tmp_path, monkeypatch):
     lines: list[str] = []
     list(train(training(folder, tmp_path / "run"), lines.append))
-    _, held = dataset.hold_back(dataset.load([folder], 2, 8, print)[0])
+    _, held = dataset.train_val_split(dataset.load_dataset([folder], 2, 8, print)[0])
     assert held is not None
     m = EDSR(EDSRConfig(blocks=1, features=8))
     _, samples = validate(m, held, 2)
@@ -187,13 +187,13 @@ def test_nothing_goes_on_from_a_run_that_diverged_unseen(folder, tmp_path, how):
         for progress in steps:
             if progress.step == 8:
                 break
-    last = checkpoint.newest(run, print)
+    last = checkpoint.load_latest(run, print)
     tensors = {name: 1e9 * t if name.startswith(("model", "average")) else t for name, t in last.tensors.items()}
     record = last.record | {"watch": [7e31, 7e31, 300]}
     del record["misfit"]
     checkpoint.write(run, last._replace(tensors=tensors, record=record))
     before = sorted(tmp_path.rglob("*"))
-    again = TrainOptions((), str(run), resume=True, given=frozenset(), device="cpu")
+    again = TrainConfig((), str(run), resume=True, given=frozenset(), device="cpu")
     error, _ = told(again if how == "resume" else replace(again, out="", source=str(run), decay=4))
     assert "has diverged" in error and "smaller --lr" in error
     assert sorted(tmp_path.rglob("*")) == before
@@ -204,7 +204,7 @@ def test_a_decay_is_judged_by_its_own_beginning(folder, tmp_path, monkeypatch):
     list(train(training(folder, run, schedule="wsd")))
     values = iter([0.02, *[0.07] * 4])
     monkeypatch.setattr("edsr.training.trainer.misfit", lambda *_: next(values))
-    error, _ = told(TrainOptions((), "", resume=True, given=frozenset(), device="cpu", source=str(run), decay=4))
+    error, _ = told(TrainConfig((), "", resume=True, given=frozenset(), device="cpu", source=str(run), decay=4))
     assert "where it began with 0.02" in error
 
 
@@ -253,7 +253,7 @@ def test_rates_are_recorded_after_a_setback(folder, tmp_path, losses):
     rates = [recipe.learning_rate(step - 1, 20, 1e-3) for step in (5, 10, 15, 20)]
     assert [line["lr"] for line in noted if "lr" in line] == pytest.approx([rates[0], *(r / 2 for r in rates[1:])])
     assert read_info(run / "last.safetensors")["training"]["lr_factor"] == 0.5
-    record = checkpoint.newest(run, print).record
+    record = checkpoint.load_latest(run, print).record
     assert (record["factor"], record["setbacks"]) == (0.5, 1)
 
 

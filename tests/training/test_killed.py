@@ -11,7 +11,7 @@ from PIL import Image
 
 from edsr.models.edsr import PRESETS, EDSRConfig
 from edsr.training import checkpoint
-from edsr.training.config import TrainOptions
+from edsr.training.config import TrainConfig
 from edsr.training.trainer import train
 from edsr.weights.edsr import load_model
 from tests.conftest import make_image
@@ -28,7 +28,7 @@ def work(data: str, out: str) -> None:
     PRESETS["edsr-baseline"] = EDSRConfig(blocks=1, features=8)
     resume = checkpoint.exists(Path(out))
     sizes = {"steps": STEPS, "batch": 2, "patch": 8, "val_every": 24, "save_every": 3}
-    for _ in train(TrainOptions(data=(data,), out=out, device="cpu", lr=1e-3, resume=resume, **sizes)):
+    for _ in train(TrainConfig(data=(data,), out=out, device="cpu", lr=1e-3, resume=resume, **sizes)):
         pass
 
 
@@ -73,6 +73,6 @@ def compare(whole, killed):
     for name in "last", "best":
         want, got = (load_model(run / f"{name}.safetensors").state_dict() for run in (whole, killed))
         assert all(torch.equal(want[key], got[key]) for key in want), name
-    want, got = (checkpoint.newest(run, print) for run in (whole, killed))
+    want, got = (checkpoint.load_latest(run, print) for run in (whole, killed))
     assert want.step == got.step == STEPS
     assert all(torch.equal(want.tensors[key], got.tensors[key]) for key in want.tensors)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr.training import recipe, run_log
-from edsr.training.recipe import Watch
+from edsr.training.recipe import DivergenceMonitor
 
 
 def test_losses_are_their_formulas():
@@ -63,12 +63,12 @@ def test_the_average_forgets_in_time():
 def test_the_watch_sees_what_is_not_finite_and_what_jumps():
     random = np.random.default_rng(0)
     quiet = (0.02 * random.uniform(0.3, 2.5, 2000)).tolist()
-    assert Watch()(quiet) is None
-    assert Watch()([0.1, float("nan"), 0.1]) == (1, "the loss became nan")
-    assert Watch()([0.1, float("inf")]) == (1, "the loss became inf")
-    jumped = Watch()(quiet + [0.2] * 50)
+    assert DivergenceMonitor()(quiet) is None
+    assert DivergenceMonitor()([0.1, float("nan"), 0.1]) == (1, "the loss became nan")
+    assert DivergenceMonitor()([0.1, float("inf")]) == (1, "the loss became inf")
+    jumped = DivergenceMonitor()(quiet + [0.2] * 50)
     assert jumped is not None and 2000 <= jumped[0] < 2020 and "jumped" in jumped[1]
-    assert Watch()([1.0] * 300 + [0.01] * 300) is None  # downwards is well
+    assert DivergenceMonitor()([1.0] * 300 + [0.01] * 300) is None  # downwards is well
 
 
 def as_kind(kind: str, differences) -> list[float]:
@@ -81,11 +81,11 @@ def as_kind(kind: str, differences) -> list[float]:
 def test_the_watch_sees_a_run_that_diverges_from_its_first_steps_on(kind, start):
     """Measured of a network with random weights at a learning rate of 0.02; and the same after a better start."""
     astray = [31.1, 4.2e4, 8.6e4, 2e10, 3.6e17, 5.2e19, 8.1e21, 1.1e25, 3.4e26] + [1e31] * 40
-    watch = Watch(kind)
+    watch = DivergenceMonitor(kind)
     seen = watch(as_kind(kind, start + astray))
     assert seen is not None and seen[0] < max(20, len(start) + 5) and "jumped" in seen[1]
     # One that comes to its end before that is no good either.
-    short = Watch(kind)
+    short = DivergenceMonitor(kind)
     assert short(as_kind(kind, start)) is None and short.doubt is None
     assert short(as_kind(kind, astray[:3])) is None and short.doubt is not None
 
@@ -94,11 +94,11 @@ def test_the_watch_sees_a_run_that_diverges_from_its_first_steps_on(kind, start)
 def test_the_watch_sees_a_loss_that_creeps_up(kind):
     """By 0.6 % a step, which a mean over 200 steps follows within a factor of 3; the least that it was does not."""
     creeping = [0.02] * 300 + [0.02 * 1.006**i for i in range(1500)]
-    seen = Watch(kind)(as_kind(kind, creeping))
+    seen = DivergenceMonitor(kind)(as_kind(kind, creeping))
     assert seen is not None and creeping[seen[0]] < 0.08
 
 
-def calm(watch: Watch, losses: list[float]) -> bool:
+def calm(watch: DivergenceMonitor, losses: list[float]) -> bool:
     """Whether nothing is wrong with the losses, nor would be if the run ended with any of them."""
     return all(watch([loss]) is None and watch.doubt is None for loss in losses)
 
@@ -108,13 +108,13 @@ def calm(watch: Watch, losses: list[float]) -> bool:
 def test_the_watch_takes_patches_easy_and_hard_for_what_they_are(kind, seed):
     """The logarithm spreads by 0.9 where a batch is one patch of 8 x 8, by 0.5 to 0.8 where it is two of 16 x 16."""
     random = np.random.default_rng(seed)
-    assert calm(Watch(kind), as_kind(kind, 0.012 * np.exp(0.7 * random.normal(size=4000))))
+    assert calm(DivergenceMonitor(kind), as_kind(kind, 0.012 * np.exp(0.7 * random.normal(size=4000))))
     # A network that is all but perfect, but for a patch in ten; the first is of sky.
     sky = np.where(random.uniform(size=4000) < 0.1, 0.1, 1e-5)
-    assert Watch(kind)(as_kind(kind, [0.0, *sky])) is None
+    assert DivergenceMonitor(kind)(as_kind(kind, [0.0, *sky])) is None
     # Fine-tuning for images twice as hard as those before, at once or little by little.
     harder = 0.012 * np.exp(0.5 * random.normal(size=2000)) * np.linspace(1, 2, 2000)
-    assert calm(Watch(kind), as_kind(kind, harder))
+    assert calm(DivergenceMonitor(kind), as_kind(kind, harder))
 
 
 @pytest.mark.parametrize("kind", recipe.LOSSES)
@@ -122,21 +122,24 @@ def test_the_watch_lets_high_learning_rates_warm_up_and_spike(kind):
     """Measured of random weights at a learning rate of 0.002; later spikes made up."""
     first = [0.285, 0.483, 0.259, 2.26, 0.45, 0.28, 0.22, 0.0987, 0.277, 0.398, 0.157, 0.117]
     rest = [*np.geomspace(0.12, 0.03, 300), 2.0, 5.0, 1.0, 0.2, 0.06, *[0.03] * 40, 300.0, *[0.03] * 60]
-    watch = Watch(kind)
+    watch = DivergenceMonitor(kind)
     assert watch(as_kind(kind, first + rest)) is None and watch.doubt is None
 
 
 def test_squares_are_judged_by_their_roots():
     quiet = [0.01] * 300
-    assert Watch("l2")(quiet + [0.05] * 100) is None and Watch("l1")(quiet + [0.05] * 100) is not None
-    assert Watch("l2")(quiet + [0.15] * 100) is not None
+    assert (
+        DivergenceMonitor("l2")(quiet + [0.05] * 100) is None
+        and DivergenceMonitor("l1")(quiet + [0.05] * 100) is not None
+    )
+    assert DivergenceMonitor("l2")(quiet + [0.15] * 100) is not None
 
 
 @pytest.mark.parametrize("kind", recipe.LOSSES)
 def test_the_watch_takes_the_three_numbers_of_older_checkpoints(kind):
     (level,), (high,) = as_kind(kind, [0.02]), as_kind(kind, [0.2])
     for count in 7, 1000:
-        watch = Watch(kind)
+        watch = DivergenceMonitor(kind)
         watch.restore([level, level, count])
         assert watch.doubt is None and watch([level] * 30) is None
         seen = watch([high] * 30)
@@ -149,7 +152,7 @@ def test_the_watch_takes_the_three_numbers_of_older_checkpoints(kind):
 @settings(deadline=None, max_examples=10)
 def test_the_watch_goes_on_with_a_divergence_after_a_resume(at):
     losses = [0.3, 0.28, 5.0] + [1e4] * 30
-    whole, first, rest = Watch("l2")(losses), Watch("l2"), Watch("l2")
+    whole, first, rest = DivergenceMonitor("l2")(losses), DivergenceMonitor("l2"), DivergenceMonitor("l2")
     seen = first(losses[:at])
     if seen is None:
         rest.restore(json.loads(json.dumps(first.state())))
@@ -163,15 +166,15 @@ def test_the_watch_goes_on_with_a_divergence_after_a_resume(at):
 @settings(deadline=None, max_examples=30)
 def test_the_watch_does_not_mind_portions_nor_being_saved(portions, jump_at):
     losses = [0.02 + 0.001 * (i % 7) for i in range(250 + jump_at)] + [1.0] * 100
-    whole = Watch()(losses)
-    watch, at = Watch(), 0
+    whole = DivergenceMonitor()(losses)
+    watch, at = DivergenceMonitor(), 0
     for count in portions:
         if at + count > 250:
             break
         assert watch(losses[at : at + count]) is None
         at += count
         saved = json.loads(json.dumps(watch.state()))
-        watch = Watch()
+        watch = DivergenceMonitor()
         watch.restore(saved)
     rest = watch(losses[at:])
     assert rest is not None and whole is not None
@@ -179,13 +182,13 @@ def test_the_watch_does_not_mind_portions_nor_being_saved(portions, jump_at):
 
 
 def test_the_journal_drops_what_will_be_done_again(tmp_path):
-    first = run_log.Journal(tmp_path, 0, lambda line: None)
+    first = run_log.RunLogger(tmp_path, 0, lambda line: None)
     for step in 1, 2, 3:
-        first.note(step, loss=1 / step, psnr=30.0 + step)
+        first.log(step, loss=1 / step, psnr=30.0 + step)
     first._file.write('{"step": 4, "los')  # killed in the middle of a line
     first.close()
-    second = run_log.Journal(tmp_path, 2, lambda line: None)
-    second.note(3, loss=0.3)
+    second = run_log.RunLogger(tmp_path, 2, lambda line: None)
+    second.log(3, loss=0.3)
     second.close()
     lines = run_log.read(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1] == {"step": 3, "loss": 0.3}
@@ -209,8 +212,8 @@ def test_without_the_extra_a_line_says_what_is_missing(tmp_path, monkeypatch):
     for name in "torch.utils.tensorboard", "matplotlib.figure", "matplotlib.backends.backend_agg":
         monkeypatch.setitem(sys.modules, name, None)
     lines: list[str] = []
-    j = run_log.Journal(tmp_path, 0, lines.append)
-    j.note(1, loss=0.5)
+    j = run_log.RunLogger(tmp_path, 0, lines.append)
+    j.log(1, loss=0.5)
     j.show(1, {"sample": np.zeros((2, 2, 3), np.uint8)})
     j.close()
     assert len(lines) == 2 and all("edsr-triton[train]" in line for line in lines)
@@ -219,8 +222,8 @@ def test_without_the_extra_a_line_says_what_is_missing(tmp_path, monkeypatch):
 
 def test_tensorboard_gets_scalars_and_images(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    j = run_log.Journal(tmp_path, 0, lambda line: None)
-    j.note(1, loss=0.5, psnr=31.0)
+    j = run_log.RunLogger(tmp_path, 0, lambda line: None)
+    j.log(1, loss=0.5, psnr=31.0)
     j.show(1, {"sample/0": np.zeros((4, 6, 3), np.uint8)})
     j.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edsr.errors import TrainError
 from edsr.training import checkpoint, recipe
-from edsr.training.config import AUTO, TrainOptions
+from edsr.training.config import AUTO, TrainConfig
 from edsr.training.trainer import train
 from edsr.weights.edsr import load_model, read_info
 from tests.conftest import make_image, training
@@ -23,7 +23,7 @@ def hashes(run: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(run.rglob("*")) if p.is_file()}
 
 
-def stopped(options: TrainOptions, step: int) -> Path:
+def stopped(options: TrainConfig, step: int) -> Path:
     with contextlib.closing(train(options)) as steps:
         for progress in steps:
             if progress.step == step:
@@ -31,15 +31,15 @@ def stopped(options: TrainOptions, step: int) -> Path:
     return Path(options.out)
 
 
-def resumed(run: Path, *given: str, **more) -> TrainOptions:
+def resumed(run: Path, *given: str, **more) -> TrainConfig:
     """As the command line has it: defaults for all that was not given."""
     more = {"data": (), "out": str(run)} | more
-    return TrainOptions(resume=True, given=frozenset(given), device="cpu", **more)
+    return TrainConfig(resume=True, given=frozenset(given), device="cpu", **more)
 
 
-def decay(run: Path, steps, **more) -> TrainOptions:
+def decay(run: Path, steps, **more) -> TrainConfig:
     more = {"data": (), "out": "", "given": frozenset()} | more
-    return TrainOptions(resume=True, source=str(run), decay=steps, device="cpu", **more)
+    return TrainConfig(resume=True, source=str(run), decay=steps, device="cpu", **more)
 
 
 def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch):
     rest = list(train(resumed(tmp_path / "parts"), lines.append))
     assert [p.step for p in rest] == list(range(8, 13)) and not any("not those" in line for line in lines)
     assert [p.step for p in rest if p.psnr is not None] == [10, 12]  # --val-every 5
-    whole, parts = (checkpoint.newest(tmp_path / run, print) for run in ("whole", "parts"))
+    whole, parts = (checkpoint.load_latest(tmp_path / run, print) for run in ("whole", "parts"))
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
     assert not any(path.name == "cache" for path in folder.iterdir())
 
@@ -108,7 +108,7 @@ def test_weights_to_start_from_are_compared_by_name(folder, tmp_path):
 def test_a_run_remembers_the_rate_that_it_was_given_last(folder, tmp_path):
     run = stopped(training(folder, tmp_path / "run"), 3)
     stopped(resumed(run, "lr", lr=5e-4), 6)
-    assert checkpoint.newest(run, print).record["remembered"]["lr"] == 5e-4
+    assert checkpoint.load_latest(run, print).record["remembered"]["lr"] == 5e-4
     assert read_info(run / "last.safetensors")["training"]["lr"] == 5e-4
     rates = [p.lr for p in train(resumed(run))]
     assert rates == pytest.approx([recipe.learning_rate(step, 12, 5e-4) for step in range(6, 12)])
@@ -120,7 +120,7 @@ def test_a_run_remembers_the_rate_that_it_was_given_last(folder, tmp_path):
 
 def test_a_run_from_before_runs_remembered_needs_its_images_named(folder, tmp_path):
     run = stopped(training(folder, tmp_path / "run"), 3)
-    last = checkpoint.newest(run, print)
+    last = checkpoint.load_latest(run, print)
     del last.record["remembered"], last.record["decay"]
     checkpoint.write(run, last)
     checkpoint.write(run, last._replace(step=4))
@@ -135,7 +135,7 @@ def test_the_length_of_a_wsd_run_may_be_changed_and_changes_nothing_else(folder,
     rates = [p.lr for p in train(resumed(tmp_path / "a", "steps", steps=9))]
     assert rates == pytest.approx([1e-3 * step / recipe.WARM_UP for step in (7, 8, 9)])
     list(train(long))
-    one, other = (checkpoint.newest(tmp_path / name, print) for name in "ab")
+    one, other = (checkpoint.load_latest(tmp_path / name, print) for name in "ab")
     assert one.step == other.step == 9
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     # 0.999 of what the averages were stays in each step, however short the run.
@@ -176,7 +176,7 @@ def test_a_decay_averages_and_judges_its_own_steps_alone(folder, tmp_path, monke
     list(train(decay(run, 6)))
     out = tmp_path / "run-decay-8"
     assert read_info(out / "best.safetensors")["training"]["steps"] == 14
-    end = checkpoint.newest(out, print).tensors
+    end = checkpoint.load_latest(out, print).tensors
     for name in end:
         if name.startswith("model."):  # a twentieth of six steps
             assert torch.equal(end[name], end[name.replace("model.", "average.", 1)])
@@ -197,7 +197,7 @@ def test_a_decay_that_was_stopped_goes_on(folder, tmp_path, again):
     out = tmp_path / "run-decay-8"
     rest = list(train(decay(run, 6) if again == "the same command" else resumed(out)))
     assert [p.step for p in rest] == [12, 13, 14]
-    whole, parts = (checkpoint.newest(where, print) for where in (tmp_path / "whole", out))
+    whole, parts = (checkpoint.load_latest(where, print) for where in (tmp_path / "whole", out))
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
     with pytest.raises(TrainError, match="--steps 14, not 15"):  # wsd as it was, but its end is fixed now
         list(train(resumed(out, "steps", steps=15)))
@@ -240,6 +240,6 @@ def test_a_decay_as_long_as_there_is_time(folder, tmp_path, monkeypatch):
     done = list(train(decay(run, AUTO, minutes=1), clock=clock))
     assert 20 < len(done) < 50 and done[0].step == 9 and done[-1].finished and clock.now < 60
     list(train(decay(run, len(done), out=str(tmp_path / "given"))))
-    auto, given = (checkpoint.newest(tmp_path / name, print) for name in ("run-decay-8", "given"))
+    auto, given = (checkpoint.load_latest(tmp_path / name, print) for name in ("run-decay-8", "given"))
     assert all(torch.equal(auto.tensors[name], given.tensors[name]) for name in given.tensors)
     assert hashes(run) == before

@@ -9,7 +9,7 @@ import torch
 from edsr.errors import TrainError
 from edsr.training import checkpoint, step_budget
 from edsr.training.config import AUTO
-from edsr.training.step import Step
+from edsr.training.step import TrainStep
 from edsr.training.trainer import train
 from tests.conftest import training
 
@@ -21,21 +21,21 @@ class Clock:
 
     def __init__(self, monkeypatch, a_step: float):
         self.now, self.ran = 0.0, []
-        honest: Callable = Step.run
+        honest: Callable = TrainStep.run
 
         def run(step, first, rates):
             self.now += 10.0 * (not self.ran) + a_step * len(rates)
             self.ran.append((first, rates))
             return honest(step, first, rates)
 
-        monkeypatch.setattr(Step, "run", run)
+        monkeypatch.setattr(TrainStep, "run", run)
 
     def __call__(self) -> float:
         return self.now
 
 
 def same(one, other) -> bool:
-    a, b = checkpoint.newest(one, print), checkpoint.newest(other, print)
+    a, b = checkpoint.load_latest(one, print), checkpoint.load_latest(other, print)
     return a.step == b.step and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
@@ -50,7 +50,7 @@ def test_the_run_is_the_one_of_so_many_steps_and_ends_in_time(folder, tmp_path, 
     assert 400 < steps < 0.96 * (600 - 100) and clock.now < 60  # ten seconds are gone before it runs as fast
     list(train(training(folder, tmp_path / "given", steps=steps, **seldom)))
     assert same(tmp_path / "auto", tmp_path / "given")
-    record = checkpoint.newest(tmp_path / "auto", print).record
+    record = checkpoint.load_latest(tmp_path / "auto", print).record
     assert record["options"]["steps"] == steps
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from edsr.data import dataset
-from edsr.errors import CheckpointError, DataError, EngineError, TrainError, WeightsError
-from edsr.images.resize import downscale
+from edsr.errors import BackendError, CheckpointError, DataError, TrainError, WeightsError
+from edsr.images.resize import matlab_downscale
 from edsr.models.edsr import EDSRConfig
 from edsr.training.trainer import train
 from edsr.training.validation import validate
@@ -107,11 +107,11 @@ def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
     from edsr.evaluation.metrics import score
     from edsr.inference.upscaler import Upscaler
 
-    want = score(Upscaler(m, device="cpu")(downscale(image, 2)), image, 2)[0]
+    want = score(Upscaler(m, device="cpu")(matlab_downscale(image, 2)), image, 2)[0]
     monkeypatch.setattr(
         "edsr.evaluation.metrics.ssim", lambda a, b: pytest.fail("SSIM takes ten times as long, and is not asked for")
     )
-    psnr, samples = validate(m, dataset.load([tmp_path / "a.png"], 2, 1, print)[0], 2)
+    psnr, samples = validate(m, dataset.load_dataset([tmp_path / "a.png"], 2, 1, print)[0], 2)
     assert psnr == pytest.approx(want, abs=1e-3)
     (sample,) = samples.values()
     assert sample.shape == (40, 120, 3) and np.array_equal(sample[:, 80:], image)
@@ -129,7 +129,7 @@ def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
         ({"patch": 400}, DataError, "no image left"),
         ({"resume": True}, TrainError, "no run to resume"),
         ({"init": "nowhere.safetensors"}, WeightsError, "nowhere.safetensors"),
-        ({"backend": "triton"}, EngineError, "--backend torch"),
+        ({"backend": "triton"}, BackendError, "--backend torch"),
     ],
 )
 def test_misuse_is_told_in_one_line(folder, tmp_path, more, error, says):
@@ -178,16 +178,16 @@ def test_a_run_stops_when_told_and_can_go_on(folder, tmp_path, stopper):
 
 def test_a_run_astray_goes_back_with_half_the_learning_rate(folder, tmp_path, monkeypatch):
     """A loss that is wrong for a while: as if a weight had overflowed at step 9."""
-    from edsr.training.step import Step
+    from edsr.training.step import TrainStep
 
-    honest, calls = Step.run, []
+    honest, calls = TrainStep.run, []
 
     def run(self, first, rates):
         calls.append((first, rates[0]))
         losses = honest(self, first, rates)
         return [float("nan")] if first == 8 and len(calls) < 12 else losses
 
-    monkeypatch.setattr(Step, "run", run)
+    monkeypatch.setattr(TrainStep, "run", run)
     lines: list[str] = []
     done = list(train(options(folder, tmp_path / "run"), lines.append))
     assert [step for step, _ in calls] == [*range(9), *range(12)]  # back to the step 0 checkpoint
@@ -207,9 +207,9 @@ def test_a_run_astray_for_good_is_given_up_and_keeps_a_checkpoint(folder, tmp_pa
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(folder, tmp_path, monkeypatch):
-    from edsr.training.step import Step
+    from edsr.training.step import TrainStep
 
-    honest = Step.run
+    honest = TrainStep.run
 
     def run(self, first, rates):
         losses = honest(self, first, rates)
@@ -217,7 +217,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(folder, tmp_path, monkeypatc
             next(self.model.parameters()).data[0] = float("nan")
         return losses
 
-    monkeypatch.setattr(Step, "run", run)
+    monkeypatch.setattr(TrainStep, "run", run)
     with pytest.raises(TrainError, match="a weight is not finite"):
         list(train(options(folder, tmp_path / "run")))
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000000"]
@@ -247,22 +247,22 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
     """Against the plain loop, written out; in bf16 the network works on rounded weights, Adam on the true ones."""
     import copy
 
-    from edsr.data.patches import Feed
-    from edsr.devices import Ranks
+    from edsr.data.patches import PatchLoader
+    from edsr.devices import ProcessGroup
     from edsr.kernels import reference
     from edsr.models.edsr import EDSR
-    from edsr.training.recipe import CLIP
-    from edsr.training.step import Step
+    from edsr.training.recipe import GRAD_CLIP_NORM
+    from edsr.training.step import TrainStep
 
-    images, _ = dataset.load([folder], 2, 8, print)
-    feed = Feed(images, 8, 4, 0, torch.device("cpu"), 3)
+    images, _ = dataset.load_dataset([folder], 2, 8, print)
+    feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 3)
     model = EDSR(TINY)
     plain, average = copy.deepcopy(model), copy.deepcopy(model)
-    step = Step(model, feed, Ranks("cpu"), "l1", 0.75, dtype, reference, True, print)
+    step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, print)
     rates = [1e-3, 2e-3, 5e-4]
     losses = step.run(0, rates)
     adam = torch.optim.Adam(plain.parameters())
-    other = Feed(images, 8, 4, 0, torch.device("cpu"), 3)
+    other = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 3)
     other.load(0, 3)
     for i, rate in enumerate(rates):
         low, high = other.batch(torch.tensor([i]))
@@ -272,12 +272,12 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
         assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
         for p, q in zip(plain.parameters(), worker.parameters(), strict=True):
             p.grad = q.grad.float()
-        torch.nn.utils.clip_grad_norm_(plain.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), GRAD_CLIP_NORM)
         adam.param_groups[0]["lr"] = rate
         adam.step()
         for p, q in zip(average.parameters(), plain.parameters(), strict=True):
             p.data.lerp_(q.data, 0.25)
-    for got, want in zip((model, step.average), (plain, average), strict=True):
+    for got, want in zip((model, step.ema), (plain, average), strict=True):
         for p, q in zip(got.parameters(), want.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -320,14 +320,14 @@ def test_the_best_of_a_killed_run_is_not_replaced_by_worse(folder, tmp_path, mon
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_found_by_asking_once(folder, value, monkeypatch):
-    from edsr.data.patches import Feed
-    from edsr.devices import Ranks
+    from edsr.data.patches import PatchLoader
+    from edsr.devices import ProcessGroup
     from edsr.kernels import reference
     from edsr.models.edsr import EDSR
-    from edsr.training.step import Step
+    from edsr.training.step import TrainStep
 
-    feed = Feed(dataset.load([folder], 2, 8, print)[0], 8, 4, 0, "cpu", 3)
-    step = Step(EDSR(TINY), feed, Ranks("cpu"), "l1", 0.75, torch.float32, reference, True, print)
+    feed = PatchLoader(dataset.load_dataset([folder], 2, 8, print)[0], 8, 4, 0, "cpu", 3)
+    step = TrainStep(EDSR(TINY), feed, ProcessGroup("cpu"), "l1", 0.75, torch.float32, reference, True, print)
     asked = []
     honest = torch.Tensor.__bool__
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: (asked.append(1), honest(self))[1])

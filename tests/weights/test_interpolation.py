@@ -10,7 +10,7 @@ from edsr.errors import WeightsError
 from edsr.weights import edsr as weights
 from edsr.weights import interpolation
 from edsr.weights.edsr import load_model, read_info, save_model
-from edsr.weights.interpolation import parse
+from edsr.weights.interpolation import parse_mixture
 from tests.conftest import network
 
 
@@ -40,19 +40,19 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_names(text, parts):
-    assert parse(text) == parts
-    assert parse(interpolation.name(parts)) == pytest.approx(parts, abs=1e-12)
+    assert parse_mixture(text) == parts
+    assert parse_mixture(interpolation.mixture_name(parts)) == pytest.approx(parts, abs=1e-12)
 
 
 @pytest.mark.parametrize("text", ["", "a", "a:", "a:x", "a:1+", "a:1+b", "+", ":", ":1", "a.safetensors", r"C:\a.pt"])
 def test_names_that_are_no_mixtures(text):
-    assert parse(text) is None
+    assert parse_mixture(text) is None
 
 
 @pytest.mark.parametrize("text", ["a:0", "a:1+b:-1", "a:-1", "a:nan", "a:inf", "a:inf+b:-inf", "a:1e999"])
 def test_shares_that_sum_to_nothing(folder, text):
     with pytest.raises(ValueError, match="sum to"):
-        parse(text)
+        parse_mixture(text)
     with pytest.raises(WeightsError, match="sum to") as caught:
         load_model(text)
     assert text in str(caught.value) and "\n" not in str(caught.value)

@@ -14,10 +14,10 @@ from PIL import Image
 from edsr import cli
 from edsr.batch import runner
 from edsr.batch.jobs import Job
-from edsr.batch.runner import MIXTURES, Networks, Request, enlarge_all
-from edsr.cli.progress import Bars
-from edsr.images.compression import Lossy
-from edsr.images.reader import read
+from edsr.batch.runner import MIXTURES, UpscaleOptions, UpscalerPool, upscale_files
+from edsr.cli.progress import BatchProgress
+from edsr.images.compression import LossyCompression
+from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
 from edsr.weights import edsr as weights
 from edsr.weights import selection
@@ -25,7 +25,7 @@ from edsr.weights.edsr import load_model, save_model
 from tests.conftest import ROOT, make_image, network
 from tests.support.image_files import names, pillow
 
-SILENT = Bars(None, 0)
+SILENT = BatchProgress(None, 0)
 
 
 def put(folder, *wanted):
@@ -82,17 +82,17 @@ def jpeg(path, quality, seed=0):
 
 
 def by(model, path, scale=2):
-    return Upscaler(load_model(model, scale), "cpu")(read(path))
+    return Upscaler(load_model(model, scale), "cpu")(read_image(path))
 
 
 # --- the table
 
 
 def test_the_packaged_table_has_the_packaged_scales():
-    assert sorted(json.loads(PACKAGED.read_text())) == sorted(map(str, weights.packaged()[selection.CLEAN]))
+    assert sorted(json.loads(PACKAGED.read_text())) == sorted(map(str, weights.list_packaged()[selection.CLEAN]))
 
 
-@pytest.mark.parametrize("scale", weights.packaged()[selection.CLEAN])
+@pytest.mark.parametrize("scale", weights.list_packaged()[selection.CLEAN])
 def test_the_packaged_table(scale, monkeypatch):
     monkeypatch.setattr(selection, "TABLE", PACKAGED)
     points = json.loads(PACKAGED.read_text())[str(scale)]
@@ -115,12 +115,12 @@ def test_choices(monkeypatch):
     mixed = "edsr-baseline:0.4+edsr-photo:0.6"
     for found, model, said in (
         (None, "edsr-baseline", "edsr-baseline"),
-        (Lossy("JPEG", 80, True), mixed, "JPEG quality 80: edsr-photo 0.6"),
-        (Lossy("AVIF", 80, False), mixed, "AVIF, quality taken for 75: edsr-photo 0.6"),
-        (Lossy("WebP", 20, True), "edsr-photo", "WebP quality 20: edsr-photo 1"),
-        (Lossy("JPEG", 100, True), "edsr-baseline", "JPEG quality 100: edsr-baseline"),
+        (LossyCompression("JPEG", 80, True), mixed, "JPEG quality 80: edsr-photo 0.6"),
+        (LossyCompression("AVIF", 80, False), mixed, "AVIF, quality taken for 75: edsr-photo 0.6"),
+        (LossyCompression("WebP", 20, True), "edsr-photo", "WebP quality 20: edsr-photo 1"),
+        (LossyCompression("JPEG", 100, True), "edsr-baseline", "JPEG quality 100: edsr-baseline"),
     ):
-        assert selection.by_quality(found, 2) == (model, said)
+        assert selection.choose_by_quality(found, 2) == (model, said)
 
 
 # --- upscale
@@ -132,18 +132,18 @@ def test_lossless_images_are_as_before(home, run, name):
         code, out, err = run("upscale", name, "-o", f"out{len(model)}.png", *model)
         assert code == 0 and out.rstrip().endswith("Mpx/s, edsr-baseline") and err == ""
     assert (home / "out0.png").read_bytes() == (home / "out2.png").read_bytes()
-    np.testing.assert_array_equal(read("out0.png"), by("edsr-baseline", name))
+    np.testing.assert_array_equal(read_image("out0.png"), by("edsr-baseline", name))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
 def test_compressed_images_get_a_mixture(home, run, name):
-    found = selection.by_file(home / name, 2, pytest.fail)
+    found = selection.choose_by_file(home / name, 2, pytest.fail)
     code, out, err = run("upscale", name, "-o", "out.png")
-    assert code == 0 and out.rstrip().endswith(f"Mpx/s, {found.said}") and err == ""
-    assert "quality 7" in found.said and ": edsr-photo 0." in found.said
-    np.testing.assert_array_equal(read("out.png"), by(found.model, name))
+    assert code == 0 and out.rstrip().endswith(f"Mpx/s, {found.description}") and err == ""
+    assert "quality 7" in found.description and ": edsr-photo 0." in found.description
+    np.testing.assert_array_equal(read_image("out.png"), by(found.model, name))
     code, out, _ = run("upscale", name, "-o", "out.png", "--overwrite", "--json")
-    assert json.loads(out)["model"] == found.said
+    assert json.loads(out)["model"] == found.description
 
 
 def test_a_jpeg_that_does_not_tell(home, run, monkeypatch):
@@ -157,7 +157,7 @@ def test_without_edsr_photo_it_is_said_once(without, run):
     code, out, err = run("upscale", "a.png", "a.jpg", "b.jpg", "a.webp", "-o", "out/")
     assert code == 0 and out.count(", edsr-baseline\n") == 4
     assert err.count("edsr-photo") == 1 and "edsr-photo x2 is not packaged" in err
-    np.testing.assert_array_equal(read("out/b_x2.png"), by("edsr-baseline", "b.jpg"))
+    np.testing.assert_array_equal(read_image("out/b_x2.png"), by("edsr-baseline", "b.jpg"))
     assert run("upscale", "a.png", "-o", "b.png")[2] == ""  # of which nothing would be different
     assert run("upscale", "a.jpg", "--quiet") == (0, "", "")
     code, _, err = run("upscale", "a.jpg", "--strength", "0.5")
@@ -181,7 +181,7 @@ def test_strength(home, run):
         for name in "a.png", "a.jpg":  # whatever the file says
             code, out, err = run("upscale", name, "-o", "out.png", "--overwrite", "--strength", text)
             assert code == 0 and out.endswith(f", {said}\n") and err == ""
-            np.testing.assert_array_equal(read("out.png"), by(model, name))
+            np.testing.assert_array_equal(read_image("out.png"), by(model, name))
 
 
 @pytest.mark.parametrize("command", ["upscale", "compare"])
@@ -200,7 +200,7 @@ def test_strength_misused(home, run, command):
 def test_a_image_is_cleaned_at_its_own_size(home, run):
     code, out, err = run("upscale", "a.jpg", "--outscale", "1", "--strength", "0.8")
     assert code == 0 and out.startswith("a_x1.png  30 x 24") and out.endswith(", edsr-photo 0.8\n") and err == ""
-    got, large = read("a_x1.png").astype(int), by("edsr-baseline:0.2+edsr-photo:0.8", "a.jpg")
+    got, large = read_image("a_x1.png").astype(int), by("edsr-baseline:0.2+edsr-photo:0.8", "a.jpg")
     want = np.asarray(Image.fromarray(large).resize((30, 24), Image.Resampling.LANCZOS)).astype(int)
     assert np.abs(got - want).max() <= 4 and np.abs(got - want).mean() < 0.5  # two Lanczos reductions differ a little
     assert run("upscale", "a.jpg", "--outscale", "1", "-o", "b.png")[0] == 0
@@ -209,13 +209,15 @@ def test_a_image_is_cleaned_at_its_own_size(home, run):
 def test_sizes_take_mixtures_of_the_next_larger_network(home, run):
     for wish, scale in (("1.5", 2), ("2.5", 3)):
         assert run("upscale", "a.jpg", "--outscale", wish, "-o", "out.png", "--overwrite")[0] == 0
-        model = selection.by_file(home / "a.jpg", scale, pytest.fail).model
+        model = selection.choose_by_file(home / "a.jpg", scale, pytest.fail).model
         assert ":" in model
-        networks = Networks("auto", None, ["cpu"], likely=float(wish))
+        networks = UpscalerPool("auto", None, ["cpu"], likely=float(wish))
         job = Job(home / "a.jpg", home / "again.png")
-        (outcome,) = enlarge_all([job], networks, Request(runner.Size(float(wish)), overwrite=True), SILENT)
+        (outcome,) = upscale_files(
+            [job], networks, UpscaleOptions(runner.OutputSize(float(wish)), overwrite=True), SILENT
+        )
         assert outcome.error is None and list(networks._loaded) == [("edsr-baseline", scale), (model, scale)]
-        np.testing.assert_array_equal(read("again.png"), read("out.png"))
+        np.testing.assert_array_equal(read_image("again.png"), read_image("out.png"))
     code, _, err = run("upscale", "a.jpg", "--outscale", "3.5")
     assert code == 1 and "more than 3 times" in err
 
@@ -225,7 +227,7 @@ def test_mixtures_by_hand_have_the_scales_of_their_parts(home, run):
     code, out, _ = run("upscale", "a.png", "--width", "80", "--model", mixed)
     assert code == 0 and out.endswith(f", {mixed}\n")
     save_model(load_model("edsr-photo", 3), "mine.safetensors")
-    assert Networks("edsr-baseline:1+mine.safetensors:1", None, ["cpu"]).scales == (3,)
+    assert UpscalerPool("edsr-baseline:1+mine.safetensors:1", None, ["cpu"]).scales == (3,)
     code, _, err = run("upscale", "a.png", "--model", "edsr-baseline:1+edsr-photo:-1", "-o", "b.png")
     assert code == 1 and "sum to 0" in err and err.count("\n") == 1
 
@@ -236,8 +238,8 @@ def test_standard_input(home):
     code += "weights.FOLDER = Path('packaged'); import cli; sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(ROOT), "upscale", "-"]
     done = subprocess.run(command, input=(home / "a.jpg").read_bytes(), capture_output=True, timeout=120)
-    found = selection.by_file(home / "a.jpg", 2, pytest.fail)
-    assert done.returncode == 0 and done.stderr.decode().rstrip().endswith(found.said)
+    found = selection.choose_by_file(home / "a.jpg", 2, pytest.fail)
+    assert done.returncode == 0 and done.stderr.decode().rstrip().endswith(found.description)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(done.stdout))), by(found.model, "a.jpg"))
 
 
@@ -258,24 +260,24 @@ def batch(home):
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_batch_of_many_qualities_keeps_few_mixtures(batch, monkeypatch, devices, at_once):
     monkeypatch.setitem(runner.FILES_AT_ONCE, "cpu", at_once)
-    networks = Networks("auto", None, devices)
+    networks = UpscalerPool("auto", None, devices)
     outcomes = []
-    for outcome in enlarge_all(batch, networks, Request(), SILENT):
+    for outcome in upscale_files(batch, networks, UpscaleOptions(), SILENT):
         outcomes.append(outcome)
         assert len(networks._loaded) <= 1 + MIXTURES
     assert len(outcomes) == 12 and not any(outcome.error for outcome in outcomes)
     assert len({outcome.model.split(": ")[1] for outcome in outcomes}) > MIXTURES
     for job in batch:
         np.testing.assert_array_equal(
-            read(job.output), by(selection.by_file(job.source, 2, pytest.fail).model, job.source)
+            read_image(job.output), by(selection.choose_by_file(job.source, 2, pytest.fail).model, job.source)
         )
-    again = list(enlarge_all(batch, networks, Request(skip_existing=True), SILENT))
+    again = list(upscale_files(batch, networks, UpscaleOptions(skip_existing=True), SILENT))
     assert all(outcome.skipped and outcome.model is None for outcome in again)
 
 
 def test_mixtures_used_last_are_kept(home):
-    networks = Networks("auto", None, ["cpu", "cpu"])
-    models = [selection.by_strength(share).model for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    networks = UpscalerPool("auto", None, ["cpu", "cpu"])
+    models = [selection.choose_by_strength(share).model for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
     first = networks.on(0, 2, models[0])
     for model in models[:4]:
         networks.team(2, model)
@@ -285,15 +287,18 @@ def test_mixtures_used_last_are_kept(home):
     assert kept == {"edsr-baseline", models[0], *models[2:]} and networks.on(0, 2, models[0]) is first
     assert networks.on(1, 2, models[0]) is not first
     # Of several networks on a device one computes at a time.
-    assert networks.on(0, 2).turn is first.turn and networks.on(1, 2).turn is not first.turn
+    assert (
+        networks.on(0, 2).compute_lock is first.compute_lock
+        and networks.on(1, 2).compute_lock is not first.compute_lock
+    )
 
 
 def test_columns_of_a_compressed_image_are_shared(home):
     pillow(make_image(30, 200)).save("wide.jpg", quality=60)
-    networks = Networks("auto", None, ["cpu", "cpu"])
-    (outcome,) = enlarge_all([Job(home / "wide.jpg", home / "wide.png")], networks, Request(), SILENT)
+    networks = UpscalerPool("auto", None, ["cpu", "cpu"])
+    (outcome,) = upscale_files([Job(home / "wide.jpg", home / "wide.png")], networks, UpscaleOptions(), SILENT)
     assert outcome.device == "cpu,cpu" and outcome.model == "JPEG quality 60: edsr-photo 1"
-    difference = np.abs(read("wide.png").astype(int) - by("edsr-photo", "wide.jpg"))
+    difference = np.abs(read_image("wide.png").astype(int) - by("edsr-photo", "wide.jpg"))
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from edsr.errors import WeightsError
 from edsr.models.edsr import DIV2K_MEAN, EDSR, PRESETS, EDSRConfig
 from edsr.weights import edsr as weights
-from edsr.weights.edsr import load_model, packaged, read_info, save_model
+from edsr.weights.edsr import list_packaged, load_model, read_info, save_model
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "weights"
@@ -535,12 +535,12 @@ def test_unwritable_names(model, name, tmp_path):
 
 def test_presets(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    assert packaged() == {}
+    assert list_packaged() == {}
     assert "(packaged: none)" in refusal("edsr")
     models = {s: EDSR(replace(PRESETS["edsr-baseline"], blocks=1, features=4, scale=s)) for s in (4, 2)}
     for scale, model in models.items():
         save_model(model, tmp_path / f"edsr-baseline-x{scale}.safetensors")
-    assert packaged() == {"edsr-baseline": (2, 4)}
+    assert list_packaged() == {"edsr-baseline": (2, 4)}
     assert_same_state(load_model("edsr-baseline"), models[2])
     assert_same_state(load_model("edsr-baseline", 4), models[4])
     for name, scale in (("edsr-baseline", 3), ("edsr", None), ("edsr-baseline", 7)):
@@ -551,7 +551,7 @@ def test_presets(tmp_path, monkeypatch):
 
 
 def test_packaged_weights_are_what_their_names_say():
-    for name, scales in packaged().items():
+    for name, scales in list_packaged().items():
         for scale in scales:
             config = load_model(name, scale).config
             assert config == replace(PRESETS.get(name, PRESETS["edsr-baseline"]), scale=scale)

@@ -86,7 +86,7 @@ def wait_empty(empty, count, SLOTS: gl.constexpr):
 
 
 @gluon.jit
-def let_go(empty, count, SLOTS: gl.constexpr, pred=True):
+def release(empty, count, SLOTS: gl.constexpr, pred=True):
     """Tells that the caller has no more use for item `count`, unless `pred` is false."""
     mbarrier.arrive(empty.index(count % SLOTS), count=1, pred=pred)
 
@@ -208,10 +208,10 @@ def _multiply(
             # While the products run, the store of this consumer's previous row finishes reading the stage.
             tma.store_wait(0)
             if SKIP:
-                let_go(skip_empty, done + i, 2, pred=done + i >= 2)
+                release(skip_empty, done + i, 2, pred=done + i >= 2)
             acc = warpgroup_mma_wait(0, deps=(acc,))
             for count in range(kept, top + 2):  # its next row of output begins two further down
-                let_go(empty, count, SLOTS)
+                release(empty, count, SLOTS)
             kept = top + 2
             acc = activate(acc, bias, scale, RELU)
             if SKIP:
@@ -222,7 +222,7 @@ def _multiply(
             tma.async_copy_shared_to_global(out_desc, [n, y + i, strip * PIXELS, 0], boxed(stage, CONSUMER, out_desc))
         for count in range(kept, base + rows + 2):  # what only the other consumer uses
             wait_full(full, count, SLOTS)
-            let_go(empty, count, SLOTS)
+            release(empty, count, SLOTS)
         base += rows + 2
         done += rows
         row += rows

@@ -28,7 +28,7 @@ from .conv64 import (
     UNIT,
     activate,
     boxed,
-    let_go,
+    release,
     shifted,
     wait_empty,
     wait_full,
@@ -154,11 +154,11 @@ def _multiply(
                     # its weights may go, and so may the rows of input whose last tap it was. (A whole turn is added to
                     # what may be negative; the slot is the same.)
                     upper_acc, lower_acc = warpgroup_mma_wait(2, deps=(upper_acc, lower_acc))
-                    let_go(w_empty, step - 1 + W_SLOTS, W_SLOTS, pred=step > 0)
+                    release(w_empty, step - 1 + W_SLOTS, W_SLOTS, pred=step > 0)
                     if dx == 0:
                         if dy == 0:
-                            let_go(x_empty, row - 2 + X_SLOTS, X_SLOTS, pred=row > 0)
-                        let_go(x_empty, row + dy - 1 + X_SLOTS, X_SLOTS, pred=row + dy > 0)
+                            release(x_empty, row - 2 + X_SLOTS, X_SLOTS, pred=row > 0)
+                        release(x_empty, row + dy - 1 + X_SLOTS, X_SLOTS, pred=row + dy > 0)
                     step += 1
             row += ROWS + 2
         upper_acc, lower_acc = warpgroup_mma_wait(0, deps=(upper_acc, lower_acc))

@@ -1,6 +1,6 @@
 """The convolutions that Hopper GPUs (sm_90) compute by kernels of their own, where those have been found right.
 
-`edsr.kernels.triton.conv3x3` asks `serves` and falls back on its portable kernel. The Hopper kernels are written in
+`edsr.kernels.triton.conv3x3` asks `should_use` and falls back on its portable kernel. The Hopper kernels are written in
 Gluon, part of Triton but experimental, and imported when first needed. None is launched before
 `edsr.kernels.triton.hopper.probe` has found it right on this kind of GPU (`edsr.kernels.triton.hopper.verification`):
 a kernel that hangs takes its process with it.
@@ -26,22 +26,22 @@ log = logging.getLogger(__name__)
 MIN_WIDTH = 64
 
 
-def serves(x: Tensor, weight: Tensor, shuffle: int) -> bool:
+def should_use(x: Tensor, weight: Tensor, shuffle: int) -> bool:
     """Whether `conv3x3` here is to compute this convolution: it is able to, and was not measured to be slower.
 
     x: [N, Ci, H, W] and weight [Co, Ci, 3, 3], both channels_last.
     """
     measured = [launch.choice(op, f"{launch.NAMES[x.dtype]} {weight.shape[0]}", x.device) for op in ("relu", "skip")]
-    return measured != ["portable", "portable"] and able(x, weight, shuffle)
+    return measured != ["portable", "portable"] and supports(x, weight, shuffle)
 
 
-def able(x: Tensor, weight: Tensor, shuffle: int) -> bool:
+def supports(x: Tensor, weight: Tensor, shuffle: int) -> bool:
     """Whether there is a kernel for this convolution that runs here and was found right."""
     co, ci = weight.shape[:2]
     known = ci == co == 64 or (ci % 64 == 0 and co % 128 == 0)
     if not known or shuffle != 1 or not _describable(x):
         return False
-    return any(trusted(kernel, x.dtype, x.device) for kernel in _fitting(co))
+    return any(is_verified(kernel, x.dtype, x.device) for kernel in _fitting(co))
 
 
 def _fitting(co: int) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def _fitting(co: int) -> tuple[str, ...]:
     return ("c64", "copies") if co == 64 else ("wide",)
 
 
-def serves_block(x: Tensor, weight: Tensor) -> bool:
+def should_use_block(x: Tensor, weight: Tensor) -> bool:
     """Whether `edsr.kernels.triton.hopper.resblock.resblock` is to compute a block: it is able to, and was measured
     to be the fastest.
 
@@ -57,12 +57,12 @@ def serves_block(x: Tensor, weight: Tensor) -> bool:
     is as fast as a Hopper's (half the traffic, 2 % more arithmetic, and arithmetic bounds both).
     """
     key = f"{launch.NAMES[x.dtype]} {weight.shape[0]}"
-    return launch.choice("resblock", key, x.device) == "one_kernel" and able_block(x, weight)
+    return launch.choice("resblock", key, x.device) == "one_kernel" and supports_block(x, weight)
 
 
-def able_block(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel of a whole ResBlock runs here and was found right. Operands as in `serves`."""
-    return tuple(weight.shape[:2]) == (64, 64) and _describable(x) and trusted("block", x.dtype, x.device)
+def supports_block(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel of a whole ResBlock runs here and was found right. Operands as in `should_use`."""
+    return tuple(weight.shape[:2]) == (64, 64) and _describable(x) and is_verified("block", x.dtype, x.device)
 
 
 def _describable(x: Tensor) -> bool:
@@ -85,10 +85,10 @@ def conv3x3(
 
     x: [N, Ci, H + 2 - 2*padding, W], weight: [Co, Ci, 3, 3], bias: [Co], skip and out: [N, Co, H, W]; all of one
     dtype, fp16 or bf16. Maps and weight are channels_last; rows and images of maps may lie apart. padding: rows of
-    zeros above and below x, 1 or 0. out must not overlap x, but may be skip. For operands that `able` has accepted.
+    zeros above and below x, 1 or 0. out must not overlap x, but may be skip. For operands that `supports` has accepted.
     """
     fitting = _fitting(weight.shape[0])
-    name = next((name for name in fitting if trusted(name, x.dtype, x.device)), fitting[0])
+    name = next((name for name in fitting if is_verified(name, x.dtype, x.device)), fitting[0])
     KERNELS[name](x, weight, bias, relu, scale, skip, padding, out)
 
 
@@ -166,7 +166,7 @@ KERNELS: dict[str, Callable[..., None]] = {
 }
 
 
-def trusted(kernel: str, dtype: torch.dtype, device: torch.device) -> bool:
+def is_verified(kernel: str, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether one of KERNELS was found right on this device, as far as was known when this process first asked."""
     if launch.compiling() or device.type != "cuda":
         return True  # nothing runs, or not on a GPU

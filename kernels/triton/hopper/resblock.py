@@ -10,7 +10,7 @@ needs the row between at c-1 to c+1, and that is right where x is there, from co
 column to the left of its first result. Rows between above and below the image, and columns of theirs beside it,
 are zero, as the second convolution's padding wants them.
 
-Whether it is used: `edsr.kernels.triton.hopper.dispatch.serves_block`. Letters and technique as in
+Whether it is used: `edsr.kernels.triton.hopper.dispatch.should_use_block`. Letters and technique as in
 `edsr.kernels.triton.hopper.conv64`.
 """
 
@@ -31,9 +31,9 @@ from .conv64 import (
     C,
     activate,
     boxed,
-    let_go,
     load_taps,
     multiply_taps,
+    release,
     segment,
     wait_empty,
     wait_full,
@@ -120,7 +120,7 @@ def _convolve_first(
                 (top + 2) % X_SLOTS * SLOT + LEFT - 1,
             )
             acc = warpgroup_mma_wait(0, deps=(acc,))
-            let_go(x_empty, top, X_SLOTS)
+            release(x_empty, top, X_SLOTS)
             acc = activate(acc, bias, 1.0, True)
             t_y = y - 1 + i
             outside = (t_y < 0) | (t_y >= H)
@@ -135,8 +135,8 @@ def _convolve_first(
             fence_async_shared()  # what was stored is now there for wgmma to read
             mbarrier.arrive(t_full.index(made % T_SLOTS), count=1)
             made += 1
-        let_go(x_empty, base + rows + 2, X_SLOTS)
-        let_go(x_empty, base + rows + 3, X_SLOTS)
+        release(x_empty, base + rows + 2, X_SLOTS)
+        release(x_empty, base + rows + 3, X_SLOTS)
         base += rows + 4
         row += rows
 
@@ -173,7 +173,7 @@ def _convolve_last(
         mask = ((column >= 1) & (column <= valid) & (column < W - left))[:, None]
         for count in range(base, base + 2):  # the first two rows of x are the other consumer's alone
             wait_full(x_full, count, X_SLOTS)
-            let_go(x_empty, count, X_SLOTS)
+            release(x_empty, count, X_SLOTS)
         for i in range(rows):
             top = used + i
             wait_full(t_full, top, T_SLOTS)
@@ -187,7 +187,7 @@ def _convolve_last(
                 (top + 2) % T_SLOTS * PIXELS + LEFT - 1,
             )
             acc = warpgroup_mma_wait(0, deps=(acc,))
-            let_go(t_empty, top, T_SLOTS)
+            release(t_empty, top, T_SLOTS)
             # The other consumer has used this row of x for the last time, in row top + 2 between. The result is put
             # together in its place, to leave in whole pixels.
             middle = base + i + 2
@@ -198,14 +198,14 @@ def _convolve_last(
             x.permute((1, 0)).store(acc.to(dtype))
             result = x.load(STORED)
             fence_async_shared()  # TMA overwrites what was stored
-            let_go(x_empty, middle, X_SLOTS)
+            release(x_empty, middle, X_SLOTS)
             pixel = gl.cast(n, gl.int64) * out_image + gl.cast(y + i, gl.int64) * out_row + left
             gl.store(out_ptr + pixel * C + offset, result, mask=mask)
-        let_go(t_empty, used + rows, T_SLOTS)
-        let_go(t_empty, used + rows + 1, T_SLOTS)
+        release(t_empty, used + rows, T_SLOTS)
+        release(t_empty, used + rows + 1, T_SLOTS)
         for count in range(base + rows + 2, base + rows + 4):  # and so are the last two
             wait_full(x_full, count, X_SLOTS)
-            let_go(x_empty, count, X_SLOTS)
+            release(x_empty, count, X_SLOTS)
         base += rows + 4
         used += rows + 2
         row += rows
@@ -287,7 +287,7 @@ def resblock(
 
     x: [N, 64, H, W], weights: [64, 64, 3, 3], biases: [64]; all of one dtype, fp16 or bf16, maps and weights
     channels_last. out: where to write, of x's shape, not overlapping x. For operands that
-    `edsr.kernels.triton.hopper.dispatch.able_block` has accepted.
+    `edsr.kernels.triton.hopper.dispatch.supports_block` has accepted.
     """
     if out is None:
         out = torch.empty_like(x, memory_format=torch.channels_last)

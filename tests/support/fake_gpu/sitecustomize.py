@@ -134,13 +134,13 @@ def patch_torch(torch):
 
 
 def patch_graphs(module):
-    class Recorded:
+    class CapturedGraph:
         """A graph that runs what it was made of."""
 
         def __init__(self, compute, *args, **options):
             self.replay = compute
 
-    module.Recorded = Recorded
+    module.CapturedGraph = CapturedGraph
 
 
 def patch_step(module):
