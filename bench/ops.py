@@ -305,7 +305,7 @@ def portable(op: Op) -> Run:
 def hopper(op: Op) -> Run:
     weight, _ = op.weights(op.features)
     # It says so, too, where its own check of a kernel failed.
-    if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").able(op.map(), weight, 1):
+    if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").supports(op.map(), weight, 1):
         raise Unavailable(
             "there is one for 64, or a multiple of 128, features on Hopper GPUs only, where it is found right"
         )
@@ -315,7 +315,7 @@ def hopper(op: Op) -> Run:
 
 def one_kernel(op: Op) -> Run:
     weight, _ = op.weights(op.features)
-    if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").able_block(op.map(), weight):
+    if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").supports_block(op.map(), weight):
         raise Unavailable("there is one for 64 features on Hopper GPUs only, where it is found right")
     call = op.kind.ours(op)
     return lambda: call(importlib.import_module("edsr.kernels.triton.hopper.resblock"))

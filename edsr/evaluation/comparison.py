@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyvips
 
 from edsr.errors import CompareError
-from edsr.images import ImageReader, matlab_bicubic, matlab_downscale, to_srgb
+from edsr.images import ImageReader, matlab_bicubic, matlab_downscale, pixels_to_srgb
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, Silent
 from edsr.system import free_memory, rename_into_place, temporary
@@ -244,12 +243,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 def _shown(image: np.ndarray, profile: bytes | None) -> np.ndarray:
     """uint8 [H, W, 1 or 3] -> [H, W, 3] in sRGB, through a color profile unless libvips cannot use it."""
-    if profile is not None:
-        tagged = pyvips.Image.new_from_array(image)
-        tagged.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
-        with suppress(pyvips.Error):
-            return to_srgb(tagged).numpy()
-    return _rgb(image)
+    return _rgb(image) if profile is None else pixels_to_srgb(image, profile)
 
 
 def _checked(detail: tuple[int, int, int] | None, width: int, height: int) -> tuple[int, int, int] | None:

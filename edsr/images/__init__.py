@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .formats import FORMATS as FORMATS
     from .formats import READABLE as READABLE
     from .formats import find_images as find_images
-    from .formats import to_srgb as to_srgb
+    from .formats import pixels_to_srgb as pixels_to_srgb
     from .probe import EXTENSIONS as EXTENSIONS
     from .probe import identify as identify
     from .reader import ImageReader as ImageReader
@@ -36,7 +36,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "compression": ["LossyCompression", "detect_compression"],
-        "formats": ["FORMATS", "READABLE", "find_images", "to_srgb"],
+        "formats": ["FORMATS", "READABLE", "find_images", "pixels_to_srgb"],
         "probe": ["EXTENSIONS", "identify"],
         "reader": ["ImageReader", "read_image"],
         "resize": ["matlab_bicubic", "matlab_downscale"],

@@ -99,6 +99,16 @@ def to_srgb(image: pyvips.Image) -> pyvips.Image:
     )
 
 
+def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
+    """uint8 [H, W, 1 or 3] -> [H, W, 3] in sRGB, through a color profile; as they are where libvips cannot use it."""
+    image = pyvips.Image.new_from_array(pixels)
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
+    try:
+        return to_srgb(image).numpy()
+    except pyvips.Error:
+        return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
+
+
 def check_memory(path: Path, needed: int) -> None:
     """Raises ImageError, about the file `path`, if the system says that `needed` bytes of memory are not free."""
     free = free_memory()

@@ -75,8 +75,10 @@ class ImageWriter:
         # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
         self._sent = np.dtype(np.float32) if reduced else self._stored.dtype
         more = self._stored.channels in (2, 4) or self._stored.dtype != np.uint8
-        self.held = self._reduced.width * self._reduced.height * self._format.buffered_bytes * (2 if more else 1)
-        check_memory(self.path, self.held)
+        self.buffered_bytes = (
+            self._reduced.width * self._reduced.height * self._format.buffered_bytes * (2 if more else 1)
+        )
+        check_memory(self.path, self.buffered_bytes)
         self._options = self._choose_options(quality)
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []

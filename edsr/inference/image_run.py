@@ -60,7 +60,7 @@ class ImageRun:
     def __init__(self, upscaler: Computing, rows: Iterable[np.ndarray], width: int, self_ensemble: bool):
         self._upscaler, self._width, self._ensemble = upscaler, width, self_ensemble
         self._source = _mark_last(rows)
-        self._radius = upscaler.model.config.radius
+        self._radius = upscaler.model.config.receptive_radius
         self._precision = upscaler.precision
         self._kept: deque[tuple[int, bool, np.ndarray]] = deque()  # input: (first row, whether it is the last, rows)
         self._taken = 0  # rows of input

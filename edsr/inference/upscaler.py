@@ -122,7 +122,7 @@ class Upscaler:
             importlib.import_module("edsr.kernels.triton.launch").announce_compilation(say)
             importlib.import_module("edsr.kernels.triton.hopper.probe").begin(self.device, say)
             self(np.zeros((8, 160, 3), np.uint8))
-        elif self.backend == "winograd" and (reason := self.ops.ready(say)):
+        elif self.backend == "winograd" and (reason := self.ops.compile_ahead(say)):
             if self._forced:
                 raise BackendError(f"--backend winograd: {reason}; use --backend torch")
             say(f"{reason}: PyTorch computes")
@@ -225,7 +225,7 @@ def _no_winograd(device: torch.device, model: EDSR, precision: str) -> str:
         return f"the kernels compute in fp32, not {precision}"
     if model.config.features % 16:
         return f"the kernels need a multiple of 16 features, not {model.config.features}"
-    return load_ops("winograd").trouble()
+    return load_ops("winograd").unavailable_reason()
 
 
 def _no_triton(device: torch.device, model: EDSR) -> str:

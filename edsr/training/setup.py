@@ -82,7 +82,7 @@ def _on_cpu(options: TrainConfig, dtype: torch.dtype, features: int, say: Callab
         return reference
     winograd, training = load_ops("winograd"), load_training_ops("winograd")
     if dtype == torch.float32 and features % winograd.CHANNELS == 0:
-        reason = winograd.ready(say, training=True)
+        reason = winograd.compile_ahead(say, training=True)
     else:
         reason = f"the kernels need fp32 and a multiple of {winograd.CHANNELS} features, not {features} in {dtype}"
     if options.backend == "winograd" and reason:

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from ..interface import RAW_OUTPUT, OutputSpec
+from ..interface import MAX_VALUE, RAW_OUTPUT, TO_UNIT, OutputSpec
 from . import launch
 from .conv3x3 import conv3x3, precision
 from .launch import Config, KernelError
@@ -109,7 +109,7 @@ def head(
     co, height = weight.shape[0], rows - 2 + sum(padding)
     if channels != 3 or tuple(weight.shape[1:]) != (3, 3, 3) or tuple(bias.shape) != (co,) or height < 1 or w < 1:
         raise KernelError(f"head: cannot take {list(x.shape)} with weight {list(weight.shape)}, padding {padding}")
-    if x.dtype not in reference.UNIT or not weight.permute(0, 2, 3, 1).is_contiguous():
+    if x.dtype not in TO_UNIT or not weight.permute(0, 2, 3, 1).is_contiguous():
         raise KernelError(f"head: expects uint8, uint16 or float32, not {x.dtype}, and a channels_last weight")
     if out is None:
         out = torch.empty((n, co, height, w), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
@@ -136,7 +136,7 @@ def head(
         x.stride(1),
         out.stride(0),
         out.stride(2),
-        reference.UNIT[x.dtype],
+        TO_UNIT[x.dtype],
         *mean,
         Co=co,
         PRECISION=precision(weight.dtype),
@@ -381,7 +381,7 @@ def collapsed_tail(
                 *mean,
                 O=outputs,
                 R=shuffle,
-                LEVELS=reference.MAX_VALUE[result.dtype],
+                LEVELS=MAX_VALUE[result.dtype],
                 BLOCK_W=SUM_PIXELS,
                 BLOCK_O=triton.next_power_of_2(outputs),
                 COLUMNS=columns,

@@ -166,7 +166,7 @@ def convolve(
     bias = torch.zeros(outputs) if bias is None else filled(bias.detach().contiguous(), outputs)
     groups, floats = _block(inputs, outputs)
     # What is smaller will still be in the caches when the next layer reads it.
-    past_caches = kernels().past_caches and y.numel() * y.itemsize > torch.get_num_threads() * _l2_bytes()
+    past_caches = kernels().non_temporal and y.numel() * y.itemsize > torch.get_num_threads() * _l2_bytes()
     aligned = y.data_ptr() % LINE == 0 and all(y.stride(i) * y.itemsize % LINE == 0 for i in (0, 2))
     _call(
         f"conv{taps}x{taps}",

@@ -272,7 +272,7 @@ def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
 def test_unknown_models_and_scales_without_weights(home, upscale, monkeypatch):
     code, _, err = upscale("photo.png", model="srcnn")
     assert code == 1 and "srcnn" in err and "edsr-baseline" in err and err.count("\n") == 1
-    monkeypatch.setattr("edsr.weights.FOLDER", home)
+    monkeypatch.setattr("edsr.weights.edsr.FOLDER", home)
     code, _, err = upscale("photo.png", "--scale", "4", model="edsr-baseline")
     assert code == 1 and "edsr-baseline" in err and "--model" in err and err.count("\n") == 1
 

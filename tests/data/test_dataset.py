@@ -183,7 +183,7 @@ def test_a_file_that_changes_between_is_left_out(folder, lines, monkeypatch):
     def changed(path, sixteen=False):
         return read(path, sixteen)[1:] if path.name == "2.png" else read(path, sixteen)
 
-    monkeypatch.setattr(sources, "read", changed)
+    monkeypatch.setattr(sources, "read_image", changed)
     assert len(read_all(folder, say=lines.append)) == 3
     assert "2.png: has changed" in lines[-1]
 
@@ -463,8 +463,8 @@ def no_decoding(monkeypatch):
     def fails(*arguments, **more):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(sources, "Reader", fails)
-    monkeypatch.setattr(sources, "read", fails)
+    monkeypatch.setattr(sources, "ImageReader", fails)
+    monkeypatch.setattr(sources, "read_image", fails)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "div2k"])

@@ -370,8 +370,8 @@ def test_longest_sides(tmp_path, name, side):
 
 @pytest.mark.parametrize("name, each", [("a.png", 0), ("a.jpg", 0), ("a.tif", 0), ("a.webp", 18), ("a.avif", 38)])
 def test_held(tmp_path, name, each, monkeypatch):
-    assert ImageWriter(tmp_path / name, 10, 20, 3).held == 200 * each
-    assert ImageWriter(tmp_path / name, 10, 20, 4).held == (400 * each if name != "a.jpg" else 0)
+    assert ImageWriter(tmp_path / name, 10, 20, 3).buffered_bytes == 200 * each
+    assert ImageWriter(tmp_path / name, 10, 20, 4).buffered_bytes == (400 * each if name != "a.jpg" else 0)
     monkeypatch.setattr(formats, "free_memory", lambda: 3000)
     if each:
         refused("0 MB are free", ImageWriter, tmp_path / name, 10, 20, 3)

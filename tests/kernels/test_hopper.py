@@ -25,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (  # noqa: E402
 from edsr.kernels import reference  # noqa: E402
 from edsr.kernels.triton import launch  # noqa: E402
 from edsr.kernels.triton.hopper import conv64, dispatch, resblock, self_test, verification  # noqa: E402
+from edsr.kernels.triton.hopper.tma import descriptor as make_descriptor  # noqa: E402
 from tests.support import gluon_emulator  # noqa: E402
 
 NHWC = torch.channels_last
@@ -430,7 +431,7 @@ def copy_shifted(x_desc, out_ptr, SHIFT: gl.constexpr):
 
 def shared_map(rows: int):
     x = torch.randn(rows, 64).half()
-    descriptor = dispatch._descriptor(x, [rows, 64], [64, 1], [8, 64])
+    descriptor = make_descriptor(x, [rows, 64], [64, 1], [8, 64])
     return x, descriptor
 
 

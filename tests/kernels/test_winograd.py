@@ -99,7 +99,7 @@ class TestConvolution:
                 told.append(ctypes.c_int64.from_address(task + field).value)
             honest(function, task, *rest)
 
-        monkeypatch.setattr(run, "run_everywhere", run_everywhere)
+        monkeypatch.setattr(run, "run_parallel", run_everywhere)
         return told
 
     @settings(max_examples=60, deadline=None)
@@ -179,7 +179,7 @@ class TestConvolution:
             assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip), want)
             inside, buffer = window(torch.zeros_like(want))
             winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=inside)
-            assert all(past_caches) == run.kernels().past_caches and len(past_caches) == 2
+            assert all(past_caches) == run.kernels().non_temporal and len(past_caches) == 2
             assert torch.equal(inside, want) and buffer[:, :, :3].isnan().all() and buffer[:, :, -2:].isnan().all()
             past_caches.clear()
             odd = torch.empty(want.numel() + 4)[4:].view(batch, height, width, 80).permute(0, 3, 1, 2)
@@ -349,7 +349,7 @@ class TestNetworks:
 def test_where_the_kernels_cannot_be_had(monkeypatch):
     m, image = network(2, blocks=1, features=16), make_image(9, 8)
     for module in winograd_cpu, run:  # each has its own name for it
-        monkeypatch.setattr(module, "trouble", lambda: "the package llvmlite is not installed")
+        monkeypatch.setattr(module, "unavailable_reason", lambda: "the package llvmlite is not installed")
     assert Upscaler(m, "cpu").backend == "torch"
     with pytest.raises(BackendError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
         Upscaler(m, "cpu", backend="winograd")
@@ -368,7 +368,7 @@ def test_where_the_kernels_cannot_be_had(monkeypatch):
 def test_where_they_cannot_be_compiled(monkeypatch):
     m, lines = network(2, blocks=1, features=16), []
     up, forced = Upscaler(m, "cpu"), Upscaler(m, "cpu", backend="winograd")
-    monkeypatch.setattr(winograd_cpu, "ready", lambda say: "no memory for code")
+    monkeypatch.setattr(winograd_cpu, "compile_ahead", lambda say: "no memory for code")
     up.warm_up(lines.append)
     assert up.backend == "torch" and lines == ["no memory for code: PyTorch computes"]
     assert np.array_equal(up(make_image(9, 8)), Upscaler(m, "cpu", backend="torch")(make_image(9, 8)))

@@ -26,7 +26,7 @@ SIZES = [(1, 1), (1, 2), (2, 1), (1, 4), (4, 1), (2, 5), (3, 3), (7, 6)]  # all 
 
 def composed(model):
     kind = model.tail.weight
-    return compose(model, maps(model.config.shuffles, kind.dtype, kind.device), kind.dtype)
+    return compose(model, maps(model.config.shuffle_factors, kind.dtype, kind.device), kind.dtype)
 
 
 @pytest.mark.parametrize("features", [8, 16])
