@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .console import describe, is_expected
+from .console import describe, is_expected, print_line, show_log
 from .parser import build_parser
 
 # torch takes seconds to import: the handlers import what they need, so that --help answers at once.
@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
     with contextlib.suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    show_log(getattr(options, "quiet", False))
     try:
         return HANDLERS[options.command](options)
     except KeyboardInterrupt:
@@ -36,16 +37,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print_line(f"error: {describe(error)}")
         return 1
-
-
-def print_line(line: str, stream=None) -> None:
-    """Prints a line, to standard error unless told otherwise, in one write: several processes may share the stream.
-
-    print() writes a line and its end one after the other where Python does not buffer, and lines of others get between.
-    """
-    stream = sys.stderr if stream is None else stream
-    stream.write(f"{line}\n")
-    stream.flush()
 
 
 class UsageError(Exception):
