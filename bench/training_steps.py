@@ -19,7 +19,6 @@ On a CPU fp32 takes the place of bf16. Ours clip gradients and average weights, 
 """
 
 import copy
-import importlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from edsr.data.patches import PatchLoader
 from edsr.data.store import PairedImages, pack
 from edsr.devices import ProcessGroup
 from edsr.images.resize import matlab_downscale
+from edsr.kernels import load_training_ops
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.models.collapsed import worth_collapsing
 from edsr.models.edsr import EDSR, EDSRConfig
@@ -226,15 +226,15 @@ class Loop:
 
 
 class Ours:
-    """`edsr.training.step` as `edsr.training.trainer` runs it, in portions. ops: a module of `kernels`."""
+    """`edsr.training.step` as `edsr.training.trainer` runs it, in portions. backend: see `load_training_ops`."""
 
-    def __init__(self, work: Training, ops: str, graph: bool):
+    def __init__(self, work: Training, backend: str, graph: bool):
         on_gpu = work.device == "cuda"
         self.portion = max(1, min(LOG_EVERY, int(BLOCK_FLOPS / 1e9 / work.gflop))) if on_gpu else 1
         self.lead, self.dtype, self._at, self._said = self.portion, work.dtype, 0, []
         self.model = work.start(torch.channels_last)
         feed = PatchLoader(work.images, work.patch, work.batch, SEED, work.device, self.portion)
-        module, decay = importlib.import_module(f"kernels.{ops}"), ema_decay(300_000)
+        module, decay = load_training_ops(backend), ema_decay(300_000)
         ranks = ProcessGroup(work.device)
         said, collapsed = self._said.append, worth_collapsing(ranks.device, work.batch * work.patch**2)
         self._step = TrainStep(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, said, collapsed)
@@ -264,19 +264,19 @@ class Ours:
         return loss, direction([state[f"adam.{name}.exp_avg"] for name, _ in self.model.named_parameters()])
 
 
-def ours(work: Training, ops: str, graph: bool) -> Ours:
+def ours(work: Training, backend: str, graph: bool) -> Ours:
     on_gpu = work.device == "cuda"
-    if ops == "training" and not on_gpu:
+    if backend == "triton" and not on_gpu:
         raise Unavailable("needs a CUDA device")
-    if ops == "winograd_cpu.training" and (on_gpu or work.config.features % winograd_cpu.CHANNELS):
+    if backend == "winograd" and (on_gpu or work.config.features % winograd_cpu.CHANNELS):
         raise Unavailable("is for CPUs" if on_gpu else f"needs a multiple of {winograd_cpu.CHANNELS} features")
-    if ops == "winograd_cpu.training" and work.dtype != torch.float32:
+    if backend == "winograd" and work.dtype != torch.float32:
         raise Unavailable("computes in fp32")
-    if ops == "winograd_cpu.training" and (reason := winograd_cpu.unavailable_reason()):
+    if backend == "winograd" and (reason := winograd_cpu.unavailable_reason()):
         raise Unavailable(reason)
     if not graph and not on_gpu:
         raise Unavailable("a CPU has no graphs to go without")
-    return Ours(work, ops, graph)
+    return Ours(work, backend, graph)
 
 
 def channels_last(work: Training) -> Loop:
@@ -295,12 +295,12 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "triton": Way("ours, on Triton", lambda work: ours(work, "training", graph=True)),
-    "winograd": Way("ours, by Winograd", lambda work: ours(work, "winograd_cpu.training", graph=True)),
-    "torch": Way("ours, on PyTorch", lambda work: ours(work, "reference", graph=True)),
+    "triton": Way("ours, on Triton", lambda work: ours(work, "triton", graph=True)),
+    "winograd": Way("ours, by Winograd", lambda work: ours(work, "winograd", graph=True)),
+    "torch": Way("ours, on PyTorch", lambda work: ours(work, "torch", graph=True)),
     "plain": Way("PyTorch, plain loop", lambda work: Loop(work, fast=False)),
     "channels_last": Way("PyTorch, channels_last", channels_last),
-    "eager": Way("ours, on PyTorch, no graph", lambda work: ours(work, "reference", graph=False)),
+    "eager": Way("ours, on PyTorch, no graph", lambda work: ours(work, "torch", graph=False)),
     "compile": Way("PyTorch, compiled", lambda work: Loop(work, fast=True), limit=90.0, slow=True),
 }
 BASE = "plain"

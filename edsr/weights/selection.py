@@ -52,7 +52,7 @@ def choose_by_quality(found: LossyCompression | None, scale: int) -> Choice:
     if found is None:
         return Choice(FAITHFUL, FAITHFUL)
     choice = choose_by_strength(share_for(found.quality, scale))
-    return choice._replace(said=f"{found}: {choice.description}")
+    return choice._replace(description=f"{found}: {choice.description}")
 
 
 def choose_by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice:

@@ -29,7 +29,7 @@ CHUNK, CHUNKS = 64, 16  # tiles at least that a gradient's sums are made of, and
 def unavailable_reason() -> str:
     """Why the kernels cannot run on this machine; empty if they can, as far as is known before they are compiled."""
     try:
-        native = importlib.import_module("edsr.kernels.winograd.jit")
+        native = importlib.import_module(".jit", __package__)
     except ImportError:
         return "the package llvmlite is not installed"
     except OSError as error:  # it is, but its library cannot be loaded
@@ -48,7 +48,7 @@ def compile_ahead(say: Callable[[str], None], training: bool = False) -> str:
     """
     reason = unavailable_reason()
     if not reason:
-        native = importlib.import_module("edsr.kernels.winograd.jit")
+        native = importlib.import_module(".jit", __package__)
         try:
             native.load(say, training)
         except native.NativeError as error:
@@ -63,7 +63,7 @@ def kernels(training: bool = False):
     if reason:
         log.warning("%s: PyTorch computes", reason)
         return None
-    return importlib.import_module("edsr.kernels.winograd.jit").load(training=training)
+    return importlib.import_module(".jit", __package__).load(training=training)
 
 
 # --- filters
@@ -202,7 +202,7 @@ def convolve(
 
 @cache
 def _l2_bytes() -> int:
-    return importlib.import_module("edsr.kernels.winograd.jit").l2_bytes()
+    return importlib.import_module(".jit", __package__).l2_bytes()
 
 
 @cache
@@ -211,7 +211,7 @@ def _block(inputs: int, outputs: int) -> tuple[int, int]:
 
     The rest is for weights, and for what comes next.
     """
-    codegen = importlib.import_module("edsr.kernels.winograd.codegen")
+    codegen = importlib.import_module(".codegen", __package__)
     shape = kernels().shape
     one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)
     groups = max(TILES // shape.tiles, _l2_bytes() // 8 // one)
@@ -293,7 +293,7 @@ def _worth(inputs: int, outputs: int) -> int:
 @cache
 def _gradient_block(inputs: int, outputs: int) -> tuple[int, int]:
     """As `_block`: half of the L2 cache; or what S is worth, where that is in no L2 cache anyway."""
-    codegen = importlib.import_module("edsr.kernels.winograd.codegen")
+    codegen = importlib.import_module(".codegen", __package__)
     shape = kernels().shape
     one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)
     groups = max(1, _l2_bytes() // 2 // one, _worth(inputs, outputs) // 2 // shape.tiles)
@@ -314,6 +314,6 @@ def _call(name: str, floats: int = 1, training: bool = False, **fields: float) -
 
 @cache
 def _layout(name: str) -> tuple[struct.Struct, Sequence[str]]:
-    codegen = importlib.import_module("edsr.kernels.winograd.codegen")
+    codegen = importlib.import_module(".codegen", __package__)
     names = codegen.TASKS[name[:-3]]
     return struct.Struct("=" + "".join("f4x" if n in ("floor", "scale") else "q" for n in names)), names

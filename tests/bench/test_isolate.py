@@ -143,7 +143,7 @@ import os, sys, time
 from dataclasses import replace
 from pathlib import Path
 import torch
-from bench import machine, records, steps, training, worker
+from bench import isolate, machine, records, training, training_steps
 from edsr import EDSRConfig
 
 real = training.compare

@@ -332,7 +332,7 @@ def test_able_goes_by_the_verdicts(known, able, launched, monkeypatch):
 
 @pytest.fixture
 def check(monkeypatch) -> Callable[[str], str | None]:
-    """`hopper_check.check` in the emulator, on as many multiprocessors as a Hopper has, which give a block one row."""
+    """`self_test.check` in the emulator, on as many multiprocessors as a Hopper has, which give a block one row."""
 
     def portable(x, weight, bias, relu, scale, skip, shuffle, padding, out):
         out.copy_(reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding))

@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 # What `python -m kernels.triton.hopper.probe --one KERNEL DTYPE` does, with the GPU and the check of a kernel played.
 STAND_IN = """
 import os, sys, time, torch
-from kernels import hopper_check, launch, probe
+from edsr.kernels.triton import launch
+from edsr.kernels.triton.hopper import probe, self_test
 
 fate = dict(pair.split("=") for pair in sys.argv[1].split(","))
 kernel, dtype = sys.argv[2:]
@@ -52,7 +53,7 @@ def zeros(size, device):
 torch.zeros = zeros
 torch.cuda.device = lambda device: __import__("contextlib").nullcontext()
 launch.architecture = lambda device: 90
-hopper_check.check, hopper_check.compile_check = check, compile_check
+self_test.check, self_test.compile_check = check, compile_check
 say = lambda line: print(line, flush=True)
 probe.try_one(kernel, probe.DTYPES[dtype], 0, sys.stdin.readline, say)
 """
@@ -108,11 +109,12 @@ def test_a_kernel_that_is_right_is_said_to_be(play):
 def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path):
     """Somebody has killed it: nobody would end a kernel that hangs."""
     code = (
-        "import sys, time\nfrom types import SimpleNamespace\nfrom kernels import hopper_check, launch, probe\n"
+        "import sys, time\nfrom types import SimpleNamespace\nfrom edsr.kernels.triton import launch\n"
+        "from edsr.kernels.triton.hopper import probe, self_test\n"
         "import torch\ntorch.zeros = lambda size, device: None\nlaunch.architecture = lambda device: 90\n"
         "torch.cuda.device = lambda device: __import__('contextlib').nullcontext()\n"
-        "hopper_check.compile_check = lambda *of: None\n"
-        "launched = sys.argv[1]\nhopper_check.check = lambda *of: (open(launched, 'w').close(), time.sleep(600))\n"
+        "self_test.compile_check = lambda *of: None\n"
+        "launched = sys.argv[1]\nself_test.check = lambda *of: (open(launched, 'w').close(), time.sleep(600))\n"
         "probe.__spec__ = SimpleNamespace(name='probe')\nsys.argv = ['probe', '--one', 'c64', 'fp16']\n"
         "sys.exit(probe.main())"
     )
@@ -137,7 +139,7 @@ def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path)
 def test_what_a_compiler_prints_is_no_verdict():
     """A process as the command starts it, whose standard output somebody else writes to as well."""
     code = (
-        "import os, sys\nfrom types import SimpleNamespace\nfrom kernels import probe\n"
+        "import os, sys\nfrom types import SimpleNamespace\nfrom edsr.kernels.triton.hopper import probe\n"
         "def try_one(kernel, dtype, index, wait, say):\n"
         "    os.write(1, b'ptxas says\\n')\n    print('so does Triton')\n    say(f'{kernel} {dtype}')\n"
         "probe.try_one, probe.__spec__ = try_one, SimpleNamespace(name='probe')\n"

@@ -315,8 +315,8 @@ def test_failed_files_have_no_model(home, run):
 def test_compare(home, run, monkeypatch):
     made = []
     monkeypatch.setattr("edsr.cli.app.make_upscaler", lambda *all: made.append(all[2]) or SimpleNamespace())
-    monkeypatch.setattr("edsr.evaluation.comparison.compare", lambda *_: SimpleNamespace(scores={}))
-    monkeypatch.setattr("edsr.evaluation.figure.render_figure", lambda found: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr("edsr.evaluation.compare", lambda *_: SimpleNamespace(scores={}))
+    monkeypatch.setattr("edsr.evaluation.render_figure", lambda found: Image.new("RGB", (1, 1)))
     mixed = "edsr-baseline:0.1+edsr-photo:0.9"
     for arguments, model, said in (
         (["a.jpg"], mixed, "  JPEG quality 75: edsr-photo 0.9\n"),

@@ -1,4 +1,4 @@
-"""3x3 convolution of many channels on Hopper: the line buffer of `hopper_conv64`, with the weights streamed.
+"""3x3 convolution of many channels on Hopper: the line buffer of `conv64`, with the weights streamed.
 
 A tile is 128 channels of two output rows of 128 pixels. Its four input rows pass through a ring of slots in chunks of
 64 channels, and serve all nine taps as shifted views; the weights of one tap and chunk, [128 out, 64 in], pass through
