@@ -156,19 +156,19 @@ def step(item, failed, at):
     torch.set_num_threads(1)
     machine.COPIED, machine.MATRIX = {"cpu": 1 << 20}, {"cpu": 64}
     for name in ("plain", "eager"):
-        steps.WAYS[name] = steps.WAYS["torch"]
-    steps.WAYS["triton"] = steps.Way("hangs", hang, limit=600.0)
+        training_steps.WAYS[name] = training_steps.WAYS["torch"]
+    training_steps.WAYS["triton"] = training_steps.Way("hangs", hang, limit=600.0)
     return real(item, failed, at)
 
 def on_cpu(name, config, batch, patch, device, dtype, workers):
-    return steps.Training(name, config, 2, 8, "cpu", torch.float32, 0, (48, 64))
+    return training_steps.Training(name, config, 2, 8, "cpu", torch.float32, 0, (48, 64))
 
 if __name__ == "__main__":
     records.RESULTS, training.compare, training.Training = Path(os.environ["RESULTS"]), step, on_cpu
     training.PRESETS = {"edsr-baseline": EDSRConfig(blocks=1, features=16)}
     training.refused, training.describe = lambda device: False, lambda device: machine.describe("cpu")
     sys.argv = "training --device cuda --only torch plain triton eager --rounds 1 --seconds 0 --save".split()
-    worker.command(training.main)
+    isolate.command(training.main)
 """
 
 
