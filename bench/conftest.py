@@ -1,22 +1,25 @@
 """What all benchmarks under pytest share: rows, the longer run, the closing summary."""
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from bench.machine import describe, machine_line
-from bench.rounds import Group, Turns, play, table
+from bench.rounds import Group, Turns, play, summary
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 USUAL = Turns(seconds=8.0, least=3, most=10)  # all groups in less than five minutes on two cores
 LONG = Turns(seconds=90.0, least=3, most=15)
 UNTIMED = Turns(seconds=0.0, least=1, most=1)  # --benchmark-disable: whether it runs and is right
 Measure = Callable[[tuple[str, ...], Turns], Group]
-long = pytest.mark.long
+LAST_START = 210.0  # seconds after which no group is begun but in a longer run: a slow machine ends in time, too
+long = pytest.mark.skipif("not config.getoption('--benchmark-long', False)", reason="only with --benchmark-long")
 _groups = pytest.StashKey[dict[tuple, Group]]()
+_began = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser) -> None:
@@ -28,16 +31,13 @@ def pytest_addoption(parser) -> None:
 
 
 def pytest_configure(config) -> None:
-    config.addinivalue_line("markers", "long: a benchmark for --benchmark-long alone")
-    config.stash[_groups] = {}
+    config.stash[_groups], config.stash[_began] = {}, time.monotonic()
 
 
-def pytest_collection_modifyitems(config, items) -> None:
-    if in_long(config):
-        return
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="with --benchmark-long alone"))
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """The whole network first: what there is no time left for comes after it."""
+    items.sort(key=lambda item: item.path != Path(__file__).with_name("test_model.py"))
 
 
 def in_long(config) -> bool:
@@ -55,9 +55,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if not groups:
         return
     terminalreporter.section("benchmarks: ratios of rounds in turns, and shares of the machine's ceiling")
-    console = Console(file=terminalreporter._tw._file, width=120, markup=False, highlight=False, no_color=True)
     for group in groups:
-        console.print(table(group))
+        terminalreporter.write_line(summary(group))
 
 
 @pytest.fixture(scope="session", params=DEVICES)
@@ -76,17 +75,20 @@ def row(request, benchmark) -> Callable[[Measure], dict[str, Any]]:
     def key(item) -> tuple:
         return item.function, *sorted((k, v) for k, v in item.callspec.params.items() if k != "name")
 
+    def selected() -> tuple[str, ...]:
+        """The group's ways that this run is to measure."""
+        items = [item for item in request.session.items if getattr(item, "function", None) is node.function]
+        left_out = set() if in_long(request.config) else {item for item in items if long.mark in item.own_markers}
+        return tuple(i.callspec.params["name"] for i in items if i not in left_out and key(i) == key(node))
+
     def row(measure: Measure) -> dict[str, Any]:
         if key(node) not in groups:
-            like = [item for item in request.session.items if getattr(item, "function", None) is node.function]
-            chosen = [item for item in like if key(item) == key(node) and not item.get_closest_marker("skip")]
-            turns = LONG if in_long(request.config) else USUAL
-            names = tuple(item.callspec.params["name"] for item in chosen)
-            groups[key(node)] = measure(names, turns if benchmark.enabled else UNTIMED)
+            turns = LONG if in_long(request.config) else USUAL if benchmark.enabled else UNTIMED
+            if turns == USUAL and time.monotonic() - request.config.stash[_began] > LAST_START:
+                pytest.skip("no time left within five minutes; alone (-k) or with --benchmark-long there is")
+            groups[key(node)] = measure(selected(), turns)
         group, name = groups[key(node)], node.callspec.params["name"]
         benchmark.group = group.name
-        if name in group.skipped or name in group.wrong:
-            benchmark.skipped = True  # else it warns that it was not used
         if name in group.skipped:
             pytest.skip(group.skipped[name])
         if name in group.wrong:

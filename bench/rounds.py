@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any, NamedTuple
 
 import pytest
@@ -92,7 +93,7 @@ def measured(
 def in_turns(
     ways: dict[str, Callable[[], float]], turns: Turns, ceiling: Ceiling | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each, round by round. A round that would end after `turns.seconds` is only begun to reach the least."""
+    """Seconds of each, round by round. What would end after `turns.seconds` is only begun to have the least rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     started = time.monotonic()
     for i in range(turns.most if ways else 0):
@@ -183,30 +184,9 @@ def play(benchmark: Any, seconds: list[float]) -> None:
     benchmark.pedantic(pass_by, setup=rewind, rounds=len(seconds))
 
 
-def table(group: Group) -> Table:
-    """The ratios, GFLOP/s and shares of the ceiling, which pytest-benchmark's table has no room for."""
-    rows = list(group.info.values())
-    ceilings = [f"{row['ceiling_gflops']:.0f} GFLOP/s" for row in rows[:1] if "ceiling_gflops" in row]
-    base = group.info[group.base]["case"] if group.base in group.info else None
-    said = [f"times as fast as {base}"] if base else []
-    said += [f"ceiling: {', '.join(ceilings)} matrix product"] if ceilings else []
-    grid = Table(box=box.SIMPLE, title=group.name, caption="; ".join(said), title_justify="left", caption_justify="left")
-    grid.add_column("case", no_wrap=True)
-    shown = [column for column in COLUMNS if any(column in row for row in rows)]
-    for column in shown:
-        grid.add_column(COLUMNS[column][0], justify="right")
-    for row in sorted(rows, key=lambda row: row["ms"]):
-        grid.add_row(row["case"], *(COLUMNS[key][1].format(row[key]) if key in row else "" for key in shown))
-    for name, why in group.wrong.items():
-        grid.add_row(f"{name}: failed", why)
-    for name, why in group.skipped.items():
-        grid.add_row(f"{name}: {why}")
-    return grid
-
-
 COLUMNS = {
     "ms": ("ms", "{:.4g}"),
-    "ratio": ("times as fast", "{:.2f}"),
+    "ratio": ("ratio", "{:.2f}"),
     "gflops": ("GFLOP/s", "{:.1f}"),
     "ceiling_percent": ("% of ceiling", "{:.0f}"),
     "patches_per_second": ("patches/s", "{:.1f}"),
@@ -214,6 +194,25 @@ COLUMNS = {
     "compute_percent": ("computing, %", "{:.0f}"),
     "megapixels_per_second": ("Mpx/s", "{:.3f}"),
     "error": ("error", "{:.1e}"),
-    "gradient_error": ("error of gradient", "{:.1e}"),
+    "gradient_error": ("gradient error", "{:.1e}"),
     "peak_mib": ("peak MiB", "{:.0f}"),
 }
+
+
+def summary(group: Group) -> str:
+    """The ratios, GFLOP/s and shares of the ceiling, for which pytest-benchmark's table has no columns."""
+    rows = sorted(group.info.values(), key=lambda row: row["ms"])
+    said = [f"ratio: times as fast as {group.info[group.base]['case']}"] if group.base in group.info else []
+    said += [f"ceiling: {row['ceiling_gflops']:.0f} GFLOP/s" for row in rows[:1] if "ceiling_gflops" in row]
+    shown = [key for key in COLUMNS if any(key in row for row in rows)]
+    grid = Table("case", *(COLUMNS[key][0] for key in shown), box=box.SIMPLE)
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        grid.add_row(row["case"], *(COLUMNS[key][1].format(row[key]) if key in row else "" for key in shown))
+    text = StringIO()
+    Console(file=text, width=160, markup=False, highlight=False, no_color=True).print(grid)
+    lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()] if rows else []
+    lines += [f"  {name} failed: {why}" for name, why in group.wrong.items()]
+    lines += [f"  {name} left out: {why}" for name, why in group.skipped.items()]
+    return "\n".join(["", "; ".join([group.name, *said]), *lines])

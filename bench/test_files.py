@@ -15,7 +15,7 @@ from edsr import save_model
 from edsr.imageio import read
 
 pytestmark = in_rows
-WIDTH, HEIGHT = 480, 320
+WIDTH, HEIGHT = 320, 240
 
 
 def drawn() -> Image.Image:

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cases import Work, Workload, workloads
+from bench.cases import Workload, workloads
 from bench.conftest import DEVICES, long
 from bench.frames import frames
 from bench.rounds import in_rows, measured_work, row_of
 
 pytestmark = in_rows
 FRAMES = frames() if "cuda" in DEVICES else []
-QUICK = [Workload.baseline(2, 256, 256), Workload.baseline(4, 128, 128)]  # what two cores do in two minutes
+QUICK = [Workload.baseline(scale, 128, 128) for scale in (2, 4)]  # what two cores do in a minute or two
 AIMS, COMPARED = FRAMES[:4], FRAMES[:1]  # on a GPU; beside peers that take minutes to make ready, one
-WORKS: dict[str, Work] = {str(work): work for work in [*QUICK, *workloads(), *FRAMES]}
+WORKS: dict[str, Workload] = {str(work): work for work in [*QUICK, *workloads(), *FRAMES]}
 
 
 def rows() -> list:

@@ -17,6 +17,7 @@ from bench.rounds import Group, Turns, Way, in_rows, measured
 from edsr.stream import plan
 
 pytestmark = in_rows
+SIZES = [(384, 192), *(pytest.param(*size, marks=long) for size in ((512, 256), (1024, 128)))]
 TILES = {f"tile-{tile}": tile for tile in (64, 128, 256)}
 
 
@@ -48,6 +49,6 @@ def figures(width: int, height: int, device: str, names: tuple[str, ...], turns:
 
 
 @pytest.mark.parametrize("name", ["whole", *TILES])
-@pytest.mark.parametrize(("width", "height"), [(512, 256), pytest.param(1024, 128, marks=long)])
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_bands(row, device, width, height, name):
     row(lambda names, turns: figures(width, height, device, names, turns))

@@ -26,7 +26,8 @@ def figures(side: int, names: tuple[str, ...], turns: Turns) -> Group:
 
     def make(name: str) -> Way:
         take(THREADS[name])  # warms up
-        return Way(f"{name} threads"[: -1 if name == "one" else None], lambda: take(THREADS[name]), work.gflop(True))
+        title = f"{THREADS[name]} thread" + ("s" if THREADS[name] > 1 else "")
+        return Way(title, lambda: take(THREADS[name]), work.gflop(True))
 
     return measured(f"threads {side}x{side}", "one", names, make, turns, Ceiling(work.device, work.dtype))
 
