@@ -12,11 +12,11 @@ from bench.machine import describe, machine_line
 from bench.rounds import Group, Turns, play, summary
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-USUAL = Turns(seconds=8.0, least=3, most=10)  # all groups in less than five minutes on two cores
+USUAL = Turns(seconds=12.0, least=3, most=10)  # all groups in less than five minutes on two cores
 LONG = Turns(seconds=90.0, least=3, most=15)
 UNTIMED = Turns(seconds=0.0, least=1, most=1)  # --benchmark-disable: whether it runs and is right
 Measure = Callable[[tuple[str, ...], Turns], Group]
-LAST_START = 210.0  # seconds after which no group is begun but in a longer run: a slow machine ends in time, too
+LAST_START = 240.0  # seconds after which no group is begun but in a longer run: a slow machine ends in time, too
 long = pytest.mark.skipif("not config.getoption('--benchmark-long', False)", reason="only with --benchmark-long")
 _groups = pytest.StashKey[dict[tuple, Group]]()
 _began = pytest.StashKey[float]()

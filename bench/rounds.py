@@ -122,6 +122,8 @@ def _info(way: Way, seconds: list[float], base: list[float] | None, ceiling: Cei
 def measured_work(work: Work, names: Iterable[str], turns: Turns) -> Group:
     """The cases of a piece of work, each checked as `bench.compare` does. On a GPU seconds are of its events."""
     found, console = Compared(work, {}), Console(stderr=True)
+    found.ceiling = ceiling = Ceiling(work.device, work.dtype)
+    ceiling.measure()  # what is told while ways are made ready has shares of it
 
     def make(name: str) -> Way:
         make_ready(found, (name,), console, At())
@@ -135,7 +137,7 @@ def measured_work(work: Work, names: Iterable[str], turns: Turns) -> Group:
         return Way(case.title, lambda: clock(checked.run, work.device, checked.repeats), gflop, facts)
 
     try:
-        return measured(f"{work} {work.device}", work.base, names, make, turns, Ceiling(work.device, work.dtype))
+        return measured(f"{work} {work.device}", work.base, names, make, turns, ceiling)
     finally:
         found.runs.clear()
         tidy()
