@@ -26,7 +26,7 @@ def pytest_addoption(parser) -> None:
     parser.addoption(
         "--benchmark-long",
         action="store_true",
-        help="also large pictures and ways that take minutes to make ready, and more rounds: an hour",
+        help="also large pictures and ways that take minutes to make ready, and more rounds: an hour at least",
     )
 
 
@@ -83,7 +83,7 @@ def row(request, benchmark) -> Callable[[Measure], dict[str, Any]]:
 
     def row(measure: Measure) -> dict[str, Any]:
         if key(node) not in groups:
-            turns = LONG if in_long(request.config) else USUAL if benchmark.enabled else UNTIMED
+            turns = UNTIMED if benchmark.disabled else LONG if in_long(request.config) else USUAL
             if turns == USUAL and time.monotonic() - request.config.stash[_began] > LAST_START:
                 pytest.skip("no time left within five minutes; alone (-k) or with --benchmark-long there is")
             groups[key(node)] = measure(selected(), turns)
