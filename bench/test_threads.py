@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from bench.cases import Workload
-from bench.conftest import long
 from bench.machine import Ceiling, available_cores, stopwatch
 from bench.rounds import Group, Turns, Way, in_rows, measured
 
@@ -34,6 +33,6 @@ def figures(side: int, names: tuple[str, ...], turns: Turns) -> Group:
 
 @pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 @pytest.mark.parametrize("name", THREADS)
-@pytest.mark.parametrize("side", [64, pytest.param(256, marks=long)])
+@pytest.mark.parametrize("side", [64, 256])
 def test_second_thread(row, side, name):
     row(lambda names, turns: figures(side, names, turns))
