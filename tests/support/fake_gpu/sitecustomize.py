@@ -227,7 +227,7 @@ def patch_check(module):
 def patch_steps(module):
     init = module.Training.__init__
 
-    def tiny(work, name, config, batch=16, patch=48, device="cuda", dtype=module.torch.bfloat16, workers=4):
+    def tiny(work, name, config, batch=16, patch=48, device="cuda", dtype=module.torch.bfloat16, workers=4, size=None):
         init(work, name, config, 1, 4, device, dtype, 0, (24, 32))
 
     module.Training.__init__ = tiny
