@@ -44,7 +44,7 @@ def figures(folder: Path, device: str, names: tuple[str, ...], turns: Turns) -> 
             assert cli.main(command) == 0
 
         run()
-        assert np.array_equal(read_image(target), upscaler(read_image(source))), "the file is not what the network gives"
+        assert np.array_equal(read_image(target), upscaler(read_image(source))), "the file is not the network's"
         return Way(f"{name} to png", lambda: stopwatch(run, device))
 
     group = measured(f"files {WIDTH}x{HEIGHT} {device}", "computing", names, make, turns)
