@@ -91,8 +91,8 @@ def row(request, benchmark) -> Callable[[Measure], dict[str, Any]]:
         benchmark.group = group.name
         if name in group.skipped:
             pytest.skip(group.skipped[name])
-        if name in group.wrong:
-            pytest.fail(group.wrong[name], pytrace=False)
+        if name in group.incorrect:
+            pytest.fail(group.incorrect[name], pytrace=False)
         play(benchmark, group.seconds[name])
         benchmark.extra_info.update(group.info[name])
         return group.info[name]

@@ -40,7 +40,7 @@ OPERATIONS = ("relu-64", "skip-64", "resblock-64")
 
 def newest(kind: str) -> dict[str, Any] | None:
     """The newest record of a GPU of this kind ("gpu", "training" or "check")."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    records = [read(path) for path in sorted(RESULTS.glob("*.json"))]
     ours = [record for record in records if record["kind"] == kind and record["machine"]["device"] == "cuda"]
     return max(ours, key=lambda record: record["machine"]["date"], default=None)
 
@@ -79,7 +79,7 @@ def _check(record: dict[str, Any] | None) -> str | None:
     if record is None:
         return None
     missing = f", {len(record['not_reached'])} works not reached" if record.get("not_reached") else ""
-    return f"checked against fp64: {len(record['cases'])} cases, {record['wrong']} wrong{missing}"
+    return f"checked against fp64: {len(record['cases'])} cases, {record['incorrect']} wrong{missing}"
 
 
 def _cases(entry: dict[str, Any], steps: bool = False) -> str:
@@ -89,7 +89,7 @@ def _cases(entry: dict[str, Any], steps: bool = False) -> str:
         rate = f", {1 / case['median']:.0f} steps/s" if steps else ""
         words.append(f"{NAMES.get(name, name)} {1e3 * case['median']:.3g} ms ({case['ceiling_percent']:.0f} %{rate})")
     died = entry.get("failed", [])
-    words += [f"{NAMES.get(name, name)} {'died' if name in died else 'WRONG'}" for name in entry.get("wrong", {})]
+    words += [f"{NAMES.get(name, name)} {'died' if name in died else 'WRONG'}" for name in entry.get("incorrect", {})]
     return ", ".join(words) or "nothing measured"
 
 

@@ -21,10 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import Compared, make_ready, turned
-from bench.isolate import At, one_line
+from bench.compare import Compared, make_ready, rotated
+from bench.isolate import Heartbeat, one_line
 from bench.machine import Ceiling, clock
-from bench.workloads import Unavailable, Work
+from bench.workloads import Unavailable, Workload
 
 
 class Turns(NamedTuple):
@@ -35,7 +35,7 @@ class Turns(NamedTuple):
     most: int
 
 
-class Way(NamedTuple):
+class Implementation(NamedTuple):
     """A way found right. time: does it once, and gives the seconds. gflop: 10⁹ operations, where they say something.
     facts: what else there is to know about it."""
 
@@ -64,7 +64,7 @@ def measured(
     name: str,
     base: str,
     names: Iterable[str],
-    make: Callable[[str], Way],
+    make: Callable[[str], Implementation],
     turns: Turns,
     ceiling: Ceiling | None = None,
 ) -> Group:
@@ -81,9 +81,9 @@ def measured(
         except torch.cuda.OutOfMemoryError as reason:
             group.skipped[each] = one_line(reason)
         except AssertionError as reason:
-            group.wrong[each] = str(reason)
+            group.incorrect[each] = str(reason)
         except Exception as reason:
-            group.wrong[each] = one_line(reason)
+            group.incorrect[each] = one_line(reason)
     group.seconds = in_turns({each: way.time for each, way in ways.items()}, turns, ceiling)
     for each, way in ways.items():
         group.info[each] = _info(way, group.seconds[each], group.seconds.get(base), ceiling)
@@ -101,12 +101,14 @@ def in_turns(
             break
         if ceiling is not None:
             ceiling.measure()
-        for name in turned(list(ways), i):
+        for name in rotated(list(ways), i):
             seconds[name].append(ways[name]())
     return seconds
 
 
-def _info(way: Way, seconds: list[float], base: list[float] | None, ceiling: Ceiling | None) -> dict[str, Any]:
+def _info(
+    way: Implementation, seconds: list[float], base: list[float] | None, ceiling: Ceiling | None
+) -> dict[str, Any]:
     median = statistics.median(seconds)
     info: dict[str, Any] = {"case": way.title, "ms": 1e3 * median}
     if base is not None:
@@ -119,22 +121,22 @@ def _info(way: Way, seconds: list[float], base: list[float] | None, ceiling: Cei
     return info | way.facts
 
 
-def measured_work(work: Work, names: Iterable[str], turns: Turns) -> Group:
+def measured_work(work: Workload, names: Iterable[str], turns: Turns) -> Group:
     """The cases of a piece of work, each checked as `bench.compare` does. On a GPU seconds are of its events."""
     found, console = Compared(work, {}), Console(stderr=True)
     found.ceiling = ceiling = Ceiling(work.device, work.dtype)
     ceiling.measure()  # what is told while ways are made ready has shares of it
 
-    def make(name: str) -> Way:
-        make_ready(found, (name,), console, At())
+    def make(name: str) -> Implementation:
+        make_ready(found, (name,), console, Heartbeat())
         if name in found.skipped:
             raise Unavailable(found.skipped[name])
-        if name in found.wrong:
-            raise AssertionError(found.wrong[name])
+        if name in found.incorrect:
+            raise AssertionError(found.incorrect[name])
         case, checked = work.cases[name], found.runs[name]
         facts = {"error": checked.error} | ({} if checked.peak_mib is None else {"peak_mib": checked.peak_mib})
         gflop = work.gflop(case.collapsed)
-        return Way(case.title, lambda: clock(checked.run, work.device, checked.repeats), gflop, facts)
+        return Implementation(case.title, lambda: clock(checked.run, work.device, checked.repeats), gflop, facts)
 
     try:
         return measured(f"{work} {work.device}", work.base, names, make, turns, ceiling)
@@ -215,6 +217,6 @@ def summary(group: Group) -> str:
     text = StringIO()
     Console(file=text, width=160, markup=False, highlight=False, no_color=True).print(grid)
     lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()] if rows else []
-    lines += [f"  {name} failed: {why}" for name, why in group.wrong.items()]
+    lines += [f"  {name} failed: {why}" for name, why in group.incorrect.items()]
     lines += [f"  {name} left out: {why}" for name, why in group.skipped.items()]
     return "\n".join(["", "; ".join([group.name, *said]), *lines])

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from bench.machine import stopwatch
-from bench.rounds import Group, Turns, Way, in_rows, measured
-from bench.workloads import Workload
+from bench.rounds import Group, Implementation, Turns, in_rows, measured
+from bench.workloads import CpuNetwork
 from edsr import cli, save_model
 from edsr.images import read_image
 
@@ -26,16 +26,16 @@ def drawn() -> Image.Image:
 
 
 def figures(folder: Path, device: str, names: tuple[str, ...], turns: Turns) -> Group:
-    work = Workload.baseline(2, HEIGHT, WIDTH, device)
+    work = CpuNetwork.baseline(2, HEIGHT, WIDTH, device)
     weights, upscaler = folder / "net.safetensors", work.upscaler
     save_model(work.model, weights)
 
-    def make(name: str) -> Way:
+    def make(name: str) -> Implementation:
         source, target = folder / f"in.{name}", folder / f"out-{name}.png"
         if name == "computing":
             pixels = np.asarray(drawn())
             upscaler(pixels)  # warms up
-            return Way("computing alone", lambda: stopwatch(lambda: upscaler(pixels), device))
+            return Implementation("computing alone", lambda: stopwatch(lambda: upscaler(pixels), device))
         drawn().save(source, quality=95)
         command = ["upscale", str(source), "-o", str(target), "--overwrite", "--quiet"]
         command += ["--model", str(weights), "--device", device]
@@ -45,7 +45,7 @@ def figures(folder: Path, device: str, names: tuple[str, ...], turns: Turns) -> 
 
         run()
         assert np.array_equal(read_image(target), upscaler(read_image(source))), "the file is not the network's"
-        return Way(f"{name} to png", lambda: stopwatch(run, device))
+        return Implementation(f"{name} to png", lambda: stopwatch(run, device))
 
     group = measured(f"files {WIDTH}x{HEIGHT} {device}", "computing", names, make, turns)
     for name, info in group.info.items():

@@ -7,13 +7,13 @@ import pytest
 from bench.conftest import DEVICES, long
 from bench.frames import frames
 from bench.rounds import in_rows, measured_work, row_of
-from bench.workloads import Workload, workloads
+from bench.workloads import CpuNetwork, workloads
 
 pytestmark = in_rows
 FRAMES = frames() if "cuda" in DEVICES else []
-QUICK = [Workload.baseline(scale, 128, 128) for scale in (2, 4)]  # what two cores do in a minute or two
+QUICK = [CpuNetwork.baseline(scale, 128, 128) for scale in (2, 4)]  # what two cores do in a minute or two
 AIMS, COMPARED = FRAMES[:4], FRAMES[:1]  # on a GPU; beside peers that take minutes to make ready, one
-WORKS: dict[str, Workload] = {str(work): work for work in [*QUICK, *workloads(), *FRAMES]}
+WORKS: dict[str, CpuNetwork] = {str(work): work for work in [*QUICK, *workloads(), *FRAMES]}
 
 
 def rows() -> list:

@@ -12,8 +12,8 @@ import torch
 
 from bench.conftest import long
 from bench.machine import Ceiling, stopwatch
-from bench.rounds import Group, Turns, Way, in_rows, measured
-from bench.workloads import Workload, in_bands
+from bench.rounds import Group, Implementation, Turns, in_rows, measured
+from bench.workloads import CpuNetwork, in_bands
 from edsr.inference.streaming import plan
 
 pytestmark = in_rows
@@ -22,15 +22,15 @@ TILES = {f"tile-{tile}": tile for tile in (64, 128, 256)}
 
 
 def figures(width: int, height: int, device: str, names: tuple[str, ...], turns: Turns) -> Group:
-    work = Workload.baseline(2, height, width, device)
+    work = CpuNetwork.baseline(2, height, width, device)
     model, ops, x = work.upscaler.model, work.upscaler.ops, work.image
     with torch.inference_mode():
         expected = model(x, ops)
 
-    def make(name: str) -> Way:
+    def make(name: str) -> Implementation:
         if name == "whole":
             run = torch.inference_mode()(lambda: model(x, ops))
-            return Way("the whole image", lambda: stopwatch(run, device), work.gflop(True))
+            return Implementation("the whole image", lambda: stopwatch(run, device), work.gflop(True))
         rows, columns = plan(width, TILES[name], model.config.receptive_radius)
         run = torch.inference_mode()(lambda: in_bands(model, x, rows, columns, ops))
         difference = (run() - expected).abs().max().item()
@@ -38,7 +38,7 @@ def figures(width: int, height: int, device: str, names: tuple[str, ...], turns:
         assert difference <= 16 * torch.finfo(work.dtype).eps * expected.abs().max().item()
         facts = {"rows": rows, "columns": columns, "difference": difference}
         title = f"tile {TILES[name]}: bands of {rows} x {columns}"
-        return Way(title, lambda: stopwatch(run, device), work.gflop(True), facts)
+        return Implementation(title, lambda: stopwatch(run, device), work.gflop(True), facts)
 
     ceiling = Ceiling(device, work.dtype)
     group = measured(f"bands {width}x{height} {device}", "whole", names, make, turns, ceiling)

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from bench.machine import Ceiling, available_cores, stopwatch
-from bench.rounds import Group, Turns, Way, in_rows, measured
-from bench.workloads import Workload
+from bench.rounds import Group, Implementation, Turns, in_rows, measured
+from bench.workloads import CpuNetwork
 
 pytestmark = in_rows
 THREADS = {"one": 1, "two": 2}
 
 
 def figures(side: int, names: tuple[str, ...], turns: Turns) -> Group:
-    work, before = Workload.baseline(2, side, side), torch.get_num_threads()
+    work, before = CpuNetwork.baseline(2, side, side), torch.get_num_threads()
     model, ops = work.upscaler.model, work.upscaler.ops
 
     @torch.inference_mode()
@@ -23,10 +23,10 @@ def figures(side: int, names: tuple[str, ...], turns: Turns) -> Group:
         finally:
             torch.set_num_threads(before)
 
-    def make(name: str) -> Way:
+    def make(name: str) -> Implementation:
         take(THREADS[name])  # warms up
         title = f"{THREADS[name]} thread" + ("s" if THREADS[name] > 1 else "")
-        return Way(title, lambda: take(THREADS[name]), work.gflop(True))
+        return Implementation(title, lambda: take(THREADS[name]), work.gflop(True))
 
     return measured(f"threads {side}x{side}", "one", names, make, turns, Ceiling(work.device, work.dtype))
 

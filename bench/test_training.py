@@ -7,33 +7,33 @@ import torch
 
 from bench.conftest import long
 from bench.machine import Ceiling
-from bench.rounds import Group, Turns, Way, in_rows, measured, row_of, tidy
+from bench.rounds import Group, Implementation, Turns, in_rows, measured, row_of, tidy
 from bench.training import ready
-from bench.training_steps import BASE, WAYS, Training
+from bench.training_steps import BASELINE, IMPLEMENTATIONS, Training
 from edsr import PRESETS, EDSRConfig
 
 pytestmark = in_rows
 SMALL = EDSRConfig(blocks=2, features=32)
-BASELINE = replace(PRESETS["edsr-baseline"], scale=2)
+NETWORK = replace(PRESETS["edsr-baseline"], scale=2)
 
 
 def prepared(title: str, device: str) -> Training:
     dtype, workers = (torch.bfloat16, 2) if device == "cuda" else (torch.float32, 0)
     if title == "small":
         return Training(title, SMALL, 4, 24, device, dtype, workers, (240, 320))
-    return Training(title, BASELINE, 16, 48, device, dtype, workers)
+    return Training(title, NETWORK, 16, 48, device, dtype, workers)
 
 
 def figures(work: Training, names: tuple[str, ...], turns: Turns) -> Group:
-    def make(name: str) -> Way:
+    def make(name: str) -> Implementation:
         checked = ready(work, name, 0.1)
         loss, gradient = checked.errors
         facts = {"loss_error": loss, "gradient_error": gradient}
         facts |= {} if checked.peak_mib is None else {"peak_mib": checked.peak_mib}
-        return Way(WAYS[name].title, lambda: checked.step_seconds(work.device), work.gflop, facts)
+        return Implementation(IMPLEMENTATIONS[name].title, lambda: checked.step_seconds(work.device), work.gflop, facts)
 
     try:
-        group = measured(f"{work} {work.device}", BASE, names, make, turns, Ceiling(work.device, work.dtype))
+        group = measured(f"{work} {work.device}", BASELINE, names, make, turns, Ceiling(work.device, work.dtype))
     finally:
         tidy()
     for info in group.info.values():
@@ -46,7 +46,7 @@ def figures(work: Training, names: tuple[str, ...], turns: Turns) -> Group:
     [
         row_of(title, name, way, long if way.slow or title != "small" else ())
         for title in ("small", "edsr-baseline")
-        for name, way in WAYS.items()
+        for name, way in IMPLEMENTATIONS.items()
     ],
 )
 def test_training(row, device, title, name):

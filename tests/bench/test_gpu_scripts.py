@@ -111,7 +111,7 @@ def test_the_network_and_its_peers_are_measured(results):
     ):
         assert {"ours", "channels_last"} <= works[work]["cases"].keys(), works[work]
     x2 = works["edsr-baseline-x2-1920x1080"]
-    assert x2["failed"] == ["compile"] and "exit code 7" in x2["wrong"]["compile"]
+    assert x2["failed"] == ["compile"] and "exit code 7" in x2["incorrect"]["compile"]
     for work in ("relu-64", "skip-64", "resblock-64"):
         assert {"ours", "portable", "cudnn"} <= works[work]["cases"].keys(), works[work]
 
@@ -119,12 +119,12 @@ def test_the_network_and_its_peers_are_measured(results):
 def test_the_step_of_training_is_measured(results):
     (entry,) = record(results, "-training.json")["workloads"]
     assert {"triton", "torch", "plain", "eager"} <= entry["cases"].keys()
-    assert entry["failed"] == ["compile"] and "exit code 7" in entry["wrong"]["compile"]
+    assert entry["failed"] == ["compile"] and "exit code 7" in entry["incorrect"]["compile"]
 
 
 def test_everything_is_checked(results):
     checked = record(results, "-check.json")
-    assert checked["wrong"] == 0 and not checked["not_reached"] and len(checked["cases"]) > 20
+    assert checked["incorrect"] == 0 and not checked["not_reached"] and len(checked["cases"]) > 20
 
 
 def test_configurations_are_found(results):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.rounds import Turns, Way, in_turns, measured, measured_work, summary
-from bench.workloads import Unavailable, Workload
+from bench.rounds import Implementation, Turns, in_turns, measured, measured_work, summary
+from bench.workloads import CpuNetwork, Unavailable
 from edsr import EDSRConfig
 from tests.conftest import ROOT
 
@@ -19,7 +19,7 @@ ROWS = """
 import pytest
 from bench.workloads import Unavailable
 from bench.conftest import long
-from bench.rounds import Way, in_rows, measured
+from bench.rounds import Implementation, in_rows, measured
 
 SECONDS = {"ours": [0.25, 0.1, 0.7, 0.3], "plain": [0.5, 0.3, 0.7, 0.9], "wrong": [], "missing": [], "slow": [9.0] * 4}
 pytestmark = in_rows
@@ -35,7 +35,7 @@ def make(name):
         print("TOOK", name)
         return next(left)
 
-    return Way(f"the way {name}", take, 2.0)
+    return Implementation(f"the way {name}", take, 2.0)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=long if name == "slow" else ()) for name in SECONDS])
@@ -125,19 +125,19 @@ def test_every_round_starts_with_another_way():
 
 
 def test_what_fails_costs_its_own_row():
-    def make(name: str) -> Way:
+    def make(name: str) -> Implementation:
         if name == "missing":
             raise Unavailable("it is not installed")
         if name == "broken":
             raise RuntimeError("first line\nsecond")
         if name == "wrong":
             raise AssertionError("off by one")
-        return Way(name, lambda: 1.0)
+        return Implementation(name, lambda: 1.0)
 
     group = measured("work", "missing", ["missing", "broken", "wrong", "fine"], make, Turns(0.0, 2, 2))
     assert group.seconds == {"fine": [1.0, 1.0]} and group.info == {"fine": {"case": "fine", "ms": 1e3}}
     assert group.skipped == {"missing": "it is not installed"}
-    assert group.wrong == {"broken": "RuntimeError: first line", "wrong": "off by one"}
+    assert group.incorrect == {"broken": "RuntimeError: first line", "wrong": "off by one"}
     said = summary(group)
     for part in ("broken failed: RuntimeError: first line", "missing left out: it is not installed"):
         assert part in said
@@ -146,10 +146,10 @@ def test_what_fails_costs_its_own_row():
 def test_a_way_that_is_wrong_has_no_seconds(monkeypatch):
     monkeypatch.setattr("bench.machine.MATRIX", {"cpu": 8})
     monkeypatch.setattr("bench.machine.COPIED", {"cpu": 64})
-    work = Workload(EDSRConfig(blocks=1, features=8), 9, 8)
+    work = CpuNetwork(EDSRConfig(blocks=1, features=8), 9, 8)
     whole = work.cases["whole"]
     monkeypatch.setitem(work.cases, "whole", replace(whole, build=lambda work: lambda: whole.build(work)() + 0.1))
     group = measured_work(work, ["eager", "whole"], Turns(0.0, 2, 2))
     assert list(group.seconds) == ["eager"] and len(group.seconds["eager"]) == 2
-    assert group.wrong.keys() == {"whole"} and "wrong result" in group.wrong["whole"]
+    assert group.incorrect.keys() == {"whole"} and "wrong result" in group.incorrect["whole"]
     assert {"error", "ratio", "gflops", "ceiling_percent", "ceiling_gbs"} <= group.info["eager"].keys()

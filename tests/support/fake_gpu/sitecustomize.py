@@ -205,7 +205,7 @@ def patch_frames(module):
     real = dict(module.SIZES)
     names = {SIDES[name]: f"{columns}x{rows}" for name, (rows, columns) in real.items()}
     module.SIZES = SIDES
-    module.Frame.__str__ = lambda work: (
+    module.GpuNetwork.__str__ = lambda work: (
         f"{work.model_name}-x{work.config.scale}-{names.get((work.height, work.width), 'small')}"
     )
 
