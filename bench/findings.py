@@ -1,6 +1,6 @@
 """What was found on a GPU, in ten lines: `python -m bench.findings [--logs DIR] [--run RUN]`.
 
-From the newest records in bench/results and the verdicts in kernels/configs. Needs neither torch nor a GPU.
+From the newest records in bench/results and the verdicts in kernels/triton/configs. Needs neither torch nor a GPU.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, CONFIGS = ROOT / "bench" / "results", ROOT / "kernels" / "configs"
+RESULTS, CONFIGS = ROOT / "bench" / "results", ROOT / "kernels" / "triton" / "configs"
 NAMES = {  # of cases, short
     "ours": "ours",
     "channels_last": "eager",
@@ -40,7 +40,7 @@ OPERATIONS = ("relu-64", "skip-64", "resblock-64")
 
 def newest(kind: str) -> dict[str, Any] | None:
     """The newest record of a GPU of this kind ("gpu", "training" or "check")."""
-    records = [read(path) for path in sorted(RESULTS.glob("*.json"))]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     ours = [record for record in records if record["kind"] == kind and record["machine"]["device"] == "cuda"]
     return max(ours, key=lambda record: record["machine"]["date"], default=None)
 

@@ -27,8 +27,11 @@ def now() -> str:
 
 @dataclass
 class Measured:
-    """What is known so far about a piece of work. failed, incorrect, skipped: reasons, by case; failed are parts that died.
-    runs: cases found right. rounds: seconds of each, round by round."""
+    """What is known so far about a piece of work.
+
+    failed, incorrect, skipped: reasons, by case; failed are parts that died. runs: cases found right. rounds: seconds
+    of each, round by round.
+    """
 
     work: Any
     failed: dict[str, str]

@@ -49,14 +49,14 @@ class Implementation(NamedTuple):
 class Group:
     """A piece of work and what was found about the ways to do it, by name.
 
-    seconds: round by round. info: of a row, pytest-benchmark's extra_info. wrong, skipped: why there is no row.
+    seconds: round by round. info: of a row, pytest-benchmark's extra_info. incorrect, skipped: why there is no row.
     """
 
     name: str
     base: str  # the way that ratios are taken to
     seconds: dict[str, list[float]] = field(default_factory=dict)
     info: dict[str, dict[str, Any]] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)
+    incorrect: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
 

@@ -266,7 +266,9 @@ def main(began: float | None = None) -> int:
         "--only", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS), help="in this order; default: all"
     )
     parser.add_argument("--save", action="store_true", help="merge the record into the day's in bench/results")
-    parser.add_argument("--choose", action="store_true", help="on a GPU, note the faster of ours in kernels/configs")
+    parser.add_argument(
+        "--choose", action="store_true", help="on a GPU, note the faster of ours in kernels/triton/configs"
+    )
     parser.add_argument("--json", action="store_true", help="print the record")
     options = parser.parse_args()
     deadline = time_limit(60 * options.minutes, began)

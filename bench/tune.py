@@ -3,7 +3,7 @@
 For each kernel and number of features: all candidates are compiled in parallel processes, which takes most of the
 time; then each is checked for right results and timed once, at 1080p or, for training, on patches; then the best are
 timed in turns. What is best, and whether a special kernel is faster than the portable one, is written to
-kernels/configs/<gpu>.json after every step. Found in fp16, and taken over for bf16, which costs the same.
+kernels/triton/configs/<gpu>.json after every step. Found in fp16, and taken over for bf16, which costs the same.
 """
 
 import argparse

@@ -96,7 +96,7 @@ def test_every_part_runs_and_ends_by_itself(results):
 
 
 def test_the_kernel_that_hangs_is_named_and_launched_no_more(results):
-    verdicts = json.loads(results["kernels/configs/nvidia-h100-80gb-hbm3.json"])["choices"]["hopper"]["verdicts"]
+    verdicts = json.loads(results["kernels/triton/configs/nvidia-h100-80gb-hbm3.json"])["choices"]["hopper"]["verdicts"]
     assert verdicts.pop("block fp16").startswith("hangs") and verdicts.pop("block bf16").startswith("not tried")
     assert len(verdicts) == 6 and set(verdicts.values()) == {"right"}
 
@@ -128,7 +128,7 @@ def test_everything_is_checked(results):
 
 
 def test_configurations_are_found(results):
-    configs = json.loads(results["kernels/configs/nvidia-h100-80gb-hbm3.json"])["configs"]
+    configs = json.loads(results["kernels/triton/configs/nvidia-h100-80gb-hbm3.json"])["configs"]
     assert configs["conv3x3"]["fp16 64-64 narrow"]["BLOCK_W"] == 16 and "bf16 64" in configs["head"]
 
 

@@ -150,7 +150,7 @@ def test_without_a_gpu_the_report_says_so(monkeypatch, tmp_path, capsys):
 
 def test_records_on_file_can_be_rendered():
     for path in report.RESULTS.glob("*.json"):
-        assert "|" in report.render(json.loads(path.read_text()))
+        assert "|" in report.render(records.read(path))
 
 
 # --- merging
@@ -171,7 +171,7 @@ def test_a_day_is_one_record_case_by_case(monkeypatch, tmp_path, made_up_record)
     later = entry_of("1970-01-01T11", {"ours": 0.007, "tensorrt": 0.013})
     records.save(made_up_record | {"workloads": [later], "run": "1970-01-01T11"})
     assert list(tmp_path.iterdir()) == [path]
-    record = json.loads(path.read_text())
+    record = records.read(path)
     assert [entry["work"] for entry in record["workloads"]] == [e["work"] for e in made_up_record["workloads"]]
     cases = record["workloads"][0]["cases"]
     assert {name: case["median"] for name, case in cases.items()} == {
@@ -182,7 +182,7 @@ def test_a_day_is_one_record_case_by_case(monkeypatch, tmp_path, made_up_record)
     }
     assert "tensorrt" not in record["workloads"][0]["skipped"]
     records.save(made_up_record | {"workloads": [later], "run": "1970-01-01T11"})
-    assert json.loads(path.read_text()) == record  # once more changes nothing
+    assert records.read(path) == record  # once more changes nothing
 
 
 def test_ratios_are_of_one_run(made_up_record):
@@ -265,7 +265,7 @@ def test_a_record_says_which_run_it_is_of_and_what_it_missed(monkeypatch, tmp_pa
 def test_records_on_file_can_be_added_to():
     """They have neither runs nor turns: what they hold was measured in one run each."""
     for path in report.RESULTS.glob("*-compare.json"):
-        record = json.loads(path.read_text())
+        record = records.read(path)
         (first, *_) = record["workloads"]
         name = next(iter(first["cases"]))
         new = deepcopy(first["cases"][name]) | {"run": "2100-01-01", "turns": "2100-01-01", "median": 1.25}
