@@ -73,14 +73,14 @@ class GpuNetwork(CpuNetwork):
     @cached_property
     def reference_error(self) -> float:
         parts = zip(self.in_windows(self.plain(torch.channels_last)), self.target, strict=True)
-        return largest((part.double() - truth).abs().max().item() for part, truth in parts)
+        return largest((part.double() - target).abs().max().item() for part, target in parts)
 
     def error_of(self, y: Tensor) -> float:
         s, size = self.config.scale, [self.config.scale * self.height, self.config.scale * self.width, 3]
         if y.dtype != torch.uint8 or list(y.shape) != size:
             raise AssertionError(f"the result is {y.dtype} {list(y.shape)}, not torch.uint8 {size}")
         parts = zip(cut(y.permute(2, 0, 1)[None], self.windows, s), self.target, strict=True)
-        return largest((part.double() / 255 - truth.clamp(0, 1)).abs().max().item() for part, truth in parts)
+        return largest((part.double() / 255 - target.clamp(0, 1)).abs().max().item() for part, target in parts)
 
 
 def frame(model: str, scale: int, size: str) -> GpuNetwork:

@@ -148,10 +148,10 @@ class SingleOp(Workload):
     @cached_property
     def reference_error(self) -> float:
         found = self.computed(wide=False)
-        return largest(largest_difference(y, truth) for y, truth in zip(found, self.target, strict=True))
+        return largest(largest_difference(y, target) for y, target in zip(found, self.target, strict=True))
 
     def error_of(self, y: Tensor | tuple[Tensor, ...]) -> float:
-        found, truths = _as_tuple(y), self.target
+        found, targets = _as_tuple(y), self.target
         if not all(bool(part.isfinite().all()) for part in found if part.is_floating_point()):
             return math.nan  # wherever it is, also where there is no window
         if self.windows is not None:
@@ -160,11 +160,11 @@ class SingleOp(Workload):
             if list(whole.shape) != size:
                 raise AssertionError(f"the result is {list(whole.shape)}, not {size}")
             found = cut(whole, self.windows, self.scale)
-        if len(found) != len(truths):
-            raise AssertionError(f"the result is {len(found)} tensors, not {len(truths)}")
+        if len(found) != len(targets):
+            raise AssertionError(f"the result is {len(found)} tensors, not {len(targets)}")
         if found[0].dtype == torch.uint8:
-            found, truths = [part.double() / 255 for part in found], [truth.clamp(0, 1) for truth in truths]
-        return largest(largest_difference(part, truth) for part, truth in zip(found, truths, strict=True))
+            found, targets = [part.double() / 255 for part in found], [target.clamp(0, 1) for target in targets]
+        return largest(largest_difference(part, target) for part, target in zip(found, targets, strict=True))
 
 
 def _as_tuple(y: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -132,9 +132,9 @@ def direction(gradients: list[Tensor]) -> Tensor:
 @cache
 def budget(work: Training, dtype: torch.dtype) -> tuple[float, float]:
     """How far a loss and a direction may be off in a precision. A loss is a mean in fp32, rounded as such, too."""
-    found, truth = work.derivatives(dtype), work.target
-    loss, gradient = (found.y - truth.y).abs().mean(), (found.direction - truth.direction).norm()
-    return SLACK * loss.item() + torch.finfo(torch.float32).eps * truth.loss, SLACK * gradient.item()
+    found, target = work.derivatives(dtype), work.target
+    loss, gradient = (found.y - target.y).abs().mean(), (found.direction - target.direction).norm()
+    return SLACK * loss.item() + torch.finfo(torch.float32).eps * target.loss, SLACK * gradient.item()
 
 
 @cache

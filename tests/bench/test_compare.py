@@ -93,7 +93,7 @@ class OnGpu(Workload):
     """Made-up work on a GPU that is none. broken: cases that are wrong."""
 
     device, dtype, base = "cuda", torch.float16, "peer"
-    yardstick = 0.0
+    reference_error = 0.0
 
     def __init__(self, broken: tuple[str, ...] = ()):
         self.broken = broken
@@ -106,13 +106,13 @@ class OnGpu(Workload):
         names = ("ours", "other", "peer")
         return {name: Case(name, lambda work, name=name: lambda: torch.tensor(name in self.broken)) for name in names}
 
-    def described(self):
+    def description(self):
         return {"op": "made", "title": "Made-up", "features": 1, "width": 1, "height": 1, "precision": "float16"}
 
     def gflop(self, collapsed):
         return 1.0
 
-    def distance(self, y):
+    def error_of(self, y):
         return float(y)
 
 
@@ -157,7 +157,7 @@ def test_what_died_before_is_left_out_and_said(no_gpu):
 def test_a_yardstick_that_does_not_fit_skips_the_work(no_gpu):
     class Large(OnGpu):
         @property
-        def yardstick(self):
+        def reference_error(self):
             raise torch.cuda.OutOfMemoryError("no memory for 68 GB")
 
     entry, told, _ = compared(Large(), 3)
@@ -247,7 +247,7 @@ def test_a_gpu_needs_no_image_library():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
-@pytest.mark.parametrize("command", ["tune", "check", "compare --device cuda", "machine --device cuda"])
+@pytest.mark.parametrize("command", ["tune", "verify", "compare --device cuda", "machine --device cuda"])
 def test_without_a_gpu_commands_refuse_in_one_line(command, monkeypatch, capsys):
     module, *options = command.split()
     main = __import__(f"bench.{module}", fromlist=["main"]).main

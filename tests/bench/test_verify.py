@@ -19,7 +19,7 @@ class MadeUp(Workload):
     """Of its cases one is not here and one is not ours. faulty: "ring" is wrong where it turns, with one
     multiprocessor. seen: for how many "ours" was run."""
 
-    device, dtype, base, yardstick = "cpu", torch.float16, "cudnn", 0.25
+    device, dtype, base, reference_error = "cpu", torch.float16, "cudnn", 0.25
 
     def __init__(self, faulty: bool = False):
         self.faulty, self.seen = faulty, []
@@ -46,7 +46,7 @@ class MadeUp(Workload):
     def absent(self, work):
         raise Unavailable("why")
 
-    def distance(self, y):
+    def error_of(self, y):
         return float(y)
 
 

@@ -99,14 +99,14 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("work", frames() + operations(), ids=str)
-def test_no_truth_needs_a_large_tensor(work):
+def test_no_reference_needs_a_large_tensor(work):
     work = replace(work, device="meta")
     with Largest() as found:
         _ = work.target
     assert 1e6 < found.bytes < 20e9
 
 
-def test_the_truth_of_the_large_network_takes_a_third_of_what_it_did():
+def test_the_reference_of_the_large_network_takes_a_third_of_what_it_did():
     work = next(work for work in frames() if str(work) == "edsr-x2-1920x1080")
     radius, sides = work.config.receptive_radius, []
     for rows, columns in work.windows:
