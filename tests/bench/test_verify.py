@@ -138,7 +138,7 @@ def test_the_record_says_what_was_right_wrong_and_not_reached(on_gpu, tmp_path, 
     (path,) = tmp_path.iterdir()
     assert path.name.endswith("-check.json")
     record = json.loads(path.read_text())
-    assert (record["kind"], record["wrong"], len(record["not_reached"])) == ("check", wrong, missing)
+    assert (record["kind"], record["incorrect"], len(record["not_reached"])) == ("check", wrong, missing)
     assert len(record["cases"]) == 12 - missing
 
 
