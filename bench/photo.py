@@ -28,8 +28,7 @@ from edsr.images import find_images, read_image
 from edsr.images.compression import LossyCompression, jpeg_quality
 from edsr.images.resize import matlab_bicubic, matlab_downscale
 from edsr.inference.upscaler import Upscaler
-from edsr.weights import selection
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model, selection
 
 QUALITIES = (95, 85, 75, 60, 40, 30)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

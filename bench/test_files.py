@@ -10,7 +10,7 @@ from bench.machine import stopwatch
 from bench.workloads import Workload
 from edsr import cli
 from edsr.images.reader import read_image
-from edsr.weights.edsr import save_model
+from edsr.weights import save_model
 
 ROUNDS = 2
 WIDTH, HEIGHT = 480, 320

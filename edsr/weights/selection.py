@@ -16,8 +16,7 @@ import numpy as np
 
 from edsr.images import LossyCompression, detect_compression
 
-from . import edsr as weights
-from . import interpolation
+from . import files, interpolation
 
 AUTO = "auto"
 FAITHFUL, CLEAN = "edsr-baseline", "edsr-photo"
@@ -61,7 +60,7 @@ def choose_by_file(path: Path, scale: int, say: Callable[[str], None]) -> Choice
     say: told, in a line, where it would be a mixture and CLEAN has no packaged weights of that scale: then FAITHFUL.
     """
     found = detect_compression(path)
-    if found is not None and scale not in weights.list_packaged().get(CLEAN, ()):
+    if found is not None and scale not in files.list_packaged().get(CLEAN, ()):
         say(f"{CLEAN} x{scale} is not packaged: compressed images get {FAITHFUL}, too")
         return choose_by_strength(0)
     return choose_by_quality(found, scale)
@@ -81,7 +80,7 @@ def available_scales(model: str) -> tuple[int, ...]:
 
     Raises ValueError as `mixture.parse_mixture` does.
     """
-    known = weights.list_packaged()
+    known = files.list_packaged()
     model = FAITHFUL if model == AUTO else model
     if model not in known and os.path.exists(model):
         return ()

@@ -9,7 +9,7 @@ from edsr.errors import EvaluateError, ImageError
 from edsr.evaluation.scoring import evaluate, mean_scores
 from edsr.images.resize import matlab_downscale
 from edsr.inference.upscaler import Upscaler
-from edsr.weights.edsr import list_packaged, load_model
+from edsr.weights import list_packaged, load_model
 from tests.conftest import make_image, network
 
 BICUBIC = {  # PSNR on luma, as papers report it
@@ -69,7 +69,7 @@ def test_reductions_made_and_given_score_the_same(folders):
 
 @pytest.mark.parametrize("protocol", ["y", "rgb", "div2k"])
 def test_json_is_one_document(folders, capsys, protocol, tmp_path):
-    from edsr.weights.edsr import save_model
+    from edsr.weights import save_model
 
     save_model(network(), tmp_path / "m.safetensors")
     arguments = [

@@ -7,9 +7,8 @@ import torch
 
 from edsr import cli
 from edsr.errors import WeightsError
-from edsr.weights import edsr as weights
-from edsr.weights import interpolation
-from edsr.weights.edsr import load_model, read_info, save_model
+from edsr.weights import files as weights
+from edsr.weights import interpolation, load_model, read_info, save_model
 from edsr.weights.interpolation import parse_mixture
 from tests.conftest import network
 

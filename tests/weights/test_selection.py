@@ -19,9 +19,8 @@ from edsr.cli.progress import BatchProgress
 from edsr.images.compression import LossyCompression
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
-from edsr.weights import edsr as weights
-from edsr.weights import selection
-from edsr.weights.edsr import load_model, save_model
+from edsr.weights import files as weights
+from edsr.weights import load_model, save_model, selection
 from tests.conftest import ROOT, make_image, network
 from tests.support.image_files import names, pillow
 
@@ -234,8 +233,8 @@ def test_mixtures_by_hand_have_the_scales_of_their_parts(home, run):
 
 def test_standard_input(home):
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pathlib import Path\n"
-    code += "from edsr.weights import selection, edsr as weights; selection.TABLE = Path('.points.json')\n"
-    code += "weights.FOLDER = Path('packaged'); import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code += "from edsr.weights import files, selection; selection.TABLE = Path('.points.json')\n"
+    code += "files.FOLDER = Path('packaged'); import cli; sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(ROOT), "upscale", "-"]
     done = subprocess.run(command, input=(home / "a.jpg").read_bytes(), capture_output=True, timeout=120)
     found = selection.choose_by_file(home / "a.jpg", 2, pytest.fail)
