@@ -32,7 +32,7 @@ def save(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = pyvips.Image.new_from_array(pixels)
     gray, sixteen = pixels.shape[2] == 1, pixels.dtype == np.uint16
-    image = image.copy(interpretation={0: "srgb", 1: "b-w", 2: "rgb16", 3: "gray16"}[gray + 2 * sixteen])
+    image = image.copy(interpretation={0: "srgb", 1: "b-w", 2: "rgb16", 3: "grey16"}[gray + 2 * sixteen])
     path.write_bytes(image.write_to_buffer(path.suffix))
     return path
 
