@@ -5,7 +5,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from edsr.errors import CompareError
 from edsr.images import ImageReader, matlab_bicubic, matlab_downscale, pixels_to_srgb
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, Silent
-from edsr.system import available_memory, rename_into_place, temporary
+from edsr.system import atomic_file, available_memory, remove_abandoned
 
 from . import metrics
 
@@ -174,24 +173,19 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
 
 
 def save_comparison(target: Path, data: bytes, overwrite: bool) -> None:
-    """Writes a file, whole or not at all: under another name, then renamed.
+    """Writes a file, whole or not at all.
 
-    Raises CompareError if it cannot be written, or if it is there and may not be replaced.
+    Raises:
+        CompareError: It cannot be written, or is there and may not be replaced.
     """
-    part = temporary(target)
+    remove_abandoned(target.parent)
     try:
-        with open(part, "xb") as file:
+        with atomic_file(target, overwrite) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        rename_into_place(part, target, overwrite)
     except FileExistsError:
         raise CompareError(f"{target}: exists; add --overwrite to replace it") from None
     except OSError as error:
         raise CompareError(f"{target}: cannot be written ({error.strerror})") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()  # there is none after it was renamed
 
 
 # --- pixels

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import secrets
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from edsr.errors import WeightsError
 from edsr.models import EDSR, PRESETS, SCALES, EDSRConfig
+from edsr.system import atomic_file, remove_abandoned
 
 from . import interpolation
 from .edsr import (
@@ -117,14 +117,12 @@ def save_model(
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: not written, {key} is not finite in {_dtype_names([tensor])}")
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    remove_abandoned(path.parent)
     try:
-        part.write_bytes(save(tensors, metadata))  # save_file would make it readable to its owner alone
-        os.replace(part, path)
+        with atomic_file(path) as file:
+            file.write(save(tensors, metadata))
     except Exception as error:  # safetensors has exceptions of its own for what the disk refuses
         raise WeightsError(f"{path}: cannot be written: {_first_line(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def list_packaged() -> dict[str, tuple[int, ...]]:

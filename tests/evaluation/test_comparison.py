@@ -281,7 +281,9 @@ def test_where_outcomes_go(tmp_path):
 
 def test_files_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "a.html"
+    (tmp_path / ".edsr-0123456789ab.part").write_bytes(b"what a killed process has left")
     save_comparison(target, b"one", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
     with pytest.raises(CompareError, match="--overwrite"):
         save_comparison(target, b"two", overwrite=False)
     assert target.read_bytes() == b"one"

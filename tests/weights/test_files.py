@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -138,11 +137,10 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(model, tmp_path, monke
     with pytest.raises(TypeError):
         save_model(model, path, training={"x": object()})
 
-    def disk_full(file, data):
-        file.open("wb").write(data[:4])
+    def disk_full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(WeightsError, match="No space left") as error:
         save_model(model, path)
     assert str(path) in str(error.value)
@@ -151,14 +149,19 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(model, tmp_path, monke
 
 
 def test_interrupted_save_leaves_nothing(model, tmp_path, monkeypatch):
-    def interrupted(file, data):
-        file.open("wb").write(data[:4])
+    def interrupted(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(model, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_killed_processes_are_removed(model, tmp_path):
+    (tmp_path / ".edsr-0123456789ab.part").write_bytes(b"half of a network")
+    save_model(model, tmp_path / "x.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x", "none/x.safetensors", "folder.safetensors"])
