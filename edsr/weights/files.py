@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edsr.errors import WeightsError
 from edsr.models import EDSR, PRESETS, SCALES, EDSRConfig
+from edsr.strict_json import dumps
 from edsr.system import atomic_file, remove_abandoned
 
 from . import interpolation
@@ -101,7 +102,7 @@ def save_model(
         model: The network.
         path: Where to, with the ending .safetensors.
         dtype: Floating-point type to store the weights in; by default their own.
-        training: How they came about (data, steps, scores), in JSON's types.
+        training: How they came about (data, steps, scores), in JSON's types; nan and inf are written as null.
 
     Raises:
         WeightsError: The file cannot be written, is not named .safetensors, or a weight is not finite in `dtype`.
@@ -110,9 +111,9 @@ def save_model(
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise WeightsError(f"{path}: weights are written as safetensors; name the file {path.stem}.safetensors")
-    metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config))}
+    metadata = {"format": FORMAT, "config": dumps(asdict(model.config))}
     if training is not None:
-        metadata["training"] = json.dumps(training)
+        metadata["training"] = dumps(training)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():

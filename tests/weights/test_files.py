@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from edsr import cli
 from edsr.errors import WeightsError
 from edsr.models.edsr import DIV2K_MEAN, EDSR, PRESETS, EDSRConfig
 from edsr.weights import files, list_packaged, load_model, read_info, save_model
@@ -114,6 +116,19 @@ def test_info(model, tmp_path):
     }
     save_model(model, tmp_path / "y.safetensors")
     assert read_info(tmp_path / "y.safetensors")["training"] is None
+
+
+def test_headers_are_strict_json(model, tmp_path, capsys):
+    """Also where a score is infinite; what an older version wrote into its header is shown as null."""
+    path = tmp_path / "x.safetensors"
+    save_model(model, path, training={"psnr": float("inf"), "history": [{"loss": float("nan")}]})
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["training"]) == {"psnr": None, "history": [{"loss": None}]}
+    config = json.dumps(GOOD)
+    header = {"format": "edsr-triton", "config": config, "training": '{"pictures": 3, "psnr": Infinity}'}
+    save_file(model.state_dict(), path, header)
+    assert cli.main(["info", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"] == {"pictures": 3, "psnr": None}
 
 
 def test_loading_leaves_the_file_free(model, tmp_path):
