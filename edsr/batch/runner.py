@@ -61,7 +61,6 @@ class UpscalerPool:
         # A device computes one band at a time, whichever network's: together they need no more memory than one.
         self._turns = [threading.Lock() for _ in devices]
         self._loaded: OrderedDict[tuple[str, int], tuple[EDSR, dict[int, Upscaler]]] = OrderedDict()
-        self._told: set[str] = set()
         try:
             known = available_scales(model) if scale is None else ()
         except ValueError as error:
@@ -79,14 +78,7 @@ class UpscalerPool:
 
     def choose(self, source: Path, scale: int) -> Choice:
         """The network for an image, at one of `scales`."""
-        return choose_by_file(source, scale, self._say_once) if self._auto else self._fixed
-
-    def _say_once(self, line: str) -> None:
-        with self._lock:
-            new = line not in self._told
-            self._told.add(line)
-        if new:
-            self._say(line)
+        return choose_by_file(source, scale) if self._auto else self._fixed
 
     def on(self, i: int, scale: int, model: str | None = None) -> Upscaler:
         """The network of that scale on device number `i`. model: one that `choose` gave; None: the usual one."""

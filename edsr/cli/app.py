@@ -236,7 +236,7 @@ def run_compare(options) -> int:
     if wish is not None:
         model, said = wish
     elif options.image is not None:
-        model, said = choose_by_file(options.image, scale, lambda line: None if options.quiet else print_line(line))
+        model, said = choose_by_file(options.image, scale)
     else:
         model, said = choose_by_strength(0)  # the small image is made here, and loses nothing
     upscaler = make_upscaler(options, options.quiet, model)
