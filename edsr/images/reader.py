@@ -15,6 +15,7 @@ from edsr.errors import ImageError
 from . import exif, reorder
 from .formats import check_memory, reason, to_srgb
 from .probe import probe, refuse_pages
+from .samples import rescale
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
 _SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
@@ -271,5 +272,4 @@ def _fetch(image: pyvips.Image, dtype: np.dtype, count: int) -> Iterator[np.ndar
 
 def _stretch(rows: np.ndarray, bits: int) -> np.ndarray:
     """Samples of fewer bits, which libvips shifts up, so that white is 65535."""
-    top = 2**bits - 1
-    return (((rows >> (16 - bits)) * np.uint32(65535) + top // 2) // top).astype(np.uint16)
+    return rescale(rows >> (16 - bits), 2**bits - 1, 65535).astype(np.uint16)
