@@ -59,7 +59,7 @@ def noisy(image: np.ndarray, level: float, seed: int) -> np.ndarray:
 
 
 def psnr(result: np.ndarray, original: np.ndarray, scale: int) -> float:
-    return metrics.psnr(*metrics.scored(result, original, scale))
+    return metrics.psnr(*metrics.scored_region(result, original, scale))
 
 
 def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
@@ -73,7 +73,7 @@ def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
         highest = np.lib.stride_tricks.sliding_window_view(highest, side, axis).max(-1)
         lowest = np.lib.stride_tricks.sliding_window_view(lowest, side, axis).min(-1)
     busy = (highest != lowest).any(2)[scale:-scale, scale:-scale]
-    a, b = metrics.scored(result, original, scale)
+    a, b = metrics.scored_region(result, original, scale)
     return float(np.sqrt(np.mean((a - b)[~busy] ** 2))) if not busy.all() else float("nan")
 
 

@@ -115,7 +115,7 @@ def test_folders_that_do_not_fit(folders, tmp_path):
     with pytest.raises(EvaluateError, match="check --scale"):
         list(evaluate(up, folders / "lr", folders / "lr"))
     (folders / "lr" / "b.png").unlink()
-    with pytest.raises(EvaluateError, match=r"no reduction of b\.png"):
+    with pytest.raises(EvaluateError, match=r"no low-resolution image of b\.png"):
         list(evaluate(up, folders / "hr", folders / "lr"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="no images"):
