@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.windows import largest, largest_difference
-from edsr.export import ncnn as ncnn_model
+from edsr.export import write_ncnn
 from edsr.inference.cuda import CapturedGraph
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
@@ -312,7 +312,7 @@ def ncnn(work: Workload) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "weights")
         with open(weights, "wb") as file:
-            text = ncnn_model.write(work.plain(), file)
+            text = write_ncnn(work.plain(), file)
         net.load_param_mem(text)
         net.load_model(str(weights))
     mean = torch.tensor(work.config.mean).view(1, 3, 1, 1)
