@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from bench.windows import largest, largest_difference
-from edsr.export import ncnn as ncnn_model
+from edsr.export import write_ncnn
 from edsr.inference.cuda import CapturedGraph
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
+from edsr.system import available_memory
 
 Run = Callable[[], Any]  # gives a tensor or, with more than one result, a tuple
 SPARE = 4 << 30  # bytes of memory that are left to others
@@ -203,16 +204,6 @@ class CpuNetwork(Workload):
         return program.model_proto.SerializeToString()
 
 
-def available_memory() -> float:
-    """Bytes that can be had without swapping; no bound where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux
-        return float("inf")
-    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
-    return 2**10 * int(line.split()[1])
-
-
 def optional(name: str) -> ModuleType:
     """A module that need not be installed. Raises Unavailable if it is not."""
     try:
@@ -321,7 +312,7 @@ def ncnn(work: CpuNetwork) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "weights")
         with open(weights, "wb") as file:
-            text = ncnn_model.write(work.plain(), file)
+            text = write_ncnn(work.plain(), file)
         net.load_param_mem(text)
         net.load_model(str(weights))
     mean = torch.tensor(work.config.mean).view(1, 3, 1, 1)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from edsr.models.edsr import EDSR, EDSRConfig
-from edsr.weights.edsr import save_model
+from edsr.weights import save_model
 from tests.conftest import ROOT, make_image
 
 pytest.importorskip("triton.experimental.gluon")

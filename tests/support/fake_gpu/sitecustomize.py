@@ -263,7 +263,7 @@ PATCHES = {
     "edsr.models.edsr": patch_model,
     "edsr.inference.cuda": patch_graphs,
     "edsr.training.step": patch_step,
-    "edsr.weights.edsr": patch_weights,
+    "edsr.weights.files": patch_weights,
     "edsr.kernels.triton.launch": patch_launch,
     "edsr.kernels.triton.hopper.self_test": patch_hopper_check,
     "edsr.kernels.triton.hopper.probe": patch_probe,
