@@ -13,7 +13,7 @@ import torch
 
 from bench.machine import stopwatch
 from bench.workloads import Workload, in_bands
-from edsr.inference.streaming import plan
+from edsr.inference.plan import band_shape
 
 ROUNDS = 2
 
@@ -31,7 +31,7 @@ def prepared(width: int, height: int, device: str) -> tuple[Workload, torch.Tens
 def test_bands(benchmark, device, width, height, tile):
     work, expected = prepared(width, height, device)
     model, ops, x = work.upscaler.model, work.upscaler.ops, work.image
-    rows, columns = plan(width, tile, model.config.receptive_radius)
+    rows, columns = band_shape(width, tile, model.config.receptive_radius)
     difference = (in_bands(model, x, rows, columns, ops) - expected).abs().max().item()
     # A few roundings apart at most: kernels may sum in another order for another height.
     assert difference <= 16 * torch.finfo(work.dtype).eps * expected.abs().max().item()

@@ -264,7 +264,7 @@ def test_nothing_is_overwritten(home, upscale):
 )
 def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("edsr.inference.upscaler.cpu_has", lambda precision: False)
+    monkeypatch.setattr("edsr.inference.plan.cpu_has", lambda precision: False)
     before = listing(home), (home / "photo.png").read_bytes()
     code, out, err = upscale("photo.png", *arguments)
     assert code == 1 and out == "" and says in err and err.count("\n") == 1
