@@ -138,8 +138,12 @@ def choose_tile(tile: int | str, config: EDSRConfig, device: torch.device, preci
 
 
 def smallest_tile(radius: int) -> int:
-    """The smallest memory budget of a network with that receptive radius."""
-    return MIN_TILE
+    """The smallest memory budget of a network with that receptive radius.
+
+    A piece of columns is no narrower than four radii, so that its overlap at most doubles the work, and a band of one
+    row takes HEADROOM and FOOTROOM besides.
+    """
+    return max(MIN_TILE, math.isqrt((1 + HEADROOM + FOOTROOM) * 4 * radius - 1) + 1)
 
 
 def band_shape(width: int, tile: int, radius: int) -> tuple[int, int]:
@@ -164,7 +168,7 @@ def band_shape(width: int, tile: int, radius: int) -> tuple[int, int]:
     if budget // width - room < MIN_ROWS:
         columns = min(width, max(budget // (MIN_ROWS + room), 4 * radius))
     rows = budget // columns - room
-    return (rows - rows % 4 if rows > 4 else max(1, rows)), columns
+    return (rows - rows % 4 if rows > 4 else rows), columns
 
 
 class ColumnSlice(NamedTuple):

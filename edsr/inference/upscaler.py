@@ -30,7 +30,7 @@ class Upscaler:
             TRITON_INTERPRET=1), "winograd" (this project's kernels for CPUs, fp32; compiled here the first time on a
             machine, which takes a second), "torch", or "auto": the kernels where they can be had, else torch.
         tile: The memory budget. "auto" (on CUDA by the memory that is free), or N: no feature map has more than N x N
-            pixels. At least 32. On a
+            pixels. At least 32, and at least 44 for 32 residual blocks (see `edsr.inference.plan.smallest_tile`). On a
             CPU bands use no more than 256, because larger maps take memory and little less time; an image within N x N
             is computed whole, with "winograd" up to 512 x 512 (64 features).
         compute_lock: Held while a band is computed. Upscalers of one device that share it together need no more memory

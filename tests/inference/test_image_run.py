@@ -67,7 +67,7 @@ def test_a_whole_image_without_memory_goes_on_in_bands(monkeypatch, caplog):
         assert caplog.messages == ["cpu ran out of memory: going on with --tile 55"]
 
 
-@pytest.mark.parametrize(("blocks", "smallest", "tried"), [(2, 32, [45])])
+@pytest.mark.parametrize(("blocks", "smallest", "tried"), [(2, 32, [45]), (32, 44, [45])])
 def test_memory_that_never_suffices_is_an_error(blocks, smallest, tried, caplog):
     up = Upscaler(network(blocks=blocks), device="cpu", tile=64)
 

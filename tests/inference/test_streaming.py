@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.inference.plan import MIN_TILE, band_shape
+from edsr.inference.plan import MIN_TILE, band_shape, smallest_tile
 from edsr.inference.streaming import Band, Stream, StreamingOps
 from edsr.models.folding import FoldedEDSR
 from tests.conftest import network
@@ -188,3 +188,14 @@ def test_no_feature_map_is_larger_than_a_tile(width, height, tile):
         largest = LargestMap(patch)
         streamed(m, torch.rand(1, 3, height, width, dtype=torch.float64), [rows], columns)
     assert largest.pixels <= tile * tile
+
+
+def test_nor_with_the_smallest_tile_of_a_large_network(monkeypatch):
+    """Bands of one row, as deep as the larger network of the paper."""
+    m = FoldedEDSR(network(2, blocks=32, features=2))
+    tile = smallest_tile(m.config.receptive_radius)
+    rows, columns = band_shape(600, tile, m.config.receptive_radius)
+    assert rows == 1 and columns < 600
+    largest, x = LargestMap(monkeypatch), torch.rand(1, 3, 4, 600, dtype=torch.float64)
+    torch.testing.assert_close(streamed(m, x, [rows], columns), m(x), rtol=0, atol=1e-12)
+    assert 0 < largest.pixels <= tile * tile
