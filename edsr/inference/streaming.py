@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edsr.kernels import RAW_OUTPUT, OutputSpec, TensorOps, empty_feature_map, load_ops
+from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, TensorOps, empty_feature_map, load_ops
 from edsr.models import EDSR
 
 from .cuda import BandGraph
@@ -42,11 +42,11 @@ class Band(NamedTuple):
         return self.buffer[:, :, HEADROOM : HEADROOM + self.rows]
 
 
-class StreamingOps:
+class StreamingOps(Ops[Band]):
     """The operations for one image (or one batch, or some columns of it), with a LineBuffer for each call.
 
-    They are an `Ops[Band]`: feature maps are the rows that are there so far. Calls are told apart by their order, so
-    `begin` must precede every forward pass.
+    A feature map is the band of rows that are there so far. Calls are told apart by their order, so `begin` must
+    precede every forward pass.
 
     Args:
         ops: The operations that compute; PyTorch by default.
