@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -203,3 +205,16 @@ def test_the_model_is_left_alone():
     before = m.head.weight.clone()
     Upscaler(m, device="cpu")(make_image(5, 5))
     assert m.head.weight.dtype == torch.float64 and torch.equal(before, m.head.weight)
+
+
+def test_an_upscaler_that_is_dropped_is_gone_at_once():
+    """Its weights are, too, on whatever device: no cycle waits for the garbage collector."""
+    up = Upscaler(network(), device="cpu", tile=32)
+    list(up.bands([make_image(40, 50)], 50))
+    weights = weakref.ref(up.model.head.weight)
+    gc.disable()
+    try:
+        del up
+        assert weights() is None
+    finally:
+        gc.enable()
