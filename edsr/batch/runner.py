@@ -92,9 +92,8 @@ class UpscalerPool:
             self._loaded.move_to_end(key)
             network, ready = self._loaded[key]
             if i not in ready:
-                upscaler = Upscaler(network, self._devices[i], *self._options)
-                upscaler.say, upscaler.compute_lock = self._say, self._turns[i]
-                upscaler.warm_up(self._say)
+                upscaler = Upscaler(network, self._devices[i], *self._options, compute_lock=self._turns[i])
+                upscaler.warm_up()
                 ready[i] = upscaler
             return ready[i]
 

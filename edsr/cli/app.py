@@ -60,8 +60,7 @@ def make_upscaler(options, quiet: bool, model: str | None = None):
     use_threads(options)
     network = load_model(model or options.model, options.scale)
     upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile)
-    upscaler.say = lambda line: None if quiet else print_line(line)
-    upscaler.warm_up(upscaler.say)
+    upscaler.warm_up()
     return upscaler
 
 

@@ -113,7 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=tile,
         default="auto",
         metavar="N|auto",
-        help="memory budget: no feature map is larger than one of N x N pixels; the result is the same for every N",
+        help="memory budget: no feature map has more than N x N pixels; at least 32, with 32 residual blocks 44; the "
+        "result is the same for every N",
     )
     network.add_argument(
         "--precision",
