@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,34 +82,19 @@ def configurations(gpu: str) -> dict[tuple[str, str], launch.Config]:
     return {(op, key): config for op, keys in ops.items() for key, config in keys.items()}
 
 
-@contextlib.contextmanager
-def configured(gpu: str | None) -> Iterator[set[tuple[str, str]]]:
-    """Inside, launchers get the configurations of `gpu`. Yields the set of those asked for, by op and key."""
-    entries = configurations(gpu) if gpu else {}
-    asked = set()
-
-    def config(op: str, key: str, default: launch.Config, device: torch.device) -> launch.Config:
-        asked.add((op, key))
-        return entries.get((op, key), default)
-
-    before, launch.config = launch.config, config
-    try:
-        yield asked
-    finally:
-        launch.config = before
-
-
 def compile_case(case: Case, arch: int, gpu: str | None = None) -> Outcome:
     """Compiles all that `case` launches on compute capability `arch`, with the configurations measured on `gpu`."""
     driver.set_active(_NoGPU(arch))  # pyright: ignore[reportArgumentType]
     torch.backends.cuda.matmul.allow_tf32 = case.kind == "tf32"
     kernels, problems = {}, []
+    entries = configurations(gpu) if gpu else {}
 
     def collect(name: str, kernel: Any) -> None:
         kernels[kernel.hash] = kernel
 
+    override = launch.override_configs(lambda op, key, default: entries.get((op, key), default))
     # Triton prints the whole program where ptxas refuses it.
-    with launch.compile_only(arch, collect), configured(gpu) as asked, contextlib.redirect_stdout(io.StringIO()):
+    with launch.compile_only(arch, collect), override as asked, contextlib.redirect_stdout(io.StringIO()):
         try:
             case.call()
         except Exception as error:

@@ -26,3 +26,10 @@ def compile_ahead(device: torch.device) -> str:
 
     probe.begin(device)
     return ""
+
+
+def is_faster_in_training(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    """Whether a step of training on these kernels was measured to be faster than with PyTorch's on this kind of GPU."""
+    from . import launch
+
+    return launch.choice("training_step", f"{launch.NAMES[dtype]} {channels}", device) == "triton"

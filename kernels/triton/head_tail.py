@@ -15,16 +15,16 @@ first and the last column in a few extra programs, whose pixels run down a colum
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import reference
 from ..interface import MAX_VALUE, RAW_OUTPUT, TO_UNIT, OutputSpec
 from . import launch
-from .conv3x3 import conv3x3, precision
+from .conv3x3 import precision
 from .launch import Config, KernelError
 
 PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the L2 cache (40 MB on sm_80, 50 on sm_90)
@@ -104,18 +104,22 @@ def head(
     channels_last, bias: [Co], both fp16, bf16 or fp32. padding: rows of zeros above and below, each 0 or 1.
     out: where to write, [N, Co, H', W] channels_last. Raises KernelError for other operands.
     """
-    launch.check("head", weight, x=x, bias=bias, out=out)
-    n, channels, rows, w = x.shape
+    n, _, rows, w = x.shape
     co, height = weight.shape[0], rows - 2 + sum(padding)
-    if channels != 3 or tuple(weight.shape[1:]) != (3, 3, 3) or tuple(bias.shape) != (co,) or height < 1 or w < 1:
-        raise KernelError(f"head: cannot take {list(x.shape)} with weight {list(weight.shape)}, padding {padding}")
-    if x.dtype not in TO_UNIT or not weight.permute(0, 2, 3, 1).is_contiguous():
-        raise KernelError(f"head: expects uint8, uint16 or float32, not {x.dtype}, and a channels_last weight")
+    size = (n, co, height, w)
+    launch.check_device("head", weight, x=x)
+    if x.shape[1] != 3 or x.dtype not in TO_UNIT:
+        expected = "uint8, uint16 or float32 [N, 3, H, W]"
+        raise KernelError(f"head: x is {x.dtype} {list(x.shape)}, which should be {expected}")
+    launch.check_operands(
+        "head",
+        weight,
+        maps={"out": (out, size)},
+        parameters={"weight": (weight, (co, 3, 3, 3)), "bias": (bias, (co,))},
+        result=size,
+    )
     if out is None:
-        out = torch.empty((n, co, height, w), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
-    elif tuple(out.shape) != (n, co, height, w) or out.dtype != weight.dtype:
-        raise KernelError(f"head: out is {out.dtype} {list(out.shape)}, not {weight.dtype} {[n, co, height, w]}")
-    out = launch.channels_last("head", out)
+        out = torch.empty(size, dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
     if config is None:
         default = {"BLOCK_W": 128, "BLOCK_CO": 64 if co >= 64 else 16, "num_warps": 4, "num_stages": 1}
         config = launch.config("head", f"{launch.NAMES[weight.dtype]} {co}", default, x.device)
@@ -134,8 +138,7 @@ def head(
         x.stride(2),
         x.stride(3),
         x.stride(1),
-        out.stride(0),
-        out.stride(2),
+        *launch.row_strides(out),
         TO_UNIT[x.dtype],
         *mean,
         Co=co,
@@ -266,7 +269,7 @@ def _tail_sum(
     mean_b,
     O: tl.constexpr,  # noqa: E741
     R: tl.constexpr,
-    LEVELS: tl.constexpr,
+    MAX_VALUE: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_O: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -292,8 +295,8 @@ def _tail_sum(
     broken = tl.where(mask, acc - acc, 0.0) != 0.0  # NaN and infinities alone differ from themselves
     if tl.max(tl.max(broken.to(tl.int32), 1), 0) != 0:
         tl.store(overflow_ptr, 1)
-    if LEVELS > 0:
-        acc = tl.minimum(tl.maximum(acc, 0.0), 1.0) * LEVELS
+    if MAX_VALUE > 0:
+        acc = tl.minimum(tl.maximum(acc, 0.0), 1.0) * MAX_VALUE
         acc = (acc + 12582912.0) - 12582912.0  # 1.5·2²³: leaves no digits behind the point, ties to even
     out_ptr += (R * h).to(tl.int64) * out_row
     offset = (o // R % R) * out_row + (o % R) * 3 + channel
@@ -313,81 +316,125 @@ def collapsed_tail(
 ) -> Tensor:
     """pixel_shuffle(conv5x5(x)) + mean, border ring exact; `edsr.kernels.reference.collapsed_tail` in two kernels.
 
-    x: [N, Ci, H, W] channels_last, fp16, bf16 or fp32, Ci a multiple of 16. weight: [4, 4, 3·r², Ci, 5, 5] with Ci
-    innermost in memory, bias: [4, 4, 3·r²]. padding: rows of zeros above and below, 2 or 0 (x then carries them).
-    ends: whether the first and the last row of the result are the image's.
-    Gives [N, 3, r·H', r·W] channels_last in fp32 or result.dtype. Raises KernelError for other operands.
+    Args:
+        x: [N, Ci, H, W] channels_last, fp16, bf16 or fp32, Ci a multiple of 16.
+        weight: [4, 4, 3·r², Ci, 5, 5] of x's dtype, with Ci innermost in memory (`edsr.models.folding`).
+        bias: [4, 4, 3·r²].
+        mean: RGB, added to the result.
+        shuffle: r.
+        result: What to return.
+        padding: Rows of zeros above and below, 2 or 0 (x then carries them).
+        ends: Whether the first and the last row of the result are the image's.
+        config: Launch configuration of the first kernel, None for the one measured.
+
+    Returns:
+        [N, 3, r·H', r·W] channels_last, in fp32 or result.dtype.
+
+    Raises:
+        KernelError: An operand is none of these.
     """
-    launch.check("collapsed_tail", x, weight=weight, bias=bias, overflow=result.overflow)
     n, ci, height, w = x.shape
     rows, outputs = height - 4 + 2 * padding, 3 * shuffle * shuffle
-    if tuple(weight.shape) != (4, 4, outputs, ci, 5, 5) or tuple(bias.shape) != (4, 4, outputs) or ci % 16:
-        raise KernelError(f"collapsed_tail: {ci} channels and factor {shuffle} do not go with {list(weight.shape)}")
-    if rows < 1 or w < 1 or weight.dtype != x.dtype or bias.dtype != x.dtype:
-        raise KernelError(f"collapsed_tail: cannot take {x.dtype} {list(x.shape)} with a weight of {weight.dtype}")
-    if not weight.permute(0, 1, 2, 4, 5, 3).is_contiguous() or not bias.is_contiguous():
-        raise KernelError(
-            "collapsed_tail: the weight's input channels must be innermost in memory (edsr.models.folding)"
-        )
-    x = launch.channels_last("collapsed_tail", x)
+    launch.check_device("collapsed_tail", x, overflow=result.overflow)
+    launch.check_operands(
+        "collapsed_tail",
+        x,
+        maps={"x": (x, (n, ci, height, w))},
+        parameters={"weight": (weight, (4, 4, outputs, ci, 5, 5)), "bias": (bias, (4, 4, outputs))},
+        result=(n, 3, shuffle * rows, shuffle * w),
+        channels=ci,
+    )
     if config is None:
         key = f"{launch.NAMES[x.dtype]} {ci}-{outputs}"
         config = launch.config("collapsed_tail", key, default_tail_config(ci, outputs, x.dtype), x.device)
-    block_w, block_j = config["BLOCK_W"], config["BLOCK_J"]
     columns = launch.cdiv(5 * outputs, 16) * 16
-    strip = max(1, min(rows, PARTIAL_BYTES // (w * columns * x.element_size())))
-    partial = torch.empty((strip, w, columns), dtype=x.dtype, device=x.device)
+    tallest = max(1, min(rows, PARTIAL_BYTES // (w * columns * x.element_size())))
+    partial = torch.empty((tallest, w, columns), dtype=x.dtype, device=x.device)
     out = torch.empty((n, shuffle * rows, shuffle * w, 3), dtype=result.dtype or torch.float32, device=x.device)
     overflow = result.overflow if result.overflow is not None else x.new_zeros(1, dtype=torch.int32)
-    top, bottom = map(int, ends)
     for image, target in zip(x, out, strict=True):
-        for first in range(0, rows, strip):
-            last = min(first + strip, rows)
-            blocks_w = launch.cdiv(w, block_w)
-            border = 6 * (launch.cdiv(last - first, block_w) + (2 if first == 0 or last == rows else 0))
-            launch.run(
-                _tail_partial,
-                ((last - first) * blocks_w + border, launch.cdiv(columns, block_j)),
-                image,
-                weight,
-                partial,
-                first,
-                last,
-                rows,
-                w,
-                top,
-                bottom,
-                x.stride(2),
-                Ci=ci,
-                O=outputs,
-                PADDING=padding,
-                PRECISION=precision(x.dtype),
-                COLUMNS=columns,
-                **config,
-            )
-            launch.run(
-                _tail_sum,
-                ((last - first) * launch.cdiv(w, SUM_PIXELS),),
-                partial,
-                bias,
-                target,
-                overflow,
-                first,
-                rows,
-                w,
-                top,
-                bottom,
-                out.stride(1),
-                *mean,
-                O=outputs,
-                R=shuffle,
-                LEVELS=MAX_VALUE[result.dtype],
-                BLOCK_W=SUM_PIXELS,
-                BLOCK_O=triton.next_power_of_2(outputs),
-                COLUMNS=columns,
-                num_warps=4,
-            )
+        for first in range(0, rows, tallest):
+            strip = _Strip(first, min(first + tallest, rows), rows, w, *map(int, ends))
+            _sum_rows(image, weight, partial, strip, padding, config)
+            _sum_columns(partial, bias, target, overflow, strip, mean, shuffle, MAX_VALUE[result.dtype])
     return out.permute(0, 3, 1, 2)
+
+
+class _Strip(NamedTuple):
+    """Rows of a result that are computed at once."""
+
+    first: int
+    last: int  # exclusive
+    rows: int  # of the whole result
+    width: int
+    top: int  # whether the result's first row is the image's
+    bottom: int
+
+
+def _sum_rows(image: Tensor, weight: Tensor, partial: Tensor, strip: _Strip, padding: int, config: Config) -> None:
+    """partial = the sums over channels and five rows. image: [Ci, H, W]."""
+    first, last, rows, w, top, bottom = strip
+    columns, block_w = partial.shape[2], config["BLOCK_W"]
+    at_border = first == 0 or last == rows
+    inner = (last - first) * launch.cdiv(w, block_w)
+    border = 6 * (launch.cdiv(last - first, block_w) + 2 * at_border)
+    launch.run(
+        _tail_partial,
+        (inner + border, launch.cdiv(columns, config["BLOCK_J"])),
+        image,
+        weight,
+        partial,
+        first,
+        last,
+        rows,
+        w,
+        top,
+        bottom,
+        image.stride(1),
+        Ci=image.shape[0],
+        O=weight.shape[2],
+        PADDING=padding,
+        PRECISION=precision(image.dtype),
+        COLUMNS=columns,
+        **config,
+    )
+
+
+def _sum_columns(
+    partial: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    overflow: Tensor,
+    strip: _Strip,
+    mean: Sequence[float],
+    shuffle: int,
+    max_value: int,
+) -> None:
+    """out = the sums of five columns each, as pixels. out: [r·H, r·W, 3] of one image."""
+    first, last, rows, w, top, bottom = strip
+    outputs = bias.shape[2]
+    launch.run(
+        _tail_sum,
+        ((last - first) * launch.cdiv(w, SUM_PIXELS),),
+        partial,
+        bias,
+        out,
+        overflow,
+        first,
+        rows,
+        w,
+        top,
+        bottom,
+        out.stride(0),
+        *mean,
+        O=outputs,
+        R=shuffle,
+        MAX_VALUE=max_value,
+        BLOCK_W=SUM_PIXELS,
+        BLOCK_O=triton.next_power_of_2(outputs),
+        COLUMNS=partial.shape[2],
+        num_warps=4,
+    )
 
 
 def default_tail_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
@@ -403,15 +450,3 @@ def default_tail_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
         "num_warps": 4 if outputs <= 12 else 8,
         "num_stages": 3,
     }
-
-
-def tail(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Sequence[float],
-    result: OutputSpec = RAW_OUTPUT,
-    padding: int = 1,
-) -> Tensor:
-    """conv3x3(x) + mean; `edsr.kernels.reference.tail`. Only networks that were not folded come here."""
-    return reference.to_output(conv3x3(x, weight, bias, padding=padding), mean, result)

@@ -263,7 +263,8 @@ def test_what_no_kernel_takes(chip):
         (x.double(), weight, bias, "float64"),
         (x, weight.float(), bias, "weight is torch.float32"),
         (x, weight.contiguous(), bias, "weight is not channels_last"),
-        (x, weight, bias[:8], "bias"),
+        (x, weight, bias[:8], "bias is torch"),
+        (x, weight, torch.cat([bias, bias])[::2], "bias is not"),
         (x[:, :, :0], weight, bias, "nothing comes"),
         (x, weight, bias, "skip is", x[:, :, :2]),
     ]

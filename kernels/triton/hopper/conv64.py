@@ -22,6 +22,7 @@ Letters: N images, H rows, W columns. Maps are [N, H, W, 64], weights [64 out, 9
 """
 
 import triton.language as tl
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -31,6 +32,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+
+from .. import launch
+from .tma import tensor_descriptor
 
 C = gl.constexpr(64)
 PIXELS = gl.constexpr(128)  # of a row, computed at once
@@ -283,4 +287,43 @@ def conv3x3_c64(
         ],
         [4, 1, 1],  # warps of all but the first
         [240, 24, 24],  # registers of their threads; together with the first's 240 the file is full
+    )
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, relu: bool, scale: float, skip: Tensor | None, padding: int, out: Tensor
+) -> None:
+    """out = skip + scale * relu(x * weight + bias); operands as of `edsr.kernels.triton.hopper.dispatch.conv3x3`."""
+    default = {"SLOTS": 10, "num_warps": 4, "maxnreg": 168}
+    config = launch.config("hopper_conv64", launch.NAMES[x.dtype], default, x.device)
+    _launch(x, weight, bias, relu, scale, skip, padding, out, COPIES=1, **config)
+
+
+def convolve_copies(
+    x: Tensor, weight: Tensor, bias: Tensor, relu: bool, scale: float, skip: Tensor | None, padding: int, out: Tensor
+) -> None:
+    """`convolve` with each row kept three times, one pixel apart."""
+    options = {"SLOTS": 4, "num_warps": 4, "maxnreg": 168}  # more rows would not fit
+    _launch(x, weight, bias, relu, scale, skip, padding, out, COPIES=3, **options)
+
+
+def _launch(x, weight, bias, relu, scale, skip, padding, out, **options) -> None:
+    n, _, h, w = out.shape
+    rows = n * h * launch.cdiv(w, 128)
+    rows_per_block = launch.cdiv(rows, launch.multiprocessors(x.device))
+    launch.run(
+        conv3x3_c64,
+        (launch.cdiv(rows, rows_per_block),),
+        tensor_descriptor(x, 128),
+        tensor_descriptor(x, 8),
+        weight,
+        bias,
+        tensor_descriptor(out if skip is None else skip, 128),
+        tensor_descriptor(out, 128),
+        rows_per_block,
+        padding,
+        float(scale),
+        RELU=relu,
+        SKIP=skip is not None,
+        **options,
     )

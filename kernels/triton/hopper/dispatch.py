@@ -1,6 +1,6 @@
 """The convolutions that Hopper GPUs (sm_90) compute by kernels of their own, where those have been found right.
 
-`edsr.kernels.triton.conv3x3` asks `should_use` and falls back on its portable kernel. The Hopper kernels are written in
+`edsr.kernels.triton.ops` asks `should_use` and falls back on the portable kernel. The Hopper kernels are written in
 Gluon, part of Triton but experimental, and imported when first needed. None is launched before
 `edsr.kernels.triton.hopper.probe` has found it right on this kind of GPU (`edsr.kernels.triton.hopper.verification`):
 a kernel that hangs takes its process with it.
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .. import launch
 from . import verification
-from .tma import descriptor, tensor_descriptor
 
 logger = logging.getLogger(__name__)
 
@@ -92,76 +91,43 @@ def conv3x3(
     KERNELS[name](x, weight, bias, relu, scale, skip, padding, out)
 
 
-def _conv64(x, weight, bias, relu, scale, skip, padding, out) -> None:
-    default = {"SLOTS": 10, "num_warps": 4, "maxnreg": 168}
-    config = launch.config("hopper_conv64", launch.NAMES[x.dtype], default, x.device)
-    _line_buffer(x, weight, bias, relu, scale, skip, padding, out, COPIES=1, **config)
+def resblock(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, scale: float, out: Tensor | None
+) -> Tensor:
+    """See `edsr.kernels.triton.hopper.resblock.resblock`. For operands that `supports_block` has accepted."""
+    from . import resblock as kernel
+
+    return kernel.resblock(x, weight1, bias1, weight2, bias2, scale, out)
 
 
-def _conv64_of_copies(x, weight, bias, relu, scale, skip, padding, out) -> None:
-    options = {"SLOTS": 4, "num_warps": 4, "maxnreg": 168}  # more rows would not fit
-    _line_buffer(x, weight, bias, relu, scale, skip, padding, out, COPIES=3, **options)
+def _c64(*operands) -> None:
+    from . import conv64
+
+    conv64.convolve(*operands)
 
 
-def _line_buffer(x, weight, bias, relu, scale, skip, padding, out, **options) -> None:
-    from .conv64 import conv3x3_c64
+def _copies(*operands) -> None:
+    from . import conv64
 
-    n, _, h, w = out.shape
-    rows = n * h * launch.cdiv(w, 128)
-    rows_per_block = launch.cdiv(rows, launch.multiprocessors(x.device))
-    launch.run(
-        conv3x3_c64,
-        (launch.cdiv(rows, rows_per_block),),
-        tensor_descriptor(x, 128),
-        tensor_descriptor(x, 8),
-        weight,
-        bias,
-        tensor_descriptor(out if skip is None else skip, 128),
-        tensor_descriptor(out, 128),
-        rows_per_block,
-        padding,
-        float(scale),
-        RELU=relu,
-        SKIP=skip is not None,
-        **options,
-    )
+    conv64.convolve_copies(*operands)
 
 
-def _conv_wide(x, weight, bias, relu, scale, skip, padding, out) -> None:
-    from .conv_wide import conv3x3_wide
+def _wide(*operands) -> None:
+    from . import conv_wide
 
-    default = {"X_SLOTS": 6, "W_SLOTS": 3, "num_warps": 4, "maxnreg": 168}
-    n, co, h, w = out.shape
-    ci = weight.shape[1]
-    tiles = n * launch.cdiv(h, 2) * launch.cdiv(w, 128) * (co // 128)
-    launch.run(
-        conv3x3_wide,
-        (min(tiles, launch.multiprocessors(x.device)),),
-        tensor_descriptor(x, 128),
-        tensor_descriptor(x, 8),
-        descriptor(weight, [co, 9 * ci], [9 * ci, 1], [128, 64]),
-        bias,
-        tensor_descriptor(out if skip is None else skip, 128),
-        tensor_descriptor(out, 128),
-        padding,
-        float(scale),
-        RELU=relu,
-        SKIP=skip is not None,
-        **launch.config("hopper_conv256", f"{launch.NAMES[x.dtype]} {ci}-{co}", default, x.device),
-    )
+    conv_wide.convolve(*operands)
 
 
 def _block(x, weight, bias, relu, scale, skip, padding, out) -> None:
     """The ResBlock of twice the same convolution, for its check. relu, skip and padding are what the block says."""
-    from .resblock import resblock
-
     resblock(x, weight, bias, weight, bias, scale, out)
 
 
+# By name; operands as of `conv3x3`. Their modules need Gluon and are imported when first used.
 KERNELS: dict[str, Callable[..., None]] = {
-    "c64": _conv64,
-    "copies": _conv64_of_copies,
-    "wide": _conv_wide,
+    "c64": _c64,
+    "copies": _copies,
+    "wide": _wide,
     "block": _block,
 }
 
