@@ -31,7 +31,7 @@ def run(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess:
 def test_the_kernels_fit(tmp_path):
     result = run("-m", "edsr.kernels.aot", "--quick", "--json", str(tmp_path / "report.json"))
     assert result.returncode == 0, result.stdout + result.stderr
-    names = ("_head", "_conv3x3", "_tail_partial", "_tail_sum", "_wgrad", "_add_runs", "conv3x3_c64", "conv3x3_wide")
+    names = ("_head", "_conv3x3", "_tail_partial", "_tail_sum", "_wgrad", "_add_splits", "conv3x3_c64", "conv3x3_wide")
     for name in names:
         assert f" {name} " in result.stdout
     kernels = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["kernels"]
