@@ -44,17 +44,17 @@ class Resources:
     spills: int  # instructions that load from local memory or store to it
     shared: int  # bytes of shared memory per block
     matrix: dict[str, int]  # matrix instructions by name and shape, and how many there are
-    multiplies: bool  # whether the program has a matrix product
+    has_matrix_product: bool  # whether the program has a matrix product
     warnings: tuple[str, ...]  # of ptxas, that matrix products wait for each other
     rings: tuple[int, ...] = ()  # slots of each ring that a plain kernel keeps for operands of asynchronous products
 
 
-class Outcome(NamedTuple):
+class CompiledCase(NamedTuple):
     """What became of a case."""
 
     kernels: list[Any]  # as Triton compiled them
     failures: list[str]  # of the case itself
-    asked: set[tuple[str, str]]  # (op, key) of the configurations that its launchers asked for
+    requested: set[tuple[str, str]]  # (op, key) of the configurations that its launchers asked for
 
 
 # Compiling and judging.
@@ -76,18 +76,18 @@ class _NoGPU:
         return 0
 
 
-def configurations(gpu: str) -> dict[tuple[str, str], launch.Config]:
+def load_configurations(gpu: str) -> dict[tuple[str, str], launch.Config]:
     """The entries of configs/<gpu>.json by op and key."""
     ops = json.loads((launch.FOLDER / f"{gpu}.json").read_text(encoding="utf-8"))["configs"]
     return {(op, key): config for op, keys in ops.items() for key, config in keys.items()}
 
 
-def compile_case(case: Case, arch: int, gpu: str | None = None) -> Outcome:
+def compile_case(case: Case, arch: int, gpu: str | None = None) -> CompiledCase:
     """Compiles all that `case` launches on compute capability `arch`, with the configurations measured on `gpu`."""
     driver.set_active(_NoGPU(arch))  # pyright: ignore[reportArgumentType]
     torch.backends.cuda.matmul.allow_tf32 = case.kind == "tf32"
     kernels, problems = {}, []
-    entries = configurations(gpu) if gpu else {}
+    entries = load_configurations(gpu) if gpu else {}
 
     def collect(name: str, kernel: Any) -> None:
         kernels[kernel.hash] = kernel
@@ -101,9 +101,9 @@ def compile_case(case: Case, arch: int, gpu: str | None = None) -> Outcome:
             problems.append(_reason(error))
     # Where Triton keeps binaries alone there is nothing to be read.
     readable = [kernel for kernel in kernels.values() if "ttgir" in kernel.asm]
-    if not problems and case.matrix and len(readable) == len(kernels) and not any(map(multiplies, readable)):
+    if not problems and case.matrix and len(readable) == len(kernels) and not any(map(has_matrix_product, readable)):
         problems.append("no kernel has a matrix product")
-    return Outcome(list(kernels.values()), problems, asked)
+    return CompiledCase(list(kernels.values()), problems, asked)
 
 
 def _reason(error: BaseException) -> str:
@@ -119,7 +119,11 @@ def failures(resources: Resources, arch: int, matrix: bool) -> list[str]:
     found = []
     if resources.spills:
         found.append(f"{resources.spills} instructions spill registers")
-    if matrix and resources.multiplies and not any(x.split(".")[0] == INSTRUCTION[arch] for x in resources.matrix):
+    if (
+        matrix
+        and resources.has_matrix_product
+        and not any(x.split(".")[0] == INSTRUCTION[arch] for x in resources.matrix)
+    ):
         found.append(f"no {INSTRUCTION[arch]}")
     if resources.shared > SHARED[arch]:
         found.append(f"{resources.shared} B of shared memory, where a block may have {SHARED[arch]}")
@@ -134,18 +138,18 @@ def inspect(kernel: Any) -> Resources:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(kernel.asm["cubin"])
         ptx.write_text(kernel.asm["ptx"], encoding="utf-8")
-        target = _find(r"^\.target (\w+)", kernel.asm["ptx"])
+        target = _search(r"^\.target (\w+)", kernel.asm["ptx"])
         code = _output("cuobjdump", "-sass", "-res-usage", cubin)
         log = _output("ptxas", "-v", f"--gpu-name={target}", ptx, "-o", "/dev/null")
     opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code)
     matrix = Counter(".".join(x.split(".")[:2]) for x in opcodes if re.match(r"[HIQ]G?MMA\.", x))
     return Resources(
-        registers=int(_find(r"\bREG:(\d+)", code)),
-        stack=int(_find(r"\bSTACK:(\d+)", code)),
+        registers=int(_search(r"\bREG:(\d+)", code)),
+        stack=int(_search(r"\bSTACK:(\d+)", code)),
         spills=sum(x.startswith(("LDL", "STL")) for x in opcodes),
         shared=kernel.metadata.shared,
         matrix=dict(matrix),
-        multiplies=multiplies(kernel),
+        has_matrix_product=has_matrix_product(kernel),
         warnings=tuple(line.strip() for line in log.splitlines() if "serialized" in line or "C7508" in line),
         rings=rings(kernel.asm["ttgir"]),
     )
@@ -161,12 +165,12 @@ def rings(ttgir: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x", ttgir)))
 
 
-def multiplies(kernel: Any) -> bool:
+def has_matrix_product(kernel: Any) -> bool:
     """Whether the program, as Triton lowers it for a GPU, has a matrix product."""
     return re.search(r"\btt\.dot\b|\bttng\.warp_group_dot\b", kernel.asm["ttgir"]) is not None
 
 
-def _find(pattern: str, text: str) -> str:
+def _search(pattern: str, text: str) -> str:
     found = re.search(pattern, text, re.MULTILINE)
     assert found, f"no {pattern} in what the CUDA tools say"
     return found[1]
@@ -192,7 +196,7 @@ class Report:
         self.failures: list[str] = []
         write(COLUMNS.format(*TITLES))
 
-    def case(self, case: Case, arch: int, gpu: str | None, outcome: Outcome) -> None:
+    def case(self, case: Case, arch: int, gpu: str | None, outcome: CompiledCase) -> None:
         label = case.name + (f" on {gpu}" if gpu else "")
         for kernel in outcome.kernels:
             if kernel.hash not in self.kernels:
@@ -201,7 +205,7 @@ class Report:
             self.failure(f"sm_{arch} {label}: {reason}")
 
     def _kernel(self, case: Case, arch: int, label: str, kernel: Any) -> None:
-        uses, (least, by) = inspect(kernel), case.bound(arch)
+        uses, (least, by) = inspect(kernel), case.roofline(arch)
         wrong = failures(uses, arch, case.matrix)
         self.kernels[kernel.hash] = {
             "arch": arch,
@@ -250,15 +254,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [c for c in cases() if options.only in c.name and (c.name in QUICK or not options.quick)]
     report = Report(lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     for arch in options.arch:
-        for gpu in (None, *(() if options.quick else measured(arch))):
+        for gpu in (None, *(() if options.quick else measured_gpus(arch))):
             asked = set()
             for case in chosen:
                 if arch in case.archs:
                     outcome = compile_case(case, arch, gpu)
                     report.case(case, arch, gpu, outcome)
-                    asked |= outcome.asked
+                    asked |= outcome.requested
             if gpu and not options.only:
-                for op, key in configurations(gpu).keys() - asked:
+                for op, key in load_configurations(gpu).keys() - asked:
                     report.failure(f"sm_{arch} configs/{gpu}.json: no case asks for {op} {key}")
     sys.stdout.write(f"triton {triton.__version__}: {len(report.kernels)} kernels, {len(report.failures)} failures\n")
     sys.stdout.writelines(f"FAIL {line}\n" for line in report.failures)
@@ -268,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report.failures else 0
 
 
-def measured(arch: int) -> list[str]:
+def measured_gpus(arch: int) -> list[str]:
     """The GPUs of this architecture that configurations were measured on."""
     names = sorted(path.stem for path in launch.FOLDER.glob("*.json"))
     return [name for name in names if any(GPUS.get(word) == arch for word in name.split("-"))]

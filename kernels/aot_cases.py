@@ -52,7 +52,7 @@ class Case:
         """Whether its products belong on the matrix units."""
         return self.kind in ("fp16", "bf16")
 
-    def bound(self, arch: int) -> tuple[float, str]:
+    def roofline(self, arch: int) -> tuple[float, str]:
         """(the least milliseconds it can take, which of its two costs that is)."""
         peaks = PEAKS[arch]
         return max(

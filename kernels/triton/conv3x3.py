@@ -142,7 +142,7 @@ def portable(
     flipped = bias is None
     co, rows = weight.shape[int(flipped)], out.shape[2] // shuffle
     if config is None:
-        key = f"{launch.NAMES[x.dtype]} {ci}-{co}" + (" narrow" if w < NARROW else "")
+        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}" + (" narrow" if w < NARROW else "")
         default = default_config(ci, co, shuffle, w, x.dtype, x.device)
         config = launch.config("dgrad" if flipped else "conv3x3", key, default, x.device)
     blocks = launch.cdiv(rows, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])

@@ -207,7 +207,7 @@ def wgrad(
     )
     if config is None:
         default = default_wgrad_config(ci, x.dtype, x.device)
-        config = launch.config("wgrad", f"{launch.NAMES[x.dtype]} {ci}-{co}", default, x.device)
+        config = launch.config("wgrad", f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}", default, x.device)
     sums = _sum_splits(x, dy, config)
     gradients = torch.empty(sums.shape[1], dtype=dtype, device=x.device)
     launch.run(

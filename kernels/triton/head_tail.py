@@ -122,7 +122,7 @@ def head(
         out = torch.empty(size, dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
     if config is None:
         default = {"BLOCK_W": 128, "BLOCK_CO": 64 if co >= 64 else 16, "num_warps": 4, "num_stages": 1}
-        config = launch.config("head", f"{launch.NAMES[weight.dtype]} {co}", default, x.device)
+        config = launch.config("head", f"{launch.DTYPE_NAMES[weight.dtype]} {co}", default, x.device)
     launch.run(
         _head,
         (n * height * launch.cdiv(w, config["BLOCK_W"]), launch.cdiv(co, config["BLOCK_CO"])),
@@ -345,7 +345,7 @@ def collapsed_tail(
         channels=ci,
     )
     if config is None:
-        key = f"{launch.NAMES[x.dtype]} {ci}-{outputs}"
+        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{outputs}"
         config = launch.config("collapsed_tail", key, default_tail_config(ci, outputs, x.dtype), x.device)
     columns = launch.cdiv(5 * outputs, 16) * 16
     tallest = max(1, min(rows, PARTIAL_BYTES // (w * columns * x.element_size())))

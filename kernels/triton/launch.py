@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Config = dict[str, int]
 FOLDER = Path(__file__).with_name("configs")
-NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}  # dtypes the kernels compute in
+DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}  # dtypes the kernels compute in
 
 
 class KernelError(ValueError):
@@ -86,27 +86,27 @@ def architecture(device: torch.device) -> int:
     return _gpu(device).arch if device.type == "cuda" else 0
 
 
-_narrowed: int | None = None
+_multiprocessor_limit: int | None = None
 
 
 @contextlib.contextmanager
-def narrowed(to: int) -> Iterator[None]:
+def limit_multiprocessors(to: int) -> Iterator[None]:
     """Inside, launchers share work out as if the GPU had `to` multiprocessors.
 
     With one, a block of threads computes the whole of a small problem: only so do the rings in its shared memory turn.
     """
-    global _narrowed
-    before, _narrowed = _narrowed, to
+    global _multiprocessor_limit
+    before, _multiprocessor_limit = _multiprocessor_limit, to
     try:
         yield
     finally:
-        _narrowed = before
+        _multiprocessor_limit = before
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device; a Hopper's where there is none. See `narrowed`, too."""
-    if _narrowed is not None:
-        return _narrowed
+    """Streaming multiprocessors of the device; a Hopper's where there is none. See `limit_multiprocessors`, too."""
+    if _multiprocessor_limit is not None:
+        return _multiprocessor_limit
     return _gpu(device).multiprocessors if device.type == "cuda" else 132
 
 
@@ -132,8 +132,8 @@ def check_device(op: str, like: torch.Tensor, /, **others: torch.Tensor | None) 
     elsewhere."""
     if like.device.type != "cuda" and _compiling is None and not interpreted():
         raise KernelError(f"{op}: the Triton kernels need a CUDA device, not {like.device} (or TRITON_INTERPRET=1)")
-    if like.dtype not in NAMES:
-        raise KernelError(f"{op}: the kernels compute in {', '.join(NAMES.values())}, not {like.dtype}")
+    if like.dtype not in DTYPE_NAMES:
+        raise KernelError(f"{op}: the kernels compute in {', '.join(DTYPE_NAMES.values())}, not {like.dtype}")
     for name, other in others.items():
         if other is not None and other.device != like.device:
             raise KernelError(f"{op}: {name} is on {other.device}, the rest on {like.device}")
@@ -231,9 +231,9 @@ def config(op: str, key: str, default: Config, device: torch.device) -> Config:
     if device.type != "cuda":
         return default
     gpu = _gpu(device).name
-    measured = _record(gpu)["configs"].get(op, {})
+    measured = _load_record(gpu)["configs"].get(op, {})
     if key not in measured:
-        _say_missing(gpu, op, key)
+        _log_missing(gpu, op, key)
     return measured.get(key, default)
 
 
@@ -248,17 +248,17 @@ def choice(op: str, key: str, device: torch.device) -> str | None:
 def choices(gpu: str) -> dict[str, Any]:
     """What was measured on a kind of GPU of ways to do the same: by op, then key. See
     `edsr.kernels.triton.hopper.verification`, too."""
-    return _record(gpu).get("choices", {})
+    return _load_record(gpu).get("choices", {})
 
 
 @cache
-def _record(gpu: str) -> dict[str, Any]:
+def _load_record(gpu: str) -> dict[str, Any]:
     path = FOLDER / f"{slug(gpu)}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"configs": {}}
 
 
 @cache
-def _say_missing(gpu: str, op: str, key: str) -> None:
+def _log_missing(gpu: str, op: str, key: str) -> None:
     logger.debug("%s: no measured configuration for %s %s; the default serves (bench/tune.py finds one)", gpu, op, key)
 
 

@@ -64,9 +64,9 @@ def test_waiting_matrix_products_fail():
 
 def test_the_bound_is_the_larger_cost():
     case = aot.Case("", "fp16", lambda: None, flops=790 * 10**9, traffic=2 * 43 * 10**8)
-    least, cost = case.bound(90)
+    least, cost = case.roofline(90)
     assert cost == "bytes" and least == pytest.approx(2.0)  # its arithmetic takes 1 ms
-    least, cost = case.bound(80)
+    least, cost = case.roofline(80)
     assert cost == "bytes" and least == pytest.approx(8600 / 2040)
 
 

@@ -299,7 +299,7 @@ def test_configurations_are_data(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "FOLDER", tmp_path)
     monkeypatch.setattr(launch, "_gpu", lambda device: launch._Gpu("Some (GPU) 9", 90, 132))
     cuda = torch.device("cuda")
-    launch._record.cache_clear()
+    launch._load_record.cache_clear()
     try:
         assert launch.config("conv3x3", "fp16 64-64", {"BLOCK_H": 8}, cuda) == {"BLOCK_H": 4}
         assert launch.config("conv3x3", "fp16 32-32", {"BLOCK_H": 8}, cuda) == {"BLOCK_H": 8}
@@ -307,4 +307,4 @@ def test_configurations_are_data(tmp_path, monkeypatch):
         assert launch.choice("resblock", "fp16 64", cuda) == "portable"
         assert launch.choice("resblock", "bf16 64", cuda) is None
     finally:
-        launch._record.cache_clear()
+        launch._load_record.cache_clear()

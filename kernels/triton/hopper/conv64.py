@@ -295,7 +295,7 @@ def convolve(
 ) -> None:
     """out = skip + scale * relu(x * weight + bias); operands as of `edsr.kernels.triton.hopper.dispatch.conv3x3`."""
     default = {"SLOTS": 10, "num_warps": 4, "maxnreg": 168}
-    config = launch.config("hopper_conv64", launch.NAMES[x.dtype], default, x.device)
+    config = launch.config("hopper_conv64", launch.DTYPE_NAMES[x.dtype], default, x.device)
     _launch(x, weight, bias, relu, scale, skip, padding, out, COPIES=1, **config)
 
 

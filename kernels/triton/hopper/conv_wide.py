@@ -267,5 +267,5 @@ def convolve(
         float(scale),
         RELU=relu,
         SKIP=skip is not None,
-        **launch.config("hopper_conv256", f"{launch.NAMES[x.dtype]} {ci}-{co}", default, x.device),
+        **launch.config("hopper_conv256", f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}", default, x.device),
     )

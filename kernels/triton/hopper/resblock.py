@@ -311,6 +311,6 @@ def resblock(
         rows_per_block,
         valid,
         float(scale),
-        **launch.config("resblock", launch.NAMES[x.dtype], default, x.device),
+        **launch.config("resblock", launch.DTYPE_NAMES[x.dtype], default, x.device),
     )
     return out

@@ -29,7 +29,7 @@ def check(kernel: str, dtype: torch.dtype, device: torch.device) -> str | None:
         _compute_portably(kernel, *operands, expected)
         spread, together = out, out.clone(memory_format=torch.preserve_format)
         KERNELS[kernel](*operands, spread)
-        with launch.narrowed(1):
+        with launch.limit_multiprocessors(1):
             KERNELS[kernel](*operands, together)
         for found, how in ((spread, "spread over the GPU"), (together, "in one block")):
             error = ((found.float() - expected.float()).norm() / expected.float().norm()).item()
