@@ -4,7 +4,8 @@
 
 There is no second list of signatures: under `launch.compile_only` the launchers themselves are called, on
 tensors of the device "meta". One line for each distinct kernel, with the least time that the op it belongs to
-can take at 1080p on one GPU. What counts as a failure is in `failures`; where there is any, the exit code is 1.
+can take at 1080p on one GPU by the roofline model: that of its arithmetic or of its memory traffic, whichever is longer.
+What counts as a failure is in `failures`; where there is any, the exit code is 1.
 """
 
 import argparse
@@ -50,14 +51,14 @@ class Resources:
 
 
 class CompiledCase(NamedTuple):
-    """What became of a case."""
+    """What compiling a case gave."""
 
     kernels: list[Any]  # as Triton compiled them
     failures: list[str]  # of the case itself
-    requested: set[tuple[str, str]]  # (op, key) of the configurations that its launchers asked for
+    requested: set[tuple[str, str]]  # (op, key) of the configurations that its launchers requested
 
 
-# Compiling and judging.
+# --- compiling and checking
 
 
 class _NoGPU:
@@ -94,7 +95,7 @@ def compile_case(case: Case, arch: int, gpu: str | None = None) -> CompiledCase:
 
     override = launch.override_configs(lambda op, key, default: entries.get((op, key), default))
     # Triton prints the whole program where ptxas refuses it.
-    with launch.compile_only(arch, collect), override as asked, contextlib.redirect_stdout(io.StringIO()):
+    with launch.compile_only(arch, collect), override as requested, contextlib.redirect_stdout(io.StringIO()):
         try:
             case.call()
         except Exception as error:
@@ -103,11 +104,11 @@ def compile_case(case: Case, arch: int, gpu: str | None = None) -> CompiledCase:
     readable = [kernel for kernel in kernels.values() if "ttgir" in kernel.asm]
     if not problems and case.matrix and len(readable) == len(kernels) and not any(map(has_matrix_product, readable)):
         problems.append("no kernel has a matrix product")
-    return CompiledCase(list(kernels.values()), problems, asked)
+    return CompiledCase(list(kernels.values()), problems, requested)
 
 
 def _reason(error: BaseException) -> str:
-    """One line of the innermost error: those around it say where it arose, with the program."""
+    """One line of the innermost error; those around it quote the program."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
@@ -133,7 +134,7 @@ def failures(resources: Resources, arch: int, matrix: bool) -> list[str]:
 
 
 def inspect(kernel: Any) -> Resources:
-    """What a kernel that Triton compiled uses."""
+    """The resources of a kernel that Triton compiled."""
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(kernel.asm["cubin"])
@@ -172,7 +173,7 @@ def has_matrix_product(kernel: Any) -> bool:
 
 def _search(pattern: str, text: str) -> str:
     found = re.search(pattern, text, re.MULTILINE)
-    assert found, f"no {pattern} in what the CUDA tools say"
+    assert found, f"no {pattern} in the output of the CUDA tools"
     return found[1]
 
 
@@ -181,14 +182,14 @@ def _output(tool: str, *arguments: str | Path) -> str:
     return result.stdout + result.stderr
 
 
-# The command.
+# --- the command
 
-COLUMNS = "{:4} {:5} {:38} {:14} {:>4} {:>5} {:>6} {:>6}  {:24} {:>8} {}\n"
-TITLES = ("", "arch", "case", "kernel", "regs", "stack", "spills", "shared", "matrix instructions", "least ms", "by")
+COLUMNS = "{:4} {:5} {:38} {:14} {:>4} {:>5} {:>6} {:>6}  {:24} {:>11} {}\n"
+TITLES = ("", "arch", "case", "kernel", "regs", "stack", "spills", "shared", "matrix instructions", "roofline ms", "by")
 
 
 class Report:
-    """Prints a line for each distinct kernel and keeps all that is to be said at the end."""
+    """Prints a line for each distinct kernel, and keeps the failures for the end."""
 
     def __init__(self, write: Callable[[str], object]):
         self.write = write
@@ -205,8 +206,8 @@ class Report:
             self.failure(f"sm_{arch} {label}: {reason}")
 
     def _kernel(self, case: Case, arch: int, label: str, kernel: Any) -> None:
-        uses, (least, by) = inspect(kernel), case.roofline(arch)
-        wrong = failures(uses, arch, case.matrix)
+        uses, (milliseconds, by) = inspect(kernel), case.roofline(arch)
+        failed = failures(uses, arch, case.matrix)
         self.kernels[kernel.hash] = {
             "arch": arch,
             "case": label,
@@ -214,13 +215,13 @@ class Report:
             **asdict(uses),
             "case_flops": case.flops,
             "case_bytes": case.traffic,
-            "case_least_ms": least,
+            "case_roofline_ms": milliseconds,
             "case_bound_by": by,
-            "failures": wrong,
+            "failures": failed,
         }
         self.write(
             COLUMNS.format(
-                "FAIL" if wrong else "ok",
+                "FAIL" if failed else "ok",
                 f"sm_{arch}",
                 label,
                 kernel.name,
@@ -229,11 +230,11 @@ class Report:
                 uses.spills,
                 uses.shared,
                 ", ".join(f"{count}x {name}" for name, count in uses.matrix.items()) or "-",
-                f"{least:.3f}",
+                f"{milliseconds:.3f}",
                 by,
             )
         )
-        for reason in wrong:
+        for reason in failed:
             self.failure(f"sm_{arch} {label}, {kernel.name}: {reason}")
 
     def failure(self, line: str) -> None:
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", choices=PEAKS, default=list(PEAKS), help="compute capability")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="the cases with this in their name")
     parser.add_argument("--quick", action="store_true", help="the most telling cases, default configurations")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is known of each kernel there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts about each kernel there")
     options = parser.parse_args(arguments)
     if launch.interpreted():
         sys.stderr.write("edsr.kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
@@ -255,15 +256,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     for arch in options.arch:
         for gpu in (None, *(() if options.quick else measured_gpus(arch))):
-            asked = set()
+            requested = set()
             for case in chosen:
                 if arch in case.archs:
                     outcome = compile_case(case, arch, gpu)
                     report.case(case, arch, gpu, outcome)
-                    asked |= outcome.requested
+                    requested |= outcome.requested
             if gpu and not options.only:
-                for op, key in load_configurations(gpu).keys() - asked:
-                    report.failure(f"sm_{arch} configs/{gpu}.json: no case asks for {op} {key}")
+                for op, key in load_configurations(gpu).keys() - requested:
+                    report.failure(f"sm_{arch} configs/{gpu}.json: no case requests {op} {key}")
     sys.stdout.write(f"triton {triton.__version__}: {len(report.kernels)} kernels, {len(report.failures)} failures\n")
     sys.stdout.writelines(f"FAIL {line}\n" for line in report.failures)
     if options.json:

@@ -1,5 +1,5 @@
-"""The ops as the network calls them, on tensors of the device "meta", for `edsr.kernels.aot` to compile; and what
-each can take at the least."""
+"""The ops as the network calls them, on tensors of the device "meta", for `edsr.kernels.aot` to compile, with their
+FLOPs and memory traffic."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .triton import ops as fused
 from .triton.hopper import dispatch, resblock
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}  # of operands
-FULL = (1080, 1920)  # rows and columns of the image that is made larger
+FULL = (1080, 1920)  # rows and columns of the image that is upscaled
 ODD = (1081, 1919)  # Triton compiles anew for sizes that are no multiples of 16
 PATCHES = (16, 48, 48)  # images, rows and columns that are trained on at once
 LARGE = (4, 96, 96)  # wide enough for Hopper's own kernels
@@ -53,7 +53,7 @@ class Case:
         return self.kind in ("fp16", "bf16")
 
     def roofline(self, arch: int) -> tuple[float, str]:
-        """(the least milliseconds it can take, which of its two costs that is)."""
+        """(the least milliseconds it can take, "FLOPs" or "bytes", whichever costs that)."""
         peaks = PEAKS[arch]
         return max(
             (1e3 * self.flops / peaks.flops[self.kind], "FLOPs"), (1e3 * self.traffic / peaks.bandwidth, "bytes")
