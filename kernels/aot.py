@@ -4,7 +4,7 @@
 
 There is no second list of signatures: under `launch.compile_only` the launchers themselves are called, on
 tensors of the device "meta". One line for each distinct kernel, with the least time that the op it belongs to
-can take at 1080p on one GPU by the roofline model: that of its arithmetic or of its memory traffic, whichever is longer.
+can take at 1080p on one GPU, by the roofline model: that of its arithmetic or its memory traffic, whichever is longer.
 What counts as a failure is in `failures`; where there is any, the exit code is 1.
 """
 

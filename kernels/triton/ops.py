@@ -12,8 +12,9 @@ from torch import Tensor
 from .. import reference
 from ..interface import RAW_OUTPUT, OutputSpec
 from . import launch
+from .collapsed_tail import collapsed_tail
 from .conv3x3 import portable
-from .head_tail import collapsed_tail, head
+from .head import head
 from .hopper import dispatch
 from .launch import KernelError
 

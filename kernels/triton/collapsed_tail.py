@@ -1,4 +1,4 @@
-"""Both ends of the network: image -> features in one kernel, features -> image in two.
+"""The end of the network, features -> image, in two kernels.
 
 The tail is the 5x5 convolution that `edsr.models.folding` makes of upsampler and tail, from Ci to O = 3·r² outputs.
 Done directly it would read each feature 25 times. Here a matrix product first sums over Ci and the five rows for each
@@ -22,130 +22,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..interface import MAX_VALUE, RAW_OUTPUT, TO_UNIT, OutputSpec
+from ..interface import MAX_VALUE, RAW_OUTPUT, OutputSpec
 from . import launch
 from .conv3x3 import precision
-from .launch import Config, KernelError
+from .launch import Config
 
 PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the L2 cache (40 MB on sm_80, 50 on sm_90)
 
 SUM_PIXELS = 32  # a program of the second kernel makes; with 64 ptxas aims at 80 registers and spills (x3, uint16)
-
-
-# Sizes are not specialized on: a kernel compiled for one image serves all.
-@triton.jit(do_not_specialize=["H", "W", "rows", "pad_top", "x_image", "x_row", "x_column", "x_channel"])
-def _head(
-    x_ptr,  # [N, rows, W, 3] in any order
-    weight_ptr,  # [Co, 3, 3, 3]
-    bias_ptr,  # [Co]
-    out_ptr,  # [N, H, W, Co]
-    H,
-    W,
-    rows,
-    pad_top,
-    x_image,  # strides of x and out, in elements
-    x_row,
-    x_column,
-    x_channel,
-    out_image,
-    out_row,
-    unit,
-    mean_r,
-    mean_g,
-    mean_b,
-    Co: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_CO: tl.constexpr,
-):
-    co = tl.program_id(1) * BLOCK_CO + tl.arange(0, BLOCK_CO)
-    blocks_w = tl.cdiv(W, BLOCK_W)
-    pid = tl.program_id(0)
-    w = (pid % blocks_w) * BLOCK_W + tl.arange(0, BLOCK_W)
-    pid = pid // blocks_w
-    h = pid % H
-    n = (pid // H).to(tl.int64)
-    # The 27 terms of each sum, padded to 32: k = 9·dy + 3·dx + channel, the order of the weight in memory.
-    k = tl.arange(0, 32)
-    row = h + k // 9 - pad_top
-    column = w[:, None] + (k // 3 % 3 - 1)[None, :]
-    channel = k % 3
-    mask = ((row >= 0) & (row < rows) & (k < 27))[None, :] & (column >= 0) & (column < W)
-    x_ptr += n * x_image
-    x_offset = (row.to(tl.int64) * x_row + channel * x_channel)[None, :] + column * x_column
-    x = tl.load(x_ptr + x_offset, mask=mask, other=0).to(tl.float32)
-    mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
-    # The padding is zero after the mean is gone.
-    x = tl.where(mask, x * unit - mean[None, :], 0.0).to(weight_ptr.dtype.element_ty)
-    mask_co = co < Co
-    weight = tl.load(weight_ptr + co[None, :] * 27 + k[:, None], mask=(k < 27)[:, None] & mask_co[None, :], other=0.0)
-    y = tl.dot(x, weight, input_precision=PRECISION)
-    y += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[None, :]
-    out_ptr += n * out_image + h.to(tl.int64) * out_row
-    tl.store(
-        out_ptr + w[:, None] * Co + co[None, :],
-        y.to(out_ptr.dtype.element_ty),
-        mask=(w < W)[:, None] & mask_co[None, :],
-    )
-
-
-def head(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Sequence[float],
-    padding: tuple[int, int] = (1, 1),
-    out: Tensor | None = None,
-    config: Config | None = None,
-) -> Tensor:
-    """conv3x3(x - mean), x in 0..1; `edsr.kernels.reference.head` in one kernel.
-
-    x: [N, 3, H, W] RGB, uint8 or uint16 of full range or float32 in 0..1, any strides. weight: [Co, 3, 3, 3]
-    channels_last, bias: [Co], both fp16, bf16 or fp32. padding: rows of zeros above and below, each 0 or 1.
-    out: where to write, [N, Co, H', W] channels_last. Raises KernelError for other operands.
-    """
-    n, _, rows, w = x.shape
-    co, height = weight.shape[0], rows - 2 + sum(padding)
-    size = (n, co, height, w)
-    launch.check_device("head", weight, x=x)
-    if x.shape[1] != 3 or x.dtype not in TO_UNIT:
-        expected = "uint8, uint16 or float32 [N, 3, H, W]"
-        raise KernelError(f"head: x is {x.dtype} {list(x.shape)}, which should be {expected}")
-    launch.check_operands(
-        "head",
-        weight,
-        maps={"out": (out, size)},
-        parameters={"weight": (weight, (co, 3, 3, 3)), "bias": (bias, (co,))},
-        result=size,
-    )
-    if out is None:
-        out = torch.empty(size, dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
-    if config is None:
-        default = {"BLOCK_W": 128, "BLOCK_CO": 64 if co >= 64 else 16, "num_warps": 4, "num_stages": 1}
-        config = launch.config("head", f"{launch.DTYPE_NAMES[weight.dtype]} {co}", default, x.device)
-    launch.run(
-        _head,
-        (n * height * launch.cdiv(w, config["BLOCK_W"]), launch.cdiv(co, config["BLOCK_CO"])),
-        x,
-        weight,
-        bias,
-        out,
-        height,
-        w,
-        rows,
-        padding[0],
-        x.stride(0),
-        x.stride(2),
-        x.stride(3),
-        x.stride(1),
-        *launch.row_strides(out),
-        TO_UNIT[x.dtype],
-        *mean,
-        Co=co,
-        PRECISION=precision(weight.dtype),
-        **config,
-    )
-    return out
 
 
 @triton.jit
@@ -155,6 +39,7 @@ def _border_class(h, rows, top, bottom):
     return (h == 0).to(tl.int32) * top + (h == rows - 1).to(tl.int32) * (2 * bottom)
 
 
+# Sizes are not specialized on: kernels compiled for one image serve all.
 @triton.jit(do_not_specialize=["first", "last", "rows", "W", "top", "bottom"])
 def _tail_partial(
     x_ptr,  # one image, [rows + 4 - 2·PADDING, W, Ci]
@@ -313,6 +198,7 @@ def collapsed_tail(
     padding: int = 2,
     ends: tuple[bool, bool] = (True, True),
     config: Config | None = None,
+    partial_bytes: int = PARTIAL_BYTES,
 ) -> Tensor:
     """pixel_shuffle(conv5x5(x)) + mean, border ring exact; `edsr.kernels.reference.collapsed_tail` in two kernels.
 
@@ -326,6 +212,7 @@ def collapsed_tail(
         padding: Rows of zeros above and below, 2 or 0 (x then carries them).
         ends: Whether the first and the last row of the result are the image's.
         config: Launch configuration of the first kernel, None for the one measured.
+        partial_bytes: Of partial sums that are kept at a time.
 
     Returns:
         [N, 3, r·H', r·W] channels_last, in fp32 or result.dtype.
@@ -346,9 +233,9 @@ def collapsed_tail(
     )
     if config is None:
         key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{outputs}"
-        config = launch.config("collapsed_tail", key, default_tail_config(ci, outputs, x.dtype), x.device)
+        config = launch.config("collapsed_tail", key, default_config(ci, outputs, x.dtype), x.device)
     columns = launch.cdiv(5 * outputs, 16) * 16
-    tallest = max(1, min(rows, PARTIAL_BYTES // (w * columns * x.element_size())))
+    tallest = max(1, min(rows, partial_bytes // (w * columns * x.element_size())))
     partial = torch.empty((tallest, w, columns), dtype=x.dtype, device=x.device)
     out = torch.empty((n, shuffle * rows, shuffle * w, 3), dtype=result.dtype or torch.float32, device=x.device)
     overflow = result.overflow if result.overflow is not None else x.new_zeros(1, dtype=torch.int32)
@@ -437,7 +324,7 @@ def _sum_columns(
     )
 
 
-def default_tail_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
+def default_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
     """A configuration that fits every GPU from sm_80 on; not measured."""
     channels = next(c for c in (64, 32, 16) if ci % c == 0)
     if dtype == torch.float32:
