@@ -16,11 +16,30 @@ from .. import reference
 from ..allocator import empty_feature_map
 from ..interface import INNER, RAW_OUTPUT, OutputSpec
 from ..reference import head, tail
-from .run import compile_ahead, convolve, kernels, transformed, unavailable_reason
+from .convolution import convolve, transformed_filter
+from .runtime import compile_ahead, is_available, missing_requirement
 
 __all__ = ["collapsed_tail", "compile_ahead", "conv3x3", "head", "resblock", "tail", "unavailable_reason"]
 
-CHANNELS = 16  # their numbers are multiples of it
+CHANNELS = 16  # numbers of channels must be multiples of it
+_SHORT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def unavailable_reason(device: torch.device | str, dtype: torch.dtype, channels: int) -> str:
+    """Why the kernels cannot run a network there; "" if they can, as far as is known before they are compiled.
+
+    Args:
+        device: where the network is.
+        dtype: of its weights.
+        channels: of its feature maps.
+    """
+    if torch.device(device).type != "cpu":
+        return f"the kernels need a CPU, not {device}"
+    if dtype != torch.float32:
+        return f"the kernels compute in fp32, not {_SHORT_NAMES.get(dtype, dtype)}"
+    if channels % CHANNELS:
+        return f"the kernels need a multiple of {CHANNELS} features, not {channels}"
+    return missing_requirement()
 
 
 def conv3x3(
@@ -43,7 +62,7 @@ def conv3x3(
     n, _, height, width = x.shape
     size = (n, weight.shape[0], height - 2 + 2 * padding, width)
     y = empty_feature_map(size, x.dtype) if out is None or shuffle > 1 else out
-    convolve(x, transformed(weight), bias, 3, y, padding, skip, relu, scale)
+    convolve(x, transformed_filter(weight), bias, 3, y, padding, skip, relu, scale)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)
         return y if out is None else out.copy_(y)
@@ -78,7 +97,7 @@ def collapsed_tail(
     if not should_use(x, weight[INNER, INNER], bias[INNER, INNER], outputs=False):
         return reference.collapsed_tail(x, weight, bias, mean, shuffle, result, padding, ends)
     n, _, height, width = x.shape
-    kept = transformed(weight, part=(INNER, INNER))
+    kept = transformed_filter(weight, part=(INNER, INNER))
     y = empty_feature_map((n, kept.outputs, height - 4 + 2 * padding, width), x.dtype)
     convolve(x, kept, bias[INNER, INNER], 5, y, padding)
     y = y[:, : weight.shape[2]]
@@ -100,7 +119,7 @@ def should_use(
         and (gradients or not (torch.is_grad_enabled() and any(t.requires_grad for t in operands)))
         and not any(size % CHANNELS for size in (weight.shape[:2] if outputs else weight.shape[1:2]))
         and all(_channels_last(t) for t in (x, *maps) if t is not None)
-        and kernels(gradients) is not None
+        and is_available(gradients)
     )
 
 
