@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts about each kernel there")
     options = parser.parse_args(arguments)
     if launch.interpreted():
-        sys.stderr.write("edsr.kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
+        sys.stderr.write("kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
         return 2
     chosen = [c for c in cases() if options.only in c.name and (c.name in QUICK or not options.quick)]
     report = Report(lambda text: (sys.stdout.write(text), sys.stdout.flush()))

@@ -99,17 +99,7 @@ def head(
     n, _, rows, w = x.shape
     co, height = weight.shape[0], rows - 2 + sum(padding)
     size = (n, co, height, w)
-    launch.check_device("head", weight, x=x)
-    if x.shape[1] != 3 or x.dtype not in TO_UNIT:
-        expected = "uint8, uint16 or float32 [N, 3, H, W]"
-        raise KernelError(f"head: x is {x.dtype} {list(x.shape)}, which should be {expected}")
-    launch.check_operands(
-        "head",
-        weight,
-        maps={"out": (out, size)},
-        parameters={"weight": (weight, (co, 3, 3, 3)), "bias": (bias, (co,))},
-        result=size,
-    )
+    _check(x, weight, bias, out, size)
     if out is None:
         out = torch.empty(size, dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
     if config is None:
@@ -138,3 +128,17 @@ def head(
         **config,
     )
     return out
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None, size: tuple[int, ...]) -> None:
+    launch.check_device("head", weight, x=x)
+    if x.shape[1] != 3 or x.dtype not in TO_UNIT:
+        expected = "uint8, uint16 or float32 [N, 3, H, W]"
+        raise KernelError(f"head: x is {x.dtype} {list(x.shape)}, which should be {expected}")
+    launch.check_operands(
+        "head",
+        weight,
+        maps={"out": (out, size)},
+        parameters={"weight": (weight, (size[1], 3, 3, 3)), "bias": (bias, (size[1],))},
+        result=size,
+    )

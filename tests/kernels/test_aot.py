@@ -29,7 +29,7 @@ def run(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess:
 
 
 def test_a_kernel_of_each_architecture_fits():
-    result = run("-m", "edsr.kernels.aot", "--quick", "--only", "conv3x3 fp16 64-64 relu")
+    result = run("-m", "kernels.aot", "--quick", "--only", "conv3x3 fp16 64-64 relu")
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^ok +sm_80 .* _conv3x3 .* HMMA", result.stdout, re.M)
     assert re.search(r"^ok +sm_90 .* conv3x3_c64 .* HGMMA", result.stdout, re.M)
@@ -53,7 +53,7 @@ def test_the_kernels_fit(tmp_path):
 
 
 def test_interpreting_is_refused():
-    result = run("-m", "edsr.kernels.aot", "--quick", interpret="1")
+    result = run("-m", "kernels.aot", "--quick", interpret="1")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and "TRITON_INTERPRET" in result.stderr
 

@@ -44,8 +44,6 @@ def compile_check(name, of, arch):
     assert arch == 90
     if does == "does not compile":
         raise ValueError("ptxas")
-    if does == "compiles for ever":
-        time.sleep(600)
 
 def zeros(size, device):
     if does == "taken":
@@ -77,6 +75,44 @@ def play(tmp_path):
     return run
 
 
+# The lines that such a process exchanges with `probe`, without torch, whose import takes seconds.
+PUPPET = """
+import os, sys, time
+status = dict(pair.split("=") for pair in sys.argv[1].split(",")).get("-".join(sys.argv[2:]), "verified")
+if status == "compiles for ever":
+    time.sleep(600)
+if status == "does not compile":
+    sys.exit(print(status))
+print("compiled", flush=True)
+assert sys.stdin.readline() == "go\\n"
+if status == "hangs":
+    time.sleep(600)
+if status == "crashes":
+    os._exit(11)
+print(status)
+"""
+
+
+def test_what_the_processes_report_and_how_they_end(tmp_path):
+    fates = (
+        "c64-fp16=hangs,copies-fp16=crashes,wide-fp16=differs,block-fp16=compiles for ever,wide-bf16=does not compile"
+    )
+    (tmp_path / "puppet.py").write_text(PUPPET)
+    found = dict(probe.probe([sys.executable, str(tmp_path / "puppet.py"), fates], seconds=1.0, compiling=5.0))
+    assert list(found) == verification.ALL
+    assert found == {
+        "c64 fp16": "hangs: nothing after 1 s",
+        "copies fp16": "crashes: its process ended with exit code 11",
+        "wide fp16": "differs",
+        "block fp16": "untried: not compiled after 5 s",
+        "c64 bf16": "not tried, since it hangs in fp16",
+        "copies bf16": "verified",
+        "wide bf16": "does not compile",
+        "block bf16": "verified",
+    }
+
+
+@pytest.mark.slow
 def test_each_kernel_gets_its_status(play):
     found = play(
         c64_fp16="hangs", c64_bf16="right", copies_fp16="crashes", wide_fp16="raises", block_fp16="wrong",
@@ -95,11 +131,7 @@ def test_each_kernel_gets_its_status(play):
     }
 
 
-def test_what_never_compiles_says_nothing_of_the_kernel(play):
-    found = play(compiling=0.1, c64_fp16="compiles for ever")
-    assert found["c64 fp16"].startswith("untried: not compiled")
-
-
+@pytest.mark.slow
 def test_a_kernel_that_is_right_is_verified(play):
     found = play(wide_bf16="no memory for Triton")
     assert found.pop("wide bf16") == "untried: RuntimeError: Triton Error [CUDA]: out of memory"
@@ -110,14 +142,13 @@ def test_a_kernel_that_is_right_is_verified(play):
 def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path):
     """Somebody has killed it: nobody would end a kernel that hangs."""
     code = (
-        "import sys, time\nfrom types import SimpleNamespace\nfrom edsr.kernels.triton import launch\n"
+        "import sys, time\nfrom edsr.kernels.triton import launch\n"
         "from edsr.kernels.triton.hopper import probe, self_test\n"
         "import torch\ntorch.zeros = lambda size, device: None\nlaunch.architecture = lambda device: 90\n"
         "torch.cuda.device = lambda device: __import__('contextlib').nullcontext()\n"
         "self_test.compile_check = lambda *of: None\n"
         "launched = sys.argv[1]\nself_test.check = lambda *of: (open(launched, 'w').close(), time.sleep(600))\n"
-        "probe.__spec__ = SimpleNamespace(name='probe')\nsys.argv = ['probe', '--one', 'c64', 'fp16']\n"
-        "sys.exit(probe.main())"
+        "sys.exit(probe.main(['--one', 'c64', 'fp16']))"
     )
     launched = tmp_path / "launched"
     process = subprocess.Popen(
@@ -140,11 +171,10 @@ def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path)
 def test_what_a_compiler_prints_is_no_status():
     """A process as the command starts it, whose standard output somebody else writes to as well."""
     code = (
-        "import os, sys\nfrom types import SimpleNamespace\nfrom edsr.kernels.triton.hopper import probe\n"
+        "import os, sys\nfrom edsr.kernels.triton.hopper import probe\n"
         "def try_one(kernel, dtype, index, wait, say):\n"
         "    os.write(1, b'ptxas says\\n')\n    print('so does Triton')\n    say(f'{kernel} {dtype}')\n"
-        "probe.try_one, probe.__spec__ = try_one, SimpleNamespace(name='probe')\n"
-        "sys.argv = ['probe', '--one', 'c64', 'fp16']\nsys.exit(probe.main())"
+        "probe.try_one = try_one\nsys.exit(probe.main(['--one', 'c64', 'fp16']))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "c64 torch.float16\n", result.stderr
@@ -232,21 +262,15 @@ def test_shipped_statuses_go_before_cached_ones_if_they_are_of_these_kernels(gpu
 # --- the command
 
 
-def command(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["probe", *arguments])
-    monkeypatch.setattr(probe, "__spec__", SimpleNamespace(name="edsr.kernels.triton.hopper.probe"))
-    return probe.main()
-
-
 def test_the_command_keeps_statuses(gpu, monkeypatch, capsys):
     found = [(key, "verified") for key in verification.ALL[:6]]
     found += [("wide bf16", "untried: busy"), ("block bf16", "hangs")]
     monkeypatch.setattr(probe, "probe", lambda command: iter(found))
-    assert command(monkeypatch) == 1
+    assert probe.main([]) == 1
     assert verification.read_statuses(gpu) == dict(found)
     assert "block bf16: hangs" in capsys.readouterr().out
     monkeypatch.setattr(probe, "probe", lambda command: pytest.fail("all have been tried"))
-    assert command(monkeypatch) == 0
+    assert probe.main([]) == 0
     assert "block bf16: hangs" in capsys.readouterr().out
 
 
@@ -269,7 +293,7 @@ def test_without_a_folder_for_statuses_the_command_still_tries(gpu, monkeypatch,
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(probe, "probe", lambda command: iter([("c64 fp16", "verified")]))
-    assert command(monkeypatch) == 0
+    assert probe.main([]) == 0
     said = capsys.readouterr().out
     assert "c64 fp16: verified" in said and "cannot keep that" in said
 
@@ -284,7 +308,7 @@ def test_shipped_statuses_are_about_these_kernels(path):
 def test_one_probe_at_a_time(gpu, monkeypatch, capsys):
     with probe.exclusive_lock(verification.cache_path("NVIDIA Made-up").with_suffix(".lock")) as only:
         assert only
-        assert command(monkeypatch) == 1
+        assert probe.main([]) == 1
     assert "another process" in capsys.readouterr().out
 
 

@@ -4,13 +4,16 @@ Without a GPU they run in Triton's interpreter; `pytest -m gpu` runs the same te
 """
 
 import inspect
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 from edsr.kernels import reference
 from edsr.kernels.interface import OutputSpec
@@ -308,3 +311,36 @@ def test_configurations_are_data(tmp_path, monkeypatch):
         assert launch.choice("resblock", "bf16 64", cuda) is None
     finally:
         launch._load_record.cache_clear()
+
+
+def test_configurations_are_overridden_inside_and_in_this_thread_alone():
+    def config(key: str = "k") -> dict[str, int]:
+        return launch.config("toy", key, {"BLOCK": 1}, torch.device("cpu"))
+
+    with launch.override_configs(lambda op, key, default: default | {"outer": 1}) as outer:
+        assert config() == {"BLOCK": 1, "outer": 1}
+        with launch.override_configs(lambda op, key, default: {"inner": 1}) as inner:
+            assert config("other") == {"inner": 1}
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(config, "in a thread").result() == {"BLOCK": 1}
+        with pytest.raises(ZeroDivisionError), launch.override_configs(lambda op, key, default: {}):
+            raise ZeroDivisionError
+        assert config() == {"BLOCK": 1, "outer": 1}
+    assert config("after") == {"BLOCK": 1}
+    assert outer == {("toy", "k")} and inner == {("toy", "other")}
+
+
+def test_compilations_are_logged_but_not_those_found_in_the_cache(chip, caplog):
+    caplog.set_level(logging.INFO, logger="edsr.kernels")
+    fused.head(torch.rand(1, 3, 2, 3, device=chip), *layer(16, 3, 3, torch.float32, chip), MEAN)
+    caplog.clear()  # a GPU may have compiled it
+    for cache_hit in (True, False):
+        triton.knobs.compilation.listener(
+            src=None,
+            metadata={"name": "_toy"},
+            metadata_group={},
+            times=SimpleNamespace(total=2_500_000),  # microseconds
+            cache_hit=cache_hit,
+        )
+    (record,) = caplog.records
+    assert record.message.startswith("compiled _toy in 2.5 s") and record.levelno == logging.INFO

@@ -31,10 +31,11 @@ from .verification import UNTRIED
 
 logger = logging.getLogger(__name__)
 
-KERNEL_SECONDS = 10.0  # that a kernel has the GPU for
+NAME = f"{__package__}.probe"
+KERNEL_SECONDS = 10.0  # that a kernel may take on the GPU
 COMPILE_SECONDS = 180.0  # seconds until all have compiled, imports included
 EXIT_SECONDS = 5.0  # seconds for a killed process to be gone
-DISABLE_VARIABLE = "EDSR_PROBE"  # 0 in the environment: `begin` does nothing
+DISABLE_VARIABLE = "EDSR_PROBE"  # where it is 0 in the environment, `begin` does nothing
 BUSY_WORDS = ("out of memory", "busy", "unavailable")  # in errors that come of a GPU in use, not of a kernel
 DTYPES = {name: dtype for dtype, name in launch.DTYPE_NAMES.items() if dtype != torch.float32}
 
@@ -199,8 +200,8 @@ def begin(device: torch.device) -> None:
 
 
 def command(index: int) -> list[str]:
-    """Of a probe of the GPU of this number."""
-    return [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, "--device", str(index)]
+    """The command line of a probe of the GPU of this number."""
+    return [sys.executable, "-m", NAME, "--device", str(index)]
 
 
 def _import_paths() -> list[str]:
@@ -233,12 +234,12 @@ def _print(line: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m {NAME}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU; default: %(default)s")
     parser.add_argument("--again", action="store_true", help="also what has been tried before")
     parser.add_argument("--one", nargs=2, metavar=("KERNEL", "DTYPE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     if options.one:
         kernel, dtype = options.one
