@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 from edsr.kernels import reference
 from edsr.kernels.interface import OutputSpec
@@ -335,7 +335,7 @@ def test_compilations_are_logged_but_not_those_found_in_the_cache(chip, caplog):
     fused.head(torch.rand(1, 3, 2, 3, device=chip), *layer(16, 3, 3, torch.float32, chip), MEAN)
     caplog.clear()  # a GPU may have compiled it
     for cache_hit in (True, False):
-        triton.knobs.compilation.listener(
+        launch.knobs.compilation.listener(
             src=None,
             metadata={"name": "_toy"},
             metadata_group={},
