@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m kernels.aot", description="Compile every kernel without a GPU.")
     parser.add_argument("--arch", type=int, nargs="+", choices=PEAKS, default=list(PEAKS), help="compute capability")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="the cases with this in their name")
-    parser.add_argument("--quick", action="store_true", help="the most telling cases, default configurations")
+    parser.add_argument("--quick", action="store_true", help="one case of each kernel, default configurations")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts about each kernel there")
     options = parser.parse_args(arguments)
     if launch.interpreted():

@@ -18,7 +18,7 @@ __all__ = ["KernelError", "collapsed_tail", "conv3x3", "head", "resblock", "tail
 
 
 class _Products:
-    """What `edsr.kernels.autograd` computes with."""
+    """The products that `edsr.kernels.autograd` is built on."""
 
     convolve = staticmethod(ops.conv3x3)
 

@@ -44,8 +44,12 @@ _compiling: _Compiling | None = None
 def compile_only(arch: int, collect: Callable[[str, Any], None]) -> Iterator[None]:
     """Inside, `run` compiles for compute capability `arch` (80, 90) and launches nothing.
 
-    Tensors may be on the device "meta". collect: called with the name and the compiled kernel. The caller
-    has made Triton's driver one that needs no GPU (see `edsr.kernels.aot`).
+    Tensors may be on the device "meta". The caller has given Triton a driver that needs no GPU (see
+    `edsr.kernels.aot`).
+
+    Args:
+        arch: Compute capability times ten.
+        collect: Called with the name and the compiled kernel.
     """
     global _compiling
     before, _compiling = _compiling, _Compiling(arch, collect)
@@ -90,13 +94,14 @@ _multiprocessor_limit: int | None = None
 
 
 @contextlib.contextmanager
-def limit_multiprocessors(to: int) -> Iterator[None]:
-    """Inside, launchers share work out as if the GPU had `to` multiprocessors.
+def limit_multiprocessors(count: int) -> Iterator[None]:
+    """Inside, launchers distribute work as if the GPU had `count` multiprocessors.
 
-    With one, a block of threads computes the whole of a small problem: only so do the rings in its shared memory turn.
+    With one, a block of threads computes the whole of a small problem: only then do the rings in its shared memory
+    wrap around.
     """
     global _multiprocessor_limit
-    before, _multiprocessor_limit = _multiprocessor_limit, to
+    before, _multiprocessor_limit = _multiprocessor_limit, count
     try:
         yield
     finally:
@@ -238,16 +243,16 @@ def config(op: str, key: str, default: Config, device: torch.device) -> Config:
 
 
 def choice(op: str, key: str, device: torch.device) -> str | None:
-    """The way to do an op that was measured to be the fastest on this kind of GPU, by the name `bench.ops` has for
-    it; None without a measurement."""
+    """The implementation of an op that was measured to be the fastest on this kind of GPU, by its name in `bench.ops`;
+    None without a measurement."""
     if device.type != "cuda":
         return None
     return choices(_gpu(device).name).get(op, {}).get(key, {}).get("fastest")
 
 
 def choices(gpu: str) -> dict[str, Any]:
-    """What was measured on a kind of GPU of ways to do the same: by op, then key. See
-    `edsr.kernels.triton.hopper.verification`, too."""
+    """Measurements of several implementations of the same, on a kind of GPU: by op, then key. Also what
+    `edsr.kernels.triton.hopper.verification` found."""
     return _load_record(gpu).get("choices", {})
 
 
@@ -269,7 +274,7 @@ def slug(gpu: str) -> str:
 
 @cache
 def _log_compilations() -> None:
-    """From now on, logs every kernel that Triton compiles because it had not in its cache."""
+    """From now on, logs every kernel that Triton compiles because it is not in its cache."""
     if knobs.compilation.listener is None:
         knobs.compilation.listener = _log_compilation
 

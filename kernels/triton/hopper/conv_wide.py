@@ -221,7 +221,7 @@ def conv3x3_wide(
     skip_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(X_SLOTS):
         mbarrier.init(x_full.index(slot), count=1)  # the loader announces what is to come
-        mbarrier.init(x_empty.index(slot), count=2)  # each consumer lets go
+        mbarrier.init(x_empty.index(slot), count=2)  # each consumer releases
     for slot in gl.static_range(W_SLOTS):
         mbarrier.init(w_full.index(slot), count=1)
         mbarrier.init(w_empty.index(slot), count=2)
