@@ -8,7 +8,7 @@ import torch
 from edsr.data import PairedImages, load_dataset, train_val_split
 from edsr.devices import ProcessGroup
 from edsr.errors import BackendError, WeightsError
-from edsr.kernels import load_ops, load_training_ops
+from edsr.kernels import is_faster_in_training, load_ops, load_training_ops
 from edsr.models import EDSR
 from edsr.weights import list_packaged, load_model
 
@@ -73,8 +73,8 @@ def ops(options: TrainConfig, ranks: ProcessGroup, dtype: torch.dtype, features:
         return _on_cpu(options, dtype, features)
     if options.backend == "torch" or not triton:
         return reference
-    training = load_training_ops("triton")
-    return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
+    faster = is_faster_in_training("triton", ranks.device, dtype, features)
+    return load_training_ops("triton") if options.backend == "triton" or faster else reference
 
 
 def _on_cpu(options: TrainConfig, dtype: torch.dtype, features: int):

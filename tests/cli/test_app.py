@@ -125,10 +125,12 @@ def test_json_is_one_line_per_file(home, upscale):
     bool(winograd_cpu.unavailable_reason("cpu", torch.float32, 16)), reason="needs llvmlite and AVX2, AVX-512 or NEON"
 )
 def test_cpu_kernels_are_compiled_once_and_say_so(home, upscale, monkeypatch):
+    from edsr.kernels.winograd import jit
+
     save_model(network(2, features=16), "m.safetensors")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     for first in (True, False):
-        monkeypatch.setattr("edsr.kernels.winograd.jit._loaded", {})
+        jit.loaded.cache_clear()
         code, out, err = upscale("photo.png", "--json", "--overwrite", "--device", "cpu")
         assert code == 0 and json.loads(out)["backend"] == "winograd"
         assert ("compiling the CPU kernels" in err) == first and bool(err) == first

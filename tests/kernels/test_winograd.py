@@ -5,6 +5,7 @@ import functools
 import gc
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from edsr.errors import BackendError
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
+from edsr.kernels.winograd import convolution, runtime
 from edsr.kernels.winograd import ops as winograd_cpu
-from edsr.kernels.winograd import run
 from edsr.kernels.winograd.transforms import POINTS, matrices
 from edsr.models.folding import FoldedEDSR
 from tests.conftest import make_image, network
@@ -92,15 +93,15 @@ class TestConvolution:
     @pytest.fixture
     def past_caches(self, monkeypatch):
         """A list of what convolutions were told about it."""
-        told, honest = [], run.run_parallel
+        told, honest = [], runtime.run_parallel
         field = 8 * pytest.importorskip("edsr.kernels.winograd.codegen").TASK.index("past_caches")
 
         def run_everywhere(function, task, *rest):
-            if function is run.kernels().functions["conv3x3"]:
+            if function is runtime.kernels().functions["conv3x3"]:
                 told.append(ctypes.c_int64.from_address(task + field).value)
             honest(function, task, *rest)
 
-        monkeypatch.setattr(run, "run_parallel", run_everywhere)
+        monkeypatch.setattr(runtime, "run_parallel", run_everywhere)
         return told
 
     @settings(max_examples=60, deadline=None)
@@ -176,11 +177,11 @@ class TestConvolution:
         assert not any(past_caches)
         past_caches.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "_l2_bytes", lambda: 0)
+            patch.setattr(convolution, "l2_bytes", lambda: 0)
             assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip), want)
             inside, buffer = window(torch.zeros_like(want))
             winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=inside)
-            assert all(past_caches) == run.kernels().non_temporal and len(past_caches) == 2
+            assert all(past_caches) == runtime.kernels().non_temporal and len(past_caches) == 2
             assert torch.equal(inside, want) and buffer[:, :, :3].isnan().all() and buffer[:, :, -2:].isnan().all()
             past_caches.clear()
             odd = torch.empty(want.numel() + 4)[4:].view(batch, height, width, 80).permute(0, 3, 1, 2)
@@ -218,15 +219,12 @@ class TestConvolution:
             adam.step()
 
     def test_transforms_go_with_their_weights(self):
-        x, (weight, bias) = features(1, 16, 8, 8), layer(16, 16)
-        gc.collect()
-        before = len(run._kept)
-        for _ in range(2):
-            winograd_cpu.conv3x3(x, weight, bias)
-        assert len(run._kept) == before + 1
+        weight, _ = layer(16, 16)
+        memory = weakref.ref(convolution.transformed_filter(weight).u)
+        assert convolution.transformed_filter(weight).u is memory()
         del weight
         gc.collect()
-        assert len(run._kept) == before
+        assert memory() is None
 
     @pytest.mark.parametrize(
         "change",
@@ -354,12 +352,12 @@ def test_where_the_kernels_cannot_be_had(monkeypatch):
     with pytest.raises(BackendError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
         Upscaler(m, "cpu", backend="winograd")
     # The ops by themselves: PyTorch serves.
-    run.kernels.cache_clear()
+    runtime.is_available.cache_clear()
     try:
         x, (weight, bias) = features(1, 16, 6, 6), layer(16, 16)
         assert torch.equal(winograd_cpu.conv3x3(x, weight, bias), reference.conv3x3(x, weight, bias))
     finally:
-        run.kernels.cache_clear()
+        runtime.is_available.cache_clear()
     want = Upscaler(m, "cpu", backend="torch")(image)
     assert np.array_equal(Upscaler(m, "cpu")(image), want)
 

@@ -178,7 +178,7 @@ def patch_hopper_check(module):
     check = module.check
 
     def perhaps(kernel, dtype, device):
-        if os.environ.get("FAKE_HANGS") == f"{kernel} {module.launch.NAMES[dtype]}":
+        if os.environ.get("FAKE_HANGS") == f"{kernel} {module.launch.DTYPE_NAMES[dtype]}":
             time.sleep(3600)
         return check(kernel, dtype, device)
 
