@@ -48,7 +48,7 @@ TASK = (  # fields of what a kernel is called with, 64 bits each
     "skip_image",
     "masks",  # whether the skip is a mask: where it is not above zero, the output is 0, and nothing is added
     "padding",  # rows of zeros above the input
-    "past_caches",  # whether the output goes past the caches; if so, y, y_row and y_image are multiples of a cache line
+    "non_temporal",  # whether to write past the caches; if so, y, y_row and y_image are multiples of a cache line
     "inputs",  # vectors of Ci
     "outputs",  # vectors of Co
     "groups",  # of tiles in a block
@@ -128,11 +128,11 @@ class _Convolutions(Tiles):
         b.ret_void()
         return function
 
-    def _transform_output(self, name: str, m: int, r: int, epilogue: str, past_caches: bool) -> ir.Function:
+    def _transform_output(self, name: str, m: int, r: int, epilogue: str, non_temporal: bool) -> ir.Function:
         """One tile of output: Aᵀ M A, then bias, ReLU, scale and what `EPILOGUES` says."""
         s = self.shape
         arguments = "m_ptr bias_ptr task_ptr y_ptr row column" + " skip_ptr skip_row" * bool(epilogue)
-        function, b = self.function(f"{name}_output{epilogue}{'_past' * past_caches}", arguments)
+        function, b = self.function(f"{name}_output{epilogue}{'_past' * non_temporal}", arguments)
         products, bias, task, y, row, column, *rest = function.args
         at = matrices(m, r)[0]
         floor, scale = (b.splat(field_of(b, task, field, TASK, F32)) for field in ("floor", "scale"))
@@ -158,7 +158,7 @@ class _Convolutions(Tiles):
                         else:  # PyTorch lets the gradient pass where a NaN was
                             closed = b.fcmp_ordered("<=", other, b.number(0.0))
                             value = b.select(closed, b.number(0.0), value)
-                    b.put(value, b.at(target, b.mul(column, b.i(k))), past_caches)
+                    b.put(value, b.at(target, b.mul(column, b.i(k))), non_temporal)
         b.ret_void()
         return function
 
@@ -191,7 +191,7 @@ class _ConvolutionKernel:
             "skip": b.and_(has_skip, b.not_(masks)),
             "mask": b.and_(has_skip, masks),
         }
-        self.past_caches = b.icmp_signed("!=", self.field["past_caches"], b.i(0))
+        self.non_temporal = b.icmp_signed("!=", self.field["non_temporal"], b.i(0))
 
         counter = b.gep(self.task, [b.i(TASK.index("next_block"))], source_etype=I64)
         with b.taken(counter, blocks) as (block, following):
@@ -277,7 +277,7 @@ class _ConvolutionKernel:
             products = module.tile_in_groups(b, self.products, self.m_group, i)
             operands = [products, self.bias, self.task, b.select(fits, target, self.edge_out), row, self.y_pixel]
             operands_skip = self._skip_tile(image, top, left, fits, edge_row)
-            past = b.and_(self.past_caches, fits)
+            past = b.and_(self.non_temporal, fits)
             for (epilogue, goes_past), transform in self.transform_output.items():
                 chosen = b.and_(self.epilogue_is[epilogue], b.equal(past, goes_past))
                 with b.if_then(chosen):
