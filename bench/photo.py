@@ -26,10 +26,9 @@ from bench import drawings, machine
 from edsr.evaluation import metrics
 from edsr.images import find_images, read_image
 from edsr.images.compression import LossyCompression, jpeg_quality
-from edsr.images.resize import matlab_bicubic, matlab_downscale
+from edsr.images.resize import matlab_bicubic, matlab_downscale, matlab_round
 from edsr.inference.upscaler import Upscaler
-from edsr.weights import selection
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model, selection
 
 QUALITIES = (95, 85, 75, 60, 40, 30)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -60,7 +59,7 @@ def noisy(image: np.ndarray, level: float, seed: int) -> np.ndarray:
 
 
 def psnr(result: np.ndarray, original: np.ndarray, scale: int) -> float:
-    return metrics.psnr(*metrics.scored(result, original, scale))
+    return metrics.psnr(*metrics.scored_region(result, original, scale))
 
 
 def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
@@ -74,7 +73,7 @@ def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
         highest = np.lib.stride_tricks.sliding_window_view(highest, side, axis).max(-1)
         lowest = np.lib.stride_tricks.sliding_window_view(lowest, side, axis).min(-1)
     busy = (highest != lowest).any(2)[scale:-scale, scale:-scale]
-    a, b = metrics.scored(result, original, scale)
+    a, b = metrics.scored_region(result, original, scale)
     return float(np.sqrt(np.mean((a - b)[~busy] ** 2))) if not busy.all() else float("nan")
 
 
@@ -103,9 +102,7 @@ def scores(
                 found = jpeg_quality(io.BytesIO(data))
                 assert found is not None
                 told = LossyCompression("JPEG", found, True)
-            smooth = np.clip(np.floor(matlab_bicubic(given.astype(np.float64), height, width) + 0.5), 0, 255).astype(
-                np.uint8
-            )
+            smooth = matlab_round(matlab_bicubic(given.astype(np.float64), height, width))
             auto = 0.0 if told is None else selection.share_for(told.quality, scale, table)
             of_share = {share: measure(network(share)(given), original, scale) for share in {*shares, auto}}
             found = {"bicubic": measure(smooth, original, scale), "auto": of_share[auto]}

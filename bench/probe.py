@@ -1,7 +1,7 @@
 """Tries the kernels for Hopper GPUs on this GPU, and notes what was found for all of its kind: `python -m bench.probe`.
 
 As `python -m kernels.triton.hopper.probe` does for one machine, each in a process of its own; the verdicts go into
-kernels/configs/<gpu>.json as `choices["hopper"]`, from where a kernel that is not right is never launched again.
+kernels/triton/configs/<gpu>.json as `choices["hopper"]`, from where a kernel that is not right is never launched again.
 """
 
 import argparse

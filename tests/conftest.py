@@ -15,7 +15,7 @@ from edsr import cli
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
 from edsr.training.config import TrainConfig
-from edsr.weights.edsr import save_model
+from edsr.weights import save_model
 from tests.support import interpreter
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):

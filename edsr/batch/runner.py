@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import ImageError, WeightsError
-from edsr.images import ImageReader, ImageWriter, TargetSize
+from edsr.images import ImageReader, ImageWriter, TargetSize, to_float
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
 from edsr.progress import BatchProgress
@@ -61,7 +61,6 @@ class UpscalerPool:
         # A device computes one band at a time, whichever network's: together they need no more memory than one.
         self._turns = [threading.Lock() for _ in devices]
         self._loaded: OrderedDict[tuple[str, int], tuple[EDSR, dict[int, Upscaler]]] = OrderedDict()
-        self._told: set[str] = set()
         try:
             known = available_scales(model) if scale is None else ()
         except ValueError as error:
@@ -79,14 +78,7 @@ class UpscalerPool:
 
     def choose(self, source: Path, scale: int) -> Choice:
         """The network for an image, at one of `scales`."""
-        return choose_by_file(source, scale, self._say_once) if self._auto else self._fixed
-
-    def _say_once(self, line: str) -> None:
-        with self._lock:
-            new = line not in self._told
-            self._told.add(line)
-        if new:
-            self._say(line)
+        return choose_by_file(source, scale) if self._auto else self._fixed
 
     def on(self, i: int, scale: int, model: str | None = None) -> Upscaler:
         """The network of that scale on device number `i`. model: one that `choose` gave; None: the usual one."""
@@ -267,7 +259,7 @@ def _upscale(
             bars.file(source.name, width, height) as bar,
             Prefetcher(reader.rows(upscaler.band_rows(width, height))) as arriving,
             contextlib.closing(
-                upscaler.bands(map(_to_float, arriving) if reduced else arriving, width, request.self_ensemble)
+                upscaler.bands(map(to_float, arriving) if reduced else arriving, width, request.self_ensemble)
             ) as departing,
         ):
             outcome.warnings = reader.warnings + writer.warnings
@@ -294,8 +286,3 @@ def _sizes(
             "network makes; ask for less, and enlarge the result again"
         )
     return scale, wanted
-
-
-def _to_float(rows: np.ndarray) -> np.ndarray:
-    """Samples as float32 in 0..1."""
-    return rows if rows.dtype == np.float32 else rows.astype(np.float32) / np.float32(np.iinfo(rows.dtype).max)

@@ -2,11 +2,12 @@
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
 from pathlib import Path
+
+from edsr.strict_json import dumps
 
 from .console import describe, is_expected, print_line, show_log
 from .parser import build_parser
@@ -199,7 +200,7 @@ def report(record: dict, options, stream) -> None:
         for line in record["warnings"]:
             print_line(f"note: {record['input']}: {line}")
     if options.json:
-        print_line(json.dumps(record), sys.stdout)
+        print_line(dumps(record), sys.stdout)
     elif not options.quiet and record["output_size"]:
         width, height = record["output_size"]
         seconds, speed = record["seconds"], record["megapixels_per_second"]
@@ -235,7 +236,7 @@ def run_compare(options) -> int:
     if wish is not None:
         model, said = wish
     elif options.image is not None:
-        model, said = choose_by_file(options.image, scale, lambda line: None if options.quiet else print_line(line))
+        model, said = choose_by_file(options.image, scale)
     else:
         model, said = choose_by_strength(0)  # the small image is made here, and loses nothing
     upscaler = make_upscaler(options, options.quiet, model)
@@ -275,7 +276,7 @@ def run_evaluate(options) -> int:
             print(score_line(image["name"], image), flush=True)
     means = mean_scores(images)
     if options.json:
-        print(json.dumps({"images": images, "mean": {field: means[field] for field in FIELDS}}))
+        print(dumps({"images": images, "mean": {field: means[field] for field in FIELDS}}))
     else:
         print(score_line(f"mean of {len(images)}", means))
     return 0
@@ -365,7 +366,7 @@ def run_info(options) -> int:
 
     info = read_info(options.file, scale=options.scale)
     if options.json:
-        print(json.dumps(info))
+        print(dumps(info))
         return 0
     for name, value in info.items():
         print(f"{name:16}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")

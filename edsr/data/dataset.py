@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import matlab_downscale
+from edsr.images import matlab_downscale, to_depth
 
 from .sources import File, ImageGroup, LoadSpec, div2k, find, measure
 from .store import DiskCache, DiskCacheWriter, MemoryStore, PairedImages, pack
@@ -165,9 +165,9 @@ def _prepare(stack: ImageGroup, plan: LoadSpec, dtype: np.dtype) -> tuple[np.nda
     hr = hr[:, : down * unit, : across * unit]
     if plan.crop:
         hr = hr.reshape(len(hr), down, unit, across, unit, -1).swapaxes(2, 3).reshape(-1, unit, unit, hr.shape[3])
-    hr = _widen(hr, dtype)
+    hr = to_depth(hr, dtype)
     if given and not plan.crop:
-        lr = _widen(given[0], dtype)
+        lr = to_depth(given[0], dtype)
     else:
         n, height, width, channels = hr.shape
         small = matlab_downscale(hr.transpose(1, 2, 0, 3).reshape(height, width, -1), plan.scale, plan.device)
@@ -177,10 +177,6 @@ def _prepare(stack: ImageGroup, plan: LoadSpec, dtype: np.dtype) -> tuple[np.nda
 
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
-
-
-def _widen(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return pixels if pixels.dtype == dtype else pixels.astype(dtype) * dtype.type(257)  # 255 -> 65535
 
 
 def _tell_small(stacks: list[ImageGroup], least: int, say: Callable[[str], None]) -> None:

@@ -13,6 +13,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from edsr.images import to_depth
+
 CELL = 16  # pixels between blocks of a 4:2:0 JPEG, chroma's included, and between macroblocks of WebP
 TWICE = 0.2  # of the images saved have been saved once before
 WEBP = 0.25  # of the images saved are WebP, where both are asked for
@@ -254,5 +256,4 @@ def applied(plan: Plan, window: np.ndarray, height: int, width: int) -> np.ndarr
     """Plan.apply for uint8 or uint16, in its dtype."""
     if window.dtype == np.uint8:
         return plan.apply(window, height, width)
-    eight = ((window.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return plan.apply(eight, height, width).astype(np.uint16) * 257
+    return to_depth(plan.apply(to_depth(window, np.uint8), height, width), np.uint16)

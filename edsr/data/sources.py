@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import ImageReader, find_images, read_image
+from edsr.images import ImageReader, find_images, read_image, to_depth
 
 _HDF5 = (".h5", ".hdf5")
 _BLOCK = 2**22  # HR pixels read at once from HDF5
@@ -185,4 +185,4 @@ def _to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
         return values
     if not np.isfinite(values).all():
         raise ImageError(f"{name}: holds values that are no numbers")
-    return np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
+    return to_depth(values, np.uint8, white=white)

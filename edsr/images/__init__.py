@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from .reader import read_image as read_image
     from .resize import matlab_bicubic as matlab_bicubic
     from .resize import matlab_downscale as matlab_downscale
+    from .resize import matlab_round as matlab_round
     from .samples import TargetSize as TargetSize
+    from .samples import over_white as over_white
+    from .samples import to_depth as to_depth
+    from .samples import to_float as to_float
     from .writer import ImageWriter as ImageWriter
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -39,8 +43,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "formats": ["FORMATS", "READABLE", "find_images", "pixels_to_srgb"],
         "probe": ["EXTENSIONS", "identify"],
         "reader": ["ImageReader", "read_image"],
-        "resize": ["matlab_bicubic", "matlab_downscale"],
-        "samples": ["TargetSize"],
+        "resize": ["matlab_bicubic", "matlab_downscale", "matlab_round"],
+        "samples": ["TargetSize", "over_white", "to_depth", "to_float"],
         "writer": ["ImageWriter"],
     },
 )

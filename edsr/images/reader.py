@@ -15,11 +15,12 @@ from edsr.errors import ImageError
 from . import exif, reorder
 from .formats import check_memory, reason, to_srgb
 from .probe import probe, refuse_pages
+from .samples import rescale
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
 _SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
     "uchar": {"b-w": (1, 2), "srgb": (3, 4), "cmyk": (4, 5)},
-    "ushort": {"gray16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
+    "ushort": {"grey16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
 _SAMPLES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
@@ -271,5 +272,4 @@ def _fetch(image: pyvips.Image, dtype: np.dtype, count: int) -> Iterator[np.ndar
 
 def _stretch(rows: np.ndarray, bits: int) -> np.ndarray:
     """Samples of fewer bits, which libvips shifts up, so that white is 65535."""
-    top = 2**bits - 1
-    return (((rows >> (16 - bits)) * np.uint32(65535) + top // 2) // top).astype(np.uint16)
+    return rescale(rows >> (16 - bits), 2**bits - 1, 65535).astype(np.uint16)

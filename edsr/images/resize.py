@@ -37,6 +37,11 @@ def matlab_downscale(image: np.ndarray, scale: int, device: torch.device | str =
     return _resize(image[: height * scale, : width * scale], height, width, torch.device(device))
 
 
+def matlab_round(image: np.ndarray) -> np.ndarray:
+    """Floating point in 0..255 and a little beyond -> uint8 as MATLAB has it: rounded half up and clamped."""
+    return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
+
+
 def _resize(image: np.ndarray, height: int, width: int, device: torch.device) -> np.ndarray:
     """[H, W] or [H, W, C]; integers (uint8, uint16) are computed in fp64, floating point in its own precision."""
     flat = np.ascontiguousarray(image if image.ndim == 3 else image[:, :, None])

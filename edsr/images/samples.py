@@ -1,9 +1,77 @@
-"""Images reduced on their way to the file, by libvips: any size below the network's."""
+"""Samples of pixels: their depth, transparency laid over white, and reduction to any size below the network's.
 
-from typing import NamedTuple
+Samples are uint8, uint16 or float32, white being 255, 65535 or 1. Wherever their depth changes, values are clamped to
+black and white and rounded to nearest, ties to even: so do NumPy, PyTorch and the network's last layer. The one
+exception is what MATLAB did with a bicubic image, see `edsr.images.matlab_round`.
+"""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyvips
+
+
+def to_float(samples: np.ndarray) -> np.ndarray:
+    """Samples as float32 in 0..1; those that are float32 already as they are."""
+    if samples.dtype == np.float32:
+        return samples
+    return samples.astype(np.float32) / np.float32(np.iinfo(samples.dtype).max)
+
+
+def to_depth(samples: np.ndarray, dtype: Any, bits: int = 16, white: float | None = None) -> np.ndarray:
+    """Samples of another depth, clamped and rounded to nearest, ties to even.
+
+    Args:
+        samples: any shape, of uint8, uint16 or floating point, computed in fp64. Not changed, and given back as they
+            are where there is nothing to do.
+        dtype: uint8, uint16, or float32, to which nothing is clamped or rounded but what float32 cannot hold.
+        bits: the bits that are used of a uint16, the upper ones.
+        white: of the samples; by default 1 for floating point, else the most that their dtype holds.
+    """
+    dtype = np.dtype(dtype)
+    used = min(bits, 8 * dtype.itemsize)
+    floating = samples.dtype.kind == "f"
+    if white is None:
+        white = 1 if floating else int(np.iinfo(samples.dtype).max)
+    if dtype == np.float32:
+        if not floating:
+            return to_float(samples)
+        return (samples if white == 1 else samples / np.float64(white)).astype(np.float32, copy=False)
+    if samples.dtype == dtype and used == 8 * dtype.itemsize:
+        return samples
+    levels = 2**used - 1
+    if floating:
+        values = samples * np.float64(levels / white)
+        values = np.rint(values, out=values).clip(0, levels, out=values).astype(dtype)
+    elif levels % white == 0:
+        values = samples.astype(dtype) * dtype.type(levels // white)
+    else:
+        values = rescale(samples, int(white), levels).astype(dtype)
+    return values << (8 * dtype.itemsize - used) if used < 8 * dtype.itemsize else values
+
+
+def rescale(samples: np.ndarray, white: int, levels: int) -> np.ndarray:
+    """Whole numbers in 0..white as uint32 in 0..levels, rounded to nearest. white: odd, so that there are no ties."""
+    return (samples * np.uint32(levels) + np.uint32(white // 2)) // np.uint32(white)
+
+
+def over_white(samples: np.ndarray, white: float = 1) -> np.ndarray:
+    """Pixels laid over white, where they have alpha, clamped but not rounded.
+
+    Args:
+        samples: [..., 1 to 4] uint8, uint16 or float32; with 2 or 4 channels the last is alpha, not premultiplied.
+        white: of the result.
+
+    Returns:
+        fp64 [..., 1 or 3] in 0..white.
+    """
+    full = 1 if samples.dtype == np.float32 else np.iinfo(samples.dtype).max
+    values = samples * np.float64(white)
+    values /= full
+    values.clip(0, white, out=values)
+    if samples.shape[-1] in (1, 3):
+        return values
+    return white - values[..., -1:] / white * (white - values[..., :-1])
 
 
 class TargetSize(NamedTuple):
@@ -37,14 +105,14 @@ def resample(image: pyvips.Image, to: TargetSize) -> pyvips.Image:
 
 
 def quantize(image: pyvips.Image, dtype: np.dtype, bits: int) -> pyvips.Image:
-    """Float samples in 0..1 clamped and rounded to nearest: to uint8, or uint16 of which the upper `bits` are used."""
+    """What `to_depth` makes of float samples in 0..1, of an image of libvips: uint8, or uint16 of `bits` upper bits."""
     size = 8 * dtype.itemsize
-    levels = 2 ** min(bits, size) - 1
-    # Half up. libvips clamps when it casts, and cuts off.
-    whole = (image * levels + 0.5).cast("uchar" if size == 8 else "ushort")
-    whole = whole * 2 ** (size - bits) if bits < size else whole
-    spaces = {8: ("b-w", "srgb"), 16: ("gray16", "rgb16")}[size]
-    return whole.cast("uchar" if size == 8 else "ushort").copy(interpretation=spaces[image.bands >= 3])
+    used = min(bits, size)
+    kind = "uchar" if size == 8 else "ushort"
+    levels = (image * (2**used - 1)).rint().cast(kind)  # which clamps
+    levels = (levels * 2 ** (size - used)).cast(kind) if used < size else levels
+    spaces = {8: ("b-w", "srgb"), 16: ("grey16", "rgb16")}[size]
+    return levels.copy(interpretation=spaces[image.bands >= 3])
 
 
 def _colors(image: pyvips.Image, function) -> pyvips.Image:

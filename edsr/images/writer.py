@@ -20,7 +20,7 @@ from edsr.system import lock, rename_into_place, temporary
 from . import exif
 from .formats import FORMATS, Format, check_memory, reason, storage_for, to_srgb
 from .reader import ImageReader
-from .samples import TargetSize, quantize, resample
+from .samples import TargetSize, over_white, quantize, resample, to_depth
 
 _COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
 _CHUNK = 2**20  # bytes handed to the encoder at once
@@ -178,7 +178,9 @@ class ImageWriter:
             raise ValueError(f"{self._written + len(rows)} rows for an image of {self.height}")
         step = max(1, _CHUNK // (self.width * self.channels * self.dtype.itemsize))
         for y in range(0, len(rows), step):
-            part = convert(rows[y : y + step], self._stored.channels, self._sent, self._format.bits)
+            part = rows[y : y + step]
+            part = over_white(part) if self.channels > self._stored.channels else part
+            part = to_depth(part, self._sent, self._format.bits)
             part = part.astype(part.dtype.newbyteorder(">") if part.dtype == np.uint16 else part.dtype, "C", copy=False)
             data = part.view(np.uint8).reshape(len(part), -1)
             lines = np.zeros((len(part), 1 + data.shape[1]), np.uint8)  # first the filter: none
@@ -272,28 +274,6 @@ class ImageWriter:
         if channels <= 2 and not self._format.gray and image.get_typeof("icc-profile-data"):
             image = to_srgb(image)  # what is stored is RGB
         pyvips.Operation.call(self._format.saver, image, os.fsencode(self._temporary), **self._options)
-
-
-def convert(rows: np.ndarray, channels: int, dtype: np.dtype, bits: int) -> np.ndarray:
-    """Rows [n, width, C] as they are stored: in C or, laid over white, C - 1 `channels` of `dtype`, rounded to nearest.
-
-    bits: that are stored; 12 of uint16 come out as the upper ones.
-    """
-    white = 1 if rows.dtype == np.float32 else np.iinfo(rows.dtype).max
-    if rows.shape[2] > channels:
-        values = rows / np.float64(white)
-        alpha = values[..., -1:]
-        rows, white = 1 - alpha + alpha * values[..., :-1], 1
-    if dtype == np.float32:
-        return rows.astype(np.float32, copy=False)
-    if rows.dtype == dtype and bits >= 8 * dtype.itemsize:
-        return rows
-    levels = 2 ** min(bits, 8 * dtype.itemsize) - 1
-    if rows.dtype.kind == "f":
-        values = np.rint(rows.clip(0, 1) * np.float64(levels)).astype(dtype)
-    else:
-        values = ((rows * np.uint32(levels) + white // 2) // white).astype(dtype)
-    return values << (16 - bits) if dtype == np.uint16 and bits < 16 else values
 
 
 def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:

@@ -1,6 +1,6 @@
 """EDSR (Lim et al., CVPRW 2017): the network, written once against a handful of ops.
 
-Pixel values are RGB in 0..1 at both ends; inside, they are the same values minus `EDSRConfig.mean_scores`.
+Pixel values are RGB in 0..1 at both ends; inside, they are the same values minus `EDSRConfig.mean`.
 That is the one value range of this project: checkpoints that count in 0..255 are brought to it when
 they are loaded (`edsr.weights`), exactly, because the network is homogeneous: dividing every bias by
 255 divides the output by 255.

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from edsr.data import PairedImages, PatchLoader
 from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
+from edsr.images import to_depth
 from edsr.system import rename_into_place, temporary
 
 from . import setup
@@ -70,14 +71,13 @@ def _patches(images: PairedImages, options: TrainConfig) -> Iterator[tuple[np.nd
         step = 0
         while True:
             feed.load(step, 1)
-            low, high = (_eight_bits(values) for values in feed.batch(torch.tensor(0)))
+            low, high = (
+                to_depth(values.permute(0, 2, 3, 1).contiguous().numpy(), np.uint8)
+                for values in feed.batch(torch.tensor(0))
+            )
             for index in range(options.batch):
                 plan = degradation.draw(options.seed, step, index) if degradation else None
                 yield low[index], high[index], "clean" if plan is None else str(plan)
             step += 1
     finally:
         feed.close()
-
-
-def _eight_bits(values: torch.Tensor) -> np.ndarray:
-    return values.permute(0, 2, 3, 1).mul(255).round().byte().contiguous().numpy()

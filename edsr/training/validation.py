@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from edsr.data import Degradation, PairedImages, degraded, pack
-from edsr.evaluation import psnr, scored
-from edsr.images import matlab_bicubic
+from edsr.evaluation import psnr, scored_region
+from edsr.images import matlab_bicubic, to_depth
 from edsr.models import EDSR
 
 PROBED = 4  # images from which a run judges whether it has learnt at all, and of each so many LR pixels a side
@@ -58,7 +58,7 @@ def misfit(model: EDSR, images: PairedImages) -> float:
     means = []
     for i in range(len(images)):
         low, high = (
-            torch.from_numpy(np.ascontiguousarray(_eight_bits(image)))
+            torch.from_numpy(np.ascontiguousarray(to_depth(image, np.uint8)))
             .to(device)
             .permute(2, 0, 1)[None]
             .float()
@@ -74,8 +74,8 @@ def plain(images: PairedImages) -> float:
     """What bicubic enlargement has where `validate` gives a network's PSNR, in dB."""
     scores = []
     for i in range(len(images)):
-        low, high = (np.ascontiguousarray(_eight_bits(image)) for image in images.pair(i))
-        scores.append(psnr(*scored(matlab_bicubic(low, *high.shape[:2]), high, images.scale)))
+        low, high = (np.ascontiguousarray(to_depth(image, np.uint8)) for image in images.pair(i))
+        scores.append(psnr(*scored_region(matlab_bicubic(low, *high.shape[:2]), high, images.scale)))
     return float(np.mean(scores))
 
 
@@ -85,17 +85,13 @@ def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict
     device = next(model.parameters()).device
     scores, samples = [], {}
     for i in range(len(images)):
-        low, high = map(_eight_bits, images.pair(i))
+        low, high = (to_depth(image, np.uint8) for image in images.pair(i))
         with torch.no_grad():
             x = torch.from_numpy(np.ascontiguousarray(low)).to(device).permute(2, 0, 1)[None].float().div_(255)
             y = model(x).clamp_(0, 1).mul_(255).round_().byte()[0].permute(1, 2, 0).cpu().numpy()
-        scores.append(psnr(*scored(y, high, scale)))
+        scores.append(psnr(*scored_region(y, high, scale)))
         if i < 3:
             h, w = (min(192 // scale, side) * scale for side in low.shape[:2])
             views = matlab_bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
             samples[f"sample/{i}"] = np.concatenate(views, axis=1)
     return float(np.mean(scores)), samples
-
-
-def _eight_bits(image: np.ndarray) -> np.ndarray:
-    return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -37,7 +37,7 @@ class IRBuilder(ir.IRBuilder):
         return self.call(function, [x, y, z])
 
     def at(self, pointer: Value, distance: Value | int) -> Value:
-        """The address `distance` floats on."""
+        """The address `error_of` floats on."""
         distance = self.i(distance) if isinstance(distance, int) else distance
         return self.gep(pointer, [distance], source_etype=F32)  # of a tile at an edge it may lie outside its map
 

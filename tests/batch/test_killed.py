@@ -15,7 +15,7 @@ from PIL import Image
 
 from edsr.images.writer import ImageWriter
 from edsr.system import remove_abandoned
-from edsr.weights.edsr import save_model
+from edsr.weights import save_model
 from tests.conftest import ROOT, network
 from tests.support.image_files import chunk, encoded, make_image, names, pillow, png
 

@@ -14,7 +14,7 @@ from edsr.devices import list_devices
 from edsr.errors import BackendError, WeightsError
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
-from edsr.weights.edsr import load_model, save_model
+from edsr.weights import load_model, save_model
 from tests.conftest import make_image, network
 from tests.support.image_files import names
 from tests.support.image_files import write as save

@@ -17,7 +17,7 @@ from edsr import cli
 from edsr.images.resize import matlab_downscale
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels.winograd import ops as winograd_cpu
-from edsr.weights.edsr import load_model, save_model
+from edsr.weights import load_model, save_model
 from tests.conftest import ROOT, make_image, network
 
 
@@ -276,7 +276,7 @@ def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
 def test_unknown_models_and_scales_without_weights(home, upscale, monkeypatch):
     code, _, err = upscale("photo.png", model="srcnn")
     assert code == 1 and "srcnn" in err and "edsr-baseline" in err and err.count("\n") == 1
-    monkeypatch.setattr("edsr.weights.edsr.FOLDER", home)
+    monkeypatch.setattr("edsr.weights.files.FOLDER", home)
     code, _, err = upscale("photo.png", "--scale", "4", model="edsr-baseline")
     assert code == 1 and "edsr-baseline" in err and "--model" in err and err.count("\n") == 1
 

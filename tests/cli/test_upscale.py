@@ -14,7 +14,7 @@ from PIL import Image
 
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
-from edsr.weights.edsr import load_model, save_model
+from edsr.weights import load_model, save_model
 from tests.conftest import ROOT, make_image
 from tests.support.image_files import ICC, encoded, names, pillow
 from tests.support.image_files import make_image as smooth

@@ -10,7 +10,7 @@ from edsr.errors import BackendError
 from edsr.inference.image_run import finish
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model
 from tests.conftest import make_image, network
 
 

@@ -17,7 +17,7 @@ from edsr.models.collapsed import CollapsedEDSR
 from edsr.models.edsr import PRESETS, EDSRConfig
 from edsr.training.config import TrainConfig
 from edsr.training.trainer import train
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model
 from tests.conftest import network
 from tests.kernels.test_winograd import features, layer, window
 

@@ -17,7 +17,7 @@ from edsr.models.folding import BORDER_CLASSES, collapse
 from edsr.training import recipe
 from edsr.training.step import TrainStep
 from edsr.training.trainer import train
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model
 from tests.conftest import network
 from tests.conftest import training as options
 

@@ -20,7 +20,7 @@ from edsr.training.config import TrainConfig
 from edsr.training.step import TrainStep
 from edsr.training.trainer import train
 from edsr.training.validation import misfit, plain, probe, validate
-from edsr.weights.edsr import read_info
+from edsr.weights import read_info
 from tests.conftest import make_image, training
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -13,7 +13,7 @@ from edsr.images.resize import matlab_downscale
 from edsr.models.edsr import EDSRConfig
 from edsr.training.trainer import train
 from edsr.training.validation import validate
-from edsr.weights.edsr import load_model, read_info, save_model
+from edsr.weights import load_model, read_info, save_model
 from tests.conftest import make_image, network
 from tests.conftest import training as options
 
@@ -71,7 +71,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(folder, tmp_path, stop):
 
 
 def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("edsr.weights.edsr.FOLDER", tmp_path)
+    monkeypatch.setattr("edsr.weights.files.FOLDER", tmp_path)
     lines: list[str] = []
     list(train(options(folder, tmp_path / "scratch", scale=3, steps=1, lr=1e-30), lines.append))
     assert any("random" in line for line in lines)
@@ -87,7 +87,7 @@ def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
 
 
 def test_a_packaged_name_means_its_weights_of_that_scale(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("edsr.weights.edsr.FOLDER", tmp_path)
+    monkeypatch.setattr("edsr.weights.files.FOLDER", tmp_path)
     packaged = {scale: network(scale, 1, 8).float() for scale in (2, 3)}
     for scale, m in packaged.items():
         save_model(m, tmp_path / f"edsr-baseline-x{scale}.safetensors")
