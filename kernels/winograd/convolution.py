@@ -163,7 +163,7 @@ def convolve(
         skip_image=0 if skip is None else skip.stride(0),
         masks=masks,
         padding=padding,
-        past_caches=compiled.non_temporal and large and aligned,
+        non_temporal=compiled.non_temporal and large and aligned,
         inputs=inputs // lanes,
         outputs=outputs // lanes,
         groups=groups,

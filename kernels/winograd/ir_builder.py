@@ -44,9 +44,9 @@ class IRBuilder(ir.IRBuilder):
     def get(self, pointer: Value) -> Value:
         return self.load(pointer, typ=self.vector, align=FLOAT_BYTES)
 
-    def put(self, value: Value, pointer: Value, past_caches: bool = False) -> None:
-        """past_caches: the pointer must be a multiple of the vector's size then."""
-        if past_caches:
+    def put(self, value: Value, pointer: Value, non_temporal: bool = False) -> None:
+        """non_temporal: the pointer must be a multiple of the vector's size then."""
+        if non_temporal:
             stored = self.store(value, pointer, align=self.vector.count * FLOAT_BYTES)
             stored.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         else:

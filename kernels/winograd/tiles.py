@@ -9,7 +9,7 @@ vectors of `Shape.lanes`:
 so that every distance inside a group is known to the compiler, whatever the number of channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +131,23 @@ class Tiles:
         source = b.at(map_, b.add(b.mul(top, row), b.mul(left, pixel)))
         return b.select(fits, source, edge), b.select(fits, row, b.mul(pixel, b.i(side)))
 
+    def tile_in_groups(self, b: IRBuilder, start: Value, group: Value, tile: Value) -> Value:
+        """The address of a tile's first vector in V, M or W, which has groups of so many floats."""
+        tiles, lanes = b.i(self.shape.tiles), b.i(self.shape.lanes)
+        start = b.at(start, b.mul(b.udiv(tile, tiles), group))
+        return b.at(start, b.mul(b.urem(tile, tiles), lanes))
+
+    def strips(self, b: IRBuilder, full: Value, rest: Value) -> Iterator[tuple[int, Value]]:
+        """A loop over strips of channels, once for each width a strip can have: (vectors of a strip, channel it begins
+        with). full: how many have all the vectors that a strip can have. rest: how many vectors the last one has."""
+        s = self.shape
+        for vectors in range(1, s.vectors + 1):
+            widest = vectors == s.vectors
+            count = full if widest else b.zext(b.icmp_signed("==", rest, b.i(vectors)), I64)
+            before = b.i(0) if widest else full
+            with b.if_then(b.icmp_signed(">", count, b.i(0))), b.loop(count, "strip") as strip:
+                yield vectors, b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
+
     def linear(self, b: IRBuilder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
         """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
         twins = _twins(matrix.T)
@@ -163,6 +180,23 @@ class Tiles:
             else:
                 total = b.fma(b.number(row[i], x[i].type), x[i], total)
         return total
+
+
+class TileGrid:
+    """The tiles of a batch of images, counted through: rows of m x m pixels of output, image after image."""
+
+    def __init__(self, b: IRBuilder, height: Value, width: Value, images: Value, m: int):
+        self._b, self._m = b, m
+        self._across = b.cdiv(width, b.i(m))
+        down = b.cdiv(height, b.i(m))
+        self._per_image = b.mul(self._across, down)
+        self.tiles = b.mul(self._per_image, images)
+
+    def corner(self, tile: Value) -> tuple[Value, Value, Value]:
+        """A tile's image, and the row and column of the output that it begins with."""
+        b = self._b
+        image, place = b.udiv(tile, self._per_image), b.urem(tile, self._per_image)
+        return image, b.mul(b.udiv(place, self._across), b.i(self._m)), b.mul(b.urem(place, self._across), b.i(self._m))
 
 
 def field_of(b: IRBuilder, task: Value, name: str, fields: Sequence[str], kind: ir.Type = I64) -> Value:

@@ -91,10 +91,10 @@ class TestMatrices:
 @needs_kernels
 class TestConvolution:
     @pytest.fixture
-    def past_caches(self, monkeypatch):
+    def non_temporal(self, monkeypatch):
         """A list of what convolutions were told about it."""
         told, honest = [], runtime.run_parallel
-        field = 8 * pytest.importorskip("edsr.kernels.winograd.codegen").TASK.index("past_caches")
+        field = 8 * pytest.importorskip("edsr.kernels.winograd.codegen").TASK.index("non_temporal")
 
         def run_everywhere(function, task, *rest):
             if function is runtime.kernels().functions["conv3x3"]:
@@ -169,24 +169,24 @@ class TestConvolution:
 
     @pytest.mark.parametrize("skipped", [False, True])
     @pytest.mark.parametrize(("height", "width", "batch"), [(1, 1, 1), (4, 4, 1), (17, 30, 2), (8, 36, 1)])
-    def test_past_the_caches(self, past_caches, skipped, height, width, batch):
+    def test_past_the_caches(self, non_temporal, skipped, height, width, batch):
         """Large maps are written so, if they begin at a cache line; always the same bits, over the skip, too."""
         x, (weight, bias) = features(batch, 48, height, width), layer(48, 80)
         skip = features(batch, 80, height, width) if skipped else None
         want = winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip)
-        assert not any(past_caches)
-        past_caches.clear()
+        assert not any(non_temporal)
+        non_temporal.clear()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(convolution, "l2_bytes", lambda: 0)
             assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip), want)
             inside, buffer = window(torch.zeros_like(want))
             winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=inside)
-            assert all(past_caches) == runtime.kernels().non_temporal and len(past_caches) == 2
+            assert all(non_temporal) == runtime.kernels().non_temporal and len(non_temporal) == 2
             assert torch.equal(inside, want) and buffer[:, :, :3].isnan().all() and buffer[:, :, -2:].isnan().all()
-            past_caches.clear()
+            non_temporal.clear()
             odd = torch.empty(want.numel() + 4)[4:].view(batch, height, width, 80).permute(0, 3, 1, 2)
             assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=odd), want)
-            assert not any(past_caches)
+            assert not any(non_temporal)
             if skip is not None:
                 assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=skip), want)
 
