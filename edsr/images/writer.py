@@ -7,7 +7,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyvips
 
 from edsr.errors import ImageError
-from edsr.system import lock, rename_into_place, temporary
+from edsr.system import atomic_file
 
 from . import exif
 from .formats import FORMATS, Format, check_memory, reason, storage_for, to_srgb
@@ -83,13 +83,10 @@ class ImageWriter:
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
         self.warnings = self._stored.warnings + tuple(self._drop_metadata())
-        # Created with open(), for the usual permissions.
-        self._temporary = temporary(self.path)
-        self._lock: BinaryIO | None = None
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
-        self._thread = threading.Thread()
+        self._context = self._writing()
 
     def _choose_options(self, quality: int | None) -> dict[str, Any]:
         options = dict(self._format.options)
@@ -129,31 +126,52 @@ class ImageWriter:
 
     def __enter__(self) -> "ImageWriter":
         try:
-            self._begin()
-        except BaseException as error:  # a signal, too: no __exit__ will follow
-            if self._pipe is not None:
-                self._pipe.close()
-            if self._thread.is_alive():
-                self._thread.join()  # it might create the file again otherwise
-            self._unlock()
-            with suppress(OSError):
-                self._temporary.unlink()
-            if isinstance(error, OSError):
-                raise ImageError(f"{self.path}: cannot write into its folder ({error.strerror})") from None
-            raise
+            self._context.__enter__()
+        except OSError as error:
+            raise ImageError(f"{self.path}: cannot write into its folder ({error.strerror})") from None
         return self
 
-    def _begin(self) -> None:
-        self._lock = open(self._temporary, "xb")  # noqa: SIM115 - closed by _unlock
-        with suppress(OSError):  # a file system without locks, where abandoned files stay
-            lock(self._lock)
-        source, sink = os.pipe()
-        self._pipe = open(sink, "wb")  # noqa: SIM115 - closed by __exit__
-        self._thread = threading.Thread(target=self._encode, args=(source,), daemon=True)
-        self._thread.start()
-        # libvips takes rows as they come in one way only: as an image format it can read from a pipe. PNG
-        # with "stored" (level 0) data is the one that every build has; it costs a copy and two checksums.
-        # PNG has no floats: each goes as a pixel of four 8-bit samples, its bytes.
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._context.__exit__(*error)
+        except FileExistsError:
+            raise ImageError(_exists(self.path)) from None
+        except OSError as failure:
+            raise ImageError(f"{self.path}: cannot be written ({failure.strerror})") from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The life of the file: rows come while this waits; afterwards it is finished and gets its name."""
+        with atomic_file(self.path, self._overwrite) as file:
+            source, sink = os.pipe()
+            encoder = threading.Thread(target=self._encode, args=(source, file.name), daemon=True)
+            with open(sink, "wb") as self._pipe:
+                try:
+                    encoder.start()
+                    self._begin_png()
+                    yield
+                    if self._written < self.height:
+                        missing = self.height - self._written
+                        raise ImageError(f"{self.path}: not saved, {missing} of {self.height} rows are missing")
+                    self._chunk(b"IDAT", self._deflate.flush())
+                    self._chunk(b"IEND", b"")
+                finally:
+                    self._pipe.close()  # a stream that ends too early makes the encoder give up
+                    self._pipe = None
+                    if encoder.is_alive():
+                        encoder.join()
+            self._raise_error()
+            if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
+                self.warnings += ("EXIF data is left out, the file would become larger than 4 GB",)
+
+    def _begin_png(self) -> None:
+        """Begin the stream of rows to the encoder.
+
+        libvips takes rows as they come in one way only: as an image format it can read from a pipe. PNG with "stored"
+        (level 0) data is the one that every build has; it costs a copy and two checksums. PNG has no floats: each goes
+        as a pixel of four 8-bit samples, its bytes.
+        """
+        assert self._pipe is not None
         self._deflate = zlib.compressobj(level=0)
         self._pipe.write(b"\x89PNG\r\n\x1a\n")
         channels = self._stored.channels
@@ -189,47 +207,6 @@ class ImageWriter:
             self._raise_error()
         self._written += len(rows)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._pipe is not None
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._pipe.close()  # a stream that ends too early makes the encoder give up
-            self._pipe = None
-            self._thread.join()
-            self._unlock()
-            with suppress(OSError):
-                self._temporary.unlink()  # there is none after success
-
-    def _finish(self) -> None:
-        assert self._pipe is not None
-        if self._written < self.height:
-            missing = self.height - self._written
-            raise ImageError(f"{self.path}: not saved, {missing} of {self.height} rows are missing")
-        self._chunk(b"IDAT", self._deflate.flush())
-        self._chunk(b"IEND", b"")
-        self._pipe.close()
-        self._thread.join()
-        self._raise_error()
-        try:
-            with open(self._temporary, "rb+") as file:
-                if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
-                    self.warnings += ("EXIF data is left out, the file would become larger than 4 GB",)
-                file.flush()
-                os.fsync(file.fileno())
-            self._unlock()  # Windows renames no open files
-            rename_into_place(self._temporary, self.path, self._overwrite)
-        except FileExistsError:
-            raise ImageError(_exists(self.path)) from None
-        except OSError as error:
-            raise ImageError(f"{self.path}: cannot be written ({error.strerror})") from None
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
     def _chunk(self, kind: bytes, data: bytes) -> None:
         assert self._pipe is not None
         check = zlib.crc32(data, zlib.crc32(kind))
@@ -239,10 +216,10 @@ class ImageWriter:
         if self._error:
             raise ImageError(f"{self.path}: cannot be written ({self._error})")
 
-    def _encode(self, source: int) -> None:
+    def _encode(self, source: int, output: str | bytes) -> None:
         """The encoder thread: from the pipe to the temporary file."""
         try:
-            self._save(source)
+            self._save(source, output)
         except Exception as error:
             self._error = reason(error)
         # Until the writing end is closed, take what still comes, so that it never blocks nor breaks.
@@ -250,7 +227,7 @@ class ImageWriter:
             while rest.read(2**16):
                 pass
 
-    def _save(self, source: int) -> None:
+    def _save(self, source: int, output: str | bytes) -> None:
         stream = pyvips.Source.new_from_descriptor(source)
         image = pyvips.Operation.call("pngload_source", stream, access="sequential", fail_on="error")
         channels, dtype, _ = self._stored
@@ -273,7 +250,7 @@ class ImageWriter:
         image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # else the one inside exif-data is used
         if channels <= 2 and not self._format.gray and image.get_typeof("icc-profile-data"):
             image = to_srgb(image)  # what is stored is RGB
-        pyvips.Operation.call(self._format.saver, image, os.fsencode(self._temporary), **self._options)
+        pyvips.Operation.call(self._format.saver, image, os.fsencode(output), **self._options)
 
 
 def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:

@@ -101,7 +101,7 @@ def test_no_cache_is_left(tmp_path):
 MEMORY = """
 import sys
 import numpy as np
-from edsr.images import Reader, Writer
+from edsr.images import ImageReader, ImageWriter
 
 def peak():
     with open("/proc/self/status") as status:
@@ -115,10 +115,10 @@ for kind, name, channels in (("uint8", "a.png", 3), ("uint16", "a.png", 4), ("ui
     rows = np.repeat(full[..., :channels], 100, axis=0).astype(kind)
     for height in (1000, 30_000):
         path = f"{sys.argv[1]}/{height}{kind}{name}"
-        with Writer(path, width, height, channels, dtype=kind) as writer:
+        with ImageWriter(path, width, height, channels, dtype=kind) as writer:
             for _ in range(height // 100):
                 writer.write(rows)
-        with Reader(path, full=True) as reader:
+        with ImageReader(path, full=True) as reader:
             assert sum(len(part) for part in reader.rows(100)) == height
         print(kind, name, height, peak())
 """
@@ -134,14 +134,14 @@ def test_bounded_memory(tmp_path):
 DETOURS = """
 import sys
 import numpy as np
-from edsr.images import Reader
+from edsr.images import ImageReader
 
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 for path in sys.argv[1:]:
-    with Reader(path, folder=path.rpartition("/")[0]) as reader:
+    with ImageReader(path, folder=path.rpartition("/")[0]) as reader:
         assert sum(part.sum(dtype=np.int64) for part in reader.rows(20)) > 0
     print(peak())
 """

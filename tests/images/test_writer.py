@@ -453,14 +453,14 @@ FULL_DISK = """
 import os, resource, sys
 import numpy as np
 from edsr.errors import ImageError
-from edsr.images import Writer
+from edsr.images import ImageWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 rows = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
 for late in (False, True):  # the damage shows while rows are written, or only at the end
     for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.avif"):
         height = 150 if late or name == "a.avif" else 4000
         try:
-            with Writer(os.path.join(sys.argv[1], name), 500, height, 3, quality=100) as writer:
+            with ImageWriter(os.path.join(sys.argv[1], name), 500, height, 3, quality=100) as writer:
                 for y in range(0, height, 400):
                     writer.write(rows[:min(400, height - y)])
         except ImageError as error:
