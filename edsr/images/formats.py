@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,6 @@ import pyvips
 
 from edsr.errors import ImageError
 from edsr.system import available_memory
-
-# Operations kept for reuse hold memory, and would answer for a file that has changed since.
-pyvips.cache_set_max(0)
-
 
 LONGEST = 100_000_000
 """Pixels a side, where libvips ends."""
@@ -91,6 +88,15 @@ def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
     return Storage(channels, dtype, tuple(warnings))
 
 
+@cache
+def set_up_libvips() -> None:
+    """Switch off libvips' cache, at its first use here, so that merely importing this leaves other programs' as it is.
+
+    Operations kept for reuse hold memory, and would answer for a file that has changed since.
+    """
+    pyvips.cache_set_max(0)
+
+
 def to_srgb(image: pyvips.Image) -> pyvips.Image:
     """The image in sRGB, of as many bits, through its own color profile; CMYK without one through a standard's."""
     depth, profile = (16 if image.format == "ushort" else 8), "cmyk" if image.interpretation == "cmyk" else "srgb"
@@ -101,6 +107,7 @@ def to_srgb(image: pyvips.Image) -> pyvips.Image:
 
 def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
     """uint8 [H, W, 1 or 3] -> [H, W, 3] in sRGB, through a color profile; as they are where libvips cannot use it."""
+    set_up_libvips()
     image = pyvips.Image.new_from_array(pixels)
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
     try:

@@ -13,7 +13,7 @@ import pyvips
 from edsr.errors import ImageError
 
 from . import exif, reorder
-from .formats import check_memory, reason, to_srgb
+from .formats import check_memory, reason, set_up_libvips, to_srgb
 from .probe import probe, refuse_pages
 from .samples import rescale
 
@@ -59,6 +59,7 @@ class ImageReader:
         full: bool = False,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
+        set_up_libvips()
         self.path = Path(path)
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)

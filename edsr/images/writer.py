@@ -18,7 +18,7 @@ from edsr.errors import ImageError
 from edsr.system import atomic_file
 
 from . import exif
-from .formats import FORMATS, Format, check_memory, reason, storage_for, to_srgb
+from .formats import FORMATS, Format, check_memory, reason, set_up_libvips, storage_for, to_srgb
 from .reader import ImageReader
 from .samples import TargetSize, over_white, quantize, resample, to_depth
 
@@ -59,6 +59,7 @@ class ImageWriter:
         dtype: Any = np.uint8,
         reduced: TargetSize | None = None,
     ) -> None:
+        set_up_libvips()
         self.dtype = np.dtype(dtype)
         self._reduced = reduced or TargetSize(width, height, self.dtype)
         if width < 1 or height < 1 or channels not in _COLORS or self.dtype not in (np.uint8, np.uint16, np.float32):

@@ -91,6 +91,33 @@ def test_a_second_round_changes_nothing(tmp_path, extension, dtype, channels):
         assert np.abs(again.astype(float) - pixels).mean() < WHITE[pixels.dtype.name] / 100
 
 
+UNTOUCHED = """
+import sys
+import pyvips
+before = pyvips.cache_get_max()
+from edsr.images import *
+from edsr.images import ImageReader, ImageWriter, compression, reorder
+assert before == pyvips.cache_get_max() > 0
+{}
+print(before, pyvips.cache_get_max())
+"""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "ImageReader(sys.argv[1])",
+        "ImageWriter(sys.argv[1] + '.png', 3, 3, 3)",
+        "import numpy; pixels_to_srgb(numpy.zeros((3, 3, 1), numpy.uint8), b'none')",
+    ],
+)
+def test_only_use_changes_the_cache_of_libvips(tmp_path, use):
+    write(tmp_path / "a.png", make_image())
+    (line,) = run(UNTOUCHED.format(use), tmp_path / "a.png")
+    before, after = map(int, line.split())
+    assert before > 0 and after == 0
+
+
 def test_no_cache_is_left(tmp_path):
     write(tmp_path / "a.png", make_image())
     write(tmp_path / "a.png", make_image(seed=1), overwrite=True)
