@@ -20,7 +20,8 @@ _SIGNATURES = {
 }
 EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"}
 """Format -> its usual file name extension."""
-_LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}  # the others: heifload
+LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}
+"""Format -> the libvips operation that reads it; the others are read by heifload."""
 _HEIF = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
 # Of the color codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
 _PRIMARIES, _TRANSFERS = (1, 2, 5, 6), (1, 2, 4, 5, 6, 13, 14, 15)
@@ -83,7 +84,7 @@ def _look(path: Path, file: BinaryIO) -> Header:
     name = identify(head)
     if not name:
         raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF or AVIF image")
-    loader = _LOADERS.get(name, "heifload")
+    loader = LOADERS.get(name, "heifload")
     if name == "PNG":
         _check_png(path, file)
     if name == "TIFF":

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyvips
@@ -25,9 +25,23 @@ _SPACES = {  # libvips' sample type -> the color spaces that are read, and their
 }
 _SAMPLES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
 _METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "exif-data", "image-description", "resolution-unit")
-_LARGE = 2**26  # bytes that a row of strips or tiles may take before it counts as held
 _FETCHED = 128  # rows at once; many more take libvips memory, and quadratic time
-_BLOCK = 2**21  # bytes decoded at once where the rows are not handed out as they come
+
+
+class ReadLimits(NamedTuple):
+    """Sizes at which an ImageReader changes its ways, in bytes.
+
+    spooled: of pixels that must be reordered, up to which they stay in memory and need no temporary file.
+    block: decoded at once where rows are not handed out as they come.
+    strips: of a row of strips or tiles in a TIFF, up to which it does not count as buffered.
+    """
+
+    spooled: int = 2**24
+    block: int = 2**21
+    strips: int = 2**26
+
+
+DEFAULT_LIMITS = ReadLimits()
 
 
 class ImageReader:
@@ -58,9 +72,11 @@ class ImageReader:
         sixteen: bool = False,
         full: bool = False,
         folder: str | os.PathLike[str] | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
         set_up_libvips()
         self.path = Path(path)
+        self._limits = limits
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)
         self.format = self._header.format
@@ -117,8 +133,10 @@ class ImageReader:
                 yield rows[:, ::-1]
         else:
             _, width, channels = self._stored
-            rows = self._decode(max(1, _BLOCK // (width * channels * self.dtype.itemsize)))
-            turned = reorder.reorient(rows, self._stored, self.dtype, self._orientation, count, self._folder)
+            rows = self._decode(max(1, self._limits.block // (width * channels * self.dtype.itemsize)))
+            turned = reorder.reorient(
+                rows, self._stored, self.dtype, self._orientation, count, self._folder, self._limits.spooled
+            )
             yield from self._guard(turned)
 
     def _decode(self, count: int) -> Iterator[np.ndarray]:
@@ -218,13 +236,13 @@ class ImageReader:
         if self.format == "JPEG":
             return 2 * image.bands * pixels if _field(image, "jpeg-multiscan") else 0
         if self.format == "PNG":
-            return pixels * size if _field(image, "interlaced") and pixels * size <= reorder.SPOOLED else 0
+            return pixels * size if _field(image, "interlaced") and pixels * size <= self._limits.spooled else 0
         if self.format == "TIFF":
             tags = self._header.tags
             rows = min(tags.get(323) or tags.get(278, image.height), image.height)  # of a tile, of a strip
             block = rows * image.width * size
             by_row = 323 not in tags and tags.get(284, 1) == 1 and tags.get(259, 1) == 1  # contiguous, not compressed
-            return 0 if by_row or block <= _LARGE else block
+            return 0 if by_row or block <= self._limits.strips else block
         return pixels * (10 if self.format == "WebP" else 20 if size == image.bands else 26)
 
     def _check_room(self) -> None:
@@ -234,22 +252,24 @@ class ImageReader:
         check_memory(self.path, self.buffered_bytes + 30 * row)  # of which libvips has as many at a time
         passes = int(self._interlaced) + (self._orientation > 2)
         if passes:
-            reorder.check_space(self.path, passes * height * row, self._folder)
+            reorder.check_space(self.path, passes * height * row, self._folder, self._limits.spooled)
 
 
-def read_image(path: str | os.PathLike[str], sixteen: bool = False, full: bool = False) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str], sixteen: bool = False, full: bool = False, limits: ReadLimits = DEFAULT_LIMITS
+) -> np.ndarray:
     """The whole image, [height, width, channels], of the dtypes and channels that Reader reads with these options.
 
     Raises ImageError, as Reader and rows() do.
     """
-    with ImageReader(path, sixteen, full) as reader:
+    with ImageReader(path, sixteen, full, limits=limits) as reader:
         try:
             image = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
         except MemoryError:
             size = f"{reader.width} x {reader.height}"
             raise ImageError(f"{path}: {size} pixels do not fit in memory, read it in rows") from None
         y = 0
-        for rows in reader.rows(max(1, _BLOCK // (reader.width * reader.channels))):
+        for rows in reader.rows(max(1, limits.block // (reader.width * reader.channels))):
             image[y : y + len(rows)] = rows
             y += len(rows)
     return image

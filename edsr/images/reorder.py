@@ -1,6 +1,6 @@
 """Images that are not stored in the order of their rows, put in order by way of an unnamed temporary file.
 
-The file has no name, so nothing is left of it, whatever happens. Up to SPOOLED bytes are kept in memory instead.
+The file has no name, so nothing is left of it, whatever happens.
 """
 
 import io
@@ -19,21 +19,23 @@ import pyvips
 
 from edsr.errors import ImageError
 
-SPOOLED = 2**24
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of Adam7: first column, first row, columns apart, rows apart (PNG, third edition, section 8.1)."""
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG color type -> samples of a pixel
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def check_space(path: Path, needed: int, folder: Path | None) -> None:
-    """Raises ImageError, about the image `path`, unless `needed` bytes are free in `folder` (None: the system's)."""
+def check_space(path: Path, needed: int, folder: Path | None, spooled: int) -> None:
+    """Raise ImageError, about the image `path`, unless `needed` bytes are free in `folder` (None: the system's).
+
+    spooled: bytes up to which there will be no temporary file.
+    """
     place = folder or gettempdir()
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:
         raise ImageError(f"{path}: {place} cannot serve for temporary files ({error.strerror})") from None
-    if needed > SPOOLED and needed > free:
+    if needed > spooled and needed > free:
         sizes = f"{needed / 1e6:,.0f} MB of temporary space in {place}, where {free / 1e6:,.0f} MB are free"
         raise ImageError(f"{path}: is not stored row by row and needs {sizes}")
 
@@ -45,6 +47,7 @@ def reorient(
     orientation: int,
     count: int,
     folder: Path | None,
+    spooled: int,
 ) -> Iterator[np.ndarray]:
     """An image turned upright, as [count, width, channels]; the last may be shorter.
 
@@ -55,7 +58,7 @@ def reorient(
     transposed, down, across = orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     height, width, channels = shape
     pixel = channels * dtype.itemsize
-    with io.BytesIO() if height * width * pixel <= SPOOLED else TemporaryFile(dir=folder) as file:
+    with io.BytesIO() if height * width * pixel <= spooled else TemporaryFile(dir=folder) as file:
         heights = []
         for block in blocks:
             # Transposed, the rows wanted of a block lie together.

@@ -24,7 +24,7 @@ from .samples import TargetSize, over_white, quantize, resample, to_depth
 
 _COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
 _CHUNK = 2**20  # bytes handed to the encoder at once
-_BIGTIFF = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
+BIGTIFF_ABOVE = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
 
 class ImageWriter:
@@ -58,6 +58,7 @@ class ImageWriter:
         quality: int | None = None,
         dtype: Any = np.uint8,
         reduced: TargetSize | None = None,
+        bigtiff_above: int = BIGTIFF_ABOVE,
     ) -> None:
         set_up_libvips()
         self.dtype = np.dtype(dtype)
@@ -80,7 +81,7 @@ class ImageWriter:
             self._reduced.width * self._reduced.height * self._format.buffered_bytes * (2 if more else 1)
         )
         check_memory(self.path, self.buffered_bytes)
-        self._options = self._choose_options(quality)
+        self._options = self._choose_options(quality, bigtiff_above)
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
         self.warnings = self._stored.warnings + tuple(self._drop_metadata())
@@ -89,14 +90,14 @@ class ImageWriter:
         self._pipe: BinaryIO | None = None
         self._context = self._writing()
 
-    def _choose_options(self, quality: int | None) -> dict[str, Any]:
+    def _choose_options(self, quality: int | None, bigtiff_above: int) -> dict[str, Any]:
         options = dict(self._format.options)
         if quality is not None and "Q" in options:
             options["Q"] = quality
         stored = self._stored.dtype
         if self._format.name == "TIFF":
             size = self._reduced.width * self._reduced.height * self._stored.channels * stored.itemsize
-            options |= {"bigtiff": size > _BIGTIFF} | ({"predictor": "float"} if stored == np.float32 else {})
+            options |= {"bigtiff": size > bigtiff_above} | ({"predictor": "float"} if stored == np.float32 else {})
         if self._format.name == "AVIF":
             options["bitdepth"] = 12 if stored == np.uint16 else 8
         return options
