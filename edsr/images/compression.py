@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from . import exif
 from .probe import identify
 
-MIDDLE = 75
+ASSUMED_QUALITY = 75
 """The quality that is taken for a file that does not tell; what most programs save JPEGs with if nobody chooses."""
 
 
@@ -27,7 +27,11 @@ class LossyCompression(NamedTuple):
     known: bool
 
     def __str__(self) -> str:
-        return f"{self.format} quality {self.quality}" if self.known else f"{self.format}, quality taken for {MIDDLE}"
+        return (
+            f"{self.format} quality {self.quality}"
+            if self.known
+            else f"{self.format}, quality taken for {ASSUMED_QUALITY}"
+        )
 
 
 def detect_compression(path: Path) -> LossyCompression | None:
@@ -45,13 +49,13 @@ def detect_compression(path: Path) -> LossyCompression | None:
         with open(path, "rb") as file:
             head = file.read(16)
             file.seek(0)
-            return _READERS.get(identify(head), lambda _: None)(file)
+            return _DETECTORS.get(identify(head), lambda _: None)(file)
     except (OSError, ValueError, OverflowError):
         return None
 
 
 def _known(name: str, quality: int | None) -> LossyCompression:
-    return LossyCompression(name, MIDDLE if quality is None else quality, quality is not None)
+    return LossyCompression(name, ASSUMED_QUALITY if quality is None else quality, quality is not None)
 
 
 # --- JPEG
@@ -99,7 +103,7 @@ def jpeg_quality(file: BinaryIO) -> int | None:
 
 _COMPRESSION, _STRIPS, _TILES, _TABLES = 259, 273, 324, 347  # tags
 _JPEG, _OLD_JPEG, _WEBP = 7, 6, 50001  # of _COMPRESSION
-_PART = 2**16  # bytes of a strip or tile that are read; its header comes first
+_PART_BYTES = 2**16  # bytes of a strip or tile that are read; its header comes first
 
 
 def _tiff(file: BinaryIO) -> LossyCompression | None:
@@ -114,22 +118,22 @@ def _tiff(file: BinaryIO) -> LossyCompression | None:
     if compression != _JPEG:
         return None
 
-    tables = exif.read_value(file, form, entries[_TABLES], _PART) if _TABLES in entries else None
+    tables = exif.read_value(file, form, entries[_TABLES], _PART_BYTES) if _TABLES in entries else None
     places = entries.get(_STRIPS) or entries.get(_TILES)
     start = _first_number(file, form, places) if places else None
     if start is None:
         return _known("JPEG in TIFF", None)
     file.seek(start)
-    part = file.read(_PART)
+    part = file.read(_PART_BYTES)
     # The tables that all parts share stand in the directory, as a JPEG of tables alone; without its end and the
     # part's beginning they make one.
     whole = tables.data.removesuffix(b"\xff\xd9") + part[2:] if tables else part
     return _known("JPEG in TIFF", jpeg_quality(io.BytesIO(whole)))
 
 
-def _first_number(file: BinaryIO, form: exif.Form, entry: exif.Entry) -> int | None:
+def _first_number(file: BinaryIO, form: exif.TiffForm, entry: exif.Entry) -> int | None:
     """The first of an entry's numbers, wherever they are."""
-    size = {3: 2, 4: 4, 16: 8}.get(entry.kind, 0)  # SHORT, LONG, LONG8
+    size = {3: 2, 4: 4, 16: 8}.get(entry.field_type, 0)  # SHORT, LONG, LONG8
     if size * entry.count > len(entry.data):
         file.seek(form.offset.unpack(entry.data)[0])
         entry = entry._replace(data=file.read(size))
@@ -160,7 +164,7 @@ def vp8_quality(data: bytes) -> int | None:
     """
     if len(data) < 20 or data[0] & 1 or data[3:6] != b"\x9d\x01\x2a":
         return None
-    bits = _Bits(data[10:])
+    bits = _BoolDecoder(data[10:])
     bits.number(2)  # color space, clamping
     steps, shares, absolute = [0.0] * 4, [1.0, 0.0, 0.0, 0.0], False
     if bits.number(1):
@@ -186,7 +190,7 @@ def vp8_quality(data: bytes) -> int | None:
     return min(100, max(1, round(100 * (1.5 * linear if linear < 0.5 else (linear + 1) / 2))))
 
 
-class _Bits:
+class _BoolDecoder:
     """The boolean decoder of RFC 6386, section 7, for bits of equal chances; past the end come zeros."""
 
     def __init__(self, data: bytes):
@@ -235,7 +239,7 @@ def _heif(name: str, file: BinaryIO) -> LossyCompression | None:
     return _known(name, None)
 
 
-_READERS = {
+_DETECTORS = {
     "JPEG": lambda file: _known("JPEG", jpeg_quality(file)),
     "TIFF": _tiff,
     "WebP": _webp,

@@ -1,7 +1,7 @@
 """EXIF data out of TIFF files and into them, which libvips does neither of; from and for its "exif-data".
 
 EXIF data is a TIFF without an image: directories of entries (TIFF 6.0, section 2; Exif 2.32, section 4.6). In a TIFF
-they are the image's own, so only what is in `DESCRIBING` is taken from the first directory or added to it: the rest
+they are the image's own, so only what is in `DESCRIPTIVE_TAGS` is taken from the first directory or added to it: the rest
 says how the pixels are stored, or belongs to the program that wrote it. Orientation and thumbnail are never taken.
 
 Values are bytes to us. A MakerNote is kept as it is; offsets that its maker may have put into it no longer hold, as
@@ -17,15 +17,22 @@ import numpy as np
 
 MAX_READ = 512_000  # bytes of EXIF data that are read; no directory can have 65,536 entries then
 MAX_WRITTEN = 65_000  # bytes that libvips writes anywhere: its libexif reads 65,534, and adds a few entries of its own
-_FARTHEST = 2**40  # offset that is tried; systems refuse some that are larger
+_MAX_OFFSET = 2**40  # offset that is tried; systems refuse some that are larger
 DESCRIPTION = 270
-DESCRIBING = frozenset((269, DESCRIPTION, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)))
+DESCRIPTIVE_TAGS = frozenset(
+    (269, DESCRIPTION, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
+)
 """Tags of a first directory: name of the document, description, make, model, name of the page, software, date, artist,
 host computer, rating, the same in percent, copyright; Windows' title, comment, author, keywords and subject."""
-_UNKNOWN = {285: "PageName", 316: "HostComputer", 18246: "Rating", 18249: "RatingPercent"}  # to libexif, so to libvips
+_UNKNOWN_TO_LIBEXIF = {
+    285: "PageName",
+    316: "HostComputer",
+    18246: "Rating",
+    18249: "RatingPercent",
+}  # to libexif, so to libvips
 _EXIF, _GPS, _INTEROPERABILITY = 34665, 34853, 40965  # each directory goes by the tag that points to it, the first by 0
-_BELOW = {0: (_EXIF, _GPS), _EXIF: (_INTEROPERABILITY,), _GPS: (), _INTEROPERABILITY: ()}
-_NEVER = {274, 513, 514, _EXIF, _GPS, _INTEROPERABILITY}  # orientation, thumbnail, pointers where none should be
+_SUB_IFDS = {0: (_EXIF, _GPS), _EXIF: (_INTEROPERABILITY,), _GPS: (), _INTEROPERABILITY: ()}
+_NEVER_COPIED = {274, 513, 514, _EXIF, _GPS, _INTEROPERABILITY}  # orientation, thumbnail, pointers where none should be
 _WIDTH, _HEIGHT, _COMMENT = 0xA002, 0xA003, 0x9286
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # type -> bytes of a value
 _UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8}  # type -> bytes that have an order
@@ -36,7 +43,7 @@ _NUMBERS = {3: "H", _LONG: "I", 13: "I", _LONG8: "Q", 18: "Q"}  # type of a tag'
 class Entry(NamedTuple):
     """Of a directory. kind: its type's number. data: `count` values, or in a file's table what stands for them."""
 
-    kind: int
+    field_type: int
     count: int
     data: bytes
 
@@ -44,45 +51,50 @@ class Entry(NamedTuple):
 class Exif(NamedTuple):
     """order: "<" or ">", of the bytes in all values. directories: tag that points to it (0: none) -> tag -> entry."""
 
-    order: str
+    byte_order: str
     ifds: dict[int, dict[int, Entry]]
 
 
-class Form(NamedTuple):
+class TiffForm(NamedTuple):
     """How a TIFF is written. order: "<" or ">". big: whether it is a BigTIFF."""
 
-    order: str
+    byte_order: str
     big: bool
 
     @property
     def number(self) -> struct.Struct:
         """Of the entries in a directory."""
-        return struct.Struct(self.order + ("Q" if self.big else "H"))
+        return struct.Struct(self.byte_order + ("Q" if self.big else "H"))
 
     @property
     def offset(self) -> struct.Struct:
-        return struct.Struct(self.order + ("Q" if self.big else "I"))
+        return struct.Struct(self.byte_order + ("Q" if self.big else "I"))
 
     @property
     def entry(self) -> struct.Struct:
         """Tag, type, count, and the values or their offset."""
-        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
+        return struct.Struct(self.byte_order + ("HHQ8s" if self.big else "HHI4s"))
 
 
-_FORMS = {b"II*\0": Form("<", False), b"MM\0*": Form(">", False), b"II+\0": Form("<", True), b"MM\0+": Form(">", True)}
+_FORMS = {
+    b"II*\0": TiffForm("<", False),
+    b"MM\0*": TiffForm(">", False),
+    b"II+\0": TiffForm("<", True),
+    b"MM\0+": TiffForm(">", True),
+}
 
 
-def loss(most: int) -> str:
+def incomplete_warning(limit: int) -> str:
     """What to say of data that is not whole. most: bytes that it may have."""
-    return f"EXIF data is left out in part: damaged, of an unknown type, or above {most // 1000} kB"
+    return f"EXIF data is left out in part: damaged, of an unknown type, or above {limit // 1000} kB"
 
 
 def list_unknown(exif: Exif) -> str:
     """What libvips leaves out of it when it writes another format than TIFF, by name."""
-    return ", ".join(name for tag, name in _UNKNOWN.items() if tag in exif.ifds.get(0, {}))
+    return ", ".join(name for tag, name in _UNKNOWN_TO_LIBEXIF.items() if tag in exif.ifds.get(0, {}))
 
 
-def find_first(file: BinaryIO) -> tuple[Form, int] | None:
+def find_first(file: BinaryIO) -> tuple[TiffForm, int] | None:
     """A TIFF's form and the offset of its first directory; None if it is no TIFF."""
     file.seek(0)
     head = file.read(16)
@@ -91,9 +103,9 @@ def find_first(file: BinaryIO) -> tuple[Form, int] | None:
     return (form, form.offset.unpack_from(head, at)[0]) if form and len(head) >= at + form.offset.size else None
 
 
-def read_ifd(file: BinaryIO, form: Form, offset: int) -> tuple[dict[int, Entry], bool]:
+def read_ifd(file: BinaryIO, form: TiffForm, offset: int) -> tuple[dict[int, Entry], bool]:
     """(tag -> entry as it stands in the table, whether that is whole), of a TIFF's directory."""
-    file.seek(min(offset, _FARTHEST))
+    file.seek(min(offset, _MAX_OFFSET))
     start = file.read(form.number.size)
     there = len(start) == form.number.size
     count = form.number.unpack(start)[0] if there else 0
@@ -105,12 +117,12 @@ def read_ifd(file: BinaryIO, form: Form, offset: int) -> tuple[dict[int, Entry],
     return entries, there and count == len(table) // form.entry.size
 
 
-def read_number(form: Form, entry: Entry) -> int | None:
+def read_number(form: TiffForm, entry: Entry) -> int | None:
     """The one whole number or offset that the entry holds, None if it is something else."""
-    code = _NUMBERS.get(entry.kind)
+    code = _NUMBERS.get(entry.field_type)
     if code is None or entry.count != 1 or struct.calcsize(code) > len(entry.data):
         return None
-    return struct.unpack_from(form.order + code, entry.data)[0]
+    return struct.unpack_from(form.byte_order + code, entry.data)[0]
 
 
 def parse(file: BinaryIO) -> tuple[Exif, bool]:
@@ -119,9 +131,9 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
     if found is None:
         return Exif("<", {}), False
     form, first = found
-    exif, whole, left = Exif(form.order, {}), True, MAX_READ
+    exif, whole, left = Exif(form.byte_order, {}), True, MAX_READ
     offsets, seen = {0: first}, set()
-    for name, below in _BELOW.items():
+    for name, below in _SUB_IFDS.items():
         if name not in offsets:
             continue
         entries, intact = read_ifd(file, form, offsets[name])
@@ -134,7 +146,7 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
                 pointer = read_number(form, entry)
                 whole &= pointer is not None
                 offsets |= {tag: pointer} if pointer else {}  # 0: none
-            elif (name or tag in DESCRIBING) and tag not in _NEVER and entry.count:
+            elif (name or tag in DESCRIPTIVE_TAGS) and tag not in _NEVER_COPIED and entry.count:
                 value = read_value(file, form, entry, left)
                 whole &= value is not None
                 if value is not None:
@@ -143,37 +155,37 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
     return exif, whole
 
 
-def read_value(file: BinaryIO, form: Form, entry: Entry, most: int) -> Entry | None:
-    """The entry with its values in it; None if they are damaged, of unknown type or, with their entry, above `most`."""
-    kind = 2 if entry.kind == _UTF8 else entry.kind  # as which everybody writes and reads it
+def read_value(file: BinaryIO, form: TiffForm, entry: Entry, limit: int) -> Entry | None:
+    """The entry with its values in it; None if they are damaged, of unknown type or, with their entry, above `limit`."""
+    kind = 2 if entry.field_type == _UTF8 else entry.field_type  # as which everybody writes and reads it
     size = entry.count * _SIZES.get(kind, MAX_READ)
-    if form.entry.size + size > most:
+    if form.entry.size + size > limit:
         return None
     data = entry.data[:size]
     if size > len(entry.data):
-        file.seek(min(form.offset.unpack(entry.data)[0], _FARTHEST))
+        file.seek(min(form.offset.unpack(entry.data)[0], _MAX_OFFSET))
         data = file.read(size)
     return Entry(kind, entry.count, data) if len(data) == size else None
 
 
-def trim(exif: Exif, most: int) -> Exif:
-    """Without its largest entries, so that the rest takes at most `most` bytes when packed."""
+def trim(exif: Exif, limit: int) -> Exif:
+    """Without its largest entries, so that the rest takes at most `limit` bytes when packed."""
     entries = [(13 + len(entry.data), name, tag) for name, own in exif.ifds.items() for tag, entry in own.items()]
     total = 200 + sum(size for size, _, _ in entries)  # the heads of four directories, and what points to them
     directories = {name: dict(own) for name, own in exif.ifds.items()}
     for size, name, tag in sorted(entries, reverse=True):
-        if total <= most:
+        if total <= limit:
             break
         del directories[name][tag]
         total -= size
-    return Exif(exif.order, directories)
+    return Exif(exif.byte_order, directories)
 
 
 def pack(exif: Exif) -> bytes:
     """As libvips keeps it: "Exif" and a small TIFF; nothing if there is no entry."""
     if not any(exif.ifds.values()):
         return b""
-    form = Form(exif.order, False)
+    form = TiffForm(exif.byte_order, False)
     data, first = _lay_out(exif.ifds, form, 8)
     signature = next(signature for signature, other in _FORMS.items() if other == form)
     return b"Exif\0\0" + signature + form.offset.pack(first) + data
@@ -191,12 +203,14 @@ def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
         return True
     form, first = found
     directories = {
-        name: {tag: _reorder(tag, entry, exif.order, form.order) for tag, entry in own.items()}
+        name: {tag: _convert_byte_order(tag, entry, exif.byte_order, form.byte_order) for tag, entry in own.items()}
         for name, own in exif.ifds.items()
     }
     if _EXIF in directories:
         sizes = {_WIDTH: width, _HEIGHT: height}
-        directories[_EXIF] |= {tag: Entry(_LONG, 1, struct.pack(form.order + "I", size)) for tag, size in sizes.items()}
+        directories[_EXIF] |= {
+            tag: Entry(_LONG, 1, struct.pack(form.byte_order + "I", size)) for tag, size in sizes.items()
+        }
     directories[0] = directories.get(0, {}) | read_ifd(file, form, first)[0]
     end = file.seek(0, os.SEEK_END)
     end += end % 2  # offsets are even
@@ -210,21 +224,21 @@ def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
     return True
 
 
-def _reorder(tag: int, entry: Entry, old: str, new: str) -> Entry:
+def _convert_byte_order(tag: int, entry: Entry, source: str, target: str) -> Entry:
     """The entry with its bytes in another order."""
-    if old == new:
+    if source == target:
         return entry
-    unit, start = _UNITS.get(entry.kind, 1), 0
+    unit, start = _UNITS.get(entry.field_type, 1), 0
     if tag == _COMMENT and entry.data.startswith(b"UNICODE\0") and len(entry.data) % 2 == 0:
         unit, start = 2, 8  # in the file's order, as everybody takes it, though the standard is silent
     values = np.frombuffer(entry.data[start:], f"u{unit}").byteswap().tobytes()
     return entry._replace(data=entry.data[:start] + values)
 
 
-def _lay_out(directories: dict[int, dict[int, Entry]], form: Form, start: int) -> tuple[bytes, int]:
+def _lay_out(directories: dict[int, dict[int, Entry]], form: TiffForm, start: int) -> tuple[bytes, int]:
     """(directories and their values as they stand in a file from `start` on, offset of the first directory)."""
     out, places = io.BytesIO(), {}
-    for name, below in reversed(_BELOW.items()):  # those that are pointed to come before
+    for name, below in reversed(_SUB_IFDS.items()):  # those that are pointed to come before
         own = dict(directories.get(name, {}))
         for tag in below:
             if tag in places:
@@ -239,6 +253,6 @@ def _lay_out(directories: dict[int, dict[int, Entry]], form: Form, start: int) -
             if len(field) > form.offset.size:
                 field = form.offset.pack(at + len(values))
                 values += entry.data + bytes(len(entry.data) % 2)
-            out.write(form.entry.pack(tag, entry.kind, entry.count, field))
+            out.write(form.entry.pack(tag, entry.field_type, entry.count, field))
         out.write(form.offset.pack(0) + values)
     return out.getvalue(), places[0]

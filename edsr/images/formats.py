@@ -12,7 +12,7 @@ import pyvips
 from edsr.errors import ImageError
 from edsr.system import available_memory
 
-LONGEST = 100_000_000
+MAX_SIDE = 100_000_000
 """Pixels a side, where libvips ends."""
 
 
@@ -31,7 +31,7 @@ class Format:
     bits: int
     alpha: bool = True
     gray: bool = True
-    longest: int = LONGEST
+    max_side: int = MAX_SIDE
     buffered_bytes: int = 0
 
 
@@ -39,12 +39,12 @@ class Format:
 _PNG = Format("PNG", "pngsave", {"compression": 3, "filter": "paeth"}, bits=16)
 # Full-resolution color. Optimized Huffman tables would save 3 %, but hold the whole image to do so.
 # JPEG's format ends at 65,535 pixels, its library at 65,500.
-_JPEG = Format("JPEG", "jpegsave", {"Q": 95, "subsample_mode": "off"}, bits=8, alpha=False, longest=65_500)
-_WEBP = Format("WebP", "webpsave", {"Q": 95}, bits=8, gray=False, longest=16_383, buffered_bytes=18)
+_JPEG = Format("JPEG", "jpegsave", {"Q": 95, "subsample_mode": "off"}, bits=8, alpha=False, max_side=65_500)
+_WEBP = Format("WebP", "webpsave", {"Q": 95}, bits=8, gray=False, max_side=16_383, buffered_bytes=18)
 _TIFF = Format("TIFF", "tiffsave", {"compression": "deflate", "predictor": "horizontal", "level": 3}, bits=32)
 # Effort 4, the library's own choice, takes eight times as long for 1 % less at 1 dB more.
 _AVIF_OPTIONS = {"compression": "av1", "Q": 90, "effort": 2, "subsample_mode": "off"}
-_AVIF = Format("AVIF", "heifsave", _AVIF_OPTIONS, bits=12, gray=False, longest=16_384, buffered_bytes=38)
+_AVIF = Format("AVIF", "heifsave", _AVIF_OPTIONS, bits=12, gray=False, max_side=16_384, buffered_bytes=38)
 
 FORMATS = {
     ".png": _PNG,
@@ -124,7 +124,7 @@ def check_memory(path: Path, needed: int) -> None:
         raise ImageError(f"{path}: needs {sizes}; PNG and TIFF are coded row by row")
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The one line of a libvips error that says most: the system's own, else the first."""
     # Looking for the end of an AVIF leaves "bad seek", with or without an error, for whatever error comes next.
     lines = [line.strip() for line in getattr(error, "detail", str(error)).splitlines() if ": bad seek to " not in line]

@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 from edsr.errors import ImageError
 
 from . import exif
-from .formats import FORMATS, LONGEST
+from .formats import FORMATS, MAX_SIDE
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -22,10 +22,10 @@ EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "A
 """Format -> its usual file name extension."""
 LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}
 """Format -> the libvips operation that reads it; the others are read by heifload."""
-_HEIF = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
+_HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
 # Of the color codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
 _PRIMARIES, _TRANSFERS = (1, 2, 5, 6), (1, 2, 4, 5, 6, 13, 14, 15)
-_PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by another white than the file's
+_UNSUPPORTED_PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by another white than the file's
     4: "a transparency mask",
     6: "YCbCr",
     8: "CIELab",
@@ -58,7 +58,7 @@ def identify(head: bytes) -> str:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
-        return _HEIF.get(head[8:12], "")
+        return _HEIF_BRANDS.get(head[8:12], "")
     return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), "")
 
 
@@ -70,14 +70,14 @@ def probe(path: Path) -> Header:
         raise ImageError(f"{path}: is not a regular file")
     try:
         with open(path, "rb") as file:
-            return _look(path, file)
+            return _read_header(path, file)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
-def _look(path: Path, file: BinaryIO) -> Header:
+def _read_header(path: Path, file: BinaryIO) -> Header:
     head = file.read(16)
     if not head:
         raise ImageError(f"{path}: is empty, get an intact copy")
@@ -116,7 +116,7 @@ def _check_tiff(path: Path, file: BinaryIO) -> dict[int, int]:
     if form is None or form.name != "TIFF":
         raise ImageError(f"{path}: is a TIFF or camera raw file; a TIFF must be named .tif or .tiff")
     tags = _read_tags(file)
-    color = _PHOTOMETRIC.get(tags.get(262, 2), "")
+    color = _UNSUPPORTED_PHOTOMETRIC.get(tags.get(262, 2), "")
     if color and not (color == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
         raise ImageError(f"{path}: the color space {color} is not supported, convert it to RGB")
     if tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(262) not in (2, 5):  # of which libvips makes noise
@@ -142,8 +142,8 @@ def _check_heif(path: Path, file: BinaryIO) -> bool:
             path, "animation frames", int.from_bytes(boxes[sizes + 12 : sizes + 16], "big") if sizes > 0 else 0
         )
     for size in boxes.split(b"ispe")[1:]:  # version, width, height
-        if len(size) >= 12 and max(struct.unpack_from(">II", size, 4)) > LONGEST:  # libvips would print a warning
-            raise ImageError(f"{path}: damaged, get an intact copy (more than {LONGEST} pixels a side)")
+        if len(size) >= 12 and max(struct.unpack_from(">II", size, 4)) > MAX_SIDE:  # libvips would print a warning
+            raise ImageError(f"{path}: damaged, get an intact copy (more than {MAX_SIDE} pixels a side)")
     coded = boxes.find(b"colrnclx")
     if coded > 0 and b"colrprof" not in boxes and b"colrrICC" not in boxes and len(boxes) >= coded + 12:
         _check_colors(path, *struct.unpack_from(">HH", boxes, coded + 8))

@@ -13,19 +13,19 @@ import pyvips
 from edsr.errors import ImageError
 
 from . import exif, reorder
-from .formats import check_memory, reason, set_up_libvips, to_srgb
+from .formats import check_memory, describe_error, set_up_libvips, to_srgb
 from .probe import probe, refuse_pages
 from .samples import rescale
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
-_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
+_COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
     "uchar": {"b-w": (1, 2), "srgb": (3, 4), "cmyk": (4, 5)},
     "ushort": {"grey16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
-_SAMPLES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
+_SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
 _METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "exif-data", "image-description", "resolution-unit")
-_FETCHED = 128  # rows at once; many more take libvips memory, and quadratic time
+_FETCH_ROWS = 128  # rows at once; many more take libvips memory, and quadratic time
 
 
 class ReadLimits(NamedTuple):
@@ -80,12 +80,12 @@ class ImageReader:
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)
         self.format = self._header.format
-        with self._in_one_line():
+        with self._as_image_errors():
             image = self._load()
-            self.buffered_bytes = self._measure_held(image)
-            self._interlaced = self.format == "PNG" and _field(image, "interlaced") == 1 and not self.buffered_bytes
-            self._orientation = _field(image, "orientation") or 1
-            self.warnings = tuple(self._list_losses(image))
+            self.buffered_bytes = self._count_buffered(image)
+            self._interlaced = self.format == "PNG" and _get_field(image, "interlaced") == 1 and not self.buffered_bytes
+            self._orientation = _get_field(image, "orientation") or 1
+            self.warnings = tuple(self._list_warnings(image))
             image = self._convert(image)
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = np.dtype(_DTYPES[str(image.format)])
@@ -104,7 +104,7 @@ class ImageReader:
             self.height, self.width = self.width, self.height
             self.resolution = self.resolution[1], self.resolution[0]
         self.alpha = self.channels in (2, 4)
-        self._check_room()
+        self._check_resources()
         self._image: pyvips.Image | None = image
 
     def __enter__(self) -> "ImageReader":
@@ -137,42 +137,42 @@ class ImageReader:
             turned = reorder.reorient(
                 rows, self._stored, self.dtype, self._orientation, count, self._folder, self._limits.spooled
             )
-            yield from self._guard(turned)
+            yield from self._with_image_errors(turned)
 
     def _decode(self, count: int) -> Iterator[np.ndarray]:
         """The rows as they are stored, not turned."""
-        with self._in_one_line():
+        with self._as_image_errors():
             image, self._image = self._image or self._convert(self._load()), None  # can be read once only
             shape = image.height, image.width, image.bands
             if shape != self._stored or _DTYPES[str(image.format)] != self.dtype:
                 raise ImageError(f"{self.path}: has changed since it was opened, run again")
-            bits = _field(image, "bits-per-sample") or 16
+            bits = _get_field(image, "bits-per-sample") or 16
         if self._interlaced:
-            rows = reorder.interlaced(self.path, image.width, image.height, count, self._folder)
+            rows = reorder.deinterlace(self.path, image.width, image.height, count, self._folder)
         else:
             rows = _fetch(image, self.dtype, count)
-        for part in self._guard(rows):
+        for part in self._with_image_errors(rows):
             if self.dtype == np.float32 and not np.isfinite(part).all():
                 raise ImageError(f"{self.path}: holds samples that are no numbers (NaN or infinite)")
             stretched = self._header.loader == "heifload" and self.dtype == np.uint16
             yield _stretch(part, bits) if stretched else part
 
-    def _guard(self, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def _with_image_errors(self, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """The same rows; what goes wrong on the way becomes an ImageError."""
         while True:
-            with self._in_one_line():
+            with self._as_image_errors():
                 part = next(rows, None)
             if part is None:
                 return
             yield part
 
     @contextmanager
-    def _in_one_line(self) -> Iterator[None]:
+    def _as_image_errors(self) -> Iterator[None]:
         """Turns what decoders and temporary files raise into ImageErrors."""
         try:
             yield
         except (pyvips.Error, zlib.error, UnicodeError, MemoryError) as error:
-            why = reason(error)
+            why = describe_error(error)
             rare = any(text in why for text in ("upported", "out of range", "not a whole number"))
             trouble = "cannot be decoded here, convert it to PNG" if rare else "damaged or cut off, get an intact copy"
             raise ImageError(f"{self.path}: {trouble} ({why})") from None
@@ -184,17 +184,17 @@ class ImageReader:
         name, options = os.fsencode(self.path), {"unlimited": True} if self.format == "TIFF" else {}
         # "error", not "truncated": libvips fills the missing part of a cut-off TIFF with black otherwise.
         image = pyvips.Operation.call(self._header.loader, name, access="sequential", fail_on="error", **options)
-        self._refuse(image)
+        self._check_supported(image)
         return image
 
-    def _refuse(self, image: pyvips.Image) -> None:
+    def _check_supported(self, image: pyvips.Image) -> None:
         """Raises the ImageError of a kind of image that is not read."""
         kind, space = str(image.format), str(image.interpretation)
-        if (pages := _field(image, "n-pages") or 1) != 1:
+        if (pages := _get_field(image, "n-pages") or 1) != 1:
             refuse_pages(self.path, "animation frames" if self.format == "WebP" else "pages", pages)
-        if kind not in _SPACES:
-            why = f"{_SAMPLES.get(kind, kind)} samples are"
-        elif image.bands not in _SPACES[kind].get(space, ()):
+        if kind not in _COLOR_SPACES:
+            why = f"{_SAMPLE_NAMES.get(kind, kind)} samples are"
+        elif image.bands not in _COLOR_SPACES[kind].get(space, ()):
             why = f"the color space {space.upper()} ({image.bands} channels) is"
         elif kind == "float" and image.bands == 2 and self._header.tags.get(338) == 1:
             why = "premultiplied alpha in floating-point gray is"  # libvips divides as if 255 were opaque
@@ -203,7 +203,7 @@ class ImageReader:
         elif self._full:
             return
         elif kind == "float" or (kind == "ushort" and not self._sixteen):
-            why = f"{_SAMPLES[kind]} samples are"
+            why = f"{_SAMPLE_NAMES[kind]} samples are"
         elif image.hasalpha():
             why = "transparency (alpha) is"
         elif space == "cmyk":
@@ -221,22 +221,22 @@ class ImageReader:
             return image[0] if image.bands == 3 else image[0].bandjoin(image[3])
         return image
 
-    def _list_losses(self, image: pyvips.Image) -> Iterator[str]:
+    def _list_warnings(self, image: pyvips.Image) -> Iterator[str]:
         if image.interpretation == "cmyk":
-            profile = _field(image, "icc-profile-data") or b""
+            profile = _get_field(image, "icc-profile-data") or b""
             which = "its own profile" if profile[16:20] == b"CMYK" else "a standard profile, as it has none"
             yield f"CMYK is converted to sRGB through {which}"
         if not self._header.exif_whole:
-            yield exif.loss(exif.MAX_READ)
+            yield exif.incomplete_warning(exif.MAX_READ)
 
-    def _measure_held(self, image: pyvips.Image) -> int:
+    def _count_buffered(self, image: pyvips.Image) -> int:
         """`buffered_bytes`, in bytes."""
         pixels = image.width * image.height
         size = image.bands * np.dtype(_DTYPES[str(image.format)]).itemsize  # of a pixel
         if self.format == "JPEG":
-            return 2 * image.bands * pixels if _field(image, "jpeg-multiscan") else 0
+            return 2 * image.bands * pixels if _get_field(image, "jpeg-multiscan") else 0
         if self.format == "PNG":
-            return pixels * size if _field(image, "interlaced") and pixels * size <= self._limits.spooled else 0
+            return pixels * size if _get_field(image, "interlaced") and pixels * size <= self._limits.spooled else 0
         if self.format == "TIFF":
             tags = self._header.tags
             rows = min(tags.get(323) or tags.get(278, image.height), image.height)  # of a tile, of a strip
@@ -245,7 +245,7 @@ class ImageReader:
             return 0 if by_row or block <= self._limits.strips else block
         return pixels * (10 if self.format == "WebP" else 20 if size == image.bands else 26)
 
-    def _check_room(self) -> None:
+    def _check_resources(self) -> None:
         """Raises ImageError unless there are memory and temporary space for what is not read row by row."""
         height, width, channels = self._stored
         row = width * channels * self.dtype.itemsize
@@ -275,7 +275,7 @@ def read_image(
     return image
 
 
-def _field(image: pyvips.Image, name: str) -> Any:
+def _get_field(image: pyvips.Image, name: str) -> Any:
     """A field of the image's header; None if there is no such field."""
     return image.get(name) if image.get_typeof(name) else None
 
@@ -285,8 +285,8 @@ def _fetch(image: pyvips.Image, dtype: np.dtype, count: int) -> Iterator[np.ndar
     for top in range(0, image.height, count):
         bottom = min(top + count, image.height)
         parts = [
-            np.frombuffer(region.fetch(0, y, image.width, min(_FETCHED, bottom - y)), dtype)
-            for y in range(top, bottom, _FETCHED)
+            np.frombuffer(region.fetch(0, y, image.width, min(_FETCH_ROWS, bottom - y)), dtype)
+            for y in range(top, bottom, _FETCH_ROWS)
         ]
         yield (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, image.width, image.bands)
 

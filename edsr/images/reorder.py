@@ -19,7 +19,7 @@ import pyvips
 
 from edsr.errors import ImageError
 
-_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of Adam7: first column, first row, columns apart, rows apart (PNG, third edition, section 8.1)."""
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG color type -> samples of a pixel
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -83,7 +83,7 @@ def reorient(
             yield out[:: -1 if down else 1, :: -1 if across else 1]
 
 
-def interlaced(path: Path, width: int, height: int, count: int, folder: Path | None) -> Iterator[np.ndarray]:
+def deinterlace(path: Path, width: int, height: int, count: int, folder: Path | None) -> Iterator[np.ndarray]:
     """The rows of an interlaced PNG as [count, width, channels]; the last may be shorter.
 
     Each of its seven passes is a PNG but for the head, so each is put into a file of its own and decoded in step
@@ -91,7 +91,7 @@ def interlaced(path: Path, width: int, height: int, count: int, folder: Path | N
     """
     with ExitStack() as stack:
         passes = []
-        for place, file in _split(path, width, height, folder, stack):
+        for place, file in _split_passes(path, width, height, folder, stack):
             source = pyvips.Source.new_from_descriptor(file.fileno())
             image = pyvips.Operation.call("pngload_source", source, access="sequential", fail_on="error")
             passes.append((place, image, pyvips.Region.new(image)))
@@ -108,7 +108,7 @@ def interlaced(path: Path, width: int, height: int, count: int, folder: Path | N
             yield out
 
 
-def _split(
+def _split_passes(
     path: Path, width: int, height: int, folder: Path | None, stack: ExitStack
 ) -> list[tuple[tuple[int, int, int, int], BinaryIO]]:
     """The passes that hold pixels, each as a PNG of its own."""
@@ -122,8 +122,8 @@ def _split(
             length, kind = _read_head(png)
         head = chunks[b"IHDR"]
         bits = head[8] * _SAMPLES[head[9]]
-        pixels, found = _Inflated(png, length), []
-        for place in _PASSES:
+        pixels, found = _IdatReader(png, length), []
+        for place in _ADAM7:
             x, y, dx, dy = place
             columns, rows = -((x - width) // dx), -((y - height) // dy)
             if columns < 1 or rows < 1:
@@ -149,7 +149,7 @@ def _split(
         return found
 
 
-class _Inflated:
+class _IdatReader:
     """What the IDAT chunks of a PNG hold, inflated. png: at the data of the first, which is `length` bytes long."""
 
     def __init__(self, png: BinaryIO, length: int) -> None:

@@ -18,12 +18,12 @@ from edsr.errors import ImageError
 from edsr.system import atomic_file
 
 from . import exif
-from .formats import FORMATS, Format, check_memory, reason, set_up_libvips, storage_for, to_srgb
+from .formats import FORMATS, Format, check_memory, describe_error, set_up_libvips, storage_for, to_srgb
 from .reader import ImageReader
 from .samples import TargetSize, over_white, quantize, resample, to_depth
 
-_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
-_CHUNK = 2**20  # bytes handed to the encoder at once
+_PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
+_CHUNK_BYTES = 2**20  # bytes handed to the encoder at once
 BIGTIFF_ABOVE = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
 
@@ -63,7 +63,12 @@ class ImageWriter:
         set_up_libvips()
         self.dtype = np.dtype(dtype)
         self._reduced = reduced or TargetSize(width, height, self.dtype)
-        if width < 1 or height < 1 or channels not in _COLORS or self.dtype not in (np.uint8, np.uint16, np.float32):
+        if (
+            width < 1
+            or height < 1
+            or channels not in _PNG_COLOR_TYPES
+            or self.dtype not in (np.uint8, np.uint16, np.float32)
+        ):
             raise ValueError(f"cannot write {width} x {height} pixels of {channels} channels of {self.dtype}")
         if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
             raise ValueError(f"cannot reduce {width} x {height} to {self._reduced.width} x {self._reduced.height}")
@@ -73,10 +78,10 @@ class ImageWriter:
         self.width, self.height, self.channels = width, height, channels
         self._overwrite = overwrite
         self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
-        self._stored = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
+        self._storage = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
         # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
-        self._sent = np.dtype(np.float32) if reduced else self._stored.dtype
-        more = self._stored.channels in (2, 4) or self._stored.dtype != np.uint8
+        self._piped_dtype = np.dtype(np.float32) if reduced else self._storage.dtype
+        more = self._storage.channels in (2, 4) or self._storage.dtype != np.uint8
         self.buffered_bytes = (
             self._reduced.width * self._reduced.height * self._format.buffered_bytes * (2 if more else 1)
         )
@@ -84,7 +89,7 @@ class ImageWriter:
         self._options = self._choose_options(quality, bigtiff_above)
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
-        self.warnings = self._stored.warnings + tuple(self._drop_metadata())
+        self.warnings = self._storage.warnings + tuple(self._drop_metadata())
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
@@ -94,9 +99,9 @@ class ImageWriter:
         options = dict(self._format.options)
         if quality is not None and "Q" in options:
             options["Q"] = quality
-        stored = self._stored.dtype
+        stored = self._storage.dtype
         if self._format.name == "TIFF":
-            size = self._reduced.width * self._reduced.height * self._stored.channels * stored.itemsize
+            size = self._reduced.width * self._reduced.height * self._storage.channels * stored.itemsize
             options |= {"bigtiff": size > bigtiff_above} | ({"predictor": "float"} if stored == np.float32 else {})
         if self._format.name == "AVIF":
             options["bitdepth"] = 12 if stored == np.uint16 else 8
@@ -113,7 +118,7 @@ class ImageWriter:
         self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
         if self._format.name == "TIFF":
             if blob and not whole:
-                yield exif.loss(exif.MAX_READ)
+                yield exif.incomplete_warning(exif.MAX_READ)
             if exif.DESCRIPTION in self._exif.ifds.get(0, {}):  # byte for byte; libvips would keep UTF-8 only
                 self._metadata = [entry for entry in self._metadata if entry[1] != "image-description"]
         elif unknown := exif.list_unknown(self._exif):
@@ -121,7 +126,7 @@ class ImageWriter:
         if self._format.name != "TIFF" and len(blob) > exif.MAX_WRITTEN:
             trimmed = exif.trim(self._exif, exif.MAX_WRITTEN)
             if not whole or trimmed != self._exif:
-                yield exif.loss(exif.MAX_WRITTEN)
+                yield exif.incomplete_warning(exif.MAX_WRITTEN)
             self._metadata = [entry for entry in self._metadata if entry[1] != "exif-data"]
             if packed := exif.pack(trimmed):
                 self._metadata.append((pyvips.GValue.blob_type, "exif-data", packed))
@@ -137,7 +142,7 @@ class ImageWriter:
         try:
             self._context.__exit__(*error)
         except FileExistsError:
-            raise ImageError(_exists(self.path)) from None
+            raise ImageError(_exists_message(self.path)) from None
         except OSError as failure:
             raise ImageError(f"{self.path}: cannot be written ({failure.strerror})") from None
 
@@ -155,8 +160,8 @@ class ImageWriter:
                     if self._written < self.height:
                         missing = self.height - self._written
                         raise ImageError(f"{self.path}: not saved, {missing} of {self.height} rows are missing")
-                    self._chunk(b"IDAT", self._deflate.flush())
-                    self._chunk(b"IEND", b"")
+                    self._write_chunk(b"IDAT", self._deflate.flush())
+                    self._write_chunk(b"IEND", b"")
                 finally:
                     self._pipe.close()  # a stream that ends too early makes the encoder give up
                     self._pipe = None
@@ -176,12 +181,12 @@ class ImageWriter:
         assert self._pipe is not None
         self._deflate = zlib.compressobj(level=0)
         self._pipe.write(b"\x89PNG\r\n\x1a\n")
-        channels = self._stored.channels
-        if self._sent == np.float32:
+        channels = self._storage.channels
+        if self._piped_dtype == np.float32:
             layout = self.width * channels, self.height, 8, 6, 0, 0, 0
         else:
-            layout = self.width, self.height, self._sent.itemsize * 8, _COLORS[channels], 0, 0, 0
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
+            layout = self.width, self.height, self._piped_dtype.itemsize * 8, _PNG_COLOR_TYPES[channels], 0, 0, 0
+        self._write_chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
 
     def write(self, rows: np.ndarray) -> None:
         """Append rows, [any number, width, channels] of `dtype`. Does not keep a reference to them.
@@ -196,20 +201,20 @@ class ImageWriter:
             raise ValueError(f"expected {expected}, got {rows.dtype} {list(rows.shape)}")
         if self._written + len(rows) > self.height:
             raise ValueError(f"{self._written + len(rows)} rows for an image of {self.height}")
-        step = max(1, _CHUNK // (self.width * self.channels * self.dtype.itemsize))
+        step = max(1, _CHUNK_BYTES // (self.width * self.channels * self.dtype.itemsize))
         for y in range(0, len(rows), step):
             part = rows[y : y + step]
-            part = over_white(part) if self.channels > self._stored.channels else part
-            part = to_depth(part, self._sent, self._format.bits)
+            part = over_white(part) if self.channels > self._storage.channels else part
+            part = to_depth(part, self._piped_dtype, self._format.bits)
             part = part.astype(part.dtype.newbyteorder(">") if part.dtype == np.uint16 else part.dtype, "C", copy=False)
             data = part.view(np.uint8).reshape(len(part), -1)
             lines = np.zeros((len(part), 1 + data.shape[1]), np.uint8)  # first the filter: none
             lines[:, 1:] = data
-            self._chunk(b"IDAT", self._deflate.compress(lines.data))
+            self._write_chunk(b"IDAT", self._deflate.compress(lines.data))
             self._raise_error()
         self._written += len(rows)
 
-    def _chunk(self, kind: bytes, data: bytes) -> None:
+    def _write_chunk(self, kind: bytes, data: bytes) -> None:
         assert self._pipe is not None
         check = zlib.crc32(data, zlib.crc32(kind))
         self._pipe.write(b"".join((struct.pack(">I4s", len(data), kind), data, struct.pack(">I", check))))
@@ -223,7 +228,7 @@ class ImageWriter:
         try:
             self._save(source, output)
         except Exception as error:
-            self._error = reason(error)
+            self._error = describe_error(error)
         # Until the writing end is closed, take what still comes, so that it never blocks nor breaks.
         with open(source, "rb", buffering=0) as rest:
             while rest.read(2**16):
@@ -232,13 +237,13 @@ class ImageWriter:
     def _save(self, source: int, output: str | bytes) -> None:
         stream = pyvips.Source.new_from_descriptor(source)
         image = pyvips.Operation.call("pngload_source", stream, access="sequential", fail_on="error")
-        channels, dtype, _ = self._stored
-        if self._sent == np.float32:
+        channels, dtype, _ = self._storage
+        if self._piped_dtype == np.float32:
             image = image.copy(format="float", bands=1, interpretation="b-w").bandfold(factor=channels)
             image = image.copy(interpretation="scrgb" if channels >= 3 else "b-w")
         if self._reduced[:2] != (self.width, self.height):
             image = resample(image, self._reduced)
-        if dtype != self._sent:
+        if dtype != self._piped_dtype:
             image = quantize(image, dtype, self._format.bits)
         image = image.copy()
         for kind, name, value in self._metadata:
@@ -274,12 +279,12 @@ def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format
     except (OSError, ValueError) as error:  # a name too long, ...
         raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', error)})") from None
     if taken and not overwrite:
-        raise ImageError(_exists(path))
-    if max(width, height) > found.longest:
+        raise ImageError(_exists_message(path))
+    if max(width, height) > found.max_side:
         size = f"{width} x {height}"
-        raise ImageError(f"{path}: {size} is more than this format's {found.longest} pixels a side, use .png or .tif")
+        raise ImageError(f"{path}: {size} is more than this format's {found.max_side} pixels a side, use .png or .tif")
     return found
 
 
-def _exists(path: Path) -> str:
+def _exists_message(path: Path) -> str:
     return f"{path}: exists; add --overwrite to replace it"

@@ -236,7 +236,7 @@ def test_append(tmp_path, big, odd):
         assert page.tags[256].value == 41 and page.tags[MAKE].value == "A maker, of an odd length"
         pointers = [page.tags[tag] for tag in (EXIF, GPS)]
         assert [tag.dtype for tag in pointers] == [LONG8 if big else LONG] * 2
-        form = exif.Form("<", big)
+        form = exif.TiffForm("<", big)
         for tag in pointers:
             place = int.from_bytes(after[tag.offset + (12 if big else 8) :][: form.offset.size], "little")
             entries, _ = exif.read_ifd(io.BytesIO(after), form, place)
