@@ -13,16 +13,23 @@ from edsr.errors import ImageError
 from edsr.system import available_memory
 
 MAX_SIDE = 100_000_000
-"""Pixels a side, where libvips ends."""
+"""The most pixels of width or height in libvips."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format that is written.
+    """A format that can be written.
 
-    saver, options: the libvips operation and its options. bits: most bits of a sample; 32 is floating point.
-    gray: whether one channel can be stored; else it becomes three equal ones. longest: pixels a side. held: bytes of
-    memory a pixel that the encoder takes for the whole image, as measured; twice that with alpha or 16 bits.
+    Attributes:
+        name: such as "PNG".
+        saver: the libvips operation that writes it.
+        options: of that operation.
+        bits: the most bits of a sample; 32 is floating point.
+        alpha: whether it can be transparent.
+        gray: whether one channel can be stored; otherwise it becomes three equal ones.
+        max_side: the most pixels of width or height.
+        buffered_bytes: that the encoder takes for each pixel of the whole image, as measured; twice that with alpha or
+            16 bits.
     """
 
     name: str
@@ -58,11 +65,11 @@ FORMATS = {
 """File name extension (lower case) -> the format written under it."""
 
 READABLE = (*FORMATS, ".heic", ".heif")
-"""File name extensions (lower case) that are taken for images."""
+"""File name extensions (lower case) of images that can be read."""
 
 
 class Storage(NamedTuple):
-    """An image as a format stores it. warnings: one line for each thing that is lost."""
+    """How a format stores an image. warnings: one line for each thing that is lost."""
 
     channels: int
     dtype: np.dtype
@@ -70,9 +77,15 @@ class Storage(NamedTuple):
 
 
 def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
-    """What becomes of samples `dtype` (uint8, uint16, float32) in `channels` in a file of that extension.
+    """How an image is stored in a file with the given extension.
 
-    channels: 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha. Raises ImageError for an unknown extension.
+    Args:
+        extension: with its dot, in any case.
+        channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha).
+        dtype: uint8, uint16 or float32.
+
+    Raises:
+        ImageError: for an unknown extension.
     """
     form = FORMATS.get(extension.lower())
     if form is None:
@@ -98,7 +111,7 @@ def set_up_libvips() -> None:
 
 
 def to_srgb(image: pyvips.Image) -> pyvips.Image:
-    """The image in sRGB, of as many bits, through its own color profile; CMYK without one through a standard's."""
+    """Convert to sRGB, at the same depth, by the image's own color profile; CMYK without one by a standard profile."""
     depth, profile = (16 if image.format == "ushort" else 8), "cmyk" if image.interpretation == "cmyk" else "srgb"
     return image.icc_transform(
         "srgb", embedded=True, input_profile=profile, intent="relative", black_point_compensation=True, depth=depth
@@ -106,7 +119,7 @@ def to_srgb(image: pyvips.Image) -> pyvips.Image:
 
 
 def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
-    """uint8 [H, W, 1 or 3] -> [H, W, 3] in sRGB, through a color profile; as they are where libvips cannot use it."""
+    """Convert uint8 [H, W, 1 or 3] to [H, W, 3] in sRGB by an ICC profile; as it is if libvips cannot use that."""
     set_up_libvips()
     image = pyvips.Image.new_from_array(pixels)
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
@@ -117,7 +130,7 @@ def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
 
 
 def check_memory(path: Path, needed: int) -> None:
-    """Raises ImageError, about the file `path`, unless `needed` bytes of memory are available."""
+    """Raise ImageError, about the file `path`, unless `needed` bytes of memory are available."""
     free = available_memory()
     if needed > free:
         sizes = f"{needed / 1e6:,.0f} MB of memory, where {free / 1e6:,.0f} MB are free"
@@ -125,19 +138,23 @@ def check_memory(path: Path, needed: int) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """The one line of a libvips error that says most: the system's own, else the first."""
+    """The most telling line of a libvips error: the system's own, else the first."""
     # Looking for the end of an AVIF leaves "bad seek", with or without an error, for whatever error comes next.
     lines = [line.strip() for line in getattr(error, "detail", str(error)).splitlines() if ": bad seek to " not in line]
     system = [line for line in lines if line.startswith("system error: ") and "Unknown error" not in line]
-    said = [line for line in (*system, *lines, getattr(error, "message", "")) if line]
-    return said[0].removeprefix("system error: ") if said else type(error).__name__
+    candidates = [line for line in (*system, *lines, getattr(error, "message", "")) if line]
+    return candidates[0].removeprefix("system error: ") if candidates else type(error).__name__
 
 
 def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
-    """The files in `folder` with a known extension (in any case), sorted; hidden ones left out.
+    """Find the files in `folder` with a known extension, in any case, sorted; hidden ones are left out.
 
-    recursive: also those in folders in it, at any depth; hidden folders left out, links followed once.
-    Raises ImageError if there are none, or no such folder.
+    Args:
+        folder: where to look.
+        recursive: whether folders in it are searched, too, at any depth; hidden ones are left out, links followed once.
+
+    Raises:
+        ImageError: if there are none, or no such folder.
     """
     found: list[Path] = []
     _list_images(Path(folder), found, set() if recursive else None)
@@ -147,7 +164,7 @@ def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
 
 
 def _list_images(folder: Path, found: list[Path], seen: set[str] | None) -> None:
-    """Appends the images in `folder` to `found`; goes into the folders in it unless `seen`, those done, is None."""
+    """Append the images in `folder` to `found`; and those in folders in it, unless `seen`, the ones done, is None."""
     try:
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say and libvips does not: its format, animation, colors it would misread."""
+"""What libvips does not say about an image file, from its first bytes: format, animation, colors it would misread."""
 
 import os
 import struct
@@ -39,10 +39,15 @@ _UNSUPPORTED_PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or conv
 
 
 class Header(NamedTuple):
-    """Of a file: the format's name, the libvips operation that reads it, and what that leaves out.
+    """What a file's header says.
 
-    gray: its colors are all gray, though the decoder gives RGB. Of a TIFF: tags of the first directory, 0 if not a
-    number; exif, as `edsr.images.exif.pack` makes it, and whether that is all of it.
+    Attributes:
+        format: its name.
+        loader: the libvips operation that reads it.
+        gray: whether all colors are gray, though the decoder gives RGB.
+        tags: of a TIFF, the numbers in its first IFD; 0 for what is not a number.
+        exif: of a TIFF, as `edsr.images.exif.pack` makes it.
+        exif_whole: whether `exif` is all of it.
     """
 
     format: str
@@ -54,7 +59,7 @@ class Header(NamedTuple):
 
 
 def identify(head: bytes) -> str:
-    """The format that a file's first 16 bytes say it has; "" if that is none of EXTENSIONS."""
+    """The format of a file, from its first 16 bytes; "" if it is none of `EXTENSIONS`."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
@@ -63,7 +68,7 @@ def identify(head: bytes) -> str:
 
 
 def probe(path: Path) -> Header:
-    """Looks at the file. Raises ImageError if it is missing, no image, animated or of misleading colors."""
+    """Read a file's header. Raises ImageError if it is missing, no image, animated or in colors that are misread."""
     if os.path.isdir(path):
         raise ImageError(f"{path}: is a folder, not an image")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -133,7 +138,7 @@ def _read_tags(file: BinaryIO) -> dict[int, int]:
 
 
 def _check_heif(path: Path, file: BinaryIO) -> bool:
-    """Whether it is gray throughout."""
+    """Whether all of the image is gray. Raises ImageError for what is not read."""
     file.seek(0)
     boxes = file.read(2**16)  # what describes the images comes before them
     if boxes[8:12] in (b"avis", b"hevc", b"hevx"):
@@ -158,5 +163,5 @@ def _check_colors(path: Path, primaries: int, transfer: int) -> None:
 
 
 def refuse_pages(path: Path, what: str, count: int) -> None:
-    """Raises the ImageError of a file that holds more than one image. count: 0 if that is unknown."""
+    """Raise the ImageError of a file that holds more than one image. count: 0 if that is unknown."""
     raise ImageError(f"{path}: has {count or 'several'} {what}, save each as an image of its own")

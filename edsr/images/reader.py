@@ -1,4 +1,4 @@
-"""Image files as rows of pixels, decoded as they are asked for."""
+"""Image files read as rows of pixels, which are decoded as they are needed."""
 
 import os
 import zlib
@@ -29,11 +29,11 @@ _FETCH_ROWS = 128  # rows at once; many more take libvips memory, and quadratic 
 
 
 class ReadLimits(NamedTuple):
-    """Sizes at which an ImageReader changes its ways, in bytes.
+    """Sizes in bytes that decide how an ImageReader works.
 
-    spooled: of pixels that must be reordered, up to which they stay in memory and need no temporary file.
-    block: decoded at once where rows are not handed out as they come.
-    strips: of a row of strips or tiles in a TIFF, up to which it does not count as buffered.
+    spooled: up to this many bytes of pixels that must be reordered stay in memory; more take a temporary file.
+    block: how much is decoded at once where rows are not handed out as they come.
+    strips: a row of strips or tiles in a TIFF counts as buffered above this.
     """
 
     spooled: int = 2**24
@@ -45,25 +45,36 @@ DEFAULT_LIMITS = ReadLimits()
 
 
 class ImageReader:
-    """An image file, open for reading.
+    """An image file, open for reading. Also a context manager, which closes it.
 
-    full: whether every kind of image is read; otherwise only 8-bit gray and RGB, with `sixteen` 16-bit as well,
-    and the rest is refused. folder: where temporary files go, by default the system's place for them.
+    Args:
+        path: the file.
+        sixteen: whether 16-bit gray and RGB are read besides 8-bit; other kinds of images are refused.
+        full: whether every kind is read: alpha, floating point and CMYK, too.
+        folder: where temporary files go, by default the system's folder for them.
+        limits: sizes at which it uses a temporary file, and others.
 
-    Attributes: `path`; `format`, its name; `width` and `height` in pixels, upright; `channels`, 1 (gray), 2 (gray and
-    alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied); `alpha`, whether the last is alpha; `dtype`, uint8,
-    uint16 or float32; `resolution`, pixels per mm each way; `metadata`, (libvips type, name, value) of what a Writer
-    keeps; `warnings`, a line for each thing that does not come out as it stands in the file; `buffered_bytes`, about
-    how many bytes the decoder needs for the image as a whole, 0 where it goes row by row:
+    Attributes:
+        path: the file.
+        format: the format's name, such as "PNG".
+        width, height: pixels, upright.
+        channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied).
+        alpha: whether the last channel is alpha.
+        dtype: uint8, uint16 or float32.
+        resolution: pixels per mm, horizontally and vertically.
+        metadata: (libvips type, name, value) of what an ImageWriter can keep.
+        warnings: a line for each thing that does not come out as it stands in the file.
+        buffered_bytes: about how many bytes the decoder needs for the image as a whole, 0 where it goes row by row:
 
-    - progressive JPEG 2 a sample, for its coefficients; WebP 10 a pixel; AVIF and HEIF 20 a pixel, 26 with more
-      than 8 bits; TIFF whose strips or tiles hold more than 64 MB a row of them, that much. The decoders work so;
-      no temporary file would lessen it.
-    - interlaced PNG of up to 16 MB of pixels, that much. Larger ones, and any image that is to be turned upright,
-      pass through a temporary file as large as their pixels (up to 16 MB it stays in memory).
+            - Progressive JPEG: 2 a sample, for its coefficients. WebP: 10 a pixel. AVIF and HEIF: 20 a pixel, 26 with
+              more than 8 bits. TIFF: a row of strips or tiles, where that is more than 64 MB. The decoders work so; no
+              temporary file would lessen it.
+            - Interlaced PNG of up to 16 MB of pixels: that much. Larger ones, and any image that must be turned
+              upright, pass through a temporary file as large as their pixels (up to 16 MB it stays in memory).
 
-    Raises ImageError if the file is missing, unreadable, no image, damaged or of a kind that is not read, or if
-    memory or temporary space do not suffice for it.
+    Raises:
+        ImageError: if the file is missing, unreadable, no image, damaged or of a kind that is not read, or if memory
+            or temporary space do not suffice for it.
     """
 
     def __init__(
@@ -114,15 +125,17 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. The attributes stay; rows() opens it again."""
+        """Close the file. The attributes stay; rows() opens it again."""
         self._image = None
 
     def rows(self, count: int) -> Iterator[np.ndarray]:
-        """The whole image from its top, as arrays [count, width, channels] of `dtype`; the last may be shorter.
+        """Decode the image from its top, in arrays [count, width, channels] of `dtype`; the last may be shorter.
 
-        Decodes as it goes, for one thread at a time; each call starts again at the top.
-        Raises ImageError when it comes to a damaged or missing part of the file, or to floating-point samples that
-        are not numbers; ValueError if count < 1.
+        For one thread at a time; each call starts again at the top.
+
+        Raises:
+            ImageError: at a damaged or missing part of the file, or at floating-point samples that are not numbers.
+            ValueError: if count < 1.
         """
         if count < 1:
             raise ValueError(f"count must be 1 or more, got {count}")
@@ -134,13 +147,13 @@ class ImageReader:
         else:
             _, width, channels = self._stored
             rows = self._decode(max(1, self._limits.block // (width * channels * self.dtype.itemsize)))
-            turned = reorder.reorient(
+            upright = reorder.reorient(
                 rows, self._stored, self.dtype, self._orientation, count, self._folder, self._limits.spooled
             )
-            yield from self._with_image_errors(turned)
+            yield from self._with_image_errors(upright)
 
     def _decode(self, count: int) -> Iterator[np.ndarray]:
-        """The rows as they are stored, not turned."""
+        """Yield the rows in the order in which they are stored, not yet upright."""
         with self._as_image_errors():
             image, self._image = self._image or self._convert(self._load()), None  # can be read once only
             shape = image.height, image.width, image.bands
@@ -158,7 +171,7 @@ class ImageReader:
             yield _stretch(part, bits) if stretched else part
 
     def _with_image_errors(self, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same rows; what goes wrong on the way becomes an ImageError."""
+        """Yield the same rows; what goes wrong on the way becomes an ImageError."""
         while True:
             with self._as_image_errors():
                 part = next(rows, None)
@@ -168,14 +181,14 @@ class ImageReader:
 
     @contextmanager
     def _as_image_errors(self) -> Iterator[None]:
-        """Turns what decoders and temporary files raise into ImageErrors."""
+        """Turn what decoders and temporary files raise into an ImageError of one line."""
         try:
             yield
         except (pyvips.Error, zlib.error, UnicodeError, MemoryError) as error:
             why = describe_error(error)
             rare = any(text in why for text in ("upported", "out of range", "not a whole number"))
-            trouble = "cannot be decoded here, convert it to PNG" if rare else "damaged or cut off, get an intact copy"
-            raise ImageError(f"{self.path}: {trouble} ({why})") from None
+            advice = "cannot be decoded here, convert it to PNG" if rare else "damaged or cut off, get an intact copy"
+            raise ImageError(f"{self.path}: {advice} ({why})") from None
         except OSError as error:
             raise ImageError(f"{self.path}: a temporary file cannot be written ({error.strerror})") from None
 
@@ -188,7 +201,7 @@ class ImageReader:
         return image
 
     def _check_supported(self, image: pyvips.Image) -> None:
-        """Raises the ImageError of a kind of image that is not read."""
+        """Raise an ImageError if this kind of image is not read."""
         kind, space = str(image.format), str(image.interpretation)
         if (pages := _get_field(image, "n-pages") or 1) != 1:
             refuse_pages(self.path, "animation frames" if self.format == "WebP" else "pages", pages)
@@ -214,7 +227,7 @@ class ImageReader:
         raise ImageError(f"{self.path}: {why} not supported here, convert it to {kinds} RGB or gray image")
 
     def _convert(self, image: pyvips.Image) -> pyvips.Image:
-        """CMYK to sRGB; RGB to gray where the file holds gray."""
+        """Convert CMYK to sRGB, and RGB to gray where the file holds gray."""
         if image.interpretation == "cmyk":
             return to_srgb(image)
         if self._header.gray and image.bands >= 3:
@@ -230,7 +243,7 @@ class ImageReader:
             yield exif.incomplete_warning(exif.MAX_READ)
 
     def _count_buffered(self, image: pyvips.Image) -> int:
-        """`buffered_bytes`, in bytes."""
+        """The value of `buffered_bytes`."""
         pixels = image.width * image.height
         size = image.bands * np.dtype(_DTYPES[str(image.format)]).itemsize  # of a pixel
         if self.format == "JPEG":
@@ -246,7 +259,7 @@ class ImageReader:
         return pixels * (10 if self.format == "WebP" else 20 if size == image.bands else 26)
 
     def _check_resources(self) -> None:
-        """Raises ImageError unless there are memory and temporary space for what is not read row by row."""
+        """Raise ImageError unless there are memory and temporary space for what is not read row by row."""
         height, width, channels = self._stored
         row = width * channels * self.dtype.itemsize
         check_memory(self.path, self.buffered_bytes + 30 * row)  # of which libvips has as many at a time
@@ -258,9 +271,12 @@ class ImageReader:
 def read_image(
     path: str | os.PathLike[str], sixteen: bool = False, full: bool = False, limits: ReadLimits = DEFAULT_LIMITS
 ) -> np.ndarray:
-    """The whole image, [height, width, channels], of the dtypes and channels that Reader reads with these options.
+    """Read a whole image, [height, width, channels].
 
-    Raises ImageError, as Reader and rows() do.
+    The arguments are those of `ImageReader`, and so are channels and dtype.
+
+    Raises:
+        ImageError: as `ImageReader` and its rows() do, or if there is no memory for the pixels.
     """
     with ImageReader(path, sixteen, full, limits=limits) as reader:
         try:
@@ -292,5 +308,5 @@ def _fetch(image: pyvips.Image, dtype: np.dtype, count: int) -> Iterator[np.ndar
 
 
 def _stretch(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Samples of fewer bits, which libvips shifts up, so that white is 65535."""
+    """Scale samples of fewer bits, which libvips has shifted up, so that white is 65535."""
     return rescale(rows >> (16 - bits), 2**bits - 1, 65535).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Images that are not stored in the order of their rows, put in order by way of an unnamed temporary file.
+"""Images that are not stored row by row from the top, put in order through a temporary file.
 
 The file has no name, so nothing is left of it, whatever happens.
 """
@@ -49,11 +49,19 @@ def reorient(
     folder: Path | None,
     spooled: int,
 ) -> Iterator[np.ndarray]:
-    """An image turned upright, as [count, width, channels]; the last may be shorter.
+    """Turn an image upright. Yields arrays [count, width, channels]; the last may be shorter.
 
-    blocks: its successive rows [any number, width, channels] as stored. shape: height, width and channels, as stored.
-    orientation: EXIF's, 2 to 8 (Exif 2.32, table 6): whether rows become columns, and what is then reversed.
-    Raises OSError if the temporary file cannot be written.
+    Args:
+        blocks: its successive rows [any number, width, channels] as stored.
+        shape: height, width and channels, as stored.
+        dtype: of the blocks.
+        orientation: EXIF's, 2 to 8 (Exif 2.32, table 6): whether rows become columns, and what is then reversed.
+        count: rows at once.
+        folder: where the temporary file goes; None: the system's folder for them.
+        spooled: bytes of pixels up to which they stay in memory instead.
+
+    Raises:
+        OSError: if the temporary file cannot be written.
     """
     transposed, down, across = orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     height, width, channels = shape
@@ -84,10 +92,13 @@ def reorient(
 
 
 def deinterlace(path: Path, width: int, height: int, count: int, folder: Path | None) -> Iterator[np.ndarray]:
-    """The rows of an interlaced PNG as [count, width, channels]; the last may be shorter.
+    """Read an interlaced PNG. Yields arrays [count, width, channels]; the last may be shorter.
 
-    Each of its seven passes is a PNG but for the head, so each is put into a file of its own and decoded in step
-    with the others. Raises OSError or zlib.error or pyvips.Error for what cannot be decoded or written.
+    Each of its seven passes is a PNG but for the header, so each is put into a file of its own and decoded in step
+    with the others.
+
+    Raises:
+        OSError, zlib.error, pyvips.Error: for what cannot be written or decoded.
     """
     with ExitStack() as stack:
         passes = []
@@ -111,7 +122,7 @@ def deinterlace(path: Path, width: int, height: int, count: int, folder: Path | 
 def _split_passes(
     path: Path, width: int, height: int, folder: Path | None, stack: ExitStack
 ) -> list[tuple[tuple[int, int, int, int], BinaryIO]]:
-    """The passes that hold pixels, each as a PNG of its own."""
+    """The passes that hold pixels, each as (its place in `_ADAM7`, a file that is a PNG of its own)."""
     with open(path, "rb") as png:
         png.seek(8)
         length, kind = _read_head(png)
@@ -150,14 +161,14 @@ def _split_passes(
 
 
 class _IdatReader:
-    """What the IDAT chunks of a PNG hold, inflated. png: at the data of the first, which is `length` bytes long."""
+    """Reads and inflates the IDAT chunks of a PNG. png: at the data of the first, which is `length` bytes long."""
 
     def __init__(self, png: BinaryIO, length: int) -> None:
         self._png, self._left, self._check = png, length, zlib.crc32(b"IDAT")
         self._inflate = zlib.decompressobj()
 
     def read(self, size: int) -> bytes:
-        """1 to `size` bytes. Raises zlib.error if there are no more, or not as they were written."""
+        """Read 1 to `size` bytes. Raises zlib.error if there are no more, or not as they were written."""
         data = b""
         while not data:
             data = self._inflate.decompress(self._inflate.unconsumed_tail or self._next(), size)
@@ -178,7 +189,7 @@ class _IdatReader:
         return data
 
     def finish(self) -> None:
-        """Reads the rest of the chunk. Raises zlib.error if it is damaged."""
+        """Read the rest of the chunk. Raises zlib.error if it is damaged."""
         while self._left:
             self._next()
         if self._png.read(4) != self._check.to_bytes(4, "big"):
@@ -186,7 +197,7 @@ class _IdatReader:
 
 
 def _read_head(png: BinaryIO) -> tuple[int, bytes]:
-    """Length and kind of the next chunk. Raises zlib.error if there is none."""
+    """Read length and kind of the next chunk. Raises zlib.error if there is none."""
     head = png.read(8)
     if len(head) < 8:
         raise zlib.error("it ends too early")

@@ -1,4 +1,4 @@
-"""Image files written row by row, complete or not at all."""
+"""Image files written row by row, whole or not at all."""
 
 import io
 import os
@@ -30,21 +30,31 @@ BIGTIFF_ABOVE = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: cha
 class ImageWriter:
     """An image file being written, row by row; encoding runs beside the caller's own work.
 
-    path: its extension chooses the format (FORMATS). width, height: pixels. channels, dtype: of the rows to come, 1
-    (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied) of uint8, uint16 or float32 in 0..1;
-    stored as `fitting` says, rounded to nearest. WebP and AVIF store gray as RGB. like: the Reader whose metadata
-    is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC profile. quality: 1..100 for JPEG, WebP and
-    AVIF; PNG and TIFF are lossless at any. reduced: what the image is reduced to on its way to the file; its dtype is
-    then what `fitting` starts from. `warnings`: a line for each thing the file will not hold.
+    Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when the
+    context is left; if it is left by an exception or with rows missing, nothing has changed.
 
-    Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when
-    the context is left; if it is left by an exception or with rows missing, nothing has changed. An existing
-    file stays untouched unless `overwrite`, which replaces it in one step.
+    Args:
+        path: its extension chooses the format (`FORMATS`).
+        width: of the rows, in pixels.
+        height: how many rows there will be.
+        channels: of the rows: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied). WebP and
+            AVIF store gray as RGB.
+        like: the ImageReader whose metadata is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC
+            profile.
+        overwrite: whether an existing file is replaced, in one step; otherwise it stays untouched.
+        quality: 1 to 100 for JPEG, WebP and AVIF; PNG and TIFF are lossless at any.
+        dtype: of the rows: uint8, uint16 or float32 in 0..1. Stored as `storage_for` says, rounded to nearest.
+        reduced: what the image is reduced to on its way to the file; its dtype is then what is stored, if possible.
+        bigtiff_above: bytes of pixels above which a TIFF is written as a BigTIFF.
 
-    `held`: about how many bytes the encoder needs for the image as a whole. 0 for PNG, JPEG and TIFF, which go row by
-    row; the encoders of WebP and AVIF hold it all, 18 and 38 bytes a pixel, twice that with alpha or 16 bits.
+    Attributes:
+        warnings: a line for each thing that the file will not hold.
+        buffered_bytes: about how many bytes the encoder needs for the image as a whole: 0 for PNG, JPEG and TIFF, which
+            go row by row; 18 a pixel for WebP and 38 for AVIF, twice that with alpha or 16 bits.
 
-    Raises ImageError, before any work, for what can be known to fail; ValueError for a wrong argument.
+    Raises:
+        ImageError: before any work, for what can be known to fail; and when the file cannot be written.
+        ValueError: for a wrong argument.
     """
 
     def __init__(
@@ -108,11 +118,11 @@ class ImageWriter:
         return options
 
     def _drop_metadata(self) -> Iterator[str]:
-        """Leaves out of the metadata what does not suit the file. A line for each such thing."""
+        """Leave out of the metadata what does not suit the file. Yields a line for each such thing."""
         profile = next((value[16:20] for _, name, value in self._metadata if name == "icc-profile-data"), None)
-        own, of = (b"GRAY", "gray") if self.channels <= 2 else (b"RGB ", "RGB")
-        if profile is not None and profile != own:
-            yield f"the color profile is left out, it is not for {of} images"
+        suitable, name = (b"GRAY", "gray") if self.channels <= 2 else (b"RGB ", "RGB")
+        if profile is not None and profile != suitable:
+            yield f"the color profile is left out, it is not for {name} images"
             self._metadata = [entry for entry in self._metadata if entry[1] != "icc-profile-data"]
         blob = next((value for _, name, value in self._metadata if name == "exif-data"), b"")
         self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
@@ -148,7 +158,7 @@ class ImageWriter:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """The life of the file: rows come while this waits; afterwards it is finished and gets its name."""
+        """Start the encoder, wait while rows are written, then finish the file, which gets its name."""
         with atomic_file(self.path, self._overwrite) as file:
             source, sink = os.pipe()
             encoder = threading.Thread(target=self._encode, args=(source, file.name), daemon=True)
@@ -189,13 +199,14 @@ class ImageWriter:
         self._write_chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
 
     def write(self, rows: np.ndarray) -> None:
-        """Append rows, [any number, width, channels] of `dtype`. Does not keep a reference to them.
+        """Append rows, [any number, width, channels] of `dtype`; no reference to them is kept.
 
-        Raises ImageError if the encoder has failed (disk full, ...); ValueError for rows of another shape or
-        type, for more rows than height, and outside the context.
+        Raises:
+            ImageError: if the encoder has failed, as when the disk is full.
+            ValueError: for rows of another shape or dtype, for more rows than `height`, and outside the context.
         """
         if self._pipe is None:
-            raise ValueError("write() works inside the Writer's context only")
+            raise ValueError("write() works inside the ImageWriter's context only")
         if rows.dtype != self.dtype or rows.ndim != 3 or rows.shape[1:] != (self.width, self.channels):
             expected = f"{self.dtype} [rows, {self.width}, {self.channels}]"
             raise ValueError(f"expected {expected}, got {rows.dtype} {list(rows.shape)}")
@@ -224,7 +235,7 @@ class ImageWriter:
             raise ImageError(f"{self.path}: cannot be written ({self._error})")
 
     def _encode(self, source: int, output: str | bytes) -> None:
-        """The encoder thread: from the pipe to the temporary file."""
+        """The encoder's thread: from the pipe `source` to the temporary file `output`."""
         try:
             self._save(source, output)
         except Exception as error:
@@ -261,7 +272,7 @@ class ImageWriter:
 
 
 def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:
-    """The format that `path` is written in, after all checks that need no work."""
+    """The format that `path` is written in, after all checks that need no work. Raises ImageError."""
     found = FORMATS.get(path.suffix.lower())
     folder = path.parent
     if os.path.isdir(path):
