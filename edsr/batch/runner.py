@@ -84,6 +84,12 @@ class UpscalerPool:
         """How many devices there are."""
         return len(self._devices)
 
+    @property
+    def loaded(self) -> list[tuple[str, int]]:
+        """(model, scale) of the networks that are ready; the one used last at the end."""
+        with self._lock:
+            return list(self._loaded)
+
     def choose(self, source: Path, scale: int) -> Choice:
         """The network for an image, at one of `scales`."""
         return choose_by_file(source, scale, self._log_once) if self._auto else self._default

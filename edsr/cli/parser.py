@@ -1,87 +1,20 @@
 """The command line's arguments. Imports no torch, so that --help answers at once."""
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
 from edsr import __version__
 
-
-def tile(text: str) -> int | str:
-    """A memory budget: "auto" or 32 or more."""
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 32:
-        raise argparse.ArgumentTypeError("give auto or a whole number of 32 or more")
-    return int(text)
-
-
-def int_between(least: int, most: int):
-    """An argument type: a whole number from `least` to `most`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"give a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def square(text: str) -> tuple[int, ...]:
-    """(x, y, side)."""
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError("give X,Y,SIDE, three whole numbers")
-    return tuple(map(int, parts))
-
-
-def positive(text: str) -> float:
-    """Above 0 and finite."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError("give a number above 0")
-
-
-def fraction(text: str) -> float:
-    """0 to 1."""
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError("give a number from 0 to 1")
-
-
-def auto_or_whole(text: str) -> int | str:
-    """1 or more, or "auto"."""
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("give auto or a whole number of 1 or more")
-    return int(text)
-
-
-class Given(argparse.Action):
-    """Stores an option, and its name among those `given`: a default and the same value given may mean different things.
-
-    nargs=0: stores `const`.
-    """
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
-        namespace.given = {*namespace.given, self.dest}
-
-
-class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, but for None and flags, and leaves lines of examples as they are."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False, True) else super()._get_help_string(action)
+from .arguments import Defaults, Given, auto_or_whole, fraction, int_between, positive, square, tile
 
 
 def program_name() -> str:
     """How this program was started, for examples that can be copied."""
-    return {"cli.py": "python cli.py", "__main__.py": "python -m edsr"}.get(Path(sys.argv[0]).name, "edsr")
+    path = Path(sys.argv[0])
+    if path.name == "cli.py":
+        return "python cli.py"
+    return "python -m edsr" if path.parts[-2:] == ("edsr", "__main__.py") else "edsr"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,15 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         metavar=form,
         default="auto",
-        help=f"{names}; default: auto, which takes edsr-baseline for lossless images and mixes in edsr-photo for "
+        help=f"{names}; auto, the default, takes edsr-baseline for lossless images and mixes in edsr-photo for "
         "JPEG, WebP, AVIF and HEIC, the more the stronger the file was compressed",
     )
     chosen.add_argument(
         "--strength",
         type=fraction,
         metavar="0..1",
-        help="how much compression artifacts and noise are removed: 0 is edsr-baseline, faithful to every pixel, 1 is "
-        "edsr-photo; default: chosen for each image, see --model auto",
+        help="how strongly compression artifacts and noise are removed: 0 is edsr-baseline, faithful to every pixel, 1 "
+        "is edsr-photo; default: chosen for each image, see --model auto",
     )
     network.add_argument(
         "--tile",
@@ -175,8 +108,8 @@ def add_upscale(commands, parents) -> None:
         parents=parents,
         help="make images larger",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Writes NAME_x2.png beside each image. Existing files are only replaced with --overwrite. An input\n"
-        "that fails is reported, and the others go on.\n"
+        description="Writes NAME_x2.png beside each image. Existing files are only replaced with --overwrite. An\n"
+        "input that fails is reported, and the others go on.\n"
         "Exit code 0: all done, 1: something failed, 2: wrong usage, 130: interrupted.",
         epilog="examples:\n"
         "  %(prog)s photo.jpg\n"
@@ -266,8 +199,8 @@ def add_evaluate(commands, parents) -> None:
         "evaluate",
         parents=parents,
         help="score a network: PSNR and SSIM on a folder of images",
-        description="Upscales low-resolution images and compares the results with the originals; bicubic's scores stand "
-        "beside. Low-resolution images are made as MATLAB's imresize does, unless --lr has them.",
+        description="Upscales low-resolution images and compares the results with the originals; bicubic's scores "
+        "stand beside. Low-resolution images are made as MATLAB's imresize does, unless --lr has them.",
         epilog="Example: %(prog)s --hr Set5/HR --scale 2",
     )
     command.add_argument("--hr", required=True, metavar="DIR", help="the high-resolution originals")

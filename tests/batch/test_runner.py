@@ -108,7 +108,7 @@ def test_any_size_takes_the_next_larger_network(home):
         (outcome,) = upscale_files([job], networks, UpscaleOptions(wish), SILENT)
         assert outcome.error is None and outcome.output_size == size
         assert read_image(job.output).shape == (size[1], size[0], 3)
-        assert ("edsr-baseline", scale) in networks._loaded
+        assert ("edsr-baseline", scale) in networks.loaded
     (outcome,) = upscale_files(
         [job._replace(output=home / "out" / "no.png")], networks, UpscaleOptions(OutputSize(5.0)), SILENT
     )
@@ -119,7 +119,7 @@ def test_a_size_asked_of_one_network(home):
     networks = UpscalerPool("edsr-baseline", 4, ["cpu"])
     job = Job(home / "in" / "00.png", home / "out" / "a.png")
     (outcome,) = upscale_files([job], networks, UpscaleOptions(OutputSize(outscale=2.0)), SILENT)
-    assert outcome.output_size == (60, 40) and list(networks._loaded) == [("edsr-baseline", 4)]
+    assert outcome.output_size == (60, 40) and networks.loaded == [("edsr-baseline", 4)]
 
 
 def test_networks_that_cannot_be_had(home):

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -422,8 +421,8 @@ def test_sigterm_leaves_no_half_file(home, files, devices):
 
 
 @pytest.fixture
-def compare(run_cli):
-    return partial(run_cli, "compare")
+def compare(run):
+    return lambda *arguments: run("compare", *arguments, "--model", "m.safetensors")
 
 
 def test_compare_draws_a_figure_or_a_page(home, compare):

@@ -216,7 +216,7 @@ def test_sizes_take_mixtures_of_the_next_larger_network(home, run):
         (outcome,) = upscale_files(
             [job], networks, UpscaleOptions(runner.OutputSize(float(wish)), overwrite=True), SILENT
         )
-        assert outcome.error is None and list(networks._loaded) == [("edsr-baseline", scale), (model, scale)]
+        assert outcome.error is None and networks.loaded == [("edsr-baseline", scale), (model, scale)]
         np.testing.assert_array_equal(read_image("again.png"), read_image("out.png"))
     code, _, err = run("upscale", "a.jpg", "--outscale", "3.5")
     assert code == 1 and "more than 3 times" in err
@@ -264,7 +264,7 @@ def test_a_batch_of_many_qualities_keeps_few_mixtures(batch, monkeypatch, device
     outcomes = []
     for outcome in upscale_files(batch, networks, UpscaleOptions(), SILENT):
         outcomes.append(outcome)
-        assert len(networks._loaded) <= 1 + MIXTURES
+        assert len(networks.loaded) <= 1 + MIXTURES
     assert len(outcomes) == 12 and not any(outcome.error for outcome in outcomes)
     assert len({outcome.model.split(": ")[1] for outcome in outcomes}) > MIXTURES
     for job in batch:
@@ -283,7 +283,7 @@ def test_mixtures_used_last_are_kept(home):
         networks.on_all_devices(2, model)
     assert networks.upscaler(0, 2, models[0]) is first
     networks.upscaler(0, 2, models[4])
-    kept = {model for model, _ in networks._loaded}
+    kept = {model for model, _ in networks.loaded}
     assert kept == {"edsr-baseline", models[0], *models[2:]} and networks.upscaler(0, 2, models[0]) is first
     assert networks.upscaler(1, 2, models[0]) is not first
     # Of several networks on a device one computes at a time.
@@ -351,4 +351,4 @@ def test_help_tells_of_strength(run, capsys):
     with pytest.raises(SystemExit):
         run("upscale", "--help")
     out = capsys.readouterr().out
-    assert "--outscale 1 --strength" in out and "auto, the default" in out.replace("\n", " ").replace("  ", " ")
+    assert "--outscale 1 --strength" in out and "auto, the default" in " ".join(out.split())
