@@ -12,10 +12,9 @@ def print_line(line: str, stream: TextIO | None = None) -> None:
 
     print() writes a line and its end one after the other where Python does not buffer, and lines of others get between.
     """
-    if stream is None:
-        stream = sys.stderr  # looked up now: progress bars put another in its place
-    stream.write(f"{line}\n")
-    stream.flush()
+    target = sys.stderr if stream is None else stream  # looked up now: progress bars put another in its place
+    target.write(f"{line}\n")
+    target.flush()
 
 
 class LineHandler(logging.Handler):
