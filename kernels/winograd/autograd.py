@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd, reference
-from ..allocator import KEPT_IN_TRAINING, empty_feature_map
+from ..allocator import MAX_FREE_IN_TRAINING, empty_feature_map
 from ..reference import collapsed_tail, head, tail
 from .convolution import convolve, transform_filter
 from .ops import CHANNELS, should_use
@@ -98,7 +98,7 @@ class Products:
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool = False, **epilogue) -> Tensor:
     # Transformed each time: weights change from step to step, and fused optimizers do not tell.
     filter_, taps = transform_filter(weight.detach(), flipped), weight.shape[2]
-    y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, kept=KEPT_IN_TRAINING)
+    y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, max_free=MAX_FREE_IN_TRAINING)
     return convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)
 
 
@@ -128,7 +128,8 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     shape = kernels().shape
     groups, scratch = _block_size(shape, inputs, outputs)
     chunk, chunks = split_tiles(tiles, inputs, outputs)
-    sums = empty_feature_map((chunks, TILE * TILE, outputs, inputs), x.dtype, kept=KEPT_IN_TRAINING)  # of no layout
+    size = chunks, TILE * TILE, outputs, inputs  # only memory: the kernels have a layout of their own
+    sums = empty_feature_map(size, x.dtype, max_free=MAX_FREE_IN_TRAINING)
     bias_sums = torch.empty(chunks, outputs)
     call_kernel(
         f"wgrad{taps}x{taps}",

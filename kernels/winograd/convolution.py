@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..allocator import LINE
+from ..allocator import CACHE_LINE
 from .runtime import call_kernel, kernels, l2_bytes
 from .transforms import TILE
 
@@ -140,7 +140,7 @@ def convolve(
     groups, scratch = _block_size(compiled.shape, inputs, outputs)
     # What is smaller will still be in the caches when the next layer reads it.
     large = y.numel() * y.itemsize > torch.get_num_threads() * l2_bytes()
-    aligned = y.data_ptr() % LINE == 0 and all(y.stride(i) * y.itemsize % LINE == 0 for i in (0, 2))
+    aligned = y.data_ptr() % CACHE_LINE == 0 and all(y.stride(i) * y.itemsize % CACHE_LINE == 0 for i in (0, 2))
     call_kernel(
         f"conv{taps}x{taps}",
         scratch,
