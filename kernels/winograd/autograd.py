@@ -104,7 +104,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool = Fa
 
 # --- the gradient of a filter
 
-CHUNK, CHUNKS = 64, 16  # tiles at least that a gradient's sums are made of, and how many such sums at most
+MIN_SPLIT_TILES, MAX_SPLITS = (
+    64,
+    16,
+)  # tiles at least that a gradient's sums are made of, and how many such sums at most
 
 
 def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -171,8 +174,8 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
 
 def split_tiles(tiles: int, inputs: int, outputs: int) -> tuple[int, int]:
     """(tiles of a chunk, chunks): a power of two of them, by the shape alone, so that threads change no bits."""
-    least, chunks = max(CHUNK, _break_even_tiles(inputs, outputs)), 1
-    while chunks < CHUNKS and tiles >= 2 * chunks * least:
+    least, chunks = max(MIN_SPLIT_TILES, _break_even_tiles(inputs, outputs)), 1
+    while chunks < MAX_SPLITS and tiles >= 2 * chunks * least:
         chunks *= 2
     chunk = -(-tiles // chunks)
     return chunk, -(-tiles // chunk)
