@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd, reference
-from ..allocator import KEPT_IN_TRAINING, empty_feature_map
+from ..allocator import MAX_FREE_IN_TRAINING, empty_feature_map
 from ..reference import collapsed_tail, head, tail
 from .convolution import convolve, transform_filter
 from .ops import CHANNELS, should_use
@@ -98,13 +98,16 @@ class Products:
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool = False, **epilogue) -> Tensor:
     # Transformed each time: weights change from step to step, and fused optimizers do not tell.
     filter_, taps = transform_filter(weight.detach(), flipped), weight.shape[2]
-    y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, kept=KEPT_IN_TRAINING)
+    y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, max_free=MAX_FREE_IN_TRAINING)
     return convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)
 
 
 # --- the gradient of a filter
 
-CHUNK, CHUNKS = 64, 16  # tiles at least that a gradient's sums are made of, and how many such sums at most
+MIN_SPLIT_TILES, MAX_SPLITS = (
+    64,
+    16,
+)  # tiles at least that a gradient's sums are made of, and how many such sums at most
 
 
 def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -128,7 +131,8 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     shape = kernels().shape
     groups, scratch = _block_size(shape, inputs, outputs)
     chunk, chunks = split_tiles(tiles, inputs, outputs)
-    sums = empty_feature_map((chunks, TILE * TILE, outputs, inputs), x.dtype, kept=KEPT_IN_TRAINING)  # of no layout
+    size = chunks, TILE * TILE, outputs, inputs  # only memory: the kernels have a layout of their own
+    sums = empty_feature_map(size, x.dtype, max_free=MAX_FREE_IN_TRAINING)
     bias_sums = torch.empty(chunks, outputs)
     call_kernel(
         f"wgrad{taps}x{taps}",
@@ -170,8 +174,8 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
 
 def split_tiles(tiles: int, inputs: int, outputs: int) -> tuple[int, int]:
     """(tiles of a chunk, chunks): a power of two of them, by the shape alone, so that threads change no bits."""
-    least, chunks = max(CHUNK, _break_even_tiles(inputs, outputs)), 1
-    while chunks < CHUNKS and tiles >= 2 * chunks * least:
+    least, chunks = max(MIN_SPLIT_TILES, _break_even_tiles(inputs, outputs)), 1
+    while chunks < MAX_SPLITS and tiles >= 2 * chunks * least:
         chunks *= 2
     chunk = -(-tiles // chunks)
     return chunk, -(-tiles // chunk)

@@ -18,7 +18,7 @@ from llvmlite import ir
 from .filters import TASK as FILTER_TASK
 from .filters import Filters
 from .ir_builder import F32, I64, PTR, VOID, Value
-from .tiles import AREA, BLOCK, LINE, Shape, TileGrid, Tiles, field_of
+from .tiles import AREA, CACHE_LINE_FLOATS, SUM_BLOCK, Shape, TileGrid, Tiles, load_field
 from .transforms import TILE, matrices
 from .wgrad import END_TASK, Wgrad
 from .wgrad import TASK as WGRAD_TASK
@@ -77,7 +77,7 @@ def scratch_floats(shape: Shape, inputs: int, outputs: int, groups: int) -> int:
 
 def uses_non_temporal_stores(shape: Shape) -> bool:
     """Whether output may: if a vector is a whole cache line, else parts would be written one by one. AVX-512."""
-    return shape.lanes == LINE
+    return shape.lanes == CACHE_LINE_FLOATS
 
 
 EPILOGUES = ("", "skip", "mask")
@@ -108,11 +108,11 @@ class _Convolutions(Tiles):
         with b.loop(groups, "group") as group:
             weights = b.at(u, b.mul(b.mul(p, inputs), b.i(s.lanes * vectors * s.lanes)))
             left = b.at(v, b.mul(b.add(b.mul(b.mul(group, inputs), b.i(AREA)), p), b.i(plane)))
-            with b.summing(b.udiv(inputs, b.i(BLOCK // s.lanes)), "block", s.tiles * vectors) as (block, sums):
-                a = b.at(left, b.mul(block, b.i(BLOCK * AREA * s.tiles)))
-                w = b.at(weights, b.mul(block, b.i(BLOCK * vectors * s.lanes)))
-                part = [b.number(0.0)] * len(sums)
-                for k in range(BLOCK):
+            with b.reduction(b.udiv(inputs, b.i(SUM_BLOCK // s.lanes)), "block", s.tiles * vectors) as (block, sums):
+                a = b.at(left, b.mul(block, b.i(SUM_BLOCK * AREA * s.tiles)))
+                w = b.at(weights, b.mul(block, b.i(SUM_BLOCK * vectors * s.lanes)))
+                part = [b.constant(0.0)] * len(sums)
+                for k in range(SUM_BLOCK):
                     row = [b.get(b.at(w, (k * vectors + j) * s.lanes)) for j in range(vectors)]
                     for tile in range(s.tiles):
                         c, lane = divmod(k, s.lanes)
@@ -135,19 +135,19 @@ class _Convolutions(Tiles):
         function, b = self.function(f"{name}_output{epilogue}{'_past' * non_temporal}", arguments)
         products, bias, task, y, row, column, *rest = function.args
         at = matrices(m, r)[0]
-        floor, scale = (b.splat(field_of(b, task, field, TASK, F32)) for field in ("floor", "scale"))
-        with b.loop(field_of(b, task, "outputs", TASK), "vector") as c:
+        floor, scale = (b.splat(load_field(b, task, field, TASK, F32)) for field in ("floor", "scale"))
+        with b.loop(load_field(b, task, "outputs", TASK), "vector") as c:
             source = b.at(products, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
             half = []
             for k in range(TILE):
                 column_k = [b.at(source, (i * TILE + k) * s.tiles * s.lanes) for i in range(TILE)]
-                half.append(self.linear(b, at, [b.get(place) for place in column_k]))
+                half.append(self.apply_matrix(b, at, [b.get(place) for place in column_k]))
             channel = b.mul(c, b.i(s.lanes))
             added = b.get(b.at(bias, channel))
             for i in range(m):
                 target = b.at(b.at(y, channel), b.mul(row, b.i(i)))
                 before = b.at(b.at(rest[0], channel), b.mul(rest[1], b.i(i))) if epilogue else None
-                for k, value in enumerate(self.linear(b, at, [half[k][i] for k in range(TILE)])):
+                for k, value in enumerate(self.apply_matrix(b, at, [half[k][i] for k in range(TILE)])):
                     value = b.fadd(value, added)
                     value = b.select(b.fcmp_ordered("<", value, floor), floor, value)  # NaN stays NaN
                     value = b.fmul(value, scale)
@@ -156,8 +156,8 @@ class _Convolutions(Tiles):
                         if epilogue == "skip":
                             value = b.fadd(value, other)
                         else:  # PyTorch lets the gradient pass where a NaN was
-                            closed = b.fcmp_ordered("<=", other, b.number(0.0))
-                            value = b.select(closed, b.number(0.0), value)
+                            closed = b.fcmp_ordered("<=", other, b.constant(0.0))
+                            value = b.select(closed, b.constant(0.0), value)
                     b.put(value, b.at(target, b.mul(column, b.i(k))), non_temporal)
         b.ret_void()
         return function
@@ -174,7 +174,7 @@ class _ConvolutionKernel:
         s = module.shape
         function, b = module.function(name, "task_ptr scratch_ptr", internal=False)
         self.b, (self.task, scratch) = b, function.args
-        self.field = {n: field_of(b, self.task, n, TASK) for n in TASK if n not in ("floor", "scale", "next_block")}
+        self.field = {n: load_field(b, self.task, n, TASK) for n in TASK if n not in ("floor", "scale", "next_block")}
         self.x, self.u, self.bias, self.y, self.skip = (
             b.inttoptr(self.field[n], PTR) for n in ("x", "weight", "bias", "y", "skip")
         )
@@ -194,7 +194,7 @@ class _ConvolutionKernel:
         self.non_temporal = b.icmp_signed("!=", self.field["non_temporal"], b.i(0))
 
         counter = b.gep(self.task, [b.i(TASK.index("next_block"))], source_etype=I64)
-        with b.taken(counter, blocks) as (block, following):
+        with b.shared_loop(counter, blocks) as (block, following):
             first = b.mul(block, self.length)
             count = b.minimum(b.sub(self.grid.tiles, first), self.length)
             self._transform_tiles(first, count)
@@ -228,7 +228,7 @@ class _ConvolutionKernel:
             size = field["height"], field["width"]
             x = self._image("x", image)
             source, row = module.window(b, x, field["x_row"], place, size, self.inputs, TILE, self.edge_in)
-            target = module.tile_in_groups(b, self.v, self.v_group, i)
+            target = module.tile_address(b, self.v, self.v_group, i)
             b.call(module.transform_input, [source, row, self.pixel, self.inputs, target])
 
     def _multiply(self, first: Value, count: Value, following: Value) -> None:
@@ -237,14 +237,14 @@ class _ConvolutionKernel:
         groups = b.cdiv(count, b.i(s.tiles))
         full, rest = b.udiv(self.outputs, b.i(s.vectors)), b.urem(self.outputs, b.i(s.vectors))
         with b.loop(b.i(AREA), "point") as point:
-            self._ask_for_next(first, count, following, point)
+            self._prefetch_next(first, count, following, point)
             for vectors, start in module.strips(b, full, rest):
                 weights = b.at(self.u, b.mul(b.mul(start, b.i(AREA)), self.pixel))
                 target = b.at(self.products, b.mul(start, b.i(AREA * s.tiles)))
                 operands = [self.v, weights, target, point, self.inputs, self.outputs, groups]
                 b.call(module.multiply[vectors], operands)
 
-    def _ask_for_next(self, first: Value, count: Value, following: Value, point: Value) -> None:
+    def _prefetch_next(self, first: Value, count: Value, following: Value, point: Value) -> None:
         """Asks for a sixth of the next block's tiles and of this one's skip, one row at each of the 36 points."""
         b, field, module, m = self.b, self.field, self.module, self.b.i(self.m)
         part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
@@ -256,13 +256,13 @@ class _ConvolutionKernel:
             row = b.sub(b.add(top, line), field["padding"])
             x = self._image("x", image)
             source = b.at(x, b.add(b.mul(row, field["x_row"]), b.mul(left, self.pixel)))
-            b.call(module.ask_for, [source, b.mul(self.inputs, m)])  # harmless where none follows
+            b.call(module.prefetch, [source, b.mul(self.inputs, m)])  # harmless where none follows
             with b.if_then(b.and_(self.has_skip, b.icmp_signed("<", line, m))):
                 image, top, left = self.grid.corner(b.add(first, i))
                 row = b.mul(b.add(top, line), field["skip_row"])
                 skip = self._image("skip", image)
                 source = b.at(skip, b.add(row, b.mul(left, self.y_pixel)))
-                b.call(module.ask_for, [source, b.mul(self.outputs, m)])
+                b.call(module.prefetch, [source, b.mul(self.outputs, m)])
 
     def _write_tiles(self, first: Value, count: Value) -> None:
         """M into tiles of output; those that leave the map by way of `edge_out`."""
@@ -274,7 +274,7 @@ class _ConvolutionKernel:
             target = b.at(y, b.add(b.mul(top, field["y_row"]), b.mul(left, self.y_pixel)))
             edge_row = b.mul(self.y_pixel, m)
             row = b.select(fits, field["y_row"], edge_row)
-            products = module.tile_in_groups(b, self.products, self.m_group, i)
+            products = module.tile_address(b, self.products, self.m_group, i)
             operands = [products, self.bias, self.task, b.select(fits, target, self.edge_out), row, self.y_pixel]
             operands_skip = self._skip_tile(image, top, left, fits, edge_row)
             past = b.and_(self.non_temporal, fits)
@@ -294,7 +294,7 @@ class _ConvolutionKernel:
         with b.if_then(b.and_(self.has_skip, b.not_(fits))):
             size = [field["y_height"], field["width"], self.outputs, b.i(self.m)]
             skip = self._image("skip", image)
-            b.call(self.module.copy_in, [skip, field["skip_row"], top, left, *size, self.edge_skip])
+            b.call(self.module.copy_padded, [skip, field["skip_row"], top, left, *size, self.edge_skip])
         return tile, row
 
     def _copy_out(self, target: Value, top: Value, left: Value, edge_row: Value) -> None:

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..allocator import LINE
+from ..allocator import CACHE_LINE
 from .runtime import call_kernel, kernels, l2_bytes
 from .transforms import TILE
 
 if TYPE_CHECKING:
     from .tiles import Shape
 
-TILES = 12  # in a block, at least: all weights are read once for each block, and those of most layers fit no L2 cache
-SAMPLED = 32  # values of a weight that are compared, because fused optimizers write without telling
+MIN_BLOCK_TILES = (
+    12  # in a block, at least: all weights are read once for each block, and those of most layers fit no L2 cache
+)
+SAMPLED_VALUES = 32  # values of a weight that are compared, because fused optimizers write without telling
 
 
 # --- filters
@@ -60,7 +62,7 @@ def transformed_filter(weight: Tensor, part: tuple[int, ...] = ()) -> Transforme
 
 def _fingerprint(x: Tensor) -> tuple:
     """Changes when x is written to. Tensors made in inference mode have no version; for them, values have to do."""
-    values = x.detach().as_strided((min(SAMPLED, x.numel()),), (max(1, x.numel() // SAMPLED),)).tolist()
+    values = x.detach().as_strided((min(SAMPLED_VALUES, x.numel()),), (max(1, x.numel() // SAMPLED_VALUES),)).tolist()
     return x.data_ptr(), 0 if x.is_inference() else x._version, *values
 
 
@@ -140,7 +142,7 @@ def convolve(
     groups, scratch = _block_size(compiled.shape, inputs, outputs)
     # What is smaller will still be in the caches when the next layer reads it.
     large = y.numel() * y.itemsize > torch.get_num_threads() * l2_bytes()
-    aligned = y.data_ptr() % LINE == 0 and all(y.stride(i) * y.itemsize % LINE == 0 for i in (0, 2))
+    aligned = y.data_ptr() % CACHE_LINE == 0 and all(y.stride(i) * y.itemsize % CACHE_LINE == 0 for i in (0, 2))
     call_kernel(
         f"conv{taps}x{taps}",
         scratch,
@@ -182,5 +184,5 @@ def _block_size(shape: "Shape", inputs: int, outputs: int) -> tuple[int, int]:
     from .codegen import scratch_floats
 
     group_bytes = 4 * scratch_floats(shape, inputs, outputs, 1)
-    groups = max(TILES // shape.tiles, l2_bytes() // 8 // group_bytes)
+    groups = max(MIN_BLOCK_TILES // shape.tiles, l2_bytes() // 8 // group_bytes)
     return groups, scratch_floats(shape, inputs, outputs, groups)

@@ -14,7 +14,7 @@ of sums of a block's tiles also keep rounding small.
 from llvmlite import ir
 
 from .ir_builder import F32, I64, PTR, Value
-from .tiles import AREA, TileGrid, Tiles, field_of
+from .tiles import AREA, TileGrid, Tiles, load_field
 from .transforms import TILE, matrices
 
 ROWS = 4  # channels of Co in a register block, which has them times `Shape.vectors` vectors of Ci
@@ -56,10 +56,10 @@ class Wgrad:
 
     def __init__(self, tiles: Tiles):
         self._tiles = tiles
-        self._accumulate = {vectors: self._product(vectors) for vectors in range(1, tiles.shape.vectors + 1)}
+        self._accumulate = {vectors: self._accumulate_product(vectors) for vectors in range(1, tiles.shape.vectors + 1)}
         for r in 3, 5:
             _WgradKernel(tiles, r, self._transform_gradient(r), self._accumulate)
-            self._end(r)
+            self._add_end(r)
 
     def _transform_gradient(self, r: int) -> ir.Function:
         """W of one tile: A dY Aᵀ; and the sum of its pixels, added to `sum`."""
@@ -72,7 +72,7 @@ class Wgrad:
             half, sums = [], []
             for k in range(m):
                 d = [b.get(b.at(start, b.add(b.mul(row, b.i(i)), b.mul(column, b.i(k))))) for i in range(m)]
-                half.append(self._tiles.linear(b, a, d))
+                half.append(self._tiles.apply_matrix(b, a, d))
                 sums += d
             while len(sums) > 1:
                 sums = [b.fadd(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
@@ -80,12 +80,12 @@ class Wgrad:
             b.put(b.fadd(b.get(place), sums[0]), place)
             target = b.at(w, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
             for i in range(TILE):
-                for k, value in enumerate(self._tiles.linear(b, a, [half[k][i] for k in range(m)])):
+                for k, value in enumerate(self._tiles.apply_matrix(b, a, [half[k][i] for k in range(m)])):
                     b.put(value, b.at(target, (i * TILE + k) * s.tiles * s.lanes))
         b.ret_void()
         return function
 
-    def _product(self, vectors: int) -> ir.Function:
+    def _accumulate_product(self, vectors: int) -> ir.Function:
         """S += W V at one point, for a block of tiles, all of Co and so many vectors of Ci. fresh: S is not read."""
         s = self._tiles.shape
         arguments = "v_ptr w_ptr sums_ptr p inputs outputs groups fresh"
@@ -99,7 +99,7 @@ class Wgrad:
             channel = b.mul(quad, b.i(ROWS))
             vector, lane = b.udiv(channel, b.i(s.lanes)), b.urem(channel, b.i(s.lanes))
             left = b.at(w, b.add(b.mul(b.add(b.mul(vector, b.i(AREA)), p), b.i(plane)), lane))
-            with b.summing(groups, "group", ROWS * vectors) as (group, totals):
+            with b.reduction(groups, "group", ROWS * vectors) as (group, totals):
                 here_v, here_w = b.at(v, b.mul(group, v_group)), b.at(left, b.mul(group, w_group))
                 for tile in range(s.tiles):
                     row = [b.get(b.at(here_v, j * AREA * plane + tile * s.lanes)) for j in range(vectors)]
@@ -117,35 +117,35 @@ class Wgrad:
         b.ret_void()
         return function
 
-    def _end(self, r: int) -> None:
+    def _add_end(self, r: int) -> None:
         """Gᵀ S G of the chunks' sum, times scale."""
         s = self._tiles.shape
         function, b = self._tiles.function(f"wgrad_end{r}x{r}", "task_ptr scratch_ptr", internal=False)
         task, scratch = function.args
-        field = {n: field_of(b, task, n, END_TASK) for n in END_TASK if n not in ("next_output", "scale")}
-        scale = b.splat(field_of(b, task, "scale", END_TASK, F32))
+        field = {n: load_field(b, task, n, END_TASK) for n in END_TASK if n not in ("next_output", "scale")}
+        scale = b.splat(load_field(b, task, "scale", END_TASK, F32))
         sums, dw = b.inttoptr(field["sums"], PTR), b.inttoptr(field["dw"], PTR)
         inputs = b.mul(field["inputs"], b.i(s.lanes))
         outputs = b.mul(field["outputs"], b.i(s.lanes))
         one = b.mul(inputs, outputs)
         gt = matrices(TILE - r + 1, r)[1].T
         counter = b.gep(task, [b.i(END_TASK.index("next_output"))], source_etype=I64)
-        with b.taken(counter, outputs) as (channel, _), b.loop(field["inputs"], "vector") as c:
+        with b.shared_loop(counter, outputs) as (channel, _), b.loop(field["inputs"], "vector") as c:
             c = b.mul(c, b.i(s.lanes))
             first = b.at(sums, b.add(b.mul(channel, inputs), c))
             with b.loop(b.i(AREA), "point") as point:
                 start = b.at(first, b.mul(point, one))
-                with b.summing(field["chunks"], "chunk", 1) as (chunk, totals):
+                with b.reduction(field["chunks"], "chunk", 1) as (chunk, totals):
                     part = b.get(b.at(start, b.mul(chunk, b.mul(one, b.i(AREA)))))
                     totals[0] = b.fadd(totals[0], part)
                 b.put(totals[0], b.at(scratch, b.mul(point, b.i(s.lanes))))
             half = []
             for k in range(TILE):
                 column = [b.get(b.at(scratch, (i * TILE + k) * s.lanes)) for i in range(TILE)]
-                half.append(self._tiles.linear(b, gt, column))
+                half.append(self._tiles.apply_matrix(b, gt, column))
             target = b.at(dw, b.add(b.mul(b.mul(channel, inputs), b.i(r * r)), c))
             for i in range(r):
-                for k, value in enumerate(self._tiles.linear(b, gt, [half[k][i] for k in range(TILE)])):
+                for k, value in enumerate(self._tiles.apply_matrix(b, gt, [half[k][i] for k in range(TILE)])):
                     b.put(b.fmul(value, scale), b.at(target, b.mul(inputs, b.i(i * r + k))))
         b.ret_void()
 
@@ -159,7 +159,7 @@ class _WgradKernel:
         s = tiles.shape
         function, b = tiles.function(f"wgrad{r}x{r}", "task_ptr scratch_ptr", internal=False)
         self.b, (task, scratch) = b, function.args
-        self.field = {name: field_of(b, task, name, TASK) for name in TASK if name != "next_chunk"}
+        self.field = {name: load_field(b, task, name, TASK) for name in TASK if name != "next_chunk"}
         self.x, self.dy, all_sums, bias_sums = (
             b.inttoptr(self.field[n], PTR) for n in ("x", "dy", "sums", "bias_sums")
         )
@@ -170,7 +170,7 @@ class _WgradKernel:
         self._split_scratch(scratch)
 
         counter = b.gep(task, [b.i(TASK.index("next_chunk"))], source_etype=I64)
-        with b.taken(counter, b.cdiv(self.grid.tiles, self.field["chunk"])) as (chunk, _):
+        with b.shared_loop(counter, b.cdiv(self.grid.tiles, self.field["chunk"])) as (chunk, _):
             begin = b.mul(chunk, self.field["chunk"])
             end = b.minimum(b.add(begin, self.field["chunk"]), self.grid.tiles)
             sums = b.at(all_sums, b.mul(b.mul(chunk, b.i(AREA)), b.mul(self.pixel, self.dy_pixel)))
@@ -205,7 +205,7 @@ class _WgradKernel:
         """Zeros for all channels out."""
         b = self.b
         with b.loop(self.outputs, "vector") as c:
-            b.put(b.number(0.0), b.at(sums, b.mul(c, b.i(self.module.shape.lanes))))
+            b.put(b.constant(0.0), b.at(sums, b.mul(c, b.i(self.module.shape.lanes))))
 
     def _transform_tiles(self, first: Value, count: Value, groups: Value) -> None:
         """Tiles into V and W, zeros in what is left of the last group."""
@@ -217,26 +217,26 @@ class _WgradKernel:
             dy = b.at(self.dy, b.mul(image, field["dy_image"]))
             place, size = (top, left), (field["dy_height"], field["width"])
             source, row = module.window(b, dy, field["dy_row"], place, size, self.outputs, self.m, self.edge_dy)
-            target = module.tile_in_groups(b, self.w, self.w_group, i)
+            target = module.tile_address(b, self.w, self.w_group, i)
             b.call(self.transform_gradient, [source, row, self.dy_pixel, self.outputs, target, self.block_bias])
 
             place = b.sub(top, field["padding"]), b.sub(left, b.i(self.r // 2))
             x, size = b.at(self.x, b.mul(image, field["x_image"])), (field["height"], field["width"])
             source, row = module.window(b, x, field["x_row"], place, size, self.inputs, TILE, self.edge_in)
-            target = module.tile_in_groups(b, self.v, self.v_group, i)
+            target = module.tile_address(b, self.v, self.v_group, i)
             b.call(module.transform_input, [source, row, self.pixel, self.inputs, target])
 
     def _multiply(self, sums: Value, first: Value, end: Value, groups: Value, fresh: Value) -> None:
         """W times V added to S, point by point. Meanwhile memory is asked for."""
         b, s = self.b, self.module.shape
         with b.loop(b.i(AREA), "point") as point:
-            self._ask_for_next(point, b.add(first, self.length), end)
+            self._prefetch_next(point, b.add(first, self.length), end)
             full, rest = b.udiv(self.inputs, b.i(s.vectors)), b.urem(self.inputs, b.i(s.vectors))
             for vectors, start in self.module.strips(b, full, rest):
                 operands = [b.at(self.v, b.mul(start, b.i(AREA * s.tiles))), self.w, b.at(sums, start)]
                 b.call(self.accumulate[vectors], [*operands, point, self.inputs, self.outputs, groups, fresh])
 
-    def _ask_for_next(self, point: Value, first: Value, end: Value) -> None:
+    def _prefetch_next(self, point: Value, first: Value, end: Value) -> None:
         """Asks for a sixth of the next block's tiles, one row of them at each of the 36 points."""
         b, s, field = self.b, self.module.shape, self.field
         length = b.mul(field["groups"], b.i(s.tiles))
@@ -250,4 +250,4 @@ class _WgradKernel:
                 row = b.mul(b.add(top, line), field[f"{name}_row"])
                 place = b.add(row, b.mul(left, b.mul(vectors, b.i(s.lanes))))
                 source = b.at(b.at(map_, b.mul(image, field[f"{name}_image"])), place)
-                b.call(self.module.ask_for, [source, b.mul(vectors, b.i(self.m))])
+                b.call(self.module.prefetch, [source, b.mul(vectors, b.i(self.m))])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from edsr.kernels import is_faster_in_training, reference
-from edsr.kernels.autograd import unshuffled
+from edsr.kernels.autograd import pixel_unshuffled
 from edsr.kernels.triton import autograd as training
 from edsr.kernels.triton import conv3x3_backward, launch
 from edsr.kernels.triton import ops as fused
@@ -295,7 +295,7 @@ def test_gradients_may_come_in_any_layout(shuffle, chip):
 @pytest.mark.parametrize("shuffle", [1, 2, 3])
 def test_unshuffling(shuffle):
     dy = torch.randn(2, 5, 4 * shuffle, 3 * shuffle).to(memory_format=NHWC)
-    found = unshuffled(dy, shuffle)
+    found = pixel_unshuffled(dy, shuffle)
     assert found.is_contiguous(memory_format=NHWC)
     assert torch.equal(found, F.pixel_unshuffle(dy, shuffle))
 
