@@ -29,7 +29,7 @@ def write_preview(options: TrainConfig, folder: str, say: Callable[[str], None] 
     ranks = ProcessGroup(options.device)
     say = say if ranks.is_main else lambda line: None
     try:
-        check(replace(options, out=folder, resume=False), ranks.world, False, "--preview")
+        check(replace(options, out=folder, resume=False), ranks.world_size, False, "--preview")
         images, _ = setup.images(options, ranks, say)
         if ranks.is_main:
             path = Path(folder) / "degrade.png"

@@ -53,7 +53,7 @@ def find(options: TrainConfig, ranks: ProcessGroup, say: Callable[[str], None]) 
         options = replace(recall(options, told["record"], Path(told["run"])), out=told["out"])
         decay = told["record"].get("decay")
         origin = Origin(options, found, told["begins"], decay and Decay(*decay))
-    check(origin.options, ranks.world, ranks.is_main)
+    check(origin.options, ranks.world_size, ranks.is_main)
     return origin
 
 

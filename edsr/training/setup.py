@@ -23,10 +23,10 @@ def images(
 ) -> tuple[PairedImages, PairedImages | None]:
     """To train on, and to validate on if there are any."""
     more = {"crop": options.crop, "cache": options.cache, "device": ranks.device}
-    if ranks.local > 0 and options.cache:
+    if ranks.local_rank > 0 and options.cache:
         ranks.barrier()  # for the first process of this machine to make the cache
     training, held = load_dataset(options.data, options.scale, options.patch, say, **more)
-    if ranks.local == 0 and options.cache:
+    if ranks.local_rank == 0 and options.cache:
         ranks.barrier()
     if options.val:
         held, _ = load_dataset([options.val], options.scale, 1, say)
@@ -95,6 +95,6 @@ def block(options: TrainConfig, model: EDSR, ranks: ProcessGroup) -> int:
     if ranks.device.type != "cuda":
         return 1
     # Each weight works on a pixel three times: forward, and for either gradient; the upsampler's on more, a little.
-    pixels = options.batch // ranks.world * options.patch**2
+    pixels = options.batch // ranks.world_size * options.patch**2
     flops = 6 * pixels * sum(p.numel() for p in model.parameters())
     return max(1, min(250, int(BLOCK_FLOPS / flops)))

@@ -64,7 +64,7 @@ class TrainStep:
         self._device = device
         with self._on_its_stream():
             net: nn.Module = _WithOps(CollapsedEDSR(worker) if collapsed else worker, ops)
-            if ranks.world > 1:
+            if ranks.world_size > 1:
                 ids = [device.index] if device.type == "cuda" else None
                 net = DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
         self._net = net
@@ -86,7 +86,7 @@ class TrainStep:
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
         self._wanted = graph and device.type == "cuda"
         self._graph: CapturedGraph[None] | None = None
-        self._eager_left = (EAGER_STEPS_OF_MANY if ranks.world > 1 else EAGER_STEPS) if self._wanted else 1
+        self._eager_left = (EAGER_STEPS_OF_MANY if ranks.world_size > 1 else EAGER_STEPS) if self._wanted else 1
 
     @property
     def most(self) -> int:

@@ -120,13 +120,13 @@ class Trainer:
             # Every element is written before it is read. (torch's stub leaves this one out.)
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         block = setup.block(options, model, ranks)
-        share = (ranks.rank, ranks.world)
+        share = (ranks.rank, ranks.world_size)
         feed = PatchLoader(
             images, options.patch, options.batch, options.seed, ranks.device, block, share, options.degradation
         )
         dtype = setup.dtype(options, ranks)
         ops = setup.ops(options, ranks, dtype, model.config.features, say)
-        collapsed = worth_collapsing(ranks.device, options.batch // ranks.world * options.patch**2)
+        collapsed = worth_collapsing(ranks.device, options.batch // ranks.world_size * options.patch**2)
         self._build = lambda averaging: TrainStep(
             model, feed, ranks, options.loss, averaging, dtype, ops, options.graph, say, collapsed
         )

@@ -42,7 +42,7 @@ def command(processes: int, data, out, *more: str) -> subprocess.Popen:
 
 def test_alone_there_is_nothing_to_agree_on():
     ranks = ProcessGroup("cpu")
-    assert ranks.is_main and ranks.world == 1
+    assert ranks.is_main and ranks.world_size == 1
     assert ranks.mean([1.0, 2.0]) == [1.0, 2.0] and ranks.any(True) and not ranks.any(False)
     tensor = torch.randn(3)
     before = tensor.clone()
