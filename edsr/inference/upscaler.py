@@ -119,8 +119,7 @@ class Upscaler:
         for other backends.
         """
         if self.backend == "triton" and self.device.type == "cuda":
-            importlib.import_module("edsr.kernels.triton.launch").announce_compilation(say)
-            importlib.import_module("edsr.kernels.triton.hopper.probe").begin(self.device, say)
+            importlib.import_module("edsr.kernels.triton.hopper.probe").begin(self.device)
             self(np.zeros((8, 160, 3), np.uint8))
         elif self.backend == "winograd" and (reason := self.ops.compile_ahead(say)):
             if self._forced:

@@ -212,17 +212,11 @@ def test_say_is_called_by_the_caller_alone(folder):
 
 def test_images_larger_than_memory_are_refused(folder, monkeypatch, tmp_path):
     need = read_all(folder).nbytes
-    monkeypatch.setattr(kept, "_available_memory", lambda: 2 * need - 1)
+    monkeypatch.setattr(kept, "available_memory", lambda: 2 * need - 1)
     assert "--cache DIR" in refused("more than half", folder)
     read_all(folder, cache=tmp_path / "cache")
-    monkeypatch.setattr(kept, "_available_memory", lambda: 2 * need)
+    monkeypatch.setattr(kept, "available_memory", lambda: 2 * need)
     read_all(folder)
-
-
-@linux
-def test_available_memory():
-    available = kept._available_memory()
-    assert available is not None and 2**20 < available < 2**50
 
 
 # ---- crops
