@@ -268,11 +268,9 @@ def ours(work: Training, backend: str, graph: bool) -> Ours:
     on_gpu = work.device == "cuda"
     if backend == "triton" and not on_gpu:
         raise Unavailable("needs a CUDA device")
-    if backend == "winograd" and (on_gpu or work.config.features % winograd_cpu.CHANNELS):
-        raise Unavailable("is for CPUs" if on_gpu else f"needs a multiple of {winograd_cpu.CHANNELS} features")
-    if backend == "winograd" and work.dtype != torch.float32:
-        raise Unavailable("computes in fp32")
-    if backend == "winograd" and (reason := winograd_cpu.unavailable_reason()):
+    if backend == "winograd" and (
+        reason := winograd_cpu.unavailable_reason(work.device, work.dtype, work.config.features)
+    ):
         raise Unavailable(reason)
     if not graph and not on_gpu:
         raise Unavailable("a CPU has no graphs to go without")

@@ -70,21 +70,18 @@ def ops(options: TrainConfig, ranks: ProcessGroup, dtype: torch.dtype, features:
     if options.backend == "triton" and not triton:
         raise BackendError(f"--backend triton needs an NVIDIA GPU and triton, not {ranks.device}; use --backend torch")
     if ranks.device.type == "cpu":
-        return _on_cpu(options, dtype, features, say)
+        return _on_cpu(options, dtype, features)
     if options.backend == "torch" or not triton:
         return reference
     training = load_training_ops("triton")
     return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
 
 
-def _on_cpu(options: TrainConfig, dtype: torch.dtype, features: int, say: Callable[[str], None]):
+def _on_cpu(options: TrainConfig, dtype: torch.dtype, features: int):
     if options.backend == "torch":
         return reference
     winograd, training = load_ops("winograd"), load_training_ops("winograd")
-    if dtype == torch.float32 and features % winograd.CHANNELS == 0:
-        reason = winograd.compile_ahead(say, training=True)
-    else:
-        reason = f"the kernels need fp32 and a multiple of {winograd.CHANNELS} features, not {features} in {dtype}"
+    reason = winograd.unavailable_reason("cpu", dtype, features) or winograd.compile_ahead(training=True)
     if options.backend == "winograd" and reason:
         raise BackendError(f"--backend winograd: {reason}; use --backend torch")
     return reference if reason else training
