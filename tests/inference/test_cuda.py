@@ -181,9 +181,9 @@ def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypat
     honest = TrainStep._step
     monkeypatch.setattr(TrainStep, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
     with OnCpu():
-        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True, print)
-        assert step.slow == 4
+        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True)
+        assert step.warm_up_steps == 4
         step.run(0, [1e-3] * 5)
     with capture_stream(ranks.device) as stream:
         assert launched == [stream] * 4 and [at for at, *_ in face.recorded] == [stream]
-    assert stream.waited == [face.default] and face.replays == 2 and step.slow == 0
+    assert stream.waited == [face.default] and face.replays == 2 and step.warm_up_steps == 0
