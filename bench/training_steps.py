@@ -249,7 +249,7 @@ class Ours:
             self._step.run(self._at, [LEARNING_RATE] * count)
             self._at += count
         if self._step.graph_error is not None:
-            raise AssertionError(self._step.graph_error)
+            raise AssertionError(f"no CUDA graph of the step: {self._step.graph_error}")
 
     def first(self) -> tuple[float, Tensor]:
         """Loss and direction of the first step, which is on the work's patches."""

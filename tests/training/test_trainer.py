@@ -255,6 +255,21 @@ def test_a_weight_that_is_not_finite_is_never_saved(folder, tmp_path, monkeypatc
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000000"]
 
 
+def test_weights_that_cannot_be_written_end_the_run_with_a_line(folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise WeightsError("last.safetensors: cannot be written: No space left on device")
+
+    steps = train(options(folder, tmp_path / "run"))
+    for progress in steps:
+        if progress.step == 6:
+            break
+    with monkeypatch.context() as patch:
+        patch.setattr("edsr.training.publishing.save_model", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device; step 5 is safe.*--resume"):
+            list(steps)
+    assert next(iter(train(options(folder, tmp_path / "run", resume=True)))).step == 6
+
+
 def test_a_full_disk_ends_the_run_with_a_line(folder, tmp_path, monkeypatch):
     import errno
     import os
