@@ -176,7 +176,7 @@ def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypat
     high = make_image(32, 32)
     images = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
     feed = PatchLoader(images, 8, 2, 0, "cpu", 5)
-    ranks = SimpleNamespace(device=torch.device("cuda", 0), world=1)
+    ranks = SimpleNamespace(device=torch.device("cuda", 0), world_size=1)
     launched = []
     honest = TrainStep._step
     monkeypatch.setattr(TrainStep, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
