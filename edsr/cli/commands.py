@@ -86,7 +86,7 @@ def score_line(name: str, scores: dict) -> str:
 # --- train
 
 
-def run_train(options) -> int:
+def run_train(options: Namespace) -> int:
     chosen = training_options(options)
     set_threads(options)
 
@@ -101,7 +101,7 @@ def run_train(options) -> int:
         if not quiet:
             print_line(line)
 
-    progress, stopping = None, False
+    progress, stopping, interrupted = None, False, None
 
     def stop(*_) -> None:
         nonlocal stopping
@@ -109,21 +109,23 @@ def run_train(options) -> int:
             raise KeyboardInterrupt
         stopping = True
 
+    def run():
+        nonlocal interrupted
+        interrupted = yield from train(TrainConfig(**chosen), lambda: stopping)
+
     for name in signal.SIGINT, signal.SIGTERM:
         signal.signal(name, stop)
     if options.preview:
-        write_preview(TrainConfig(**chosen), options.preview, say)
+        write_preview(TrainConfig(**chosen), options.preview)
         return 0
-    steps = train(TrainConfig(**chosen), say, lambda: stopping)
-    with contextlib.closing(steps), training_bar(quiet) as bar:
+    with contextlib.closing(run()) as steps, training_bar(quiet) as bar:
         for progress in steps:
-            bar.show(progress.step, progress.steps, progress.loss, progress.speed, progress.validated)
+            bar.show(progress)
             if progress.validated:
                 say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.validated}")
-    if progress is None:  # the run had come to its end before, which it has said
+    if progress is None:  # the run had come to its end before, which was logged
         return 0
-    if not progress.finished:
-        interrupted = stopping or options.minutes is None  # if not this process, another of the run
+    if not progress.finished:  # interrupted here or in another process of the run, or out of time
         why = "interrupted" if interrupted else f"stopped after {options.minutes:g} minutes"
         where = f"step {progress.step} of {progress.steps}"
         say(f"{why} and saved at {where}; continue with --resume {progress.folder}")

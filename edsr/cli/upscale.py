@@ -25,13 +25,13 @@ def run_upscale(options: Namespace) -> int:
     choice = requested_choice(options)
 
     from edsr.batch import OutputSize, UpscaleOptions, UpscalerPool, upscale_files
-    from edsr.devices import Shares, list_devices
+    from edsr.devices import ProcessGroup, list_devices
 
     from . import progress
 
     set_threads(options)
-    shares = Shares()
-    devices = list_devices(shares.device(options.device))
+    group = ProcessGroup.for_files()
+    devices = list_devices(group.local_device(options.device))
     size = OutputSize(options.outscale, options.width, options.height)
     model, description = choice or (options.model, None)
     pool = UpscalerPool(
@@ -47,8 +47,8 @@ def run_upscale(options: Namespace) -> int:
     records = []
     with ExitStack() as stack:
         plan = plan_batch(options, size.tag(pool.scale), stack)
-        jobs = shares.mine(plan.jobs)
-        if shares.rank == 0:
+        jobs = group.share(plan.jobs)
+        if group.is_main:
             records += report_plan(plan, options)
         upscale_options = UpscaleOptions(
             size,
@@ -59,7 +59,7 @@ def run_upscale(options: Namespace) -> int:
             options.skip_existing,
             make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
         )
-        with progress.bars(options.quiet or shares.rank > 0, len(jobs)) as bars:
+        with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:
             for result in upscale_files(jobs, pool, upscale_options, bars):
                 # A defect of ours is shown with its traceback, but does not end a batch that somebody left to itself.
                 defect = result.error is not None and not is_expected(result.error)
@@ -68,7 +68,8 @@ def run_upscale(options: Namespace) -> int:
                 records.append(record_of(result))
                 bars.done()
                 report(records[-1], options)
-    gathered = shares.gather(records)
+    gathered = group.gather(records)
+    group.leave()
     all_records = [record for part in gathered or [] for record in part]
     if gathered is not None and len(all_records) > 1 and not options.quiet:
         print_line(summary(all_records))

@@ -119,7 +119,7 @@ def test_a_way_that_does_not_learn_is_found(monkeypatch):
 
 def test_steps_without_the_graph_they_were_to_have_are_not_timed():
     way = Ours(tiny(), "reference", graph=True)
-    way._said.append("no CUDA graph of the step (why); steps are launched one by one")
+    way._step.graph_error = "why"
     with pytest.raises(AssertionError, match="no CUDA graph"):
         way.run(1)
 

@@ -523,6 +523,7 @@ def test_a_training_stopped_in_another_process_says_so(home, capsys, monkeypatch
 
     def train(*_):
         yield Progress(3, 9, home / "run", 0.1, 1e-4, 5.0)
+        return True
 
     monkeypatch.setattr("edsr.training.train", train)
     assert cli.main(["train", "--data", "data", "--out", "run"]) == 130

@@ -15,7 +15,7 @@ from edsr.data.degradation import CELL, Degradation, Range, degraded, parse_degr
 from edsr.data.patches import PatchLoader
 from edsr.data.store import pack
 from edsr.images.resize import matlab_downscale
-from edsr.training.validation import worsened
+from edsr.training.validation import degrade_images
 from tests.conftest import make_image
 
 ALL = "jpeg:40-95,webp:50-90,noise:0-10,blur:0-1,resize:0.8-1.2"
@@ -284,8 +284,8 @@ def test_a_gpu_gets_the_same_patches(some):
 
 
 def test_validation_images_are_degraded_whole_once_and_all(some):
-    ours = worsened(some, parse_degradation(f"{ALL},clean:1"))
+    ours = degrade_images(some, parse_degradation(f"{ALL},clean:1"))
     assert ours.hr.dtype == some.hr.dtype and np.array_equal(ours.table, some.table)
-    assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, worsened(some, parse_degradation(ALL)).lr)
+    assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, degrade_images(some, parse_degradation(ALL)).lr)
     for i in range(len(some)):
         assert not np.array_equal(ours.pair(i)[0], some.pair(i)[0])
