@@ -26,6 +26,7 @@ from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
+from edsr.system import available_memory
 
 Run = Callable[[], Any]  # gives a tensor or, with more than one result, a tuple
 SPARE = 4 << 30  # bytes of memory that are left to others
@@ -201,16 +202,6 @@ class Workload(Work):
         program = torch.onnx.export(self.plain(), (image,), dynamo=True, verbose=False)
         assert program is not None
         return program.model_proto.SerializeToString()
-
-
-def available_memory() -> float:
-    """Bytes that can be had without swapping; no bound where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux
-        return float("inf")
-    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
-    return 2**10 * int(line.split()[1])
 
 
 def optional(name: str) -> ModuleType:

@@ -1,25 +1,119 @@
-"""The system below: files that appear whole or not at all, and memory.
+"""The system below: files and folders that appear whole or not at all, and memory.
 
-A file is written under another name, in the same folder, and then renamed.
+Both are written under a temporary name beside the final one, synced to disk, and then renamed. While that goes on the
+temporary one is locked, so that `remove_abandoned` can tell what a killed process has left from what is being written.
 """
 
 import os
 import secrets
+import shutil
 import sys
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 _PREFIX, _SUFFIX = ".edsr-", ".part"
 
 
+@contextmanager
+def atomic_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[BinaryIO]:
+    """A file that gets its name only when the block ends without an error; otherwise nothing has changed.
+
+    Gives an open binary file (`x+b`, with the usual permissions) in the folder of `path`. It may also be written by its
+    `name`, for libraries that open files themselves. It must not be closed inside the block.
+
+    Args:
+        path: the final name. Its folder must exist.
+        overwrite: whether a file of that name is replaced, in one step.
+
+    Raises:
+        FileExistsError: at the end, if the name is taken and `overwrite` is false; that file is left as it is.
+        OSError: if the file cannot be created, written, synced or renamed.
+    """
+    path = Path(path)
+    part = temporary(path)
+    try:
+        with open(part, "x+b") as file:
+            with suppress(OSError):  # a file system without locks, where abandoned files stay
+                lock(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # which renames no open files
+                file.close()
+            rename_into_place(part, path, overwrite)
+    finally:
+        with suppress(OSError):
+            part.unlink()  # there is none after it was renamed
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder that gets its name only when the block ends without an error; otherwise nothing has changed.
+
+    Gives an empty folder beside `path` to write into; files in it must be closed by the end of the block. They are
+    synced to disk before the folder gets its name, and the name, too. A folder of that name is replaced.
+
+    Args:
+        path: the final name. The folder it lies in must exist.
+
+    Raises:
+        OSError: if something cannot be created, written, synced or renamed.
+    """
+    path = Path(path)
+    part, old, held = temporary(path), temporary(path), None
+    try:
+        part.mkdir()
+        if os.name != "nt":
+            held = os.open(part, os.O_RDONLY)
+            with suppress(OSError):
+                lock(held)
+        yield part
+        _sync_tree(part)
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        try:
+            os.rename(part, path)
+        except BaseException:
+            with suppress(OSError):  # there may have been none
+                os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        _sync_folder(path.parent)
+    finally:
+        if held is not None:
+            os.close(held)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes have left of atomic files and folders in `folder`.
+
+    What others are writing at this moment stays, and so do folders on systems that cannot lock them.
+    """
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):
+            if path.is_dir():
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    lock(handle)
+                    shutil.rmtree(path)
+                finally:
+                    os.close(handle)
+            else:
+                with open(path, "rb+") as file:
+                    lock(file)
+                path.unlink()
+
+
 def temporary(path: Path) -> Path:
-    """A name to write the file `path` under."""
+    """A name to write `path` under."""
     return path.with_name(f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}")
 
 
-def lock(file: BinaryIO) -> None:
-    """Holds a lock on the file until it is closed. Raises OSError if somebody else has one, or there are none here.
+def lock(file: BinaryIO | int) -> None:
+    """Hold a lock on a file or folder until it is closed. Raises OSError if another has one, or there are none here.
 
     Windows needs none: an open file cannot be deleted there.
     """
@@ -27,15 +121,6 @@ def lock(file: BinaryIO) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Deletes what Writers that were killed have left in the folder; not what others are writing at this moment."""
-    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
-        with suppress(OSError):
-            with open(path, "rb+") as file:
-                lock(file)
-            path.unlink()
 
 
 def rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
@@ -56,10 +141,64 @@ def rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
         os.replace(part, path)
 
 
-def free_memory() -> int | None:
-    """Bytes of memory to be had without swapping; None where the system does not tell."""
+def _sync_tree(folder: Path) -> None:
+    """Write to disk all files in a folder, at any depth, and the names of them."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb+") as file:
+                os.fsync(file.fileno())
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder last, where the system can (Windows cannot, and need not)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), None)
-    except OSError:
-        return None
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def available_memory(root: str | os.PathLike[str] = "/") -> int:
+    """Bytes of memory that can be had without swapping: of the system's, and of what the process's cgroups allow it.
+
+    A container may have far less than the machine that it runs on. What cgroups hold in cached files counts as
+    available, as it does in the system's own figure.
+
+    Args:
+        root: where `proc/self/cgroup` and `sys/fs/cgroup` are looked for; for tests.
+    """
+    import psutil  # takes 30 ms
+
+    return min((psutil.virtual_memory().available, *_cgroup_headroom(Path(root))))
+
+
+def _cgroup_headroom(root: Path) -> Iterator[int]:
+    """Bytes below the limit of each memory cgroup that the process is in, from its own up; of versions 1 and 2."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:  # number:controllers:path, without controllers in version 2
+        _, controllers, own = line.split(":", 2)
+        mount, files, cached = (
+            root / "sys/fs/cgroup",
+            ("memory.max", "memory.current"),
+            ("active_file", "inactive_file"),
+        )
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            mount, files = mount / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            cached = "total_active_file", "total_inactive_file"
+        path = PurePosixPath(own)
+        for group in path, *path.parents:
+            folder = mount / str(group).lstrip("/")
+            # In a container the mount may begin at the own group; and there may be no limit: "max".
+            with suppress(OSError, ValueError):
+                limit, used = (int((folder / file).read_text(encoding="ascii")) for file in files)
+                statistics = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+                used -= sum(int(size) for name, size in map(str.split, statistics) if name in cached)
+                yield max(0, limit - used)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edsr.errors import DataError
+from edsr.system import available_memory
 
 _FORMAT = 1  # of the cache: to be raised when what is stored, or how images are reduced, changes
 
@@ -78,8 +79,8 @@ class MemoryStore:
 
     def __init__(self, pixels: int, scale: int, dtype: np.dtype):
         low = pixels // scale**2
-        need, available = (pixels + low) * 3 * dtype.itemsize, _available_memory()
-        if available is not None and need > available // 2:
+        need, available = (pixels + low) * 3 * dtype.itemsize, available_memory()
+        if need > available // 2:
             sizes = f"{need / 1e9:.1f} GB decoded, more than half of the {available / 1e9:.1f} GB of memory available"
             raise DataError(f"the images are {sizes}; add --cache DIR to keep them in files")
         self.scale, self.used = scale, 0
@@ -216,13 +217,3 @@ def _stamp(path: Path) -> tuple:
     except OSError:
         return (os.fsencode(path),)
     return os.path.abspath(os.fsencode(path)), status.st_size, status.st_mtime_ns
-
-
-def _available_memory() -> int | None:
-    """Bytes that could be used without swapping, where the system says so."""
-    try:
-        with open("/proc/meminfo") as file:
-            sizes = dict(line.split(":") for line in file)
-        return int(sizes["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None

@@ -15,7 +15,7 @@ from edsr.errors import CompareError
 from edsr.images import ImageReader, matlab_bicubic, matlab_downscale, pixels_to_srgb
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, Silent
-from edsr.system import free_memory, rename_into_place, temporary
+from edsr.system import available_memory, rename_into_place, temporary
 
 from . import metrics
 
@@ -127,10 +127,10 @@ def _open(image: Path | None, hr: Path | None, s: int) -> tuple[ImageReader, Ima
             raise CompareError(f"{sizes}, not {should}; check --scale, or give --hr alone to have it reduced")
         width, height = reduced
     pixels = s * width * s * height
-    needed, free = pixels * (_MEMORY if original is None else _MEMORY_SCORED), free_memory()
+    needed, free = pixels * (_MEMORY if original is None else _MEMORY_SCORED), available_memory()
     if pixels > LARGEST:
         trouble = f"{s * width} x {s * height} are more than the {LARGEST // 10**6} million pixels that are compared"
-    elif free is not None and needed > free:
+    elif needed > free:
         trouble = f"needs {needed / 1e6:,.0f} MB of memory, where {free / 1e6:,.0f} MB are free"
     else:
         return source, original, (width, height)

@@ -9,7 +9,7 @@ import numpy as np
 import pyvips
 
 from edsr.errors import ImageError
-from edsr.system import free_memory
+from edsr.system import available_memory
 
 # Operations kept for reuse hold memory, and would answer for a file that has changed since.
 pyvips.cache_set_max(0)
@@ -110,9 +110,9 @@ def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
 
 
 def check_memory(path: Path, needed: int) -> None:
-    """Raises ImageError, about the file `path`, if the system says that `needed` bytes of memory are not free."""
-    free = free_memory()
-    if free is not None and needed > free:
+    """Raises ImageError, about the file `path`, unless `needed` bytes of memory are available."""
+    free = available_memory()
+    if needed > free:
         sizes = f"{needed / 1e6:,.0f} MB of memory, where {free / 1e6:,.0f} MB are free"
         raise ImageError(f"{path}: needs {sizes}; PNG and TIFF are coded row by row")
 

@@ -19,7 +19,7 @@ from .probe import probe, refuse_pages
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
 _SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
     "uchar": {"b-w": (1, 2), "srgb": (3, 4), "cmyk": (4, 5)},
-    "ushort": {"gray16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
+    "ushort": {"grey16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
 _SAMPLES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}

@@ -43,7 +43,7 @@ def quantize(image: pyvips.Image, dtype: np.dtype, bits: int) -> pyvips.Image:
     # Half up. libvips clamps when it casts, and cuts off.
     whole = (image * levels + 0.5).cast("uchar" if size == 8 else "ushort")
     whole = whole * 2 ** (size - bits) if bits < size else whole
-    spaces = {8: ("b-w", "srgb"), 16: ("gray16", "rgb16")}[size]
+    spaces = {8: ("b-w", "srgb"), 16: ("grey16", "rgb16")}[size]
     return whole.cast("uchar" if size == 8 else "ushort").copy(interpretation=spaces[image.bands >= 3])
 
 

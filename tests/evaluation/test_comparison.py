@@ -247,7 +247,7 @@ def test_nothing_too_small_too_large_or_no_image(tmp_path, upscaler, monkeypatch
         comparison_module.compare(upscaler, path)
     monkeypatch.setattr(comparison_module, "LARGEST", 120)
     comparison_module.compare(upscaler, path)
-    monkeypatch.setattr(comparison_module, "free_memory", lambda: 1000)
+    monkeypatch.setattr(comparison_module, "available_memory", lambda: 1000)
     with pytest.raises(CompareError, match=r"memory.*crop it"):
         comparison_module.compare(upscaler, path)
 

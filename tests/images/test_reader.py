@@ -471,7 +471,7 @@ def test_held_by_large_strips(tmp_path, monkeypatch):
 @linux
 def test_no_memory(tmp_path, monkeypatch):
     (tmp_path / "a.webp").write_bytes(encoded("webp"))
-    monkeypatch.setattr(formats, "free_memory", lambda: 1000)
+    monkeypatch.setattr(formats, "available_memory", lambda: 1000)
     refused("0 MB are free; PNG and TIFF", ImageReader, tmp_path / "a.webp")
 
 

@@ -372,7 +372,7 @@ def test_longest_sides(tmp_path, name, side):
 def test_held(tmp_path, name, each, monkeypatch):
     assert ImageWriter(tmp_path / name, 10, 20, 3).buffered_bytes == 200 * each
     assert ImageWriter(tmp_path / name, 10, 20, 4).buffered_bytes == (400 * each if name != "a.jpg" else 0)
-    monkeypatch.setattr(formats, "free_memory", lambda: 3000)
+    monkeypatch.setattr(formats, "available_memory", lambda: 3000)
     if each:
         refused("0 MB are free", ImageWriter, tmp_path / name, 10, 20, 3)
     else:
