@@ -84,7 +84,7 @@ def compare(options, cache: str) -> None:
     base = TrainConfig(
         tuple(options.data), "", scale=options.scale, lr=options.lr, device=options.device, cache=cache, **sizes
     )
-    images, held = load_dataset(base.data, base.scale, base.patch, print, cache=cache)
+    images, held = load_dataset(base.data, base.scale, base.patch, cache=cache)
     held = train_val_split(images)[1] if held is None else held
     if held is None:
         raise SystemExit("one image cannot be held back; give more with --data")

@@ -5,6 +5,7 @@ files, and gives what to train on; and what to validate on, where DIV2K's layout
 `train_val_split` takes some images out of training for that.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from edsr.images import matlab_downscale
 from .sources import File, ImageGroup, LoadSpec, div2k, find, measure
 from .store import DiskCache, DiskCacheWriter, MemoryStore, PairedImages, pack
 
-__all__ = ["DataError", "PairedImages", "load_dataset", "pack", "train_val_split"]
+logger = logging.getLogger(__name__)
 
 VALIDATION = 10  # images of DIV2K's validation set that are used
 
@@ -33,7 +34,6 @@ def load_dataset(
     sources: Sequence[str | Path],
     scale: int,
     patch: int,
-    say: Callable[[str], None],
     *,
     crop: int | None = None,
     cache: str | Path | None = None,
@@ -46,7 +46,7 @@ def load_dataset(
     image; folders that hold DIV2K_train_HR, from which DIV2K_train_LR_bicubic/X{scale} is used where it is there,
     and the first 10 images of DIV2K_valid_HR are given to validate on. HDF5 values: uint8, uint16, or floating
     point in 0..1 or 0..255, which is rounded to 8 bits.
-    patch: LR pixels a side; smaller images are left out. say: told in one line what is left out, and why.
+    patch: LR pixels a side; smaller images are left out, which is logged.
     crop: cuts every image into squares of so many HR pixels, from its top left corner on, leaving the rest out;
     each is then an image of its own, reduced by itself, also where there are LR files.
     cache: a folder in which the buffers are kept as files, mapped into memory, and found by the next run; images
@@ -76,7 +76,7 @@ def load_dataset(
         if cache is not None:
             paths = [path for file in files for path in file if path is not None]
             kept = DiskCache(Path(cache), scale, [part, *names], (plan.patch, plan.crop), paths)
-        return _collect(files, plan, say, kept)
+        return _collect(files, plan, kept)
 
     images = collect("train", training, plan)
     return images, collect("validate", validation, plan._replace(patch=1, crop=None)) if validation else None
@@ -112,10 +112,8 @@ def _middle(low: np.ndarray, high: np.ndarray, side: int, s: int) -> tuple[np.nd
     return low[y : y + height, x : x + width], high[y * s : (y + height) * s, x * s : (x + width) * s]
 
 
-def _collect(
-    files: Sequence[File], plan: LoadSpec, say: Callable[[str], None], cache: DiskCache | None
-) -> PairedImages:
-    found = cache.open(say) if cache else None
+def _collect(files: Sequence[File], plan: LoadSpec, cache: DiskCache | None) -> PairedImages:
+    found = cache.open() if cache else None
     if found is not None:
         return found
     stacks, small = [], []
@@ -125,11 +123,11 @@ def _collect(
                 enough = min(stack.height, stack.width) >= (plan.crop or plan.patch * plan.scale)
                 (stacks if enough else small).append(stack)
         except ImageError as error:
-            say(str(error))
-    _tell_small(small, plan.crop or plan.patch * plan.scale, say)
+            logger.warning(str(error))
+    _tell_small(small, plan.crop or plan.patch * plan.scale)
     if not stacks:
         raise DataError("no image left; give other folders or a smaller --patch")
-    say(f"reading {sum(stack.count for stack in stacks)} images")
+    logger.info(f"reading {sum(stack.count for stack in stacks)} images")
     dtype = np.dtype(np.uint16 if any(stack.sixteen for stack in stacks) else np.uint8)
     pixels = sum(stack.pixels(plan) for stack in stacks)
     kept = DiskCacheWriter(cache, pixels, dtype) if cache else nullcontext(MemoryStore(pixels, plan.scale, dtype))
@@ -140,7 +138,7 @@ def _collect(
             try:
                 hr, lr = prepared.result()
             except ImageError as error:
-                say(str(error))
+                logger.warning(str(error))
                 continue
             buffers.add(hr, lr)
             count, height, width = lr.shape[:3]
@@ -183,13 +181,13 @@ def _widen(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return pixels if pixels.dtype == dtype else pixels.astype(dtype) * dtype.type(257)  # 255 -> 65535
 
 
-def _tell_small(stacks: list[ImageGroup], least: int, say: Callable[[str], None]) -> None:
+def _tell_small(stacks: list[ImageGroup], least: int) -> None:
     lines = [f"{s.name}: {s.width} x {s.height} is smaller than {least} x {least} pixels" for s in stacks]
     if len(lines) > 5:
         count = sum(stack.count for stack in stacks)
         lines = [f"{count} images are smaller than {least} x {least} pixels, the first of them {stacks[0].name}"]
     for line in lines:
-        say(f"{line}: left out")
+        logger.warning(f"{line}: left out")
 
 
 def _in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from edsr.errors import DataError
 from edsr.system import available_memory
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the cache: to be raised when what is stored, or how images are reduced, changes
 
@@ -111,12 +114,18 @@ class DiskCache:
         self.folder = root / f"x{scale}-{_digest((*map(os.fsencode, name), scale, *settings))[:16]}"
         self.key = _digest((_FORMAT, *map(_stamp, paths)))
 
-    def open(self, say: Callable[[str], None]) -> PairedImages | None:
-        """What is kept, or None if there is nothing, or nothing of use, of which `say` is told."""
+    def open(self) -> PairedImages | None:
+        """What is kept, or None if there is nothing, or nothing of use, which is logged."""
+        images = self._read()
+        if images is not None:
+            logger.info(f"{len(images)} images found in {self.folder}")
+        return images
+
+    def _read(self) -> PairedImages | None:
         try:
             index = json.loads((self.folder / "index.json").read_text())
             if index["key"] != self.key:
-                say(f"{self.folder}: the images have changed since, reading them again")
+                logger.info(f"{self.folder}: the images have changed since, reading them again")
                 return None
             dtype, low = np.dtype(index["dtype"]), index["pixels"]
             rows = (self.folder / "table.bin").read_bytes()
@@ -126,12 +135,11 @@ class DiskCache:
             hr, lr = (self._map(name, n, dtype) for name, n in (("hr.bin", low * self.scale**2), ("lr.bin", low)))
         except FileNotFoundError:
             if self.folder.exists():
-                say(f"{self.folder}: incomplete, reading the images again")
+                logger.warning(f"{self.folder}: incomplete, reading the images again")
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            say(f"{self.folder}: damaged, reading the images again")
+            logger.warning(f"{self.folder}: damaged, reading the images again")
             return None
-        say(f"{len(table)} images found in {self.folder}")
         return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), table)
 
     def _map(self, name: str, pixels: int, dtype: np.dtype) -> np.ndarray:
@@ -187,7 +195,7 @@ class DiskCacheWriter:
                 file.close()
             shutil.rmtree(self.cache.folder, ignore_errors=True)
             os.rename(self.part, self.cache.folder)
-        images = self.cache.open(lambda line: None)
+        images = self.cache._read()
         if images is None:
             raise DataError(f"{self.cache.folder}: cannot be read after it was written; choose another with --cache")
         return images

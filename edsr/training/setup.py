@@ -25,11 +25,11 @@ def images(
     more = {"crop": options.crop, "cache": options.cache, "device": ranks.device}
     if ranks.local > 0 and options.cache:
         ranks.barrier()  # for the first process of this machine to make the cache
-    training, held = load_dataset(options.data, options.scale, options.patch, say, **more)
+    training, held = load_dataset(options.data, options.scale, options.patch, **more)
     if ranks.local == 0 and options.cache:
         ranks.barrier()
     if options.val:
-        held, _ = load_dataset([options.val], options.scale, 1, say)
+        held, _ = load_dataset([options.val], options.scale, 1)
     elif held is None:
         training, held = train_val_split(training)
     say(f"{len(training)} images to train on, {len(held) if held else 0} to validate on")

@@ -1,5 +1,6 @@
 """Images to train on, from files to buffers, and the patches cut from them."""
 
+import logging
 import os
 import re
 import subprocess
@@ -51,12 +52,20 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def lines():
-    return []
+def lines(caplog):
+    """Gives the lines that were logged since it was last called."""
+    caplog.set_level(logging.INFO, "edsr.data")
+
+    def take():
+        messages = [record.getMessage() for record in caplog.records if record.name.startswith("edsr.data")]
+        caplog.clear()
+        return messages
+
+    return take
 
 
-def read_all(*sources, scale=2, patch=4, say=lambda line: None, **more) -> PairedImages:
-    return load_dataset([str(source) for source in sources], scale, patch, say, **more)[0]
+def read_all(*sources, scale=2, patch=4, **more) -> PairedImages:
+    return load_dataset([str(source) for source in sources], scale, patch, **more)[0]
 
 
 def same(a: PairedImages, b: PairedImages) -> bool:
@@ -75,8 +84,8 @@ def refused(says, *sources, **more):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_images_lie_end_to_end(folder, scale, lines):
-    images = read_all(folder, scale=scale, say=lines.append)
-    assert len(images) == 4 and lines == ["reading 4 images"]
+    images = read_all(folder, scale=scale)
+    assert len(images) == 4 and lines() == ["reading 4 images"]
     end = 0
     for i in range(4):
         original = make_image(60 + i, 70, seed=i)[: (60 + i) // scale * scale, : 70 // scale * scale]
@@ -109,8 +118,8 @@ def test_names_that_are_not_unicode(folder, tmp_path, lines):
     name = os.fsdecode(b"\xff\xfe.png")
     (folder / "0.png").rename(folder / name)
     for _ in range(2):
-        assert len(read_all(folder, cache=tmp_path / "cache", say=lines.append)) == 4
-    assert "found" in lines[-1]
+        assert len(read_all(folder, cache=tmp_path / "cache")) == 4
+    assert "found" in lines()[-1]
 
 
 def test_jpegs_are_turned_upright(tmp_path):
@@ -149,18 +158,20 @@ def test_what_cannot_serve_is_named(folder, lines):
     (folder / "bad.png").write_bytes(b"no image")
     save(folder / "small.png", make_image(9, 9))
     Image.fromarray(np.zeros((50, 50, 4), np.uint8)).save(folder / "alpha.png")
-    images = read_all(folder, patch=8, say=lines.append)
+    images = read_all(folder, patch=8)
     assert len(images) == 4
-    assert len(lines) == 4 and lines[3] == "reading 4 images"
-    assert "alpha.png: transparency" in lines[0] and "bad.png: is not" in lines[1]
-    assert lines[2].endswith("small.png: 9 x 9 is smaller than 16 x 16 pixels: left out")
+    alpha, bad, small, reading = lines()
+    assert reading == "reading 4 images"
+    assert "alpha.png: transparency" in alpha and "bad.png: is not" in bad
+    assert small.endswith("small.png: 9 x 9 is smaller than 16 x 16 pixels: left out")
 
 
 def test_many_small_images_are_summed_up(folder, lines):
     for i in range(6):
         save(folder / f"small{i}.png", make_image(9, 9))
-    read_all(folder, patch=8, say=lines.append)
-    assert len(lines) == 2 and "6 images are smaller than 16 x 16" in lines[0] and "small0.png" in lines[0]
+    read_all(folder, patch=8)
+    small, reading = lines()
+    assert "6 images are smaller than 16 x 16" in small and "small0.png" in small and reading == "reading 4 images"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
@@ -171,10 +182,12 @@ def test_files_that_break_while_decoded_leave_no_hole(folder, tmp_path, suffix, 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:9000])
     ImageReader(path).close()  # the header is whole
-    images = read_all(folder, say=lines.append, cache=tmp_path / "cache" if cached else None)
+    lines()
+    images = read_all(folder, cache=tmp_path / "cache" if cached else None)
     assert torch.equal(images.hr, whole.hr) and torch.equal(images.lr, whole.lr)
     np.testing.assert_array_equal(images.table[:, :4], whole.table[:, :4])
-    assert lines[0] == "reading 5 images" and len(lines) == 2 and "1b" in lines[1] and "damaged" in lines[1]
+    reading, damaged = lines()
+    assert reading == "reading 5 images" and "1b" in damaged and "damaged" in damaged
 
 
 def test_a_file_that_changes_between_is_left_out(folder, lines, monkeypatch):
@@ -184,30 +197,31 @@ def test_a_file_that_changes_between_is_left_out(folder, lines, monkeypatch):
         return read(path, sixteen)[1:] if path.name == "2.png" else read(path, sixteen)
 
     monkeypatch.setattr(sources, "read_image", changed)
-    assert len(read_all(folder, say=lines.append)) == 3
-    assert "2.png: has changed" in lines[-1]
+    assert len(read_all(folder)) == 3
+    assert "2.png: has changed" in lines()[-1]
 
 
-def test_nothing_left_or_nothing_there(folder, tmp_path, lines):
+def test_nothing_left_or_nothing_there(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / "empty") in refused("no images", tmp_path / "empty")
     assert str(tmp_path / "none") in refused("no such file or folder", tmp_path / "none")
     refused("no image left; give other folders or a smaller --patch", folder, patch=400)
     refused("no image left", save(tmp_path / "small.png", make_image(3, 3)))
     with pytest.raises(DataError, match="no images given"):
-        load_dataset([], 2, 8, lines.append)
+        load_dataset([], 2, 8)
     broken = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(broken)
     broken.write_bytes(broken.read_bytes()[:9000])
     refused("no image left that can be read", broken)
 
 
-def test_say_is_called_by_the_caller_alone(folder):
-    for i in range(30):
+def test_only_the_calling_thread_logs_and_in_order(folder, caplog):
+    for i in range(10, 40):
         (folder / f"bad{i}.png").write_bytes(b"no image")
-    callers = set()
-    read_all(folder, say=lambda line: callers.add(threading.current_thread()))
-    assert callers == {threading.current_thread()}
+    read_all(folder)
+    names = [re.findall(r"bad\d+", record.getMessage()) for record in caplog.records]
+    assert names == [[f"bad{i}"] for i in range(10, 40)]  # at the level of warnings
+    assert {record.thread for record in caplog.records} == {threading.get_ident()}
 
 
 def test_images_larger_than_memory_are_refused(folder, monkeypatch, tmp_path):
@@ -243,8 +257,8 @@ def test_crops_that_cannot_be(folder, lines):
     refused("at least a patch, 48", folder, crop=32, patch=24)
     refused("multiple of 2", folder, crop=0)
     save(folder / "small.png", make_image(30, 90))
-    assert len(read_all(folder, crop=32, say=lines.append)) == 4 * 2
-    assert "small.png: 90 x 30 is smaller than 32 x 32" in lines[0]
+    assert len(read_all(folder, crop=32)) == 4 * 2
+    assert "small.png: 90 x 30 is smaller than 32 x 32" in lines()[0]
 
 
 # ---- held back
@@ -267,14 +281,14 @@ def test_one_in_ten_is_held_back(count, held):
 
 
 def test_held_back_are_the_middles():
-    images = [make_image(40, 60, seed=i) for i in range(3)]
-    images = pack([(matlab_downscale(image, 2), image) for image in images], 2)
+    originals = [make_image(40, 60, seed=i) for i in range(3)]
+    images = pack([(matlab_downscale(image, 2), image) for image in originals], 2)
     rest, validation = train_val_split(images, side=16)
     assert validation is not None and len(rest) == 2
     low, high = validation.pair(0)
-    np.testing.assert_array_equal(low, matlab_downscale(images[1], 2)[2:18, 7:23])
-    np.testing.assert_array_equal(high, images[1][4:36, 14:46])
-    np.testing.assert_array_equal(rest.pair(1)[1], images[2])
+    np.testing.assert_array_equal(low, matlab_downscale(originals[1], 2)[2:18, 7:23])
+    np.testing.assert_array_equal(high, originals[1][4:36, 14:46])
+    np.testing.assert_array_equal(rest.pair(1)[1], originals[2])
 
 
 def test_crops_of_a_image_held_back_leave_together(tmp_path):
@@ -305,7 +319,7 @@ def div2k(tmp_path):
 
 
 def test_div2k(div2k, folder):
-    images, validation = load_dataset([folder, div2k], 2, 4, lambda line: None)
+    images, validation = load_dataset([folder, div2k], 2, 4)
     assert len(images) == 4 + 3 and validation is not None and len(validation) == 10
     np.testing.assert_array_equal(images.pair(5)[0], make_image(24, 30, seed=99))
     np.testing.assert_array_equal(images.pair(5)[1], make_image(48, 60, seed=2))
@@ -324,9 +338,9 @@ def test_div2k_with_parts_missing_or_wrong(div2k, lines):
     for path in (div2k / "DIV2K_valid_HR").iterdir():
         path.unlink()
     (div2k / "DIV2K_valid_HR").rmdir()
-    images, validation = load_dataset([div2k], 2, 4, lines.append)
+    images, validation = load_dataset([div2k], 2, 4)
     assert validation is None and len(images) == 2 and images.hr.dtype == torch.int16
-    assert "0001x2.png: has 29 x 24 pixels" in lines[0] and "60 x 48, not 2 times" in lines[0]
+    assert re.search("0001x2.png: has 29 x 24 pixels.* 60 x 48, not 2 times", lines()[0])
     np.testing.assert_array_equal(images.pair(1)[0], sixteen(24, 30))
 
 
@@ -400,9 +414,9 @@ def test_hdf5_values(tmp_path):
 
 def test_hdf5_beside_folders_cached_and_cut(folder, tmp_path, lines):
     path = hdf5(tmp_path / "a.h5", [make_image(20, 18), make_image(4, 4)], [make_image(40, 36), make_image(8, 8)])
-    images = read_all(folder, path, patch=5, cache=tmp_path / "cache", say=lines.append)
+    images = read_all(folder, path, patch=5, cache=tmp_path / "cache")
     assert len(images) == 5 and images.table[4, 2:].tolist() == [20, 18, 4]
-    assert "a.h5: hr/1: 8 x 8 is smaller" in lines[0]
+    assert "a.h5: hr/1: 8 x 8 is smaller" in lines()[0]
     assert len(read_all(path, crop=8)) == 5 * 4 + 1
     many = hdf5(tmp_path / "b.h5", LR, HR)
     assert read_all(many, folder, scale=3).table[:, 4].tolist() == list(range(16))
@@ -424,8 +438,8 @@ def test_hdf5_that_does_not_fit(tmp_path, lines):
     refused("gray or RGB", hdf5(tmp_path / "h.h5", LR[0, 0], HR), scale=3)
     wrong = HR.astype(np.float32)
     wrong[3, 4, 5] = np.nan
-    refused("no image left", hdf5(tmp_path / "i.h5", LR, wrong), scale=3, say=lines.append)
-    assert "holds values that are no numbers" in lines[-1]
+    refused("no image left", hdf5(tmp_path / "i.h5", LR, wrong), scale=3)
+    assert "holds values that are no numbers" in lines()[-1]
 
 
 def test_hdf5_without_h5py(tmp_path, monkeypatch):
@@ -466,11 +480,11 @@ def test_the_cache_is_used_again(folder, div2k, tmp_path, kind, lines, monkeypat
     if kind == "uint16":
         save(folder / "a.png", sixteen(50, 50))
     sources = [folder] if kind != "div2k" else [div2k]
-    memory = load_dataset(sources, 2, 4, lines.append)
-    first = load_dataset(sources, 2, 4, lines.append, cache=tmp_path / "cache")
+    memory = load_dataset(sources, 2, 4)
+    first = load_dataset(sources, 2, 4, cache=tmp_path / "cache")
     no_decoding(monkeypatch)
-    again = load_dataset(sources, 2, 4, lines.append, cache=tmp_path / "cache")
-    assert "images found in" in lines[-1]
+    again = load_dataset(sources, 2, 4, cache=tmp_path / "cache")
+    assert "images found in" in lines()[-1]
     for images in first, again:
         for ours, theirs in zip(images, memory, strict=True):
             assert (ours is None and theirs is None) or same(ours, theirs)
@@ -481,15 +495,17 @@ def test_what_changes_is_read_again(folder, tmp_path, lines):
     cache = tmp_path / "cache"
     read_all(folder, cache=cache)
     save(folder / "1.png", make_image(61, 70, seed=50))
-    images = read_all(folder, cache=cache, say=lines.append)
-    assert "have changed since" in lines[0] and lines[1] == "reading 4 images"
+    lines()
+    images = read_all(folder, cache=cache)
+    changed, reading = lines()
+    assert "have changed since" in changed and reading == "reading 4 images"
     assert same(images, read_all(folder))
     save(folder / "9.png", make_image(64, 64))
-    assert len(read_all(folder, cache=cache, say=lines.append)) == 5
+    assert len(read_all(folder, cache=cache)) == 5
     assert len(list(cache.iterdir())) == 1  # none is left behind
     for more in {"scale": 3}, {"patch": 6}, {"crop": 32}:
-        images = read_all(folder, cache=cache, say=lines.append, **more)
-        assert lines[-1].startswith("reading") and same(images, read_all(folder, **more))
+        images = read_all(folder, cache=cache, **more)
+        assert lines()[-1].startswith("reading") and same(images, read_all(folder, **more))
     assert len(list(cache.iterdir())) == 4
 
 
@@ -510,11 +526,12 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path, name, kind, lines):
             path.mkdir()
         elif content is not None:
             path.write_bytes(content)
-        lines.clear()
-        assert same(read_all(folder, cache=tmp_path / "cache", say=lines.append), whole)
-        assert re.search("damaged|incomplete|changed", lines[0]) and lines[1] == "reading 4 images"
-    assert same(read_all(folder, cache=tmp_path / "cache", say=lines.append), whole)
-    assert "found" in lines[-1]
+        lines()
+        assert same(read_all(folder, cache=tmp_path / "cache"), whole)
+        why, reading = lines()
+        assert re.search("damaged|incomplete|changed", why) and reading == "reading 4 images"
+    assert same(read_all(folder, cache=tmp_path / "cache"), whole)
+    assert "found" in lines()[-1]
 
 
 def test_a_killed_run_leaves_nothing_for_long(folder, tmp_path):
@@ -545,12 +562,12 @@ def test_an_interrupted_cache_is_no_cache(folder, tmp_path, monkeypatch):
 
 FULL_DISK = """
 import resource, signal, sys
-from edsr.data import load
+from edsr.data import load_dataset
 from edsr.errors import DataError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
-    load([sys.argv[1]], 2, 4, lambda line: None, cache=sys.argv[2])
+    load_dataset([sys.argv[1]], 2, 4, cache=sys.argv[2])
 except DataError as error:
     print(error)
 """
