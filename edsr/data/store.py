@@ -4,22 +4,20 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
-import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edsr.errors import DataError
-from edsr.system import available_memory
+from edsr.system import atomic_folder, available_memory, remove_abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -150,31 +148,30 @@ class DiskCache:
 
 
 class DiskCacheWriter:
-    """Fills a cache, one image after the other, in a folder that gets the cache's name in the end, or goes."""
+    """Fills a cache image by image, in a folder that gets the cache's name when `finish` is called, or is removed."""
 
     def __init__(self, cache: DiskCache, pixels: int, dtype: np.dtype):
         self.cache, self.dtype, self.pixels, self.used = cache, dtype, pixels, 0
-        self.part = cache.folder.with_name(f"{cache.folder.name}.{secrets.token_hex(4)}.part")
-        self.files: list[BinaryIO] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> "DiskCacheWriter":
         need = (self.pixels + self.pixels // self.cache.scale**2) * 3 * self.dtype.itemsize
         with self._one_line():
             self.cache.root.mkdir(parents=True, exist_ok=True)
-            for old in self.cache.root.glob("x?-*.part"):  # of runs that were killed
-                if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > 3600:
-                    shutil.rmtree(old, ignore_errors=True)
+            remove_abandoned(self.cache.root)
             free = shutil.disk_usage(self.cache.root).free
             if need > free:
                 sizes = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
                 raise DataError(f"{self.cache.root}: {sizes}; choose another folder with --cache")
-            self.part.mkdir()
-            self.files = [open(self.part / name, "xb") for name in ("hr.bin", "lr.bin")]  # noqa: SIM115
+            with ExitStack() as stack:
+                self._folder = stack.enter_context(atomic_folder(self.cache.folder))
+                self._files = [stack.enter_context(open(self._folder / f"{kind}.bin", "xb")) for kind in ("hr", "lr")]
+                self._stack = stack.pop_all()
         return self
 
     def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
         with self._one_line():
-            for file, pixels in zip(self.files, (hr, lr), strict=True):
+            for file, pixels in zip(self._files, (hr, lr), strict=True):
                 file.write(pixels.data)
         self.used += lr.size // 3
 
@@ -186,25 +183,17 @@ class DiskCacheWriter:
             "table": zlib.crc32(table.tobytes()),
         }
         with self._one_line():
-            for name, content in ("table.bin", table.tobytes()), ("index.json", json.dumps(index).encode()):
-                self.files.append(open(self.part / name, "xb"))  # noqa: SIM115
-                self.files[-1].write(content)
-            for file in self.files:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            shutil.rmtree(self.cache.folder, ignore_errors=True)
-            os.rename(self.part, self.cache.folder)
+            (self._folder / "table.bin").write_bytes(table.tobytes())
+            (self._folder / "index.json").write_text(json.dumps(index))
+            self._stack.close()
         images = self.cache._read()
         if images is None:
             raise DataError(f"{self.cache.folder}: cannot be read after it was written; choose another with --cache")
         return images
 
-    def __exit__(self, *_: object) -> None:
-        for file in self.files:
-            with suppress(OSError):
-                file.close()
-        shutil.rmtree(self.part, ignore_errors=True)
+    def __exit__(self, *error: Any) -> None:
+        with suppress(OSError):  # of a full disk, which `add` or `finish` has raised before
+            self._stack.__exit__(*error)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:

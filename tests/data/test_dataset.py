@@ -3,9 +3,11 @@
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +21,11 @@ from edsr.data import patches, sources
 from edsr.data import store as kept
 from edsr.data.dataset import load_dataset, train_val_split
 from edsr.data.patches import PatchLoader, Sampler, gather_patches, patch_offsets
-from edsr.data.store import PairedImages, pack
+from edsr.data.store import DiskCache, DiskCacheWriter, PairedImages, pack
 from edsr.errors import DataError
 from edsr.images import ImageReader
 from edsr.images.resize import matlab_downscale
+from edsr.system import atomic_folder
 from tests.conftest import make_image
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses a Linux interface")
@@ -488,7 +491,7 @@ def test_the_cache_is_used_again(folder, div2k, tmp_path, kind, lines, monkeypat
     for images in first, again:
         for ours, theirs in zip(images, memory, strict=True):
             assert (ours is None and theirs is None) or same(ours, theirs)
-    assert not list((tmp_path / "cache").glob("*.part"))
+    assert not list((tmp_path / "cache").glob(".*"))
 
 
 def test_what_changes_is_read_again(folder, tmp_path, lines):
@@ -534,20 +537,20 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path, name, kind, lines):
     assert "found" in lines()[-1]
 
 
-def test_a_killed_run_leaves_nothing_for_long(folder, tmp_path):
+@linux
+def test_what_a_killed_run_has_left_is_removed(folder, tmp_path):
+    """But not what another run is writing."""
     cache = tmp_path / "cache"
     read_all(folder, cache=cache)
     name = next(cache.iterdir()).name
-    for age in 0, 7200:
-        part = cache / f"{name}.{age}.part"
-        part.mkdir()
-        (part / "hr.bin").write_bytes(b"123")
-        past = part.stat().st_mtime - age
-        os.utime(part / "hr.bin", (past, past))
-        os.utime(part, (past, past))
+    left = cache / ".edsr-0123456789ab.part"
+    left.mkdir()
+    (left / "hr.bin").write_bytes(b"123")
     save(folder / "5.png", make_image(40, 40))
-    read_all(folder, cache=cache)
-    assert {path.name for path in cache.iterdir()} == {name, f"{name}.0.part"}
+    with atomic_folder(cache / "x2-0123456789abcdef") as written:
+        (written / "hr.bin").write_bytes(b"123")
+        read_all(folder, cache=cache)
+        assert {path.name for path in cache.iterdir()} == {name, written.name}
 
 
 def test_an_interrupted_cache_is_no_cache(folder, tmp_path, monkeypatch):
@@ -558,6 +561,37 @@ def test_an_interrupted_cache_is_no_cache(folder, tmp_path, monkeypatch):
         patch.setattr(os, "fsync", interrupted)
         read_all(folder, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+# A cache as version 0.1 wrote it, of the sources "/data/images" with a patch of 48, at x2: one image of 4 x 4 pixels.
+OLD_FOLDER = "x2-20e68cafb6f6f277"
+OLD_CACHE = {
+    "hr.bin": bytes(range(0, 240, 5)),
+    "lr.bin": bytes(range(0, 240, 20)),
+    "table.bin": np.array([0, 0, 2, 2, 0], "<i8").tobytes(),
+    "index.json": b'{"key": "d5993ad4dd31321d235f7074f6d09406adff8b1ac2fbe66d0509530729a2519a", "dtype": "uint8", '
+    b'"pixels": 4, "table": 3078083805}',
+}
+
+
+@linux  # whose absolute paths are in the digests
+def test_the_format_of_caches_stays(tmp_path):
+    cache = DiskCache(tmp_path, 2, ["train", "/data/images"], (48, None), [Path("/nowhere/a.png"), Path("/nowhere/b.png")])
+    assert cache.folder == tmp_path / OLD_FOLDER
+    cache.folder.mkdir()
+    for name, content in OLD_CACHE.items():
+        (cache.folder / name).write_bytes(content)
+    images = cache.open()
+    assert images is not None
+    low, high = images.pair(0)
+    np.testing.assert_array_equal(low.reshape(-1), np.arange(0, 240, 20))
+    np.testing.assert_array_equal(high.reshape(-1), np.arange(0, 240, 5))
+    with DiskCacheWriter(cache, 16, np.dtype(np.uint8)) as writer:
+        writer.add(high[None].copy(), low[None].copy())
+        writer.finish(images.table)
+    assert {path.name: path.read_bytes() for path in cache.folder.iterdir()} == OLD_CACHE
+    other = DiskCache(tmp_path, 3, ["validate", "/data/фото", "/b"], (1, 96), [Path("/nowhere/a.png")])
+    assert other.folder.name == "x3-ffa1ae8780a96089"
 
 
 FULL_DISK = """
@@ -579,8 +613,8 @@ def test_a_full_disk_is_told_in_one_line(folder, tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, folder, cache], capture_output=True, text=True)
     assert done.stdout == f"{cache}: cannot be written (File too large); choose another folder with --cache\n", done
     assert not list(cache.iterdir())
-    usage = kept.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(kept.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     refused("0.0 GB needed, 0.0 GB free", folder, cache=cache)
     (tmp_path / "file").write_text("")
     refused("cannot be written", folder, cache=tmp_path / "file")
