@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .dataset import load_dataset as load_dataset
     from .dataset import train_val_split as train_val_split
     from .degradation import Degradation as Degradation
-    from .degradation import degraded as degraded
+    from .degradation import degrade as degrade
     from .degradation import parse_degradation as parse_degradation
     from .patches import PatchLoader as PatchLoader
     from .store import PairedImages as PairedImages

@@ -22,12 +22,12 @@ import torch
 from edsr.errors import DataError, ImageError
 from edsr.images import matlab_downscale
 
-from .sources import File, ImageGroup, LoadSpec, div2k, find, measure
+from .sources import SourceFile, ImageGroup, LoadSpec, find_div2k, find_files, scan_file
 from .store import DiskCache, DiskCacheWriter, MemoryStore, PairedImages, pack
 
 logger = logging.getLogger(__name__)
 
-VALIDATION = 10  # images of DIV2K's validation set that are used
+MAX_VALIDATION = 10  # images of DIV2K's validation set that are used
 
 
 def load_dataset(
@@ -60,23 +60,23 @@ def load_dataset(
     for source in sources:
         path = Path(source)
         if (path / "DIV2K_train_HR").is_dir():
-            training += div2k(path, "train", scale)
+            training += find_div2k(path, "train", scale)
             if (path / "DIV2K_valid_HR").is_dir():
-                validation += div2k(path, "valid", scale)[:VALIDATION]
+                validation += find_div2k(path, "valid", scale)[:MAX_VALIDATION]
         else:
-            training += find(path)
+            training += find_files(path)
     if not training:
         raise DataError("no images given; name folders with --data")
     target = torch.device(device)
     plan = LoadSpec(scale, patch, crop, target if target.type == "cuda" else torch.device("cpu"))
     names = [os.path.abspath(source) for source in sources]
 
-    def collect(part: str, files: list[File], plan: LoadSpec) -> PairedImages:
+    def collect(part: str, files: list[SourceFile], plan: LoadSpec) -> PairedImages:
         kept = None
         if cache is not None:
             paths = [path for file in files for path in file if path is not None]
             kept = DiskCache(Path(cache), scale, [part, *names], (plan.patch, plan.crop), paths)
-        return _collect(files, plan, kept)
+        return load_files(files, plan, kept)
 
     images = collect("train", training, plan)
     return images, collect("validate", validation, plan._replace(patch=1, crop=None)) if validation else None
@@ -89,7 +89,7 @@ def train_val_split(images: PairedImages, count: int = 20, side: int = 192) -> t
     Their middles have at most `side` LR pixels each way: enough to compare steps by, and quick. Of an image cut into
     crops as many are taken as make up that area, and none of the others stays in training.
     """
-    numbers = images.table[:, 4]
+    numbers = images.index[:, 4]
     distinct = np.unique(numbers)
     held = min(count, max(1, len(distinct) // 10)) if len(distinct) > 1 else 0
     if held == 0:
@@ -101,30 +101,30 @@ def train_val_split(images: PairedImages, count: int = 20, side: int = 192) -> t
         low, _ = images.pair(rows[0])
         fit = max(1, side**2 // (low.shape[0] * low.shape[1]))
         skip = max(0, len(rows) - fit) // 2
-        middles += [_middle(*images.pair(row), side, images.scale) for row in rows[skip : skip + fit]]
-    rest = replace(images, table=images.table[~np.isin(numbers, chosen)])
+        middles += [_center_crop(*images.pair(row), side, images.scale) for row in rows[skip : skip + fit]]
+    rest = replace(images, table=images.index[~np.isin(numbers, chosen)])
     return rest, pack(middles, images.scale)
 
 
-def _middle(low: np.ndarray, high: np.ndarray, side: int, s: int) -> tuple[np.ndarray, np.ndarray]:
+def _center_crop(low: np.ndarray, high: np.ndarray, side: int, s: int) -> tuple[np.ndarray, np.ndarray]:
     height, width = min(side, low.shape[0]), min(side, low.shape[1])
     y, x = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
     return low[y : y + height, x : x + width], high[y * s : (y + height) * s, x * s : (x + width) * s]
 
 
-def _collect(files: Sequence[File], plan: LoadSpec, cache: DiskCache | None) -> PairedImages:
+def load_files(files: Sequence[SourceFile], plan: LoadSpec, cache: DiskCache | None) -> PairedImages:
     found = cache.open() if cache else None
     if found is not None:
         return found
     stacks, small = [], []
-    for measured in _in_order(partial(measure, plan=plan), files):
+    for measured in _map_in_threads(partial(scan_file, plan=plan), files):
         try:
             for stack in measured.result():
                 enough = min(stack.height, stack.width) >= (plan.crop or plan.patch * plan.scale)
                 (stacks if enough else small).append(stack)
         except ImageError as error:
             logger.warning(str(error))
-    _tell_small(small, plan.crop or plan.patch * plan.scale)
+    _log_too_small(small, plan.crop or plan.patch * plan.scale)
     if not stacks:
         raise DataError("no image left; give other folders or a smaller --patch")
     logger.info(f"reading {sum(stack.count for stack in stacks)} images")
@@ -133,8 +133,8 @@ def _collect(files: Sequence[File], plan: LoadSpec, cache: DiskCache | None) -> 
     kept = DiskCacheWriter(cache, pixels, dtype) if cache else nullcontext(MemoryStore(pixels, plan.scale, dtype))
     with kept as buffers:
         table, number, used = [np.empty((0, 5), np.int64)], 0, 0
-        prepare = partial(_prepare, plan=plan, dtype=dtype)
-        for stack, prepared in zip(stacks, _in_order(prepare, stacks), strict=True):
+        prepare = partial(_read_pairs, plan=plan, dtype=dtype)
+        for stack, prepared in zip(stacks, _map_in_threads(prepare, stacks), strict=True):
             try:
                 hr, lr = prepared.result()
             except ImageError as error:
@@ -153,7 +153,7 @@ def _collect(files: Sequence[File], plan: LoadSpec, cache: DiskCache | None) -> 
         return buffers.finish(np.concatenate(table))
 
 
-def _prepare(stack: ImageGroup, plan: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def _read_pairs(stack: ImageGroup, plan: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """HR [n, s·h, s·w, 3] and LR [n, h, w, 3] as they are kept. Raises ImageError."""
     hr, *given = stack.read()
     if hr.shape[:3] != (stack.count, stack.height, stack.width):
@@ -181,7 +181,7 @@ def _widen(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return pixels if pixels.dtype == dtype else pixels.astype(dtype) * dtype.type(257)  # 255 -> 65535
 
 
-def _tell_small(stacks: list[ImageGroup], least: int) -> None:
+def _log_too_small(stacks: list[ImageGroup], least: int) -> None:
     lines = [f"{s.name}: {s.width} x {s.height} is smaller than {least} x {least} pixels" for s in stacks]
     if len(lines) > 5:
         count = sum(stack.count for stack in stacks)
@@ -190,7 +190,7 @@ def _tell_small(stacks: list[ImageGroup], least: int) -> None:
         logger.warning(f"{line}: left out")
 
 
-def _in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
+def _map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
     """What `work` gives for each item, done by a few threads, a few items ahead of who takes it."""
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:

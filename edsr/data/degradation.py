@@ -13,14 +13,14 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-CELL = 16  # pixels between blocks of a 4:2:0 JPEG, chroma's included, and between macroblocks of WebP
-TWICE = 0.2  # of the images saved have been saved once before
-WEBP = 0.25  # of the images saved are WebP, where both are asked for
-CLEAN = 0.2  # of the patches stay as they are, unless told
+BLOCK_GRID = 16  # pixels between blocks of a 4:2:0 JPEG, chroma's included, and between macroblocks of WebP
+SAVED_TWICE = 0.2  # of the images saved have been saved once before
+WEBP_SHARE = 0.25  # of the images saved are WebP, where both are asked for
+CLEAN_SHARE = 0.2  # of the patches stay as they are, unless told
 SUBSAMPLINGS = ((0.7, "4:2:0"), (0.85, "4:2:2"), (1.0, "4:4:4"))  # each up to its number of a draw in 0..1
-FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
-TILT = 0.25  # how much more or less noise there is, at most, in black and in white than in middle gray
-_PAGE = 1 << 64  # words of a generator for one patch; and the other half of its key, so that no Sampler has its words
+RESIZE_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+MAX_NOISE_SLOPE = 0.25  # how much more or less noise there is, at most, in black and in white than in middle gray
+_STRIDE = 1 << 64  # words of a generator for one patch; and the other half of its key, so that no Sampler has its words
 
 
 class Range(NamedTuple):
@@ -29,101 +29,101 @@ class Range(NamedTuple):
     low: float
     high: float
 
-    def at(self, share: float) -> float:
+    def interpolate(self, share: float) -> float:
         return self.low + share * (self.high - self.low)
 
-    def whole(self, share: float) -> int:
+    def pick_integer(self, share: float) -> int:
         """Of whole numbers; share: below 1."""
         return int(self.low) + int(share * (self.high - self.low + 1))
 
 
-class Save(NamedTuple):
+class Compression(NamedTuple):
     """How an image was saved. at: rows and columns, 1..CELL, that its grid of blocks begins before what is kept."""
 
-    kind: str
+    codec: str
     quality: int
     subsampling: str
-    at: tuple[int, int]
+    offset: tuple[int, int]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.quality} {self.subsampling}"
+        return f"{self.codec} {self.quality} {self.subsampling}"
 
 
 @dataclass(frozen=True)
-class Plan:
+class DegradationParams:
     """What is done to one image. blur: sigma in pixels. noise: sigma in 8-bit levels at middle gray; tilt: how much
     more of it in white. resize: to so many times the size, and back. saves: first to last."""
 
     blur: float
     noise: float
-    tilt: float
+    noise_slope: float
     resize: float
     filter: Image.Resampling
-    saves: tuple[Save, ...]
-    normal: np.random.Generator
+    compressions: tuple[Compression, ...]
+    generator: np.random.Generator
 
     def __str__(self) -> str:
         amounts = {"blur": self.blur, "noise": self.noise, "resize": 0 if self.resize == 1 else self.resize}
-        return ", ".join([f"{name} {value:.2f}" for name, value in amounts.items() if value] + [*map(str, self.saves)])
+        return ", ".join([f"{name} {value:.2f}" for name, value in amounts.items() if value] + [*map(str, self.compressions)])
 
-    def reach(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def padding(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Pixels around an image of this size that `apply` wants: ((above, below), (left, right))."""
-        above, tall = self._outermost(height, 0)
-        left, wide = self._outermost(width, 1)
-        around = self._around
+        above, tall = self._coded_extent(height, 0)
+        left, wide = self._coded_extent(width, 1)
+        around = self._filter_margin
         return (above + around, tall - above - height + around), (left + around, wide - left - width + around)
 
     def apply(self, window: np.ndarray, height: int, width: int) -> np.ndarray:
-        """uint8 [height, width, 3], degraded, from uint8 [.., .., 3] with what `reach` wants around it. Once only: the
+        """uint8 [height, width, 3], degraded, from uint8 [.., .., 3] with what `padding` wants around it. Once only: the
         noise is drawn here."""
         image = Image.fromarray(np.ascontiguousarray(window))
         if self.blur:
             image = image.filter(ImageFilter.GaussianBlur(self.blur))
         if self.noise:
-            image = Image.fromarray(self._noisy(np.asarray(image)))
+            image = Image.fromarray(self._add_noise(np.asarray(image)))
         if self.resize != 1:
             size = image.size
             image = image.resize([max(1, round(side * self.resize)) for side in size], self.filter)  # pyright: ignore[reportArgumentType]: any sequence will do
             image = image.resize(size, self.filter)
-        top = left = self._around
-        tall, wide = self._spans(height, 0), self._spans(width, 1)
-        for save, h, w in zip(self.saves, tall, wide, strict=True):
-            image = _saved(image.crop((left, top, left + w, top + h)), save)
-            top, left = save.at
+        top = left = self._filter_margin
+        tall, wide = self._coded_sizes(height, 0), self._coded_sizes(width, 1)
+        for save, h, w in zip(self.compressions, tall, wide, strict=True):
+            image = _compress(image.crop((left, top, left + w, top + h)), save)
+            top, left = save.offset
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
     @property
-    def _around(self) -> int:
+    def _filter_margin(self) -> int:
         """Pixels on each side for blur and resizing, whose ends are not those of the image."""
         return math.ceil(3 * self.blur) + (0 if self.resize == 1 else math.ceil(3 / min(1, self.resize)))
 
-    def _spans(self, size: int, axis: int) -> list[int]:
+    def _coded_sizes(self, size: int, axis: int) -> list[int]:
         """Rows, or columns, that each save saves: whole blocks, and one pixel more at least than is kept of it."""
         spans = []
-        for save in reversed(self.saves):
-            size = -(-(save.at[axis] + size + 1) // CELL) * CELL
+        for save in reversed(self.compressions):
+            size = -(-(save.offset[axis] + size + 1) // BLOCK_GRID) * BLOCK_GRID
             spans.append(size)
         return spans[::-1]
 
-    def _outermost(self, size: int, axis: int) -> tuple[int, int]:
+    def _coded_extent(self, size: int, axis: int) -> tuple[int, int]:
         """(where the image begins in what is saved first, how much that is)."""
-        return sum(save.at[axis] for save in self.saves), (*self._spans(size, axis), size)[0]
+        return sum(save.offset[axis] for save in self.compressions), (*self._coded_sizes(size, axis), size)[0]
 
-    def _noisy(self, image: np.ndarray) -> np.ndarray:
+    def _add_noise(self, image: np.ndarray) -> np.ndarray:
         levels = image.astype(np.float32)
-        noise = self.normal.standard_normal(levels.shape, np.float32)
-        noise *= levels * np.float32(self.noise * self.tilt / 127.5) + np.float32(self.noise * (1 - self.tilt))
+        noise = self.generator.standard_normal(levels.shape, np.float32)
+        noise *= levels * np.float32(self.noise * self.noise_slope / 127.5) + np.float32(self.noise * (1 - self.noise_slope))
         noise += levels
         return np.rint(noise, out=noise).clip(0, 255, out=noise).astype(np.uint8)
 
 
-def _saved(image: Image.Image, save: Save) -> Image.Image:
+def _compress(image: Image.Image, save: Compression) -> Image.Image:
     file = io.BytesIO()  # which the image opened keeps until it is decoded
-    if save.kind == "webp":
+    if save.codec == "webp":
         image.save(file, "WEBP", quality=save.quality)
     else:
         image.save(file, "JPEG", quality=save.quality, subsampling=save.subsampling)
-    return Image.open(file, formats=[save.kind.upper()])
+    return Image.open(file, formats=[save.codec.upper()])
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Degradation:
     noise: Range | None = None
     blur: Range | None = None
     resize: Range | None = None
-    clean: float = CLEAN
+    clean: float = CLEAN_SHARE
 
     BOUNDS: ClassVar = {
         "jpeg": Range(1, 100),
@@ -149,39 +149,39 @@ class Degradation:
     def __str__(self) -> str:
         """As `parse_degradation` reads it; one spelling for all that mean the same."""
         ranges = {name: getattr(self, name) for name in self.BOUNDS}
-        parts = [f"{name}:{_exact(r.low)}-{_exact(r.high)}" for name, r in ranges.items() if r is not None]
-        return ",".join([*parts, f"clean:{_exact(self.clean)}"])
+        parts = [f"{name}:{_format(r.low)}-{_format(r.high)}" for name, r in ranges.items() if r is not None]
+        return ",".join([*parts, f"clean:{_format(self.clean)}"])
 
-    def draw(self, seed: int, step: int, index: int) -> Plan | None:
+    def draw(self, seed: int, step: int, index: int) -> DegradationParams | None:
         """What is done to one patch, by its index in the whole batch; None: nothing.
 
         Every amount has its own word, drawn whether it is needed or not: asking for more changes nothing of the rest.
         """
         # 256 bits of counter: the lowest 64 count the words of one patch.
-        words = np.random.Philox(key=seed % _PAGE + _PAGE, counter=(step * _PAGE + index) * _PAGE)
+        words = np.random.Philox(key=seed % _STRIDE + _STRIDE, counter=(step * _STRIDE + index) * _STRIDE)
         random = np.random.Generator(words)
         clean, blur, noise, tilt, resize, kernel, kind, twice, *saves = random.random(16).tolist()
         if clean < self.clean:
             return None
-        return Plan(
-            blur=self.blur.at(blur) if self.blur else 0.0,
-            noise=self.noise.at(noise) if self.noise else 0.0,
-            tilt=TILT * (2 * tilt - 1),
-            resize=self.resize.at(resize) if self.resize else 1.0,
-            filter=FILTERS[int(kernel * len(FILTERS))],
-            saves=self._saves(kind, twice, saves),
-            normal=random,
+        return DegradationParams(
+            blur=self.blur.interpolate(blur) if self.blur else 0.0,
+            noise=self.noise.interpolate(noise) if self.noise else 0.0,
+            noise_slope=MAX_NOISE_SLOPE * (2 * tilt - 1),
+            resize=self.resize.interpolate(resize) if self.resize else 1.0,
+            filter=RESIZE_FILTERS[int(kernel * len(RESIZE_FILTERS))],
+            compressions=self._draw_compressions(kind, twice, saves),
+            generator=random,
         )
 
-    def _saves(self, kind: float, twice: float, words: list[float]) -> tuple[Save, ...]:
-        qualities = self.webp if self.jpeg is None or (self.webp and kind < WEBP) else self.jpeg
+    def _draw_compressions(self, kind: float, twice: float, words: list[float]) -> tuple[Compression, ...]:
+        qualities = self.webp if self.jpeg is None or (self.webp and kind < WEBP_SHARE) else self.jpeg
         if qualities is None:
             return ()
         name, saves = "webp" if qualities is self.webp else "jpeg", []
-        for quality, subsampling, down, right in (words[:4], words[4:])[: 2 if twice < TWICE else 1]:
+        for quality, subsampling, down, right in (words[:4], words[4:])[: 2 if twice < SAVED_TWICE else 1]:
             sampled = "4:2:0" if name == "webp" else next(text for end, text in SUBSAMPLINGS if subsampling < end)
-            at = 1 + int(down * CELL), 1 + int(right * CELL)
-            saves.append(Save(name, qualities.whole(quality), sampled, at))
+            at = 1 + int(down * BLOCK_GRID), 1 + int(right * BLOCK_GRID)
+            saves.append(Compression(name, qualities.pick_integer(quality), sampled, at))
         return tuple(saves)
 
 
@@ -195,13 +195,13 @@ def parse_degradation(spec: str) -> Degradation:
             raise ValueError(f"{part.strip()!r} is not known; there are {known} and clean:SHARE")
         if name in found:
             raise ValueError(f"{name} is named twice")
-        found[name] = _share(values) if name == "clean" else _range(name, values)
+        found[name] = _parse_share(values) if name == "clean" else _parse_range(name, values)
     if not found.keys() - {"clean"}:
         raise ValueError(f"clean alone degrades nothing; add one of {', '.join(Degradation.BOUNDS)}")
     return Degradation(**found)  # pyright: ignore[reportArgumentType]: by name
 
 
-def _range(name: str, text: str) -> Range:
+def _parse_range(name: str, text: str) -> Range:
     whole, bounds = name in ("jpeg", "webp"), Degradation.BOUNDS[name]
     number = "[0-9]{1,9}" if whole else r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
     match = re.fullmatch(f"({number})(?:-({number}))?", text.strip())
@@ -214,21 +214,21 @@ def _range(name: str, text: str) -> Range:
     return Range(low, high)
 
 
-def _exact(number: float) -> str:
+def _format(number: float) -> str:
     return np.format_float_positional(number, trim="-")
 
 
-def _share(text: str) -> float:
+def _parse_share(text: str) -> float:
     if not re.fullmatch(r"[0-9](\.[0-9]{1,9})?", text.strip()) or float(text) > 1:
         raise ValueError(f"clean:{text} must be clean:SHARE, a number from 0 to 1")
     return float(text)
 
 
-def window(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: Plan | None) -> np.ndarray:
+def crop_padded(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: DegradationParams | None) -> np.ndarray:
     """The patch [side, side, 3] at (y, x) of an image [h, w, 3], turned as in `edsr.data.patches.patch_offsets`; with
     what a plan wants around it, beyond the image's ends its outermost pixels. It is the turned patch that is saved: a
     camera stands upright on its side, too. A view where possible."""
-    rows, columns = ((0, 0), (0, 0)) if plan is None else plan.reach(side, side)
+    rows, columns = ((0, 0), (0, 0)) if plan is None else plan.padding(side, side)
     if turn & 4:
         rows, columns = columns, rows
     rows, columns = rows[:: -1 if turn & 1 else 1], columns[:: -1 if turn & 2 else 1]
@@ -242,15 +242,15 @@ def window(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: Plan |
     return cut.transpose(1, 0, 2) if turn & 4 else cut
 
 
-def degraded(image: np.ndarray, plan: Plan | None) -> np.ndarray:
+def degrade(image: np.ndarray, plan: DegradationParams | None) -> np.ndarray:
     """A whole image [h, w, 3], uint8 or uint16, in its dtype; with a plan 8 bits are left of 16."""
     if plan is None:
         return image
     h, w = image.shape[:2]
-    return applied(plan, np.pad(image, (*plan.reach(h, w), (0, 0)), mode="edge"), h, w)
+    return applied(plan, np.pad(image, (*plan.padding(h, w), (0, 0)), mode="edge"), h, w)
 
 
-def applied(plan: Plan, window: np.ndarray, height: int, width: int) -> np.ndarray:
+def applied(plan: DegradationParams, window: np.ndarray, height: int, width: int) -> np.ndarray:
     """Plan.apply for uint8 or uint16, in its dtype."""
     if window.dtype == np.uint8:
         return plan.apply(window, height, width)

@@ -17,34 +17,34 @@ _HDF5 = (".h5", ".hdf5")
 _BLOCK = 2**22  # HR pixels read at once from HDF5
 
 
-class File(NamedTuple):
+class SourceFile(NamedTuple):
     """An image or HDF5 file; low: the file of its reduction, where the layout has one."""
 
     path: Path
-    low: Path | None = None
+    lr_path: Path | None = None
 
 
-def find(path: Path) -> list[File]:
+def find_files(path: Path) -> list[SourceFile]:
     if not path.is_dir():
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; give another with --data")
-        return [File(path)]
-    found = _list(path, recursive=True)
+        return [SourceFile(path)]
+    found = _find_images(path, recursive=True)
     for file in found:
         if "DIV2K_train_HR" in file.parts[len(path.parts) :]:
             # Taken as any folder, its reductions and its validation images would be trained on as well.
             root = Path(*file.parts[: file.parts.index("DIV2K_train_HR")])
             raise DataError(f"{path}: DIV2K lies deeper in it; give {root} itself with --data")
-    return [File(file) for file in found]
+    return [SourceFile(file) for file in found]
 
 
-def div2k(folder: Path, part: str, scale: int) -> list[File]:
+def find_div2k(folder: Path, part: str, scale: int) -> list[SourceFile]:
     low = folder / f"DIV2K_{part}_LR_bicubic" / f"X{scale}"
-    pairs = [(path, low / f"{path.stem}x{scale}.png") for path in _list(folder / f"DIV2K_{part}_HR")]
-    return [File(path, low if low.is_file() else None) for path, low in pairs]
+    pairs = [(path, low / f"{path.stem}x{scale}.png") for path in _find_images(folder / f"DIV2K_{part}_HR")]
+    return [SourceFile(path, low if low.is_file() else None) for path, low in pairs]
 
 
-def _list(folder: Path, recursive: bool = False) -> list[Path]:
+def _find_images(folder: Path, recursive: bool = False) -> list[Path]:
     try:
         return find_images(folder, recursive)
     except ImageError as error:
@@ -70,20 +70,20 @@ class ImageGroup:
     count: int
     height: int
     width: int
-    sixteen: bool
+    is_16bit: bool
     read: Callable[[], tuple[np.ndarray, ...]]
 
-    def pixels(self, plan: LoadSpec) -> int:
+    def kept_pixels(self, plan: LoadSpec) -> int:
         """HR pixels that are kept."""
         unit = plan.crop or plan.scale
         return self.count * (self.height // unit * unit) * (self.width // unit * unit)
 
 
-def measure(file: File, plan: LoadSpec) -> list[ImageGroup]:
+def scan_file(file: SourceFile, plan: LoadSpec) -> list[ImageGroup]:
     """What a file holds, without decoding it. Raises ImageError, or DataError for HDF5."""
     if file.path.suffix.lower() in _HDF5:
-        return _measure_hdf5(file.path, plan.scale)
-    low = None if plan.crop else file.low
+        return _scan_hdf5(file.path, plan.scale)
+    low = None if plan.crop else file.lr_path
     with ImageReader(file.path, sixteen=True) as reader:
         size, sixteen = (reader.height, reader.width), reader.dtype == np.uint16
     if low is not None:
@@ -114,14 +114,14 @@ def _open_hdf5(path: Path, kind: type[Exception]) -> Iterator[Any]:
         raise kind(f"{path}: cannot be read as HDF5 ({why}), get an intact copy") from None
 
 
-def _measure_hdf5(path: Path, scale: int) -> list[ImageGroup]:
+def _scan_hdf5(path: Path, scale: int) -> list[ImageGroup]:
     with _open_hdf5(path, DataError) as file:
         many = hasattr(file.get("hr"), "ndim")  # a dataset with all images, not a group with one for each
         names = [""] if many else [f"/{name}" for name in sorted(file.get("hr") or [""], key=lambda n: (len(n), n))]
         keys = [(f"lr{name}", f"hr{name}") for name in names]
         _check_datasets(path, file, [key for pair in keys for key in pair], (3, 4) if many else (2, 3))
-        white = _white(file, [high for _, high in keys])
-        return [stack for pair in keys for stack in _measure_pair(path, file, *pair, many, white, scale)]
+        white = _detect_white(file, [high for _, high in keys])
+        return [stack for pair in keys for stack in _scan_pair(path, file, *pair, many, white, scale)]
 
 
 def _check_datasets(path: Path, file: Any, keys: list[str], axes: tuple[int, int]) -> None:
@@ -129,19 +129,19 @@ def _check_datasets(path: Path, file: Any, keys: list[str], axes: tuple[int, int
         data = file.get(key)
         if not hasattr(data, "ndim"):
             raise DataError(f"{path}: holds no {key}; in the 91-image layout there are lr and hr, of equal number")
-        shape = _to_stack(_hollow(data), axes == (3, 4)).shape if data.ndim in axes else (0,)
+        shape = _to_nhwc(_placeholder(data), axes == (3, 4)).shape if data.ndim in axes else (0,)
         if not (data.dtype.kind == "f" or data.dtype in (np.uint8, np.uint16)) or shape[-1] not in (1, 3):
             kinds = "gray or RGB images of uint8, uint16 or floating point"
             raise DataError(f"{path}: {key} is {data.dtype} {list(data.shape)}, not {kinds}")
 
 
-def _hollow(data: Any) -> np.ndarray:
+def _placeholder(data: Any) -> np.ndarray:
     """An array of a dataset's shape, with no memory behind it."""
     return np.broadcast_to(np.uint8(0), data.shape)
 
 
-def _measure_pair(path: Path, file: Any, low: str, high: str, many: bool, white: float, scale: int) -> list[ImageGroup]:
-    lr, hr = (_to_stack(_hollow(file[key]), many) for key in (low, high))
+def _scan_pair(path: Path, file: Any, low: str, high: str, many: bool, white: float, scale: int) -> list[ImageGroup]:
+    lr, hr = (_to_nhwc(_placeholder(file[key]), many) for key in (low, high))
     if hr.shape[:3] != (len(lr), lr.shape[1] * scale, lr.shape[2] * scale):
         why = "; files written for SRCNN hold enlarged lr, of no use here" if lr.shape == hr.shape else ""
         raise DataError(f"{path}: {high} {list(file[high].shape)} is not {scale} x {low} {list(file[low].shape)}{why}")
@@ -156,7 +156,7 @@ def _measure_pair(path: Path, file: Any, low: str, high: str, many: bool, white:
     return stacks
 
 
-def _white(file: Any, keys: list[str]) -> float:
+def _detect_white(file: Any, keys: list[str]) -> float:
     """1 if floating point values are in 0..1, else 255: told by whether any is well above 1."""
     for key in keys:
         if file[key].dtype.kind != "f":
@@ -169,10 +169,10 @@ def _white(file: Any, keys: list[str]) -> float:
 
 def _read_hdf5(path: Path, keys: tuple[str, str], rows: slice | tuple[()], white: float) -> tuple[np.ndarray, ...]:
     with _open_hdf5(path, ImageError) as file:
-        return tuple(_to_levels(_to_stack(file[key][rows], rows != ()), white, f"{path}: {key}") for key in keys)
+        return tuple(_to_integers(_to_nhwc(file[key][rows], rows != ()), white, f"{path}: {key}") for key in keys)
 
 
-def _to_stack(values: np.ndarray, many: bool) -> np.ndarray:
+def _to_nhwc(values: np.ndarray, many: bool) -> np.ndarray:
     """[N, h, w, C] from the axes that HDF5 files have; without N if not `many`."""
     values = values if many else values[None]
     if values.ndim == 3:
@@ -180,7 +180,7 @@ def _to_stack(values: np.ndarray, many: bool) -> np.ndarray:
     return np.moveaxis(values, 1, 3) if values.shape[3] not in (1, 3) and values.shape[1] in (1, 3) else values
 
 
-def _to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
+def _to_integers(values: np.ndarray, white: float, name: str) -> np.ndarray:
     if values.dtype in (np.uint8, np.uint16):
         return values
     if not np.isfinite(values).all():

@@ -37,10 +37,10 @@ class PairedImages:
     scale: int
     hr: Tensor
     lr: Tensor
-    table: np.ndarray
+    index: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.index)
 
     @property
     def nbytes(self) -> int:
@@ -48,9 +48,9 @@ class PairedImages:
 
     def pair(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """(LR [h, w, 3], HR [s·h, s·w, 3]) of a row of the table, uint8 or uint16; views where possible."""
-        high, low, height, width, _ = self.table[i].tolist()
+        high, low, height, width, _ = self.index[i].tolist()
         s = self.scale
-        return _cut_out(self.lr, low, height, width), _cut_out(self.hr, high, s * height, s * width)
+        return _pixels_of(self.lr, low, height, width), _pixels_of(self.hr, high, s * height, s * width)
 
     def to(self, device: torch.device | str) -> "PairedImages":
         return replace(self, hr=self.hr.to(device), lr=self.lr.to(device))
@@ -66,7 +66,7 @@ def pack(pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> PairedIm
     return PairedImages(scale, _to_tensor(hr), _to_tensor(lr), table)
 
 
-def _cut_out(pixels: Tensor, start: int, height: int, width: int) -> np.ndarray:
+def _pixels_of(pixels: Tensor, start: int, height: int, width: int) -> np.ndarray:
     flat = pixels[start : start + height * width].cpu().numpy()
     return (flat.view(np.uint16) if flat.dtype == np.int16 else flat).reshape(height, width, 3)
 
@@ -84,20 +84,20 @@ class MemoryStore:
         if need > available // 2:
             sizes = f"{need / 1e9:.1f} GB decoded, more than half of the {available / 1e9:.1f} GB of memory available"
             raise DataError(f"the images are {sizes}; add --cache DIR to keep them in files")
-        self.scale, self.used = scale, 0
+        self.scale, self.filled = scale, 0
         try:
             self.hr, self.lr = np.empty((pixels, 3), dtype), np.empty((low, 3), dtype)
         except MemoryError:
             raise DataError(f"no memory for {need / 1e9:.1f} GB of images; add --cache DIR") from None
 
     def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
-        start, self.used = self.used, self.used + lr.size // 3
+        start, self.filled = self.filled, self.filled + lr.size // 3
         area = self.scale**2
-        self.lr[start : self.used] = lr.reshape(-1, 3)
-        self.hr[start * area : self.used * area] = hr.reshape(-1, 3)
+        self.lr[start : self.filled] = lr.reshape(-1, 3)
+        self.hr[start * area : self.filled * area] = hr.reshape(-1, 3)
 
     def finish(self, table: np.ndarray) -> PairedImages:
-        hr, lr = self.hr[: self.used * self.scale**2], self.lr[: self.used]
+        hr, lr = self.hr[: self.filled * self.scale**2], self.lr[: self.filled]
         return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), table)
 
 
@@ -110,7 +110,7 @@ class DiskCache:
     def __init__(self, root: Path, scale: int, name: Sequence[str], settings: Sequence, paths: Sequence[Path]):
         self.root, self.scale = root, scale
         self.folder = root / f"x{scale}-{_digest((*map(os.fsencode, name), scale, *settings))[:16]}"
-        self.key = _digest((_FORMAT, *map(_stamp, paths)))
+        self.key = _digest((_FORMAT, *map(_file_stamp, paths)))
 
     def open(self) -> PairedImages | None:
         """What is kept, or None if there is nothing, or nothing of use, which is logged."""
@@ -151,12 +151,12 @@ class DiskCacheWriter:
     """Fills a cache image by image, in a folder that gets the cache's name when `finish` is called, or is removed."""
 
     def __init__(self, cache: DiskCache, pixels: int, dtype: np.dtype):
-        self.cache, self.dtype, self.pixels, self.used = cache, dtype, pixels, 0
+        self.cache, self.dtype, self.pixels, self.filled = cache, dtype, pixels, 0
         self._stack = ExitStack()
 
     def __enter__(self) -> "DiskCacheWriter":
         need = (self.pixels + self.pixels // self.cache.scale**2) * 3 * self.dtype.itemsize
-        with self._one_line():
+        with self._as_data_error():
             self.cache.root.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.cache.root)
             free = shutil.disk_usage(self.cache.root).free
@@ -170,19 +170,19 @@ class DiskCacheWriter:
         return self
 
     def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
-        with self._one_line():
+        with self._as_data_error():
             for file, pixels in zip(self._files, (hr, lr), strict=True):
                 file.write(pixels.data)
-        self.used += lr.size // 3
+        self.filled += lr.size // 3
 
     def finish(self, table: np.ndarray) -> PairedImages:
         index = {
             "key": self.cache.key,
             "dtype": self.dtype.name,
-            "pixels": self.used,
+            "pixels": self.filled,
             "table": zlib.crc32(table.tobytes()),
         }
-        with self._one_line():
+        with self._as_data_error():
             (self._folder / "table.bin").write_bytes(table.tobytes())
             (self._folder / "index.json").write_text(json.dumps(index))
             self._stack.close()
@@ -196,7 +196,7 @@ class DiskCacheWriter:
             self._stack.__exit__(*error)
 
     @contextmanager
-    def _one_line(self) -> Iterator[None]:
+    def _as_data_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -208,7 +208,7 @@ def _digest(value: tuple) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def _stamp(path: Path) -> tuple:
+def _file_stamp(path: Path) -> tuple:
     try:
         status = path.stat()
     except OSError:

@@ -134,7 +134,7 @@ class Trainer:
 
         self.divergence, self.misfit = recipe.DivergenceMonitor(options.loss), None
         self.step, self.best, self.factor, self.rollbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
-        self.images = [len(images), zlib.crc32(images.table.tobytes())]
+        self.images = [len(images), zlib.crc32(images.index.tobytes())]
         if options.resume:
             self._restore(found)
         self.misfit = self._sound_misfit() if self.misfit is None else self.misfit

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edsr.data import Degradation, PairedImages, degraded, pack
+from edsr.data import Degradation, PairedImages, degrade, pack
 from edsr.evaluation import psnr, scored
 from edsr.images import matlab_bicubic
 from edsr.models import EDSR
@@ -32,7 +32,7 @@ def worsened(images: PairedImages, degradation: Degradation) -> PairedImages:
     """The images with LR sides all degraded, whole; HR sides as they are."""
     every = replace(degradation, clean=0.0)
     pairs = [images.pair(i) for i in range(len(images))]
-    lows = [degraded(low, every.draw(SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
+    lows = [degrade(low, every.draw(SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
     return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], images.scale)
 
 

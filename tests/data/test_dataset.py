@@ -20,7 +20,7 @@ from PIL import Image
 from edsr.data import patches, sources
 from edsr.data import store as kept
 from edsr.data.dataset import load_dataset, train_val_split
-from edsr.data.patches import PatchLoader, Sampler, gather_patches, patch_offsets
+from edsr.data.patches import PatchLoader, PatchSampler, gather_patches, patch_offsets
 from edsr.data.store import DiskCache, DiskCacheWriter, PairedImages, pack
 from edsr.errors import DataError
 from edsr.images import ImageReader
@@ -72,7 +72,7 @@ def read_all(*sources, scale=2, patch=4, **more) -> PairedImages:
 
 
 def same(a: PairedImages, b: PairedImages) -> bool:
-    return torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) and np.array_equal(a.table, b.table)
+    return torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) and np.array_equal(a.index, b.index)
 
 
 def refused(says, *sources, **more):
@@ -95,10 +95,10 @@ def test_images_lie_end_to_end(folder, scale, lines):
         low, high = images.pair(i)
         np.testing.assert_array_equal(high, original)
         np.testing.assert_array_equal(low, matlab_downscale(original, scale))
-        assert images.table[i].tolist() == [end * scale**2, end, *low.shape[:2], i]
+        assert images.index[i].tolist() == [end * scale**2, end, *low.shape[:2], i]
         end += low.shape[0] * low.shape[1]
     assert images.lr.shape == (end, 3) and images.hr.shape == (end * scale**2, 3)
-    assert images.hr.dtype == torch.uint8 and images.table.dtype == np.int64
+    assert images.hr.dtype == torch.uint8 and images.index.dtype == np.int64
     assert images.nbytes == 3 * end * (1 + scale**2)
     assert same(images, images.to("cpu"))
 
@@ -188,7 +188,7 @@ def test_files_that_break_while_decoded_leave_no_hole(folder, tmp_path, suffix, 
     lines()
     images = read_all(folder, cache=tmp_path / "cache" if cached else None)
     assert torch.equal(images.hr, whole.hr) and torch.equal(images.lr, whole.lr)
-    np.testing.assert_array_equal(images.table[:, :4], whole.table[:, :4])
+    np.testing.assert_array_equal(images.index[:, :4], whole.index[:, :4])
     reading, damaged = lines()
     assert reading == "reading 5 images" and "1b" in damaged and "damaged" in damaged
 
@@ -252,7 +252,7 @@ def test_crops_are_images_of_their_own(tmp_path, scale):
         np.testing.assert_array_equal(high, square)
         np.testing.assert_array_equal(low, matlab_downscale(square, scale))
     np.testing.assert_array_equal(images.pair(13)[1], make_image(24, 50, 1, seed=1)[:, 24:48].repeat(3, 2))
-    assert images.table[:, 4].tolist() == [0] * 12 + [1] * 2
+    assert images.index[:, 4].tolist() == [0] * 12 + [1] * 2
 
 
 def test_crops_that_cannot_be(folder, lines):
@@ -274,13 +274,13 @@ def sizes(count, height=8, width=8):
 @pytest.mark.parametrize(("count", "held"), [(1, 0), (2, 1), (19, 1), (20, 2), (199, 19), (200, 20), (1000, 20)])
 def test_one_in_ten_is_held_back(count, held):
     images = PairedImages(1, torch.zeros(count, 3), torch.zeros(count, 3), np.ones((count, 5), np.int64))
-    images.table[:, :2], images.table[:, 4] = 0, np.arange(count)
+    images.index[:, :2], images.index[:, 4] = 0, np.arange(count)
     rest, validation = train_val_split(images)
     assert (0 if validation is None else len(validation)) == held and len(rest) == count - held
-    gone = np.setdiff1d(np.arange(count), rest.table[:, 4])
+    gone = np.setdiff1d(np.arange(count), rest.index[:, 4])
     if held > 1:
         assert np.ptp(np.diff(gone)) <= 1 and abs(gone[0] - (count - 1 - gone[-1])) <= 1
-    assert np.array_equal(rest.table, train_val_split(images)[0].table)
+    assert np.array_equal(rest.index, train_val_split(images)[0].index)
 
 
 def test_held_back_are_the_middles():
@@ -300,7 +300,7 @@ def test_crops_of_a_image_held_back_leave_together(tmp_path):
     images = read_all(tmp_path, crop=16)
     rest, validation = train_val_split(images, side=24)
     assert validation is not None
-    assert set(rest.table[:, 4]) == {0, 2} and len(rest) == 2 * 36
+    assert set(rest.index[:, 4]) == {0, 2} and len(rest) == 2 * 36
     assert len(validation) == 9  # of 8 x 8, the area of one of 24 x 24
     np.testing.assert_array_equal(validation.pair(0)[1], images.pair(36 + 13)[1])
 
@@ -394,7 +394,7 @@ def test_hdf5(tmp_path, form, block, monkeypatch):
     images = read_all(path, scale=3)
     gray = "luma" in form[0] or "one" in form[0]
     assert len(images) == 12 and images.hr.dtype == torch.uint8
-    assert images.table[:, 4].tolist() == list(range(12))
+    assert images.index[:, 4].tolist() == list(range(12))
     for i in range(12):
         low, high = images.pair(i)
         np.testing.assert_array_equal(high, HR[i][..., [0, 0, 0]] if gray else HR[i])
@@ -418,13 +418,13 @@ def test_hdf5_values(tmp_path):
 def test_hdf5_beside_folders_cached_and_cut(folder, tmp_path, lines):
     path = hdf5(tmp_path / "a.h5", [make_image(20, 18), make_image(4, 4)], [make_image(40, 36), make_image(8, 8)])
     images = read_all(folder, path, patch=5, cache=tmp_path / "cache")
-    assert len(images) == 5 and images.table[4, 2:].tolist() == [20, 18, 4]
+    assert len(images) == 5 and images.index[4, 2:].tolist() == [20, 18, 4]
     assert "a.h5: hr/1: 8 x 8 is smaller" in lines()[0]
     assert len(read_all(path, crop=8)) == 5 * 4 + 1
     many = hdf5(tmp_path / "b.h5", LR, HR)
-    assert read_all(many, folder, scale=3).table[:, 4].tolist() == list(range(16))
+    assert read_all(many, folder, scale=3).index[:, 4].tolist() == list(range(16))
     pieces = [np.repeat(np.arange(12), 2), np.repeat(np.arange(12, 16), 25)]
-    np.testing.assert_array_equal(read_all(many, folder, scale=3, crop=12).table[:, 4], np.concatenate(pieces))
+    np.testing.assert_array_equal(read_all(many, folder, scale=3, crop=12).index[:, 4], np.concatenate(pieces))
 
 
 def test_hdf5_that_does_not_fit(tmp_path, lines):
@@ -588,7 +588,7 @@ def test_the_format_of_caches_stays(tmp_path):
     np.testing.assert_array_equal(high.reshape(-1), np.arange(0, 240, 5))
     with DiskCacheWriter(cache, 16, np.dtype(np.uint8)) as writer:
         writer.add(high[None].copy(), low[None].copy())
-        writer.finish(images.table)
+        writer.finish(images.index)
     assert {path.name: path.read_bytes() for path in cache.folder.iterdir()} == OLD_CACHE
     other = DiskCache(tmp_path, 3, ["validate", "/data/фото", "/b"], (1, 96), [Path("/nowhere/a.png")])
     assert other.folder.name == "x3-ffa1ae8780a96089"
@@ -679,13 +679,13 @@ def table(*shapes):
 def test_draws_depend_on_seed_and_step_alone(shapes, patch, batch, seed, first, count):
     if all(min(shape) < patch for shape in shapes):
         with pytest.raises(ValueError, match="no image"):
-            Sampler(table(*shapes), patch, batch, seed)
+            PatchSampler(table(*shapes), patch, batch, seed)
         return
-    sampler = Sampler(table(*shapes), patch, batch, seed)
+    sampler = PatchSampler(table(*shapes), patch, batch, seed)
     drawn = sampler.draw(first, count)
     assert drawn.shape == (count, batch, 4) and drawn.dtype == np.int64
     for i in range(count):
-        np.testing.assert_array_equal(drawn[i], Sampler(table(*shapes), patch, batch, seed).draw(first + i, 1)[0])
+        np.testing.assert_array_equal(drawn[i], PatchSampler(table(*shapes), patch, batch, seed).draw(first + i, 1)[0])
     heights, widths = np.array(shapes)[drawn[..., 0]].transpose(2, 0, 1)
     assert (drawn >= 0).all() and (drawn[..., 3] < 8).all()
     assert (drawn[..., 1] + patch <= heights).all() and (drawn[..., 2] + patch <= widths).all()
@@ -693,17 +693,17 @@ def test_draws_depend_on_seed_and_step_alone(shapes, patch, batch, seed, first, 
 
 def test_every_position_is_as_likely_as_any_other():
     """Images of 3 x 4, 2 x 2 and 1 x 5 positions, one too small, 8 turns: 168 cells, chi-squared."""
-    sampler = Sampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 1)
+    sampler = PatchSampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 1)
     drawn = sampler.draw(0, 1680).reshape(-1, 4)
     cells, counts = np.unique(drawn, axis=0, return_counts=True)
     assert len(cells) == (12 + 4 + 5) * 8 and set(cells[:, 0]) == {0, 1, 3}
     assert ((counts - 500) ** 2 / 500).sum() < 167 + 4 * np.sqrt(2 * 167)
     assert not np.array_equal(sampler.draw(0, 9), sampler.draw(1, 9))
-    assert not np.array_equal(sampler.draw(0, 9), Sampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 2).draw(0, 9))
+    assert not np.array_equal(sampler.draw(0, 9), PatchSampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 2).draw(0, 9))
 
 
 def test_a_set_of_billions_of_positions():
-    sampler = Sampler(table(*[(100_000, 100_000)] * 3), 48, 1000, 0)
+    sampler = PatchSampler(table(*[(100_000, 100_000)] * 3), 48, 1000, 0)
     drawn = sampler.draw(0, 4).reshape(-1, 4)
     assert set(drawn[:, 0]) == {0, 1, 2} and drawn[:, 1].max() > 99_000 and len(np.unique(drawn[:, 2])) > 3800
 
@@ -750,7 +750,7 @@ def test_batches_are_the_patches_drawn(scale, patch, step, wide, seed):
     images = pack(pairs, scale)
     feed = feed_of(images, patch, 5, seed)
     feed.load(step, 3)
-    drawn = Sampler(images.table, patch, 5, seed).draw(step, 3)
+    drawn = PatchSampler(images.index, patch, 5, seed).draw(step, 3)
     for i in range(3):
         low, high = feed.batch(torch.tensor([i]))
         assert high.shape == (5, 3, patch * scale, patch * scale) and high.dtype == torch.float32
@@ -787,7 +787,7 @@ def test_one_small_image_fills_any_batch():
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_shares_make_up_the_batch(world, resident, monkeypatch):
-    monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
+    monkeypatch.setattr(patches, "_fits_on_device", lambda size, device: resident)
     images = pack([(matlab_downscale(p, 2), p) for p in (make_image(40, 60), make_image(80, 30, seed=1))], 2)
     whole = next_batch(images, 6, 8, 5)
     shares = []
@@ -809,7 +809,7 @@ def test_gathered_on_the_host_or_the_device(wide, device, monkeypatch):
     images = [sixteen(40, 60) if wide else make_image(40, 60), sixteen(30, 44) if wide else make_image(30, 44)]
     images = pack([(matlab_downscale(image, 2), image) for image in images], 2)
     resident = feed_of(images, 7, 6, device=device)
-    monkeypatch.setattr(patches, "_fits", lambda size, where: False)
+    monkeypatch.setattr(patches, "_fits_on_device", lambda size, where: False)
     gathered = feed_of(images, 7, 6, device=device)
     for first, count in (0, 8), (8, 3), (100, 1):
         for feed in resident, gathered:
@@ -824,16 +824,16 @@ def test_gathered_on_the_host_or_the_device(wide, device, monkeypatch):
 @pytest.mark.parametrize("resident", [True, False])
 def test_buffers_stay_where_they_are(resident, monkeypatch):
     """A CUDA graph reads the same addresses at every replay; what was prepared for other steps is not used."""
-    monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
+    monkeypatch.setattr(patches, "_fits_on_device", lambda size, device: resident)
     image = make_image(40, 60)
     images = pack([(matlab_downscale(image, 2), image)], 2)
     feed = feed_of(images, 6, 8)
-    addresses = [buffer.data_ptr() for buffer in feed._loaded]
+    addresses = [buffer.data_ptr() for buffer in feed.buffers]
     feed.load(0, 8)
     early = [x.clone() for x in feed.batch(torch.tensor(7))]
     feed.prepare(8, 8)
     feed.load(40, 2)
-    assert [buffer.data_ptr() for buffer in feed._loaded] == addresses
+    assert [buffer.data_ptr() for buffer in feed.buffers] == addresses
     for ours, theirs in zip(feed.batch(torch.tensor(1)), next_batch(images, 6, 8, 41), strict=True):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(feed.batch(torch.tensor(7)), early, strict=True):
@@ -847,7 +847,7 @@ def test_buffers_stay_where_they_are(resident, monkeypatch):
 def test_a_cuda_graph_of_a_batch(resident, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    monkeypatch.setattr(patches, "_fits", lambda size, device: resident)
+    monkeypatch.setattr(patches, "_fits_on_device", lambda size, device: resident)
     image = make_image(40, 60)
     images = pack([(matlab_downscale(image, 2), image)], 2)
     feed, at = feed_of(images, 6, 8, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr.data import patches
-from edsr.data.degradation import CELL, Degradation, Range, degraded, parse_degradation, window
+from edsr.data.degradation import BLOCK_GRID, Degradation, Range, degrade, parse_degradation, crop_padded
 from edsr.data.patches import PatchLoader
 from edsr.data.store import pack
 from edsr.images.resize import matlab_downscale
@@ -72,35 +72,35 @@ def test_draws_follow_from_seed_step_and_index_alone():
     told = {str(degradation.draw(seed, step, k)) for seed in range(-1, 3) for step in (0, 1, 2**40) for k in range(9)}
     assert len(told) == 4 * 3 * 9
     image = make_image(40, 50)
-    one, other = (degraded(image, degradation.draw(5, 6, 7)) for _ in range(2))
-    assert np.array_equal(one, other) and not np.array_equal(one, degraded(image, degradation.draw(5, 6, 8)))
+    one, other = (degrade(image, degradation.draw(5, 6, 7)) for _ in range(2))
+    assert np.array_equal(one, other) and not np.array_equal(one, degrade(image, degradation.draw(5, 6, 8)))
 
 
 def test_asking_for_more_changes_nothing_of_the_rest():
     for few, more in zip(plans("jpeg:40-95", 200), plans("jpeg:40-95,noise:0-10,blur:0-1", 200), strict=True):
         assert (few is None) == (more is None)
-        assert few is None or more is None or few.saves == more.saves
+        assert few is None or more is None or few.compressions == more.compressions
 
 
 def test_how_often_what_is_drawn():
     drawn = plans(ALL, 4000)
     dirty = [plan for plan in drawn if plan is not None]
     assert 1 - len(dirty) / len(drawn) == pytest.approx(0.2, abs=0.03)
-    assert sum(len(plan.saves) == 2 for plan in dirty) / len(dirty) == pytest.approx(0.2, abs=0.03)
-    assert all(len(plan.saves) in (1, 2) for plan in dirty)
-    assert sum(plan.saves[0].kind == "webp" for plan in dirty) / len(dirty) == pytest.approx(0.25, abs=0.03)
-    jpegs = [plan.saves[0] for plan in dirty if plan.saves[0].kind == "jpeg"]
+    assert sum(len(plan.compressions) == 2 for plan in dirty) / len(dirty) == pytest.approx(0.2, abs=0.03)
+    assert all(len(plan.compressions) in (1, 2) for plan in dirty)
+    assert sum(plan.compressions[0].codec == "webp" for plan in dirty) / len(dirty) == pytest.approx(0.25, abs=0.03)
+    jpegs = [plan.compressions[0] for plan in dirty if plan.compressions[0].codec == "jpeg"]
     assert {save.quality for save in jpegs} == set(range(40, 96))
     kinds = Counter(save.subsampling for save in jpegs)
     assert kinds.keys() == {"4:2:0", "4:2:2", "4:4:4"} and kinds["4:2:0"] > len(jpegs) / 2
-    assert {save.at[k] for save in jpegs for k in (0, 1)} == set(range(1, CELL + 1))
+    assert {save.offset[k] for save in jpegs for k in (0, 1)} == set(range(1, BLOCK_GRID + 1))
     for name, low, high in ("noise", 0, 10), ("blur", 0, 1), ("resize", 0.8, 1.2):
         values = np.array([getattr(plan, name) for plan in dirty])
         assert low <= values.min() < low + 0.1 * (high - low) and high - 0.1 * (high - low) < values.max() <= high
     assert all(plan is None for plan in plans("jpeg:40-95,clean:1", 100))
     assert all(plan is not None for plan in plans("jpeg:40-95,clean:0", 100))
-    assert {plan.saves[0].kind for plan in plans("webp:40-95,clean:0", 100) if plan} == {"webp"}
-    assert all(plan.saves == () for plan in plans("blur:1,clean:0", 100) if plan)
+    assert {plan.compressions[0].codec for plan in plans("webp:40-95,clean:0", 100) if plan} == {"webp"}
+    assert all(plan.compressions == () for plan in plans("blur:1,clean:0", 100) if plan)
 
 
 # ---- what is done
@@ -112,7 +112,7 @@ def test_how_often_what_is_drawn():
 )
 def test_any_size_stays_what_it_is(height, width, index, spec):
     plan = parse_degradation(f"{spec},clean:0").draw(0, 0, index)
-    result = degraded(make_image(height, width), plan)
+    result = degrade(make_image(height, width), plan)
     assert result.shape == (height, width, 3) and result.dtype == np.uint8
 
 
@@ -124,7 +124,7 @@ def test_a_slight_degradation_leaves_a_image_where_it_is(spec, most):
     y, x = np.mgrid[0:60, 0:70]
     image = np.stack([128 + 90 * np.sin(x / 9 + k) * np.cos(y / 11) for k in (0, 0.1, 0.2)], 2).astype(np.uint8)
     for index in range(12):
-        off = np.abs(degraded(image, parse_degradation(f"{spec},clean:0").draw(0, 0, index)).astype(int) - image)
+        off = np.abs(degrade(image, parse_degradation(f"{spec},clean:0").draw(0, 0, index)).astype(int) - image)
         assert off[4:-4, 4:-4].max() <= most
 
 
@@ -134,45 +134,45 @@ def test_the_grid_of_blocks_lies_anywhere():
     found = set()
     for plan in plans("jpeg:5,clean:0", 400):
         assert plan is not None
-        if len(plan.saves) == 2:
+        if len(plan.compressions) == 2:
             continue
-        luma = degraded(image, plan).astype(int).sum(2)
+        luma = degrade(image, plan).astype(int).sum(2)
         for axis in 0, 1:
             steps = np.abs(np.diff(luma, axis=axis)).sum(1 - axis)
             phase = int(np.argmax([steps[k::8].mean() for k in range(8)]) + 1) % 8
-            assert phase == -plan.saves[0].at[axis] % 8
+            assert phase == -plan.compressions[0].offset[axis] % 8
             found.add((axis, phase))
     assert len(found) == 16
 
 
 def test_saving_twice_shows_both():
     image = make_image(64, 64)
-    twice = next(p for p in plans("jpeg:40-95,clean:0", 200) if p and len(p.saves) == 2)
-    first, second = twice.saves
-    assert first.at != second.at and first.quality != second.quality
-    both = degraded(image, twice)
+    twice = next(p for p in plans("jpeg:40-95,clean:0", 200) if p and len(p.compressions) == 2)
+    first, second = twice.compressions
+    assert first.offset != second.offset and first.quality != second.quality
+    both = degrade(image, twice)
     for saves in (first,), (second,):
-        assert not np.array_equal(both, degraded(image, replace(twice, saves=saves)))
+        assert not np.array_equal(both, degrade(image, replace(twice, saves=saves)))
 
 
 def test_noise_has_the_strength_drawn():
     for level in 40, 128, 215:
         plan = parse_degradation("noise:6,clean:0").draw(0, 0, level)
         assert plan is not None
-        noise = degraded(np.full((200, 200, 3), level, np.uint8), plan).astype(float) - level
+        noise = degrade(np.full((200, 200, 3), level, np.uint8), plan).astype(float) - level
         assert noise.mean() == pytest.approx(0, abs=0.1)
-        assert noise.std() == pytest.approx(6 * (1 + plan.tilt * (level / 127.5 - 1)), rel=0.03)
-        assert abs(plan.tilt) <= 0.25
+        assert noise.std() == pytest.approx(6 * (1 + plan.noise_slope * (level / 127.5 - 1)), rel=0.03)
+        assert abs(plan.noise_slope) <= 0.25
 
 
 def test_sixteen_bits_are_degraded_as_eight():
     image = np.minimum(make_image(40, 50), 254)
     eight, wide = (
-        degraded(levels, parse_degradation(f"{ALL},clean:0").draw(0, 0, 1))
+        degrade(levels, parse_degradation(f"{ALL},clean:0").draw(0, 0, 1))
         for levels in (image, image.astype(np.uint16) * 257 + 100)
     )
     assert wide.dtype == np.uint16 and np.array_equal(wide, eight.astype(np.uint16) * 257)
-    assert degraded(image, None) is image
+    assert degrade(image, None) is image
 
 
 @settings(max_examples=60, deadline=None)
@@ -183,8 +183,8 @@ def test_a_window_is_the_turned_patch_with_its_surroundings(side, turn, index, c
     image = random.integers(0, 256, (height, width, 3), np.uint8)
     y, x = int(random.integers(0, height - side + 1)), int(random.integers(0, width - side + 1))
     plan = None if clean else parse_degradation(f"{ALL},clean:0").draw(0, 0, index)
-    (above, _), (left, _) = reach = plan.reach(side, side) if plan else ((0, 0), (0, 0))
-    cut = window(image, y, x, side, turn, plan)
+    (above, _), (left, _) = reach = plan.padding(side, side) if plan else ((0, 0), (0, 0))
+    cut = crop_padded(image, y, x, side, turn, plan)
     assert cut.shape == (side + sum(reach[0]), side + sum(reach[1]), 3)
     # The whole image turned, and where the patch lies then.
     turned = image[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
@@ -223,7 +223,7 @@ def some(request):
 
 @pytest.fixture(params=[True, False])
 def resident(request, monkeypatch):
-    monkeypatch.setattr(patches, "_fits", lambda size, device: request.param)
+    monkeypatch.setattr(patches, "_fits_on_device", lambda size, device: request.param)
 
 
 @pytest.mark.usefixtures("resident")
@@ -266,7 +266,7 @@ def test_shares_make_up_the_batch(some, world):
 def test_threads_work_ahead(some):
     feed = feed_of(some, ALL)
     feed.prepare(0, 3)
-    coming = [*feed._degraded._coming.values()]
+    coming = [*feed._degrader.pending.values()]
     assert len(coming) == 3 and all(future.result(timeout=60).shape == (6, 8, 8, 3) for future in coming)
     feed.close()
 
@@ -285,7 +285,7 @@ def test_a_gpu_gets_the_same_patches(some):
 
 def test_validation_images_are_degraded_whole_once_and_all(some):
     ours = worsened(some, parse_degradation(f"{ALL},clean:1"))
-    assert ours.hr.dtype == some.hr.dtype and np.array_equal(ours.table, some.table)
+    assert ours.hr.dtype == some.hr.dtype and np.array_equal(ours.index, some.table)
     assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, worsened(some, parse_degradation(ALL)).lr)
     for i in range(len(some)):
         assert not np.array_equal(ours.pair(i)[0], some.pair(i)[0])
