@@ -110,7 +110,9 @@ def _trained(run: Path | None) -> str | None:
     if not noted:
         return None
     best = f", validation {max(line['psnr'] for line in scored):.3f} dB at best" if scored else ""
-    rates = [line["patches_per_second"] for line in noted if "patches_per_second" in line]
+    # Earlier versions called patches images.
+    speeds = (line.get("patches_per_second", line.get("images_per_second")) for line in noted)
+    rates = [speed for speed in speeds if speed is not None]
     speed = f", {statistics.median(rates):,.0f} patches/s" if rates else ""
     return f"trained to step {noted[-1]['step']:,}{speed}{best}"
 

@@ -30,7 +30,7 @@ def compiled_kernels(tmp_path_factory):
     """The CPU kernels in a cache of the tests' own, so that no process has to compile them, which it would say."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        winograd_cpu.compile_ahead(lambda line: None)
+        winograd_cpu.compile_ahead()
         yield
 
 

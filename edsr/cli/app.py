@@ -93,13 +93,13 @@ def run_upscale(options) -> int:
         stdout_file,
         upscale_files,
     )
-    from edsr.devices import Shares, list_devices
+    from edsr.devices import ProcessGroup, list_devices
 
     from . import progress
 
     use_threads(options)
-    shares = Shares()
-    devices = list_devices(shares.device(options.device))
+    group = ProcessGroup.for_files()
+    devices = list_devices(group.local_device(options.device))
     size = OutputSize(options.outscale, options.width, options.height)
 
     def say(line: str) -> None:
@@ -123,7 +123,7 @@ def run_upscale(options) -> int:
             batch = [Job(source, output)]
         else:
             batch = plan_jobs(options.inputs, options.output, tag, options.format, options.recursive)
-        batch = shares.mine(batch)
+        batch = group.share(batch)
         request = UpscaleOptions(
             size,
             options.linear_light,
@@ -133,7 +133,7 @@ def run_upscale(options) -> int:
             options.skip_existing,
             make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
         )
-        with progress.bars(options.quiet or shares.rank > 0, len(batch)) as bars:
+        with progress.bars(options.quiet or not group.is_main, len(batch)) as bars:
             for outcome in upscale_files(batch, networks, request, bars):
                 # A defect of ours is shown whole, but does not end a batch that somebody left to itself.
                 defect = outcome.error is not None and not is_expected(outcome.error)
@@ -142,7 +142,8 @@ def run_upscale(options) -> int:
                 outcomes.append(record_of(outcome))
                 bars.done()
                 report(outcomes[-1], options, sys.stderr if "-" in piped else sys.stdout)
-    gathered = shares.gather(outcomes)
+    gathered = group.gather(outcomes)
+    group.leave()
     everything = [record for records in gathered or [] for record in records]
     if gathered is not None and len(everything) > 1 and not options.quiet:
         print_line(summary(everything))
@@ -299,12 +300,13 @@ def run_train(options) -> int:
 
     # Of several processes under torchrun one speaks.
     quiet = options.quiet or os.environ.get("RANK", "0") != "0"
+    show_log(quiet)
 
     def say(line: str) -> None:
         if not quiet:
             print_line(line)
 
-    progress, stopping = None, False
+    progress, stopping, interrupted = None, False, None
 
     def stop(*_) -> None:
         nonlocal stopping
@@ -312,21 +314,23 @@ def run_train(options) -> int:
             raise KeyboardInterrupt
         stopping = True
 
+    def run():
+        nonlocal interrupted
+        interrupted = yield from train(TrainConfig(**chosen), lambda: stopping)
+
     for name in signal.SIGINT, signal.SIGTERM:
         signal.signal(name, stop)
     if options.preview:
-        write_preview(TrainConfig(**chosen), options.preview, say)
+        write_preview(TrainConfig(**chosen), options.preview)
         return 0
-    steps = train(TrainConfig(**chosen), say, lambda: stopping)
-    with contextlib.closing(steps), training_bar(quiet) as bar:
+    with contextlib.closing(run()) as steps, training_bar(quiet) as bar:
         for progress in steps:
-            bar.show(progress.step, progress.steps, progress.loss, progress.speed, progress.validated)
+            bar.show(progress)
             if progress.validated:
                 say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.validated}")
-    if progress is None:  # the run had come to its end before, which it has said
+    if progress is None:  # the run had come to its end before, which was logged
         return 0
-    if not progress.finished:
-        interrupted = stopping or options.minutes is None  # if not this process, another of the run
+    if not progress.finished:  # interrupted here or in another process of the run, or out of time
         why = "interrupted" if interrupted else f"stopped after {options.minutes:g} minutes"
         where = f"step {progress.step} of {progress.steps}"
         say(f"{why} and saved at {where}; continue with --resume {progress.folder}")

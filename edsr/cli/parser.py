@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import dataclasses
 from pathlib import Path
+
+from edsr.training import TrainConfig
 
 
 def tile(text: str) -> int | str:
@@ -258,17 +261,18 @@ def add_train(commands, parents) -> None:
     )
     command.set_defaults(given=set())
 
-    def add(group, *names, **more) -> None:
-        group.add_argument(*names, action=Given, **more)
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
-    add(
-        command,
-        "--data",
-        nargs="+",
-        metavar="PATH",
-        help="folders of high-resolution images, DIV2K's folder, or HDF5 files of lr and hr",
-    )
-    command.add_argument("--out", metavar="RUN", help="folder of the run; of a decay: RUN-decay-STEP, unless given")
+    def add(group, name: str, **more) -> None:
+        """The option of a field of TrainConfig, whose default, choices and help it has."""
+        told = {key: value for key, value in fields[name].metadata.items() if key != "help"}
+        if fields[name].default is not dataclasses.MISSING:
+            told["default"] = fields[name].default
+        help_text = fields[name].metadata["help"].replace("%", "%%")
+        group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **({"action": Given} | told | more))
+
+    add(command, "data", nargs="+")
+    add(command, "out", action="store")
     command.add_argument(
         "--resume",
         nargs="?",
@@ -276,89 +280,36 @@ def add_train(commands, parents) -> None:
         metavar="RUN",
         help="continue the run in RUN, or in --out; what is not given is as it was",
     )
-    command.add_argument(
-        "--minutes", type=positive, metavar="M", help="save and stop after so long; see --steps auto, --decay auto"
-    )
+    add(command, "minutes", type=positive, action="store")
     network = command.add_argument_group("network")
-    add(network, "--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
-    add(network, "--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
-    network.add_argument(
-        "--init",
-        metavar="NAME|FILE|none",
-        help="weights to start from; not given: for x3 and x4 the packaged x2's body",
-    )
+    add(network, "model")
+    add(network, "scale", type=int)
+    add(network, "init", action="store")
     recipe = command.add_argument_group("recipe")
-    add(
-        recipe,
-        "--steps",
-        type=auto_or_whole,
-        default=300_000,
-        metavar="N|auto",
-        help="steps in all; auto: as many as fit into --minutes, measured at the start",
-    )
-    add(recipe, "--batch", type=int, default=16, help="patches a step, over all processes")
-    add(recipe, "--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
-    add(recipe, "--lr", type=positive, default=2e-4, help="learning rate at its peak")
-    add(recipe, "--loss", default="l1", choices=("l1", "l2", "charbonnier"), help="what is made small")
-    add(
-        recipe,
-        "--schedule",
-        default="cosine",
-        choices=("cosine", "step", "wsd"),
-        help="how the learning rate falls; wsd: not before --decay, for runs that may be of any length",
-    )
-    recipe.add_argument(
-        "--decay",
-        type=auto_or_whole,
-        metavar="N|auto",
-        help="with --resume RUN: N steps, or as many as fit into --minutes, in which the learning rate falls to 0, "
-        "from a copy of the run's state; they are a run of their own, and RUN stays as it is",
-    )
-    add(recipe, "--seed", type=int, default=0, help="of weights and patches")
-    add(
-        recipe,
-        "--degrade",
-        metavar="SPEC",
-        help="make LR patches what people's images are, each amount drawn from its range: jpeg:40-95, webp:50-90 "
-        "(quality), noise:0-10 (8-bit levels), blur:0-1 (pixels), resize:0.8-1.2 (and back), by commas; clean:0.2 is "
-        "the share left as it is. Best weights are then those of the best mean of clean and degraded PSNR",
-    )
+    add(recipe, "steps", type=auto_or_whole)
+    add(recipe, "batch", type=int)
+    add(recipe, "patch", type=int)
+    add(recipe, "lr", type=positive)
+    add(recipe, "loss")
+    add(recipe, "schedule")
+    add(recipe, "decay", type=auto_or_whole, action="store")
+    add(recipe, "seed", type=int)
+    add(recipe, "degrade")
     recipe.add_argument(
         "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
     )
     images = command.add_argument_group("images")
-    add(images, "--val", metavar="PATH", help="validation images (none: some of --data are held back)")
-    add(images, "--crop", type=int, metavar="N", help="cut images into squares of N pixels beforehand")
-    add(images, "--cache", metavar="DIR", help="keep decoded images there, not in memory")
+    add(images, "val")
+    add(images, "crop", type=int)
+    add(images, "cache")
     machine = command.add_argument_group("execution")
-    often = "default: so often that it takes less than 2 %% of the time"
-    add(
-        machine,
-        "--val-every",
-        type=int,
-        metavar="N",
-        help=f"steps between validations; {often}; 1000 if --deterministic",
-    )
-    add(
-        machine,
-        "--save-every",
-        type=int,
-        metavar="N",
-        help=f"steps between checkpoints; {often}, 30 s apart at least; 1000 if --deterministic",
-    )
-    add(machine, "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
-    kinds = ("auto", "torch", "triton", "winograd")
-    machine.add_argument("--backend", default="auto", choices=kinds, help="who computes, as with upscale")
+    add(machine, "val_every", type=int)
+    add(machine, "save_every", type=int)
+    add(machine, "precision")
+    add(machine, "backend", action="store")
     add_threads(machine)
-    machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
-    add(
-        machine,
-        "--deterministic",
-        nargs=0,
-        const=True,
-        default=False,
-        help="the same bits in every run, on CUDA too; nothing goes by the clock then",
-    )
+    machine.add_argument("--no-graph", dest="graph", action="store_false", help=fields["graph"].metadata["help"])
+    add(machine, "deterministic", nargs=0, const=True)
 
 
 def add_info(commands, parents) -> None:

@@ -4,10 +4,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+if TYPE_CHECKING:
+    from edsr.training import Progress as TrainingProgress
 
 
 class ImageProgress:
@@ -57,28 +61,28 @@ class BatchProgress:
 class TrainingBar:
     """The run: steps done, loss, validation PSNR, patches per second, time left.
 
-    loss: its mean over about 20 of what was shown; one batch differs from the next by more than a run gains in hours.
-    After a step back it is that of the steps from there on: what went astray is undone.
+    The loss is the mean over about 20 reports: one batch differs from the next by more than a run gains in hours. After
+    a rollback it begins anew, as what diverged is undone.
     """
 
     def __init__(self, progress: Progress | None):
         self._progress, self._validated = progress, ""
-        self.loss, self._shown, self._step = 0.0, 0, -1
+        self.loss, self._shown = 0.0, 0
 
-    def show(self, step: int, steps: int, loss: float, speed: float, validated: str) -> None:
-        """steps: in all, which a run may not know before its first. validated: what a validation just gave, or ""."""
-        self._shown = min(self._shown + 1, 20)
-        self.loss = loss if self._shown == 1 else self.loss + (loss - self.loss) / self._shown
-        if step <= self._step:
+    def show(self, report: "TrainingProgress") -> None:
+        """Shows what a run reports."""
+        if report.rolled_back:
             self._shown = 0
-        self._step = step
+        else:
+            self._shown = min(self._shown + 1, 20)
+            self.loss = report.loss if self._shown == 1 else self.loss + (report.loss - self.loss) / self._shown
         if self._progress is None:
             return
         if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on
-            self._progress.add_task("", total=steps, completed=step - 1, text="")
-        self._validated = f"  {validated}" if validated else self._validated
-        text = f"loss {self.loss:.5f}{self._validated}  {speed:.1f} images/s"
-        self._progress.update(self._progress.task_ids[0], completed=step, text=text)
+            self._progress.add_task("", total=report.steps, completed=report.step - 1, text="")
+        self._validated = f"  {report.validated}" if report.validated else self._validated
+        text = f"loss {self.loss:.5f}{self._validated}  {report.speed:.1f} patches/s"
+        self._progress.update(self._progress.task_ids[0], completed=report.step, text=text)
 
 
 @contextlib.contextmanager

@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from .degradation import parse_degradation as parse_degradation
     from .patches import PatchLoader as PatchLoader
     from .store import PairedImages as PairedImages
-    from .store import pack as pack
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "dataset": ["load_dataset", "train_val_split"],
-        "degradation": ["Degradation", "degraded", "parse_degradation"],
+        "degradation": ["Degradation", "degrade", "parse_degradation"],
         "patches": ["PatchLoader"],
-        "store": ["PairedImages", "pack"],
+        "store": ["PairedImages"],
     },
 )

@@ -21,23 +21,37 @@ from edsr.system import atomic_folder, available_memory, remove_abandoned
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the cache: to be raised when what is stored, or how images are reduced, changes
+_FORMAT = 1  # of the cache: to be raised when what is stored, or how images are downscaled, changes
+HR_START, LR_START, HEIGHT, WIDTH, IMAGE = range(5)  # columns of PairedImages.index
 
 
 @dataclass
 class PairedImages:
-    """Decoded images and their reductions, end to end, row by row, in two flat buffers.
+    """HR images and their LR counterparts, end to end, row by row, in two flat buffers.
 
-    hr: [P·s², 3], lr: [P, 3]; uint8, or, if any image has 16 bits, the bits of uint16 levels as int16, because
-    torch gathers int16 on every device, but not uint16. Gray is repeated to three channels.
-    table: int64 [n, 5], in pixels: offset into hr, offset into lr, LR height, LR width; then the number of the
-    image in the set, which crops of one image share. An HR image is `scale` times as high and wide.
+    Attributes:
+        scale: How many times as high and wide as its LR image an HR image is.
+        hr: [P·s², 3], uint8, or, if any image has 16 bits, the bits of uint16 levels as int16, because torch gathers
+            int16 on every device, but not uint16. Gray is repeated to three channels.
+        lr: [P, 3], as hr.
+        index: int64 [n, 5], in pixels: offset into hr, offset into lr, LR height, LR width; then the number of the
+            image in the dataset, which crops of one image share.
     """
 
     scale: int
     hr: Tensor
     lr: Tensor
     index: np.ndarray
+
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> "PairedImages":
+        """Concatenates (LR [h, w, 3], HR [s·h, s·w, 3]) pairs, all uint8 or all uint16."""
+        heights, widths = np.array([lr.shape[:2] for lr, _ in pairs], np.int64).T
+        ends = np.cumsum(heights * widths)
+        starts = ends - heights * widths
+        index = np.stack([starts * scale**2, starts, heights, widths, np.arange(len(pairs))], 1)
+        lr, hr = (np.concatenate([pair[side].reshape(-1, 3) for pair in pairs]) for side in (0, 1))
+        return cls(scale, _to_tensor(hr), _to_tensor(lr), index)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -47,26 +61,16 @@ class PairedImages:
         return self.hr.nbytes + self.lr.nbytes
 
     def pair(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """(LR [h, w, 3], HR [s·h, s·w, 3]) of a row of the table, uint8 or uint16; views where possible."""
-        high, low, height, width, _ = self.index[i].tolist()
+        """(LR [h, w, 3], HR [s·h, s·w, 3]) of a row of the index, uint8 or uint16; views where possible."""
+        hr_start, lr_start, height, width, _ = self.index[i].tolist()
         s = self.scale
-        return _pixels_of(self.lr, low, height, width), _pixels_of(self.hr, high, s * height, s * width)
+        return _image_at(self.lr, lr_start, height, width), _image_at(self.hr, hr_start, s * height, s * width)
 
     def to(self, device: torch.device | str) -> "PairedImages":
         return replace(self, hr=self.hr.to(device), lr=self.lr.to(device))
 
 
-def pack(pairs: Sequence[tuple[np.ndarray, np.ndarray]], scale: int) -> PairedImages:
-    """Images from (LR [h, w, 3], HR [s·h, s·w, 3]) pairs, all uint8 or all uint16."""
-    heights, widths = np.array([low.shape[:2] for low, _ in pairs], np.int64).T
-    ends = np.cumsum(heights * widths)
-    starts = ends - heights * widths
-    table = np.stack([starts * scale**2, starts, heights, widths, np.arange(len(pairs))], 1)
-    lr, hr = (np.concatenate([pair[side].reshape(-1, 3) for pair in pairs]) for side in (0, 1))
-    return PairedImages(scale, _to_tensor(hr), _to_tensor(lr), table)
-
-
-def _pixels_of(pixels: Tensor, start: int, height: int, width: int) -> np.ndarray:
+def _image_at(pixels: Tensor, start: int, height: int, width: int) -> np.ndarray:
     flat = pixels[start : start + height * width].cpu().numpy()
     return (flat.view(np.uint16) if flat.dtype == np.int16 else flat).reshape(height, width, 3)
 
@@ -76,17 +80,17 @@ def _to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 class MemoryStore:
-    """The buffers in memory, filled from their beginning; what stays empty is never touched."""
+    """Buffers in memory, filled from their beginning; what stays empty is never touched."""
 
     def __init__(self, pixels: int, scale: int, dtype: np.dtype):
-        low = pixels // scale**2
-        need, available = (pixels + low) * 3 * dtype.itemsize, available_memory()
+        lr_pixels = pixels // scale**2
+        need, available = (pixels + lr_pixels) * 3 * dtype.itemsize, available_memory()
         if need > available // 2:
             sizes = f"{need / 1e9:.1f} GB decoded, more than half of the {available / 1e9:.1f} GB of memory available"
             raise DataError(f"the images are {sizes}; add --cache DIR to keep them in files")
         self.scale, self.filled = scale, 0
         try:
-            self.hr, self.lr = np.empty((pixels, 3), dtype), np.empty((low, 3), dtype)
+            self.hr, self.lr = np.empty((pixels, 3), dtype), np.empty((lr_pixels, 3), dtype)
         except MemoryError:
             raise DataError(f"no memory for {need / 1e9:.1f} GB of images; add --cache DIR") from None
 
@@ -96,15 +100,15 @@ class MemoryStore:
         self.lr[start : self.filled] = lr.reshape(-1, 3)
         self.hr[start * area : self.filled * area] = hr.reshape(-1, 3)
 
-    def finish(self, table: np.ndarray) -> PairedImages:
+    def finish(self, index: np.ndarray) -> PairedImages:
         hr, lr = self.hr[: self.filled * self.scale**2], self.lr[: self.filled]
-        return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+        return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), index)
 
 
 class DiskCache:
-    """The buffers as files: a folder for each set of sources and each plan, with hr.bin, lr.bin, table.bin, index.json.
+    """Buffers as files: a folder for each list of sources and settings, with hr.bin, lr.bin, table.bin, index.json.
 
-    The index is written last, and the folder gets its name when all is on disk. It holds what the set was made of.
+    table.bin holds `PairedImages.index`; index.json the digest of the source files that the images were read from.
     """
 
     def __init__(self, root: Path, scale: int, name: Sequence[str], settings: Sequence, paths: Sequence[Path]):
@@ -113,7 +117,7 @@ class DiskCache:
         self.key = _digest((_FORMAT, *map(_file_stamp, paths)))
 
     def open(self) -> PairedImages | None:
-        """What is kept, or None if there is nothing, or nothing of use, which is logged."""
+        """The images, or None if there are none, or none that can be used; which of them is logged."""
         images = self._read()
         if images is not None:
             logger.info(f"{len(images)} images found in {self.folder}")
@@ -121,16 +125,16 @@ class DiskCache:
 
     def _read(self) -> PairedImages | None:
         try:
-            index = json.loads((self.folder / "index.json").read_text())
-            if index["key"] != self.key:
+            header = json.loads((self.folder / "index.json").read_text())
+            if header["key"] != self.key:
                 logger.info(f"{self.folder}: the images have changed since, reading them again")
                 return None
-            dtype, low = np.dtype(index["dtype"]), index["pixels"]
+            dtype, pixels = np.dtype(header["dtype"]), header["pixels"]
             rows = (self.folder / "table.bin").read_bytes()
-            if zlib.crc32(rows) != index["table"] or dtype not in (np.uint8, np.uint16):
+            if zlib.crc32(rows) != header["table"] or dtype not in (np.uint8, np.uint16):
                 raise ValueError
-            table = np.frombuffer(rows, np.int64).reshape(-1, 5)
-            hr, lr = (self._map(name, n, dtype) for name, n in (("hr.bin", low * self.scale**2), ("lr.bin", low)))
+            index = np.frombuffer(rows, np.int64).reshape(-1, 5)
+            hr, lr = (self._map(name, n, dtype) for name, n in (("hr.bin", pixels * self.scale**2), ("lr.bin", pixels)))
         except FileNotFoundError:
             if self.folder.exists():
                 logger.warning(f"{self.folder}: incomplete, reading the images again")
@@ -138,7 +142,7 @@ class DiskCache:
         except (OSError, ValueError, KeyError, TypeError):
             logger.warning(f"{self.folder}: damaged, reading the images again")
             return None
-        return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), table)
+        return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), index)
 
     def _map(self, name: str, pixels: int, dtype: np.dtype) -> np.ndarray:
         path = self.folder / name
@@ -175,16 +179,16 @@ class DiskCacheWriter:
                 file.write(pixels.data)
         self.filled += lr.size // 3
 
-    def finish(self, table: np.ndarray) -> PairedImages:
-        index = {
+    def finish(self, index: np.ndarray) -> PairedImages:
+        header = {
             "key": self.cache.key,
             "dtype": self.dtype.name,
             "pixels": self.filled,
-            "table": zlib.crc32(table.tobytes()),
+            "table": zlib.crc32(index.tobytes()),
         }
         with self._as_data_error():
-            (self._folder / "table.bin").write_bytes(table.tobytes())
-            (self._folder / "index.json").write_text(json.dumps(index))
+            (self._folder / "table.bin").write_bytes(index.tobytes())
+            (self._folder / "index.json").write_text(json.dumps(header))
             self._stack.close()
         images = self.cache._read()
         if images is None:

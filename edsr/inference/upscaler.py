@@ -119,10 +119,9 @@ class Upscaler:
         for other backends.
         """
         if self.backend == "triton" and self.device.type == "cuda":
-            importlib.import_module("edsr.kernels.triton.launch").announce_compilation(say)
-            importlib.import_module("edsr.kernels.triton.hopper.probe").begin(self.device, say)
+            importlib.import_module("edsr.kernels.triton.hopper.probe").begin(self.device)
             self(np.zeros((8, 160, 3), np.uint8))
-        elif self.backend == "winograd" and (reason := self.ops.compile_ahead(say)):
+        elif self.backend == "winograd" and (reason := self.ops.compile_ahead()):
             if self._forced:
                 raise BackendError(f"--backend winograd: {reason}; use --backend torch")
             say(f"{reason}: PyTorch computes")
@@ -211,21 +210,13 @@ def _backend(name: str, device: torch.device, model: EDSR, precision: str) -> st
     chosen = best if name == "auto" else name
     if chosen == "torch":
         return "torch"
-    trouble = _no_triton(device, model) if chosen == "triton" else _no_winograd(device, model, precision)
+    if chosen == "triton":
+        trouble = _no_triton(device, model)
+    else:
+        trouble = load_ops(chosen).unavailable_reason(device, PRECISIONS[precision], model.config.features)
     if trouble and name != "auto":
         raise BackendError(f"--backend {name}: {trouble}; use --backend torch")
     return "torch" if trouble else chosen
-
-
-def _no_winograd(device: torch.device, model: EDSR, precision: str) -> str:
-    """Why the Winograd kernels cannot run `model` on `device`; empty if they can."""
-    if device.type != "cpu":
-        return f"the kernels need a CPU, not {device}"
-    if precision != "fp32":
-        return f"the kernels compute in fp32, not {precision}"
-    if model.config.features % 16:
-        return f"the kernels need a multiple of 16 features, not {model.config.features}"
-    return load_ops("winograd").unavailable_reason()
 
 
 def _no_triton(device: torch.device, model: EDSR) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from triton import knobs
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Config = dict[str, int]
 FOLDER = Path(__file__).with_name("configs")
@@ -56,6 +56,7 @@ def run(fn: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     if _compiling is not None:
         _compiling.collect(fn.fn.__name__, fn.warmup(*args, grid=grid, **options))
         return
+    _log_compilations()
     device = next(x.device for x in args if isinstance(x, torch.Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):  # Triton launches on the current one
@@ -172,7 +173,7 @@ def _record(gpu: str) -> dict[str, Any]:
 
 @cache
 def _say_missing(gpu: str, op: str, key: str) -> None:
-    log.debug("%s: no measured configuration for %s %s; the default serves (bench/tune.py finds one)", gpu, op, key)
+    logger.debug("%s: no measured configuration for %s %s; the default serves (bench/tune.py finds one)", gpu, op, key)
 
 
 def slug(gpu: str) -> str:
@@ -180,15 +181,17 @@ def slug(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
-def announce_compilation(say: Callable[[str], None]) -> None:
-    """Calls `say` with a line for every kernel that Triton compiles from now on and had not in its cache."""
+@cache
+def _log_compilations() -> None:
+    """From now on, logs every kernel that Triton compiles because it had not in its cache."""
+    if knobs.compilation.listener is None:
+        knobs.compilation.listener = _log_compilation
 
-    def listener(*, src, metadata, metadata_group, times, cache_hit) -> None:
-        if not cache_hit:
-            # Triton keeps microseconds.
-            say(f"compiled {metadata['name']} in {times.total / 1e6:.1f} s; it is kept for later runs")
 
-    knobs.compilation.listener = listener
+def _log_compilation(*, src, metadata, metadata_group, times, cache_hit) -> None:
+    if not cache_hit:
+        seconds = times.total / 1e6  # Triton keeps microseconds
+        logger.info("compiled %s in %.1f s; it is kept for later runs", metadata["name"], seconds)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .. import autograd, reference
 from ..allocator import KEPT_IN_TRAINING, empty_feature_map
-from ..reference import head, tail
+from ..reference import collapsed_tail, head, tail
 from . import run
 from .ops import CHANNELS, should_use
 
-__all__ = ["conv3x3", "conv5x5", "head", "resblock", "tail"]
+__all__ = ["collapsed_tail", "conv3x3", "conv5x5", "head", "resblock", "tail"]
 
 
 def conv3x3(

@@ -9,6 +9,7 @@ whole, so processes that start at once do not disturb each other, and what is da
 
 import ctypes
 import hashlib
+import logging
 import platform
 import sys
 import threading
@@ -23,6 +24,8 @@ from llvmlite import binding as llvm
 from .. import cache
 from .codegen import NAMES, TRAINING_NAMES, source, uses_non_temporal_stores
 from .tiles import Shape
+
+logger = logging.getLogger(__name__)
 
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
 _lock = threading.Lock()
@@ -69,31 +72,36 @@ def shape_for(architecture: str, features: dict[str, bool]) -> Shape:
     raise NativeError(f"the kernels need AVX2, AVX-512 or NEON, which this CPU ({architecture}) has not")
 
 
-def load(say: Callable[[str], None] = lambda line: None, training: bool = False) -> Kernels:
-    """The kernels of this machine, from the cache or compiled now. say: gets a line if they have to be compiled.
+def load(training: bool = False) -> Kernels:
+    """The kernels of this machine, from the cache or compiled now, which is logged.
 
-    training: those with gradients, which take three times as long to compile. Raises NativeError where that fails.
+    Args:
+        training: whether to have those for gradients, too, which take three times as long to compile.
+
+    Raises:
+        NativeError: they cannot be compiled here.
     """
     with _lock:
         if training not in _loaded:
             machine = this_machine()
             try:
-                _loaded[training] = _link(machine, _object(machine, training, say), training)
+                _loaded[training] = _link(machine, _object(machine, training), training)
             except (RuntimeError, OSError) as error:  # of LLVM, of the system
                 raise NativeError(f"the kernels could not be compiled: {str(error).splitlines()[0]}") from None
         return _loaded[training]
 
 
-def _object(machine: Machine, training: bool, say: Callable[[str], None]) -> bytes:
+def _object(machine: Machine, training: bool) -> bytes:
     path = cache.folder() / f"winograd-{_key(machine, training)}.o"
     found = _read(path)
     if found is None:
         what = "CPU kernels for training" if training else "CPU kernels"
-        say(f"compiling the {what} for {machine.cpu}, once on this machine")
+        logger.info("compiling the %s for %s, once on this machine", what, machine.cpu)
         start = time.perf_counter()
         found = compiled(machine, training)
         kept = _write(path, found)
-        say(f"compiled in {time.perf_counter() - start:.1f} s{'' if kept else f'; {path.parent} cannot keep them'}")
+        seconds = time.perf_counter() - start
+        logger.info("compiled in %.1f s%s", seconds, "" if kept else f"; {path.parent} cannot keep them")
     return found
 
 

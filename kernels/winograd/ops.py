@@ -16,11 +16,29 @@ from .. import reference
 from ..allocator import empty_feature_map
 from ..interface import INNER, RAW_OUTPUT, OutputSpec
 from ..reference import head, tail
-from .run import compile_ahead, convolve, kernels, transformed, unavailable_reason
+from .run import compile_ahead, convolve, kernels, missing_requirement, transformed
 
 __all__ = ["collapsed_tail", "compile_ahead", "conv3x3", "head", "resblock", "tail", "unavailable_reason"]
 
-CHANNELS = 16  # their numbers are multiples of it
+CHANNELS = 16  # numbers of channels must be multiples of it
+_SHORT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def unavailable_reason(device: torch.device | str, dtype: torch.dtype, channels: int) -> str:
+    """Why the kernels cannot run a network there; "" if they can, as far as is known before they are compiled.
+
+    Args:
+        device: where the network is.
+        dtype: of its weights.
+        channels: of its feature maps.
+    """
+    if torch.device(device).type != "cpu":
+        return f"the kernels need a CPU, not {device}"
+    if dtype != torch.float32:
+        return f"the kernels compute in fp32, not {_SHORT_NAMES.get(dtype, dtype)}"
+    if channels % CHANNELS:
+        return f"the kernels need a multiple of {CHANNELS} features, not {channels}"
+    return missing_requirement()
 
 
 def conv3x3(

@@ -4,11 +4,10 @@ Everything here takes fp32 on the CPU, maps dense in rows of NHWC pixels, number
 """
 
 import ctypes
-import importlib
 import logging
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -21,49 +20,55 @@ from ..allocator import KEPT_IN_TRAINING, LINE, empty_feature_map
 from .threads import run_parallel
 from .transforms import TILE
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 TILES = 12  # in a block, at least: all weights are read once for each block, and those of most layers fit no L2 cache
 CHUNK, CHUNKS = 64, 16  # tiles at least that a gradient's sums are made of, and how many such sums at most
 
 
-def unavailable_reason() -> str:
-    """Why the kernels cannot run on this machine; empty if they can, as far as is known before they are compiled."""
+def missing_requirement() -> str:
+    """What this machine lacks to run the kernels; "" if nothing, as far as is known before they are compiled."""
     try:
-        native = importlib.import_module(".jit", __package__)
+        from .jit import NativeError, this_machine
     except ImportError:
         return "the package llvmlite is not installed"
     except OSError as error:  # it is, but its library cannot be loaded
         return f"llvmlite cannot be used: {error}"
     try:
-        native.this_machine()
-    except native.NativeError as error:
+        this_machine()
+    except NativeError as error:
         return str(error)
     return ""
 
 
-def compile_ahead(say: Callable[[str], None], training: bool = False) -> str:
-    """Compiles the kernels unless that has been done on this machine; as `unavailable_reason` when that has been tried.
+def compile_ahead(training: bool = False) -> str:
+    """Compiles the kernels, unless this machine's cache has them. Logs it at level INFO.
 
-    say: gets a line if they are compiled. training: those with gradients.
+    Args:
+        training: whether to compile the kernels for gradients, too; they are an object file of their own.
+
+    Returns:
+        Why the kernels cannot be had, "" if they can.
     """
-    reason = unavailable_reason()
-    if not reason:
-        native = importlib.import_module(".jit", __package__)
-        try:
-            native.load(say, training)
-        except native.NativeError as error:
-            return str(error)
-    return reason
+    if reason := missing_requirement():
+        return reason
+    from .jit import NativeError, load
+
+    try:
+        load(training)
+    except NativeError as error:
+        return str(error)
+    return ""
 
 
 @cache
 def kernels(training: bool = False):
-    """The kernels, or None where there are none, which is told once."""
-    reason = compile_ahead(log.info, training)
-    if reason:
-        log.warning("%s: PyTorch computes", reason)
+    """The compiled kernels; None where there are none, and a warning the first time."""
+    if reason := compile_ahead(training):
+        logger.warning("%s: PyTorch computes", reason)
         return None
-    return importlib.import_module(".jit", __package__).load(training=training)
+    from .jit import load
+
+    return load(training)
 
 
 # --- filters
@@ -202,7 +207,9 @@ def convolve(
 
 @cache
 def _l2_bytes() -> int:
-    return importlib.import_module(".jit", __package__).l2_bytes()
+    from .jit import l2_bytes
+
+    return l2_bytes()
 
 
 @cache
@@ -211,11 +218,12 @@ def _block(inputs: int, outputs: int) -> tuple[int, int]:
 
     The rest is for weights, and for what comes next.
     """
-    codegen = importlib.import_module(".codegen", __package__)
+    from .codegen import scratch_floats
+
     shape = kernels().shape
-    one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)
+    one = 4 * scratch_floats(shape, inputs, outputs, 1)
     groups = max(TILES // shape.tiles, _l2_bytes() // 8 // one)
-    return groups, codegen.scratch_floats(shape, inputs, outputs, groups)
+    return groups, scratch_floats(shape, inputs, outputs, groups)
 
 
 # --- gradients of weights
@@ -293,11 +301,12 @@ def _worth(inputs: int, outputs: int) -> int:
 @cache
 def _gradient_block(inputs: int, outputs: int) -> tuple[int, int]:
     """As `_block`: half of the L2 cache; or what S is worth, where that is in no L2 cache anyway."""
-    codegen = importlib.import_module(".codegen", __package__)
+    from .codegen import scratch_floats
+
     shape = kernels().shape
-    one = 4 * codegen.scratch_floats(shape, inputs, outputs, 1)
+    one = 4 * scratch_floats(shape, inputs, outputs, 1)
     groups = max(1, _l2_bytes() // 2 // one, _worth(inputs, outputs) // 2 // shape.tiles)
-    return groups, codegen.scratch_floats(shape, inputs, outputs, groups)
+    return groups, scratch_floats(shape, inputs, outputs, groups)
 
 
 # --- calls
@@ -314,6 +323,7 @@ def _call(name: str, floats: int = 1, training: bool = False, **fields: float) -
 
 @cache
 def _layout(name: str) -> tuple[struct.Struct, Sequence[str]]:
-    codegen = importlib.import_module(".codegen", __package__)
-    names = codegen.TASKS[name[:-3]]
+    from .codegen import TASKS
+
+    names = TASKS[name[:-3]]
     return struct.Struct("=" + "".join("f4x" if n in ("floor", "scale") else "q" for n in names)), names

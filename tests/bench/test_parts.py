@@ -419,7 +419,7 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
     verdicts = {"c64 fp16": "right", "block fp16": "hangs: nothing after 5 s"}
     (configs / "made-up.json").write_text(json.dumps({"choices": {"hopper": {"verdicts": verdicts}}}))
     (run / "metrics.jsonl").write_text(
-        '{"step": 50, "psnr": 37.5, "patches_per_second": 6400}\n{"step": 6000, "patches_per_second": 6600}\n{"ste'
+        '{"step": 50, "psnr": 37.5, "images_per_second": 6400}\n{"step": 6000, "patches_per_second": 6600}\n{"ste'
     )
     (tmp_path / "tests.log").write_bytes(b"..\xff..\n== 3 failed, 183 passed in 58.11s ==\n")
     (tmp_path / "score-Set5.log").write_text("head  0.91\nmean of 5  37.90\n")

@@ -121,7 +121,9 @@ def test_json_is_one_line_per_file(home, upscale):
     assert set(failed) == set(done)
 
 
-@pytest.mark.skipif(bool(winograd_cpu.unavailable_reason()), reason="needs llvmlite and AVX2, AVX-512 or NEON")
+@pytest.mark.skipif(
+    bool(winograd_cpu.unavailable_reason("cpu", torch.float32, 16)), reason="needs llvmlite and AVX2, AVX-512 or NEON"
+)
 def test_cpu_kernels_are_compiled_once_and_say_so(home, upscale, monkeypatch):
     save_model(network(2, features=16), "m.safetensors")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
@@ -479,6 +481,7 @@ def test_a_training_stopped_in_another_process_says_so(home, capsys, monkeypatch
 
     def train(*_):
         yield Progress(3, 9, home / "run", 0.1, 1e-4, 5.0)
+        return True
 
     monkeypatch.setattr("edsr.training.train", train)
     assert cli.main(["train", "--data", "data", "--out", "run"]) == 130

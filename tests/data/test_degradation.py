@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edsr.data import patches
-from edsr.data.degradation import BLOCK_GRID, Degradation, Range, degrade, parse_degradation, crop_padded
-from edsr.data.patches import PatchLoader
-from edsr.data.store import pack
+from edsr.data.degradation import BLOCK_GRID, Degradation, Range, crop_padded, degrade, parse_degradation
+from edsr.data.patches import PatchDegrader, PatchLoader, PatchSampler
+from edsr.data.store import PairedImages
 from edsr.images.resize import matlab_downscale
-from edsr.training.validation import worsened
+from edsr.training.validation import degrade_images
 from tests.conftest import make_image
 
 ALL = "jpeg:40-95,webp:50-90,noise:0-10,blur:0-1,resize:0.8-1.2"
@@ -152,7 +152,7 @@ def test_saving_twice_shows_both():
     assert first.offset != second.offset and first.quality != second.quality
     both = degrade(image, twice)
     for saves in (first,), (second,):
-        assert not np.array_equal(both, degrade(image, replace(twice, saves=saves)))
+        assert not np.array_equal(both, degrade(image, replace(twice, compressions=saves)))
 
 
 def test_noise_has_the_strength_drawn():
@@ -198,8 +198,8 @@ def test_a_window_is_the_turned_patch_with_its_surroundings(side, turn, index, c
 # ---- batches
 
 
-def feed_of(images, spec, batch=6, seed=0, steps=4, **more):
-    return PatchLoader(images, 8, batch, seed, "cpu", steps, degradation=spec and parse_degradation(spec), **more)
+def make_loader(images, spec, batch=6, seed=0, steps=4, device="cpu", **more):
+    return PatchLoader(images, 8, batch, seed, device, steps, degradation=spec and parse_degradation(spec), **more)
 
 
 def batches(feed, first, count):
@@ -218,16 +218,15 @@ def some(request):
     images = [make_image(40, 60), make_image(80, 36, seed=1)]
     if request.param == 16:
         images = [image.astype(np.uint16) * 256 + 77 for image in images]
-    return pack([(matlab_downscale(image, 2), image) for image in images], 2)
+    return PairedImages.from_pairs([(matlab_downscale(image, 2), image) for image in images], 2)
 
 
 @pytest.fixture(params=[True, False])
-def resident(request, monkeypatch):
-    monkeypatch.setattr(patches, "_fits_on_device", lambda size, device: request.param)
+def feed_of(request):
+    return partial(make_loader, resident=request.param)
 
 
-@pytest.mark.usefixtures("resident")
-def test_clean_patches_and_all_of_hr_are_as_without(some):
+def test_clean_patches_and_all_of_hr_are_as_without(some, feed_of):
     plain = batches(feed_of(some, None), 3, 4)
     assert same(batches(feed_of(some, "jpeg:40,clean:1"), 3, 4), plain)
     mixed = batches(feed_of(some, "jpeg:40,clean:0.5"), 3, 4)
@@ -240,8 +239,7 @@ def test_clean_patches_and_all_of_hr_are_as_without(some):
             assert (low[k] - clean[k]).abs().mean() < 0.1
 
 
-@pytest.mark.usefixtures("resident")
-def test_bits_are_the_same_however_steps_are_portioned(some):
+def test_bits_are_the_same_however_steps_are_portioned(some, feed_of):
     want = batches(feed_of(some, ALL), 0, 4) + batches(feed_of(some, ALL), 4, 4)
     feed = feed_of(some, ALL)
     assert same([x for step in range(8) for x in batches(feed, step, 1)], want)
@@ -253,9 +251,8 @@ def test_bits_are_the_same_however_steps_are_portioned(some):
     assert not same(batches(feed_of(some, ALL, seed=1), 0, 4), want[:4])
 
 
-@pytest.mark.usefixtures("resident")
 @pytest.mark.parametrize("world", [2, 3])
-def test_shares_make_up_the_batch(some, world):
+def test_shares_make_up_the_batch(some, world, feed_of):
     whole = batches(feed_of(some, ALL), 5, 2)
     shares = [batches(feed_of(some, ALL, share=(rank, world)), 5, 2) for rank in range(world)]
     for step in range(2):
@@ -264,19 +261,18 @@ def test_shares_make_up_the_batch(some, world):
 
 
 def test_threads_work_ahead(some):
-    feed = feed_of(some, ALL)
-    feed.prepare(0, 3)
-    coming = [*feed._degrader.pending.values()]
-    assert len(coming) == 3 and all(future.result(timeout=60).shape == (6, 8, 8, 3) for future in coming)
-    feed.close()
+    degrader = PatchDegrader(some, 8, 0, parse_degradation(ALL), first=0, ahead=4)
+    degrader.submit(0, PatchSampler(some.index, 8, 6, 0).draw(0, 3))
+    assert len(degrader.pending) == 3
+    assert all(future.result(timeout=60).shape == (6, 8, 8, 3) for future in degrader.pending.values())
+    degrader.close()
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("resident")
-def test_a_gpu_gets_the_same_patches(some):
+def test_a_gpu_gets_the_same_patches(some, feed_of):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    feed = PatchLoader(some, 8, 6, 0, "cuda", 4, degradation=parse_degradation(ALL))
+    feed = feed_of(some, ALL, device="cuda")
     feed.load(2, 4)
     for i, want in enumerate(batches(feed_of(some, ALL), 2, 4)):
         for ours, theirs in zip(feed.batch(torch.tensor(i, device="cuda")), want, strict=True):
@@ -284,8 +280,8 @@ def test_a_gpu_gets_the_same_patches(some):
 
 
 def test_validation_images_are_degraded_whole_once_and_all(some):
-    ours = worsened(some, parse_degradation(f"{ALL},clean:1"))
-    assert ours.hr.dtype == some.hr.dtype and np.array_equal(ours.index, some.table)
-    assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, worsened(some, parse_degradation(ALL)).lr)
+    ours = degrade_images(some, parse_degradation(f"{ALL},clean:1"))
+    assert ours.hr.dtype == some.hr.dtype and np.array_equal(ours.index, some.index)
+    assert torch.equal(ours.hr, some.hr) and torch.equal(ours.lr, degrade_images(some, parse_degradation(ALL)).lr)
     for i in range(len(some)):
         assert not np.array_equal(ours.pair(i)[0], some.pair(i)[0])

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from edsr.data.patches import PatchLoader
-from edsr.data.store import pack
+from edsr.data.store import PairedImages
 from edsr.inference import cuda as graphs_module
 from edsr.inference.cuda import KEPT, CapturedGraph, DeviceCopier, GraphCache, capture_stream
 from edsr.kernels import reference
@@ -174,16 +174,16 @@ class OnCpu(TorchFunctionMode):
 
 def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypatch):
     high = make_image(32, 32)
-    images = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
+    images = PairedImages.from_pairs([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
     feed = PatchLoader(images, 8, 2, 0, "cpu", 5)
     ranks = SimpleNamespace(device=torch.device("cuda", 0), world=1)
     launched = []
     honest = TrainStep._step
     monkeypatch.setattr(TrainStep, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
     with OnCpu():
-        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True, print)
-        assert step.slow == 4
+        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True)
+        assert step.warm_up_steps == 4
         step.run(0, [1e-3] * 5)
     with capture_stream(ranks.device) as stream:
         assert launched == [stream] * 4 and [at for at, *_ in face.recorded] == [stream]
-    assert stream.waited == [face.default] and face.replays == 2 and step.slow == 0
+    assert stream.waited == [face.default] and face.replays == 2 and step.warm_up_steps == 0

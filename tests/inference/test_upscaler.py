@@ -203,7 +203,7 @@ def test_the_tile_fits_a_small_gpu(monkeypatch):
 )
 def test_small_images_are_computed_whole(monkeypatch, backend, features, tile, side):
     """On a CPU up to `side` pixels squared, larger ones in bands within 256 x 256."""
-    monkeypatch.setattr("edsr.inference.upscaler._no_winograd", lambda *_: "")
+    monkeypatch.setattr("edsr.kernels.winograd.ops.unavailable_reason", lambda *_: "")
     up = Upscaler(network(blocks=1, features=features), "cpu", backend=backend, tile=tile)
     assert up.plan(2 * side, side // 2) == (side // 2, 2 * side)
     rows, columns = up.plan(2 * side, side // 2 + 1)

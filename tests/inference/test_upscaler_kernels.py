@@ -44,7 +44,7 @@ def test_bands(chip):
 
 def test_the_backend_is_told(chip):
     m = network(2, blocks=1, features=16)
-    winograd = "torch" if winograd_cpu.unavailable_reason() else "winograd"
+    winograd = "torch" if winograd_cpu.unavailable_reason("cpu", torch.float32, 16) else "winograd"
     assert Upscaler(m, chip.type, backend="triton").backend == "triton"
     assert Upscaler(m, chip.type).backend == ("triton" if chip.type == "cuda" else winograd)
     assert Upscaler(network(features=8), chip.type).backend == "torch"  # not a multiple of 16

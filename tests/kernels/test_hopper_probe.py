@@ -1,6 +1,7 @@
 """The probe of the kernels for Hopper GPUs: real processes, with kernels that are right, wrong, crash or hang."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -295,35 +296,37 @@ def test_without_a_hopper_gpu_it_refuses_in_one_line():
 # --- beside a program
 
 
-def test_begin_starts_a_probe_where_something_was_not_tried(gpu, monkeypatch, tmp_path):
-    started, lines = [], []
+def test_begin_starts_a_probe_where_something_was_not_tried(gpu, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="edsr.kernels")
+    started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append((command, options)))
-    probe.begin(gpu, lines.append)
+    probe.begin(gpu)
     ((command_line, options),) = started
     assert command_line[:3] == [sys.executable, "-m", "edsr.kernels.triton.hopper.probe"] and command_line[3:5] == [
         "--device",
         "0",
     ]
     assert options["env"]["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT) and options["start_new_session"]
-    assert len(lines) == 1 and "portable kernels serve in this run" in lines[0]
+    (record,) = caplog.records
+    assert "portable kernels serve in this run" in record.message
     for key in verification.ALL:
         verification.keep(gpu, key, "right")
-    probe.begin(gpu, lines.append)
-    assert len(started) == 1 and len(lines) == 1
+    probe.begin(gpu)
+    assert len(started) == 1 and len(caplog.records) == 1
 
 
 def test_begin_can_be_switched_off(gpu, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **o: pytest.fail("switched off"))
     monkeypatch.setenv("EDSR_PROBE", "0")
-    probe.begin(gpu, pytest.fail)
+    probe.begin(gpu)
     assert "EDSR_PROBE=0" in (ROOT / "bench" / "machine.sh").read_text()
 
 
 def test_begin_leaves_other_devices_alone(gpu, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **o: pytest.fail("nothing to try"))
-    probe.begin(torch.device("cpu"), pytest.fail)
+    probe.begin(torch.device("cpu"))
     monkeypatch.setattr(launch, "architecture", lambda device: 80)
-    probe.begin(gpu, pytest.fail)
+    probe.begin(gpu)
 
 
 def test_a_probe_started_from_anywhere_finds_the_kernels(tmp_path):

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import gc
+import sys
 import threading
 
 import numpy as np
@@ -22,7 +23,7 @@ from edsr.models.folding import FoldedEDSR
 from tests.conftest import make_image, network
 
 needs_kernels = pytest.mark.skipif(
-    bool(winograd_cpu.unavailable_reason()), reason="needs llvmlite and AVX2, AVX-512 or NEON"
+    bool(winograd_cpu.unavailable_reason("cpu", torch.float32, 16)), reason="needs llvmlite and AVX2, AVX-512 or NEON"
 )
 
 
@@ -348,8 +349,7 @@ class TestNetworks:
 
 def test_where_the_kernels_cannot_be_had(monkeypatch):
     m, image = network(2, blocks=1, features=16), make_image(9, 8)
-    for module in winograd_cpu, run:  # each has its own name for it
-        monkeypatch.setattr(module, "unavailable_reason", lambda: "the package llvmlite is not installed")
+    monkeypatch.setitem(sys.modules, "edsr.kernels.winograd.jit", None)  # as if its imports failed
     assert Upscaler(m, "cpu").backend == "torch"
     with pytest.raises(BackendError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
         Upscaler(m, "cpu", backend="winograd")
@@ -368,9 +368,21 @@ def test_where_the_kernels_cannot_be_had(monkeypatch):
 def test_where_they_cannot_be_compiled(monkeypatch):
     m, lines = network(2, blocks=1, features=16), []
     up, forced = Upscaler(m, "cpu"), Upscaler(m, "cpu", backend="winograd")
-    monkeypatch.setattr(winograd_cpu, "compile_ahead", lambda say: "no memory for code")
+    monkeypatch.setattr(winograd_cpu, "compile_ahead", lambda: "no memory for code")
     up.warm_up(lines.append)
     assert up.backend == "torch" and lines == ["no memory for code: PyTorch computes"]
     assert np.array_equal(up(make_image(9, 8)), Upscaler(m, "cpu", backend="torch")(make_image(9, 8)))
     with pytest.raises(BackendError, match="--backend winograd: no memory for code; use --backend torch"):
         forced.warm_up(lines.append)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "channels", "reason"),
+    [
+        ("cuda:0", torch.float32, 64, "the kernels need a CPU, not cuda:0"),
+        (torch.device("cpu"), torch.bfloat16, 64, "the kernels compute in fp32, not bf16"),
+        ("cpu", torch.float32, 24, "the kernels need a multiple of 16 features, not 24"),
+    ],
+)
+def test_unavailable_reason(device, dtype, channels, reason):
+    assert winograd_cpu.unavailable_reason(device, dtype, channels) == reason

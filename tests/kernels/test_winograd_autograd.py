@@ -20,8 +20,8 @@ from edsr.weights.edsr import load_model
 from tests.conftest import network
 from tests.kernels.test_winograd import features, layer, window
 
-if winograd_cpu.unavailable_reason():
-    pytest.skip(winograd_cpu.unavailable_reason(), allow_module_level=True)
+if winograd_cpu.unavailable_reason("cpu", torch.float32, 16):
+    pytest.skip(winograd_cpu.unavailable_reason("cpu", torch.float32, 16), allow_module_level=True)
 
 from edsr.kernels.winograd import autograd as training
 from edsr.kernels.winograd import run
@@ -247,13 +247,14 @@ class TestRuns:
         whole, parts = (load_model(tmp_path / name / "last.safetensors").state_dict() for name in ("whole", "parts"))
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
-    def test_compiling_is_said_once(self, folder, tmp_path, monkeypatch):
+    def test_compiling_is_logged_once(self, folder, tmp_path, monkeypatch, caplog):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         for first in True, False:
             monkeypatch.setattr("edsr.kernels.winograd.jit._loaded", {})
-            lines: list[str] = []
-            list(train(self.options(folder, tmp_path / f"run{first}", steps=1), lines.append))
-            assert any("compiling the CPU kernels for training" in line for line in lines) == first
+            caplog.clear()
+            with caplog.at_level("INFO", "edsr"):
+                list(train(self.options(folder, tmp_path / f"run{first}", steps=1)))
+            assert any("compiling the CPU kernels for training" in line for line in caplog.messages) == first
 
     def test_what_they_do_not_serve(self, folder, tmp_path, monkeypatch):
         monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=8))

@@ -134,7 +134,7 @@ def test_steps_are_those_of_the_plain_tail_to_rounding(folder, dtype, apart, sca
     for collapsed in False, True:
         model = copy.deepcopy(first)
         feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 6)
-        step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, print, collapsed)
+        step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, collapsed)
         found.append((step.run(0, [1e-3] * 6), model, [*step.tensors()]))
     (want, plain, names), (got, model, same_names) = found
     assert got == pytest.approx(want, rel=apart) and names == same_names

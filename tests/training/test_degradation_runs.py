@@ -87,7 +87,7 @@ def test_validation_is_of_clean_and_of_degraded_images(runs, folder, tmp_path):
 
 
 def test_the_best_is_best_by_the_mean_of_both(runs, tmp_path, monkeypatch):
-    assert Scores(30.0).both == 30 and Scores(30.0, 20.0).both == 25
+    assert Scores(30.0).mean == 30 and Scores(30.0, 20.0).mean == 25
     scores = iter([30.0, 20.0, 31.0, 18.0, 29.0, 22.0])  # means: 25, 24.5, 25.5
     monkeypatch.setattr("edsr.training.trainer.validate", lambda *_: (next(scores), {}))
     assert [p.psnr for p in runs() if p.psnr is not None] == [30, 31, 29]

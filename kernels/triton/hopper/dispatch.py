@@ -19,7 +19,7 @@ from .. import launch
 from . import verification
 from .tma import descriptor, tensor_descriptor
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # The kernels compute 128 pixels of a row at once. In narrower images more than half of the work would be lost, which
 # is more than the portable kernel is expected to lose otherwise. A bound from a model, not measured.
@@ -181,7 +181,7 @@ def is_verified(kernel: str, dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def _say_untried(device: torch.device) -> None:
-    log.warning(
+    logger.warning(
         "the fastest kernels have not been tried on this %s; until `python -m %s.probe` has found them right (half a "
         "minute, once), portable kernels serve",
         torch.cuda.get_device_properties(device).name,
@@ -191,4 +191,4 @@ def _say_untried(device: torch.device) -> None:
 
 @cache
 def _say_not_right(device: torch.device, key: str, verdict: str) -> None:
-    log.info("kernel %s is not used on this %s: %s", key, torch.cuda.get_device_properties(device).name, verdict)
+    logger.info("kernel %s is not used on this %s: %s", key, torch.cuda.get_device_properties(device).name, verdict)

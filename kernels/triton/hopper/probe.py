@@ -12,6 +12,7 @@ time.
 
 import argparse
 import contextlib
+import logging
 import os
 import queue
 import subprocess
@@ -27,6 +28,8 @@ from ... import cache
 from .. import launch
 from . import verification
 from .verification import UNTRIED
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 10.0  # that a kernel has the GPU for
 COMPILING = 180.0  # seconds until all have compiled, imports included
@@ -159,8 +162,8 @@ def _one_line(error: BaseException) -> str:
 # --- beside a program
 
 
-def begin(device: torch.device, say: Callable[[str], None]) -> None:
-    """Starts a probe of a Hopper GPU in the background if some kernel of it has not been tried. say: gets a line then.
+def begin(device: torch.device) -> None:
+    """Starts a probe of a Hopper GPU in the background if some kernel of it has not been tried, and logs that.
 
     What is found serves processes that start later. This one goes on as it began, so that its results have the same
     bits from first to last.
@@ -182,9 +185,10 @@ def begin(device: torch.device, say: Callable[[str], None]) -> None:
                 start_new_session=True,  # it ends by itself, within minutes
             )
     except OSError as error:
-        say(f"the fastest kernels cannot be tried on this {gpu} ({error.strerror}); portable kernels serve")
+        reason = error.strerror
+        logger.warning("the fastest kernels cannot be tried on this %s (%s); portable kernels serve", gpu, reason)
         return
-    say(f"the fastest kernels are being tried on this {gpu}; portable kernels serve in this run")
+    logger.info("the fastest kernels are being tried on this %s; portable kernels serve in this run", gpu)
 
 
 def command(index: int) -> list[str]:
