@@ -26,7 +26,7 @@ from bench import drawings, machine
 from edsr.evaluation import metrics
 from edsr.images import find_images, read_image
 from edsr.images.compression import LossyCompression, jpeg_quality
-from edsr.images.resize import matlab_bicubic, matlab_downscale
+from edsr.images.resize import matlab_bicubic, matlab_downscale, matlab_round
 from edsr.inference.upscaler import Upscaler
 from edsr.weights import selection
 from edsr.weights.edsr import load_model
@@ -103,9 +103,7 @@ def scores(
                 found = jpeg_quality(io.BytesIO(data))
                 assert found is not None
                 told = LossyCompression("JPEG", found, True)
-            smooth = np.clip(np.floor(matlab_bicubic(given.astype(np.float64), height, width) + 0.5), 0, 255).astype(
-                np.uint8
-            )
+            smooth = matlab_round(matlab_bicubic(given.astype(np.float64), height, width))
             auto = 0.0 if told is None else selection.share_for(told.quality, scale, table)
             of_share = {share: measure(network(share)(given), original, scale) for share in {*shares, auto}}
             found = {"bicubic": measure(smooth, original, scale), "auto": of_share[auto]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import ImageError, WeightsError
-from edsr.images import ImageReader, ImageWriter, TargetSize
+from edsr.images import ImageReader, ImageWriter, TargetSize, to_float
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
 from edsr.progress import BatchProgress
@@ -267,7 +267,7 @@ def _upscale(
             bars.file(source.name, width, height) as bar,
             Prefetcher(reader.rows(upscaler.band_rows(width, height))) as arriving,
             contextlib.closing(
-                upscaler.bands(map(_to_float, arriving) if reduced else arriving, width, request.self_ensemble)
+                upscaler.bands(map(to_float, arriving) if reduced else arriving, width, request.self_ensemble)
             ) as departing,
         ):
             outcome.warnings = reader.warnings + writer.warnings
@@ -294,8 +294,3 @@ def _sizes(
             "network makes; ask for less, and enlarge the result again"
         )
     return scale, wanted
-
-
-def _to_float(rows: np.ndarray) -> np.ndarray:
-    """Samples as float32 in 0..1."""
-    return rows if rows.dtype == np.float32 else rows.astype(np.float32) / np.float32(np.iinfo(rows.dtype).max)

@@ -41,7 +41,7 @@ class PatchSampler:
             raise ValueError(f"no image has {patch} LR pixels a side")
 
     def draw(self, first: int, count: int) -> np.ndarray:
-        """int64 [count, batch, 4] for steps first, first + 1, ...: row of the index, LR row, LR column, dihedral 0..7."""
+        """int64 [count, batch, 4] for steps first, first + 1, ...: row of index, LR row, LR column, dihedral 0..7."""
         # A counter-based generator: the words of any step are had without those before. It gives four words a count.
         counts = -(-self.batch // 4)
         words = np.random.Philox(key=self._seed, counter=first * counts).random_raw(count * counts * 4)

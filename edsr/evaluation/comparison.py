@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import CompareError
-from edsr.images import ImageReader, matlab_bicubic, matlab_downscale, pixels_to_srgb
+from edsr.images import (
+    ImageReader,
+    matlab_bicubic,
+    matlab_downscale,
+    matlab_round,
+    over_white,
+    pixels_to_srgb,
+    to_depth,
+)
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, Silent
 from edsr.system import available_memory, rename_into_place, temporary
@@ -90,7 +98,7 @@ def compare(
     step, bands = upscaler.band_rows(width, height), []
     with (bars or Silent()).file(source.path.name, width, height) as bar:
         for band in upscaler.bands((rows[y : y + step] for y in range(0, height, step)), width, self_ensemble):
-            bands.append(_rounded(_over_white(band)))
+            bands.append(to_depth(over_white(band), np.uint8))
             bar.advance(len(band) // s)
     network = f"EDSR{'+' if self_ensemble else ''} x{s}"
     results = {"bicubic": _enlarged(rows, s), network: np.concatenate(bands)}
@@ -197,23 +205,9 @@ def save_comparison(target: Path, data: bytes, overwrite: bool) -> None:
 # --- pixels
 
 
-def _over_white(rows: np.ndarray) -> np.ndarray:
-    """[n, W, 1 to 4] uint8, uint16 or float32 -> fp64 [n, W, 1 or 3] in 0..255, not rounded, laid over white."""
-    white = 1 if rows.dtype == np.float32 else np.iinfo(rows.dtype).max
-    values = np.clip(rows * np.float64(255 / white), 0, 255)
-    if rows.shape[2] in (1, 3):
-        return values
-    return 255 - values[..., -1:] / 255 * (255 - values[..., :-1])
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """fp64 in 0..255 and a little beyond -> uint8, as `edsr.evaluation.scoring` rounds bicubic."""
-    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
-
-
 def _flat(reader: ImageReader) -> np.ndarray:
     """The whole image, uint8 [H, W, 1 or 3], laid over white."""
-    return np.concatenate([_rounded(_over_white(rows)) for rows in _rows(reader)])
+    return np.concatenate([to_depth(over_white(rows), np.uint8) for rows in _rows(reader)])
 
 
 def _enlarged(rows: np.ndarray, s: int) -> np.ndarray:
@@ -226,9 +220,9 @@ def _enlarged(rows: np.ndarray, s: int) -> np.ndarray:
     step, bands = max(1, _BLOCK // (s * s * width * channels)), []
     for top in range(0, height, step):
         bottom, first = min(top + step, height), max(0, top - 3)
-        part = _over_white(rows[first : bottom + 3])
+        part = over_white(rows[first : bottom + 3], 255)
         large = matlab_bicubic(part, s * len(part), s * width)
-        bands.append(_rounded(large[s * (top - first) : s * (bottom - first)]))
+        bands.append(matlab_round(large[s * (top - first) : s * (bottom - first)]))
     return np.concatenate(bands)
 
 

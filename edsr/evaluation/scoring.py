@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import EvaluateError
-from edsr.images import find_images, matlab_bicubic, matlab_downscale, read_image
+from edsr.images import find_images, matlab_bicubic, matlab_downscale, matlab_round, read_image
 from edsr.inference import Upscaler
 
 from . import metrics
@@ -48,8 +48,7 @@ def evaluate(
                 f"{original.shape[1]} x {original.shape[0]}; check --scale and --lr"
             )
         result = upscaler(low, self_ensemble=self_ensemble)
-        smooth = matlab_bicubic(low.astype(np.float64), *original.shape[:2])
-        smooth = np.clip(np.floor(smooth + 0.5), 0, 255).astype(np.uint8)
+        smooth = matlab_round(matlab_bicubic(low.astype(np.float64), *original.shape[:2]))
         scores = *metrics.score(result, original, s, protocol), *metrics.score(smooth, original, s, protocol)
         yield {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
 

@@ -1,4 +1,4 @@
-"""Image files <-> rows of pixels, in bounded memory, nothing lost without a word.
+"""Image files read and written as rows of pixels, in bounded memory; whatever is lost is reported.
 
 Pixels are numpy arrays [rows, width, channels] of uint8, uint16 or float32 (1.0 is white), channels 1 (gray), 2 (gray
 and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied), top row first and already upright: an EXIF orientation is
@@ -8,8 +8,8 @@ as 8-bit, CMYK as sRGB. Animations and files of several pages are refused, and s
 (Lab, uncompressed YCbCr, HDR). Second images inside a JPEG (previews, gain maps) are left out, and so are EXIF's
 thumbnails.
 
-libvips decodes and encodes row by row; what is held whole instead is told by `ImageReader.buffered_bytes` and by
-`ImageWriter`.
+libvips decodes and encodes row by row; `buffered_bytes` of `ImageReader` and `ImageWriter` says what is held as a whole
+instead. Its cache of operations is switched off when it is first used here.
 """
 
 from typing import TYPE_CHECKING
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from .reader import read_image as read_image
     from .resize import matlab_bicubic as matlab_bicubic
     from .resize import matlab_downscale as matlab_downscale
+    from .resize import matlab_round as matlab_round
     from .samples import TargetSize as TargetSize
+    from .samples import over_white as over_white
+    from .samples import to_depth as to_depth
+    from .samples import to_float as to_float
     from .writer import ImageWriter as ImageWriter
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -39,8 +43,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "formats": ["FORMATS", "READABLE", "find_images", "pixels_to_srgb"],
         "probe": ["EXTENSIONS", "identify"],
         "reader": ["ImageReader", "read_image"],
-        "resize": ["matlab_bicubic", "matlab_downscale"],
-        "samples": ["TargetSize"],
+        "resize": ["matlab_bicubic", "matlab_downscale", "matlab_round"],
+        "samples": ["TargetSize", "over_white", "to_depth", "to_float"],
         "writer": ["ImageWriter"],
     },
 )

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from edsr.data import PairedImages, PatchLoader
 from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
+from edsr.images import to_depth
 from edsr.system import atomic_file
 
 from . import setup
@@ -77,14 +78,11 @@ def _patches(images: PairedImages, config: TrainConfig) -> Iterator[tuple[np.nda
         step = 0
         while True:
             loader.load(step, 1)
-            low, high = (_to_uint8(values) for values in loader.batch(torch.tensor(0)))
+            batch = (values.permute(0, 2, 3, 1).contiguous().numpy() for values in loader.batch(torch.tensor(0)))
+            low, high = (to_depth(values, np.uint8) for values in batch)
             for index in range(config.batch):
                 plan = degradation.draw(config.seed, step, index) if degradation else None
                 yield low[index], high[index], "clean" if plan is None else str(plan)
             step += 1
     finally:
         loader.close()
-
-
-def _to_uint8(values: torch.Tensor) -> np.ndarray:
-    return values.permute(0, 2, 3, 1).mul(255).round().byte().contiguous().numpy()

@@ -8,7 +8,7 @@ import torch
 
 from edsr.data import Degradation, PairedImages, degrade
 from edsr.evaluation import psnr, scored
-from edsr.images import matlab_bicubic
+from edsr.images import matlab_bicubic, to_depth
 from edsr.models import EDSR
 
 PROBE_IMAGES = 4  # from which a run judges whether it has learned at all
@@ -64,7 +64,11 @@ def mean_absolute_error(model: EDSR, images: PairedImages) -> float:
     means = []
     for i in range(len(images)):
         low, high = (
-            torch.from_numpy(np.ascontiguousarray(_to_uint8(image))).to(device).permute(2, 0, 1)[None].float().div_(255)
+            torch.from_numpy(np.ascontiguousarray(to_depth(image, np.uint8)))
+            .to(device)
+            .permute(2, 0, 1)[None]
+            .float()
+            .div_(255)
             for image in images.pair(i)
         )
         with torch.no_grad():
@@ -76,7 +80,7 @@ def bicubic_psnr(images: PairedImages) -> float:
     """PSNR in dB of bicubic upscaling, measured as `validate` measures a network's."""
     scores = []
     for i in range(len(images)):
-        low, high = (np.ascontiguousarray(_to_uint8(image)) for image in images.pair(i))
+        low, high = (np.ascontiguousarray(to_depth(image, np.uint8)) for image in images.pair(i))
         scores.append(psnr(*scored(matlab_bicubic(low, *high.shape[:2]), high, images.scale)))
     return float(np.mean(scores))
 
@@ -91,7 +95,7 @@ def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict
     device = next(model.parameters()).device
     scores, samples = [], {}
     for i in range(len(images)):
-        low, high = map(_to_uint8, images.pair(i))
+        low, high = (to_depth(image, np.uint8) for image in images.pair(i))
         with torch.no_grad():
             x = torch.from_numpy(np.ascontiguousarray(low)).to(device).permute(2, 0, 1)[None].float().div_(255)
             y = model(x).clamp_(0, 1).mul_(255).round_().byte()[0].permute(1, 2, 0).cpu().numpy()
@@ -101,7 +105,3 @@ def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict
             views = matlab_bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
             samples[f"sample/{i}"] = np.concatenate(views, axis=1)
     return float(np.mean(scores)), samples
-
-
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edsr.data import PairedImages, load_dataset, sources, train_val_split
+from edsr.data import PairedImages, PatchLoader, load_dataset, sources, train_val_split
 from edsr.errors import DataError
 from edsr.images import ImageReader
 from edsr.images.resize import matlab_downscale
@@ -87,7 +87,9 @@ def test_sixteen_bits_are_kept(tmp_path, channels, suffix):
     np.testing.assert_array_equal(low, matlab_downscale(high, 2))
     np.testing.assert_array_equal(images.pair(1)[1], make_image(40, 40).astype(np.uint16) * 257)
     # Half and full range are where signed storage would show.
-    low, high = next_batch(images, 4, 64)
+    loader = PatchLoader(images, 4, 64, 0, "cpu", 1)
+    loader.load(0, 1)
+    low, high = loader.batch(torch.tensor(0))
     levels = np.unique(np.concatenate([images.pair(i)[1].reshape(-1) for i in range(2)])).astype(np.float32) / 65535
     assert np.isin(high.numpy(), levels).all() and high.max() > 0.6 and high.min() >= 0 and low.max() <= 1
 

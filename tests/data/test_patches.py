@@ -83,6 +83,10 @@ def test_all_turns_are_cut_alike():
     assert ours == {turn(image[4:9, 7:12]).astype(np.int32).tobytes() for turn in TURNS} and len(ours) == 8
 
 
+def downscaled(*originals):
+    return PairedImages.from_pairs([(matlab_downscale(image, 2), image) for image in originals], 2)
+
+
 def feed_of(images, patch, batch, seed=0, steps=8, device="cpu", **more):
     return PatchLoader(images, patch, batch, seed, device, steps, **more)
 
@@ -137,7 +141,7 @@ def test_patches_fit_and_are_repeatable():
 
 def test_one_small_image_fills_any_batch():
     image = make_image(8, 8)
-    low, _ = next_batch(PairedImages.from_pairs([(matlab_downscale(image, 2), image)], 2), 4, 64)
+    low, _ = next_batch(downscaled(image), 4, 64)
     assert len({x.numpy().tobytes() for x in low}) == 8
 
 
@@ -165,7 +169,7 @@ def test_gathered_on_the_host_or_the_device(wide, device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     images = [sixteen_bit(40, 60) if wide else make_image(40, 60), sixteen_bit(30, 44) if wide else make_image(30, 44)]
-    images = PairedImages.from_pairs([(matlab_downscale(image, 2), image) for image in images], 2)
+    images = downscaled(*images)
     resident = feed_of(images, 7, 6, device=device, resident=True)
     gathered = feed_of(images, 7, 6, device=device, resident=False)
     for first, count in (0, 8), (8, 3), (100, 1):
@@ -182,7 +186,7 @@ def test_gathered_on_the_host_or_the_device(wide, device):
 def test_buffers_stay_where_they_are(resident):
     """A CUDA graph reads the same addresses at every replay; what was prepared for other steps is not used."""
     image = make_image(40, 60)
-    images = PairedImages.from_pairs([(matlab_downscale(image, 2), image)], 2)
+    images = downscaled(image)
     feed = feed_of(images, 6, 8, resident=resident)
     addresses = [buffer.data_ptr() for buffer in feed.buffers]
     feed.load(0, 8)
@@ -204,7 +208,7 @@ def test_a_cuda_graph_of_a_batch(resident):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     image = make_image(40, 60)
-    images = PairedImages.from_pairs([(matlab_downscale(image, 2), image)], 2)
+    images = downscaled(image)
     feed, at = feed_of(images, 6, 8, device="cuda", resident=resident), torch.zeros(1, dtype=torch.int64, device="cuda")
     feed.load(0, 8)
     feed.batch(at)

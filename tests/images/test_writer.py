@@ -13,7 +13,8 @@ from PIL import Image, PngImagePlugin
 from edsr.images import formats
 from edsr.images.formats import FORMATS, storage_for
 from edsr.images.reader import ImageReader, read_image
-from edsr.images.writer import ImageWriter, convert
+from edsr.images.samples import over_white, to_depth
+from edsr.images.writer import BIGTIFF_ABOVE, ImageWriter
 from tests.support.image_files import (
     EXTENSIONS,
     ICC,
@@ -72,42 +73,6 @@ def test_fitting_an_unknown_extension():
 # ---- pixels
 
 
-def rounded(pixels, levels):
-    """The nearest of 0..levels, in exact arithmetic."""
-    white = WHITE[pixels.dtype.name]
-    return np.floor(pixels.clip(0, white).astype(np.longdouble) * levels / white + np.longdouble(0.5)).astype(int)
-
-
-@pytest.mark.parametrize("levels, bits, dtype", [(255, 8, "uint8"), (4095, 12, "uint16"), (65535, 16, "uint16")])
-@pytest.mark.parametrize("source", ["uint16", "float32"])
-def test_samples_are_rounded_to_nearest(source, levels, bits, dtype):
-    rows = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
-    if source == "float32":
-        rows = (rows / np.float32(65535)) * 1.2 - 0.1
-    got = convert(rows.astype(source), 1, np.dtype(dtype), bits)
-    assert got.dtype == dtype
-    assert np.array_equal(got >> (16 - bits if bits == 12 else 0), rounded(rows.astype(source), levels))
-
-
-def test_every_level_of_8_bits_survives_16():
-    every = np.arange(256, dtype=np.uint16).reshape(1, 256, 1)
-    assert np.array_equal(convert(every * 257, 1, np.dtype(np.uint8), 8), every)
-
-
-@pytest.mark.parametrize("source", WHITE)
-def test_alpha_is_laid_over_white(source):
-    white = WHITE[source]
-    color, alpha = np.meshgrid(np.linspace(0, white, 256), np.linspace(0, white, 256))
-    rows = np.stack([color, color[::-1], alpha], 2).astype(source)[..., [0, 1, 0, 2]]
-    part = rows[..., 3:].astype(np.longdouble) / white
-    expected = np.floor(255 * (part * rows[..., :3] / white + 1 - part) + np.longdouble(0.5))
-    got = convert(rows, 3, np.dtype(np.uint8), 8)
-    differ = got != expected
-    assert differ.mean() < (1e-4 if source == "float32" else 0) + 1e-9  # a tie may fall either way
-    assert np.abs(got - expected).max() <= 1
-    assert (got[0] == 255).all() and np.array_equal(got[-1, :, 0], rounded(rows[-1, :, 0], 255))
-
-
 def float_strips(page):
     """Undoes TIFF's predictor 3 (Adobe Photoshop TIFF technical note 3), which tifffile does not."""
     height, width, channels = (*page.shape, 1)[:3]
@@ -147,7 +112,7 @@ def test_every_kind(tmp_path, extension, channels, dtype):
     gray_as_rgb = extension in (".webp", ".avif") and channels <= 2
     assert seen.shape == ours.shape == (60, 41, fit.channels + 2 * gray_as_rgb)
     assert ours.dtype == fit.dtype
-    expected = convert(pixels, fit.channels, fit.dtype, 16)
+    expected = to_depth(over_white(pixels) if fit.channels < channels else pixels, fit.dtype)
     if extension in (".png", ".tif"):
         assert seen.dtype == ours.dtype == fit.dtype
         assert np.array_equal(ours, expected) and np.array_equal(seen, expected)
@@ -189,12 +154,13 @@ def test_quality(tmp_path, extension):
 
 
 def test_large_tiff_is_bigtiff(tmp_path):
-    # Only the choice is tested: 4 GB of pixels are too many to write here.
-    assert ImageWriter(tmp_path / "a.tif", 40_000, 40_000, 3)._options["bigtiff"] is True
-    assert ImageWriter(tmp_path / "a.tif", 30_000, 30_000, 3)._options["bigtiff"] is False
-    assert ImageWriter(tmp_path / "a.tif", 30_000, 30_000, 3, dtype=np.uint16)._options["bigtiff"] is True
-    write(tmp_path / "b.tif", make_image())
-    assert (tmp_path / "b.tif").read_bytes()[:4] in (b"II*\0", b"MM\0*")
+    size = 60 * 41 * 3
+    for above, big in ((size - 1, True), (size, False), (BIGTIFF_ABOVE, False)):
+        for dtype, each in (("uint8", 1), ("uint16", 2)):
+            write(tmp_path / "a.tif", make_image(dtype=dtype), bigtiff_above=above * each, overwrite=True)
+            with tifffile.TiffFile(tmp_path / "a.tif") as file:
+                assert file.is_bigtiff == big
+    assert 0.9 * 2**32 < BIGTIFF_ABOVE < 2**32 - 2**28  # room for what compression adds, and for metadata
 
 
 def test_rows_in_any_memory_order(tmp_path):
@@ -369,7 +335,7 @@ def test_longest_sides(tmp_path, name, side):
 
 
 @pytest.mark.parametrize("name, each", [("a.png", 0), ("a.jpg", 0), ("a.tif", 0), ("a.webp", 18), ("a.avif", 38)])
-def test_held(tmp_path, name, each, monkeypatch):
+def test_buffered(tmp_path, name, each, monkeypatch):
     assert ImageWriter(tmp_path / name, 10, 20, 3).buffered_bytes == 200 * each
     assert ImageWriter(tmp_path / name, 10, 20, 4).buffered_bytes == (400 * each if name != "a.jpg" else 0)
     monkeypatch.setattr(formats, "available_memory", lambda: 3000)
@@ -488,14 +454,14 @@ FULL_DISK = """
 import os, resource, sys
 import numpy as np
 from edsr.errors import ImageError
-from edsr.images import Writer
+from edsr.images import ImageWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 rows = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
 for late in (False, True):  # the damage shows while rows are written, or only at the end
     for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.avif"):
         height = 150 if late or name == "a.avif" else 4000
         try:
-            with Writer(os.path.join(sys.argv[1], name), 500, height, 3, quality=100) as writer:
+            with ImageWriter(os.path.join(sys.argv[1], name), 500, height, 3, quality=100) as writer:
                 for y in range(0, height, 400):
                     writer.write(rows[:min(400, height - y)])
         except ImageError as error:
