@@ -22,9 +22,7 @@ CLEAN_SHARE = 0.2  # of the patches stay as they are, unless told
 SUBSAMPLINGS = ((0.7, "4:2:0"), (0.85, "4:2:2"), (1.0, "4:4:4"))  # each up to its number of a draw in 0..1
 RESIZE_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 MAX_NOISE_SLOPE = 0.25  # how much more or less noise there is, at most, in black and in white than in middle gray
-_STRIDE = (
-    1 << 64
-)  # words of a generator for one patch; and the other half of its key, so that no PatchSampler has its words
+_STRIDE = 1 << 64  # random words for one patch; also added to the key, so that no PatchSampler has its words
 
 
 class Range(NamedTuple):
@@ -77,9 +75,8 @@ class DegradationParams:
 
     def __str__(self) -> str:
         amounts = {"blur": self.blur, "noise": self.noise, "resize": 0 if self.resize == 1 else self.resize}
-        return ", ".join(
-            [f"{name} {value:.2f}" for name, value in amounts.items() if value] + [*map(str, self.compressions)]
-        )
+        parts = [f"{name} {value:.2f}" for name, value in amounts.items() if value]
+        return ", ".join([*parts, *map(str, self.compressions)])
 
     def padding(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Pixels that `apply` needs around an image of this size: ((above, below), (left, right))."""
@@ -124,25 +121,22 @@ class DegradationParams:
 
     def _coded_sizes(self, size: int, axis: int) -> list[int]:
         """Rows, or columns, that each compression codes: whole blocks, and at least one pixel more than is kept."""
-        spans = []
+        sizes = []
         for compression in reversed(self.compressions):
             size = -(-(compression.offset[axis] + size + 1) // BLOCK_GRID) * BLOCK_GRID
-            spans.append(size)
-        return spans[::-1]
+            sizes.append(size)
+        return sizes[::-1]
 
     def _coded_extent(self, size: int, axis: int) -> tuple[int, int]:
         """(where the image begins in what is coded first, how much that is)."""
-        return sum(compression.offset[axis] for compression in self.compressions), (
-            *self._coded_sizes(size, axis),
-            size,
-        )[0]
+        start = sum(compression.offset[axis] for compression in self.compressions)
+        return start, (*self._coded_sizes(size, axis), size)[0]
 
     def _add_noise(self, image: np.ndarray) -> np.ndarray:
         levels = image.astype(np.float32)
         noise = self.generator.standard_normal(levels.shape, np.float32)
-        noise *= levels * np.float32(self.noise * self.noise_slope / 127.5) + np.float32(
-            self.noise * (1 - self.noise_slope)
-        )
+        slope = self.noise_slope
+        noise *= levels * np.float32(self.noise * slope / 127.5) + np.float32(self.noise * (1 - slope))
         noise += levels
         return np.rint(noise, out=noise).clip(0, 255, out=noise).astype(np.uint8)
 

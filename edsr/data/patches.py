@@ -246,12 +246,10 @@ class PatchLoader:
             return _to_unit(values[0]), _to_unit(values[1])
         lr_offsets, hr_offsets = values[-1]
         lr_side, hr_side = self._sizes
-        patches = (
-            gather_patches(self._images.lr, *lr_offsets, side=lr_side)
-            if self._degrader is None
-            else _to_unit(values[0])
-        )
-        return patches, gather_patches(self._images.hr, *hr_offsets, side=hr_side)
+        hr = gather_patches(self._images.hr, *hr_offsets, side=hr_side)
+        if self._degrader is not None:
+            return _to_unit(values[0]), hr
+        return gather_patches(self._images.lr, *lr_offsets, side=lr_side), hr
 
     def close(self) -> None:
         """Stops degrading patches; nothing can be loaded after that."""

@@ -196,7 +196,7 @@ def test_crops_that_cannot_be(folder, lines):
 
 
 @pytest.mark.parametrize(("count", "held"), [(1, 0), (2, 1), (19, 1), (20, 2), (199, 19), (200, 20), (1000, 20)])
-def test_one_in_ten_is_held_back(count, held):
+def test_one_in_ten_is_held_out(count, held):
     images = PairedImages(1, torch.zeros(count, 3), torch.zeros(count, 3), np.ones((count, 5), np.int64))
     images.index[:, :2], images.index[:, 4] = 0, np.arange(count)
     rest, validation = train_val_split(images)
@@ -207,7 +207,7 @@ def test_one_in_ten_is_held_back(count, held):
     assert np.array_equal(rest.index, train_val_split(images)[0].index)
 
 
-def test_held_back_are_the_middles():
+def test_held_out_are_the_centers():
     originals = [make_image(40, 60, seed=i) for i in range(3)]
     images = PairedImages.from_pairs([(matlab_downscale(image, 2), image) for image in originals], 2)
     rest, validation = train_val_split(images, side=16)
@@ -218,7 +218,7 @@ def test_held_back_are_the_middles():
     np.testing.assert_array_equal(rest.pair(1)[1], originals[2])
 
 
-def test_crops_of_a_image_held_back_leave_together(tmp_path):
+def test_crops_of_an_image_held_out_leave_together(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", make_image(96, 96, seed=i))
     images = read_all(tmp_path, crop=16)

@@ -120,7 +120,7 @@ def test_any_size_stays_what_it_is(height, width, index, spec):
     ("spec", "most"),
     [("jpeg:98-100", 6), ("webp:100", 14), ("noise:0.2", 2), ("blur:0.2", 2), ("resize:1.9-2", 3), ("resize:0.5-2", 4)],
 )
-def test_a_slight_degradation_leaves_a_image_where_it_is(spec, most):
+def test_a_slight_degradation_leaves_an_image_where_it_is(spec, most):
     y, x = np.mgrid[0:60, 0:70]
     image = np.stack([128 + 90 * np.sin(x / 9 + k) * np.cos(y / 11) for k in (0, 0.1, 0.2)], 2).astype(np.uint8)
     for index in range(12):
@@ -177,19 +177,19 @@ def test_sixteen_bits_are_degraded_as_eight():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 7), st.integers(0, 99), st.booleans())
-def test_a_window_is_the_turned_patch_with_its_surroundings(side, turn, index, clean):
+def test_a_crop_is_the_flipped_patch_with_its_padding(side, dihedral, index, clean):
     random = np.random.default_rng(index)
     height, width = random.integers(side, 40, 2)
     image = random.integers(0, 256, (height, width, 3), np.uint8)
     y, x = int(random.integers(0, height - side + 1)), int(random.integers(0, width - side + 1))
     plan = None if clean else parse_degradation(f"{ALL},clean:0").draw(0, 0, index)
     (above, _), (left, _) = reach = plan.padding(side, side) if plan else ((0, 0), (0, 0))
-    cut = crop_padded(image, y, x, side, turn, plan)
+    cut = crop_padded(image, y, x, side, dihedral, plan)
     assert cut.shape == (side + sum(reach[0]), side + sum(reach[1]), 3)
-    # The whole image turned, and where the patch lies then.
-    turned = image[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
-    y, x = (height - side - y if turn & 1 else y), (width - side - x if turn & 2 else x)
-    turned, y, x = (turned.transpose(1, 0, 2), x, y) if turn & 4 else (turned, y, x)
+    # The whole image flipped and rotated, and where the patch lies then.
+    turned = image[:: -1 if dihedral & 1 else 1, :: -1 if dihedral & 2 else 1]
+    y, x = (height - side - y if dihedral & 1 else y), (width - side - x if dihedral & 2 else x)
+    turned, y, x = (turned.transpose(1, 0, 2), x, y) if dihedral & 4 else (turned, y, x)
     rows = np.clip(np.arange(cut.shape[0]) + y - above, 0, turned.shape[0] - 1)
     columns = np.clip(np.arange(cut.shape[1]) + x - left, 0, turned.shape[1] - 1)
     assert np.array_equal(cut, turned[rows][:, columns])

@@ -43,16 +43,15 @@ def test_draws_depend_on_seed_and_step_alone(shapes, patch, batch, seed, first, 
 
 
 def test_every_position_is_as_likely_as_any_other():
-    """Images of 3 x 4, 2 x 2 and 1 x 5 positions, one too small, 8 turns: 168 cells, chi-squared."""
+    """Images of 3 x 4, 2 x 2 and 1 x 5 positions, one too small, 8 flips and rotations: 168 cells, chi-squared."""
     sampler = PatchSampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 1)
     drawn = sampler.draw(0, 1680).reshape(-1, 4)
     cells, counts = np.unique(drawn, axis=0, return_counts=True)
     assert len(cells) == (12 + 4 + 5) * 8 and set(cells[:, 0]) == {0, 1, 3}
     assert ((counts - 500) ** 2 / 500).sum() < 167 + 4 * np.sqrt(2 * 167)
     assert not np.array_equal(sampler.draw(0, 9), sampler.draw(1, 9))
-    assert not np.array_equal(
-        sampler.draw(0, 9), PatchSampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 2).draw(0, 9)
-    )
+    other_seed = PatchSampler(table((5, 6), (4, 4), (2, 9), (3, 7)), 3, 50, 2)
+    assert not np.array_equal(sampler.draw(0, 9), other_seed.draw(0, 9))
 
 
 def test_a_set_of_billions_of_positions():
@@ -64,10 +63,10 @@ def test_a_set_of_billions_of_positions():
 # ---- how they are cropped
 
 
-TURNS = [lambda x, k=k, flip=flip: np.rot90(x[:, ::-1] if flip else x, k) for flip in (0, 1) for k in range(4)]
+DIHEDRALS = [lambda x, k=k, flip=flip: np.rot90(x[:, ::-1] if flip else x, k) for flip in (0, 1) for k in range(4)]
 
 
-def test_all_turns_are_cut_alike():
+def test_all_eight_flips_and_rotations_are_cropped_alike():
     """All eight, and the LR patch lies where the HR patch lies: each LR pixel is the corner of its HR block."""
     image = np.arange(11 * 13 * 3).reshape(11, 13, 3).astype(np.uint16) * 97
     images = PairedImages.from_pairs(
@@ -80,7 +79,7 @@ def test_all_turns_are_cut_alike():
     assert low.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(high, low.repeat_interleave(3, 2).repeat_interleave(3, 3))
     ours = {(x.permute(1, 2, 0) * 65535).round().int().numpy().tobytes() for x in low}
-    assert ours == {turn(image[4:9, 7:12]).astype(np.int32).tobytes() for turn in TURNS} and len(ours) == 8
+    assert ours == {turn(image[4:9, 7:12]).astype(np.int32).tobytes() for turn in DIHEDRALS} and len(ours) == 8
 
 
 def downscaled(*originals):
@@ -132,7 +131,7 @@ def test_patches_fit_and_are_repeatable():
     again = next_batch(images, 8, 16, 7)
     assert torch.equal(low, again[0]) and torch.equal(high, again[1])
     assert not torch.equal(low, next_batch(images, 8, 16, 8)[0])
-    # A patch of the reduction is the reduction of the patch, away from its border: so they fit, turned alike.
+    # A patch of the LR image is the HR patch downscaled, away from its border: so they fit, flipped alike.
     for x, y in zip(low, high, strict=True):
         reduced = matlab_downscale((y.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), 2)
         difference = np.abs(reduced - x.permute(1, 2, 0).numpy() * 255)[2:-2, 2:-2]
