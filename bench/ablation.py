@@ -85,7 +85,7 @@ def compare(options, cache: str) -> None:
         network=network,
         **sizes,
     )
-    images, validation = load_dataset(base.data, base.scale, base.patch, print, cache=cache)
+    images, validation = load_dataset(base.data, base.scale, base.patch, cache=cache)
     validation = train_val_split(images)[1] if validation is None else validation
     if validation is None:
         raise SystemExit("one image cannot be held out; give more with --data")

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.workloads import SLACK, Unavailable, compiled, gflop_per_pixel, network
 from edsr.data.patches import PatchLoader
-from edsr.data.store import PairedImages, pack
+from edsr.data.store import PairedImages
 from edsr.devices import ProcessGroup
 from edsr.images.resize import matlab_downscale
 from edsr.kernels import load_training_ops
@@ -151,7 +151,7 @@ def drawn(size: tuple[int, int], scale: int) -> PairedImages:
         noisy = np.stack(layers, 2) + generator.normal(0, 4, (*size, 3))
         high = noisy.clip(0, 255).astype(np.uint8)[:height, :width]
         pairs.append((matlab_downscale(high, scale), high))
-    return pack(pairs, scale)
+    return PairedImages.from_pairs(pairs, scale)
 
 
 # --- the ways

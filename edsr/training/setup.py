@@ -35,11 +35,11 @@ def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages,
     more = {"crop": config.crop, "cache": config.cache, "device": group.device}
     if group.local_rank > 0 and config.cache:
         group.barrier()  # for the first process of this machine to make the cache
-    training, validation = load_dataset(config.data, config.scale, config.patch, say, **more)
+    training, validation = load_dataset(config.data, config.scale, config.patch, **more)
     if group.local_rank == 0 and config.cache:
         group.barrier()
     if config.val:
-        validation, _ = load_dataset([config.val], config.scale, 1, say)
+        validation, _ = load_dataset([config.val], config.scale, 1)
     elif validation is None:
         training, validation = train_val_split(training)
     if validation is not None:
@@ -57,7 +57,7 @@ def _leave_out_tiny(images: PairedImages, say: Callable[[str], None]) -> PairedI
     if not enough.all():
         least = MIN_VALIDATED * images.scale
         say(f"{np.sum(~enough)} of {len(images)} validation images smaller than {least} x {least} pixels: left out")
-    return replace(images, table=images.table[enough]) if enough.any() else None
+    return replace(images, index=images.index[enough]) if enough.any() else None
 
 
 def build_model(config: TrainConfig, group: ProcessGroup) -> EDSR:

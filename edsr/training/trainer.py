@@ -99,7 +99,7 @@ class Trainer:
 
         self.divergence, self.initial_error = recipe.DivergenceMonitor(config.loss), None
         self.step, self.best_psnr, self.lr_factor, self.rollbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
-        self.images = [len(images), zlib.crc32(images.table.tobytes())]
+        self.images = [len(images), zlib.crc32(images.index.tobytes())]
         if config.resume:
             self._restore(loaded)
         self.initial_error = self._measure_start() if self.initial_error is None else self.initial_error

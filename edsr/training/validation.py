@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edsr.data import Degradation, PairedImages, degraded, pack
+from edsr.data import Degradation, PairedImages, degrade
 from edsr.evaluation import psnr, scored_region
 from edsr.images import matlab_bicubic, to_depth
 from edsr.models import EDSR
@@ -38,8 +38,8 @@ def degrade_images(images: PairedImages, degradation: Degradation) -> PairedImag
     """The images with all LR sides degraded; HR sides as they are."""
     every = replace(degradation, clean=0.0)
     pairs = [images.pair(i) for i in range(len(images))]
-    lows = [degraded(low, every.draw(DEGRADATION_SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
-    return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], images.scale)
+    lows = [degrade(low, every.draw(DEGRADATION_SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
+    return PairedImages.from_pairs([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], images.scale)
 
 
 def probe_patches(images: PairedImages, degradation: Degradation | None) -> PairedImages:
@@ -51,7 +51,7 @@ def probe_patches(images: PairedImages, degradation: Degradation | None) -> Pair
         y, x = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
         low, high = low[y : y + height, x : x + width], high[s * y : s * (y + height), s * x : s * (x + width)]
         pairs.append((low, high))
-    centers = pack(pairs, s)
+    centers = PairedImages.from_pairs(pairs, s)
     return centers if degradation is None else degrade_images(centers, degradation)
 
 

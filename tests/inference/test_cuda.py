@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from edsr.data.patches import PatchLoader
-from edsr.data.store import pack
+from edsr.data.store import PairedImages
 from edsr.inference import cuda as graphs_module
 from edsr.inference.cuda import MAX_GRAPHS, CapturedGraph, DeviceCopier, GraphCache, capture_stream
 from edsr.kernels import reference
@@ -175,7 +175,7 @@ class OnCpu(TorchFunctionMode):
 
 def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypatch):
     high = make_image(32, 32)
-    images = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
+    images = PairedImages.from_pairs([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
     feed = PatchLoader(images, 8, 2, 0, "cpu", 5)
     ranks = SimpleNamespace(device=torch.device("cuda", 0), world_size=1)
     launched = []

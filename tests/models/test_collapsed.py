@@ -130,7 +130,7 @@ def test_half_precision_is_composed_in_fp32_and_rounded_once():
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_steps_are_those_of_the_plain_tail_to_rounding(folder, dtype, apart, scale):
-    images, _ = dataset.load_dataset([folder], scale, 8, print)
+    images, _ = dataset.load_dataset([folder], scale, 8)
     first, found = EDSR(EDSRConfig(scale, 1, 8)), []
     for collapsed in False, True:
         model = copy.deepcopy(first)

@@ -112,7 +112,7 @@ def test_a_sheet_shows_what_the_run_draws(folder, tmp_path, capsys, scale):
     assert [path.name for path in tmp_path.glob("sheet/*")] == ["degrade.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"images", "sheet"}  # no run
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "degrade.png"))
-    loaded = dataset.train_val_split(dataset.load_dataset([str(folder)], scale, 12, lambda line: None)[0])[0]
+    loaded = dataset.train_val_split(dataset.load_dataset([str(folder)], scale, 12)[0])[0]
     feed = PatchLoader(loaded, 12, 3, 0, "cpu", 7, degradation=parse_degradation("jpeg:5-9,clean:0.5"))
     feed.load(0, 7)
     text = sheet.tobytes()

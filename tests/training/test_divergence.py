@@ -143,7 +143,7 @@ def test_the_end_is_judged_by_what_the_run_began_with(folder, tmp_path, monkeypa
 def test_a_misfit_is_a_mean_difference_that_is_not_cut_off(tmp_path):
     for i in range(6):
         Image.fromarray(make_image(150, 90 + i, seed=i)).save(tmp_path / f"{i}.png")
-    images, _ = dataset.load_dataset([tmp_path], 2, 8, print)
+    images, _ = dataset.load_dataset([tmp_path], 2, 8)
     few = probe_patches(images, None)
     assert [few.pair(i)[0].shape for i in range(len(few))] == [(48, 45, 3), (48, 45, 3), (48, 46, 3), (48, 47, 3)]
     low, high = images.pair(0)
@@ -161,7 +161,7 @@ def test_a_misfit_is_a_mean_difference_that_is_not_cut_off(tmp_path):
 
 def test_a_run_that_has_learned_less_than_bicubic_says_so(folder, tmp_path, monkeypatch, lines):
     list(train(training(folder, tmp_path / "run")))
-    _, held = dataset.train_val_split(dataset.load_dataset([folder], 2, 8, print)[0])
+    _, held = dataset.train_val_split(dataset.load_dataset([folder], 2, 8)[0])
     assert held is not None
     m = EDSR(EDSRConfig(blocks=1, features=8))
     _, samples = validate(m, held, 2)

@@ -110,7 +110,7 @@ def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "edsr.evaluation.metrics.ssim", lambda a, b: pytest.fail("SSIM takes ten times as long, and is not asked for")
     )
-    psnr, samples = validate(m, dataset.load_dataset([tmp_path / "a.png"], 2, 1, print)[0], 2)
+    psnr, samples = validate(m, dataset.load_dataset([tmp_path / "a.png"], 2, 1)[0], 2)
     assert psnr == pytest.approx(want, abs=1e-3)
     (sample,) = samples.values()
     assert sample.shape == (40, 120, 3) and np.array_equal(sample[:, 80:], image)
@@ -300,7 +300,7 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
     from edsr.models.edsr import EDSR
     from edsr.training.step import TrainStep
 
-    images, _ = dataset.load_dataset([folder], 2, 8, print)
+    images, _ = dataset.load_dataset([folder], 2, 8)
     feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 3)
     model = EDSR(TINY)
     plain, average = copy.deepcopy(model), copy.deepcopy(model)
@@ -372,7 +372,7 @@ def test_what_is_not_finite_is_found_by_asking_once(folder, value, monkeypatch):
     from edsr.models.edsr import EDSR
     from edsr.training.step import TrainStep
 
-    feed = PatchLoader(dataset.load_dataset([folder], 2, 8, print)[0], 8, 4, 0, "cpu", 3)
+    feed = PatchLoader(dataset.load_dataset([folder], 2, 8)[0], 8, 4, 0, "cpu", 3)
     step = TrainStep(EDSR(TINY), feed, ProcessGroup("cpu"), "l1", 0.75, torch.float32, reference, True)
     asked = []
     honest = torch.Tensor.__bool__
