@@ -27,14 +27,14 @@ class IRBuilder(ir.IRBuilder):
         kind = kind or self.vector
         return ir.Constant(kind, [float(np.float32(value)) if kind.element == F32 else float(value)] * kind.count)
 
-    def fma(self, x: Value, y: Value, z: Value) -> Value:
-        """x · y + z of vectors: fused where the CPU can, a multiplication and an addition where it cannot."""
-        bits = 32 if x.type.element == F32 else 64
-        name = f"llvm.fmuladd.v{x.type.count}f{bits}"
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a · b + c of vectors: fused where the CPU can, a multiplication and an addition where it cannot."""
+        bits = 32 if a.type.element == F32 else 64
+        name = f"llvm.fmuladd.v{a.type.count}f{bits}"
         function = self.module.globals.get(name)
         if function is None:
-            function = ir.Function(self.module, ir.FunctionType(x.type, [x.type] * 3), name)
-        return self.call(function, [x, y, z])
+            function = ir.Function(self.module, ir.FunctionType(a.type, [a.type] * 3), name)
+        return self.call(function, [a, b, c])
 
     def at(self, pointer: Value, distance: Value | int) -> Value:
         """The address `error_of` floats on."""
