@@ -31,21 +31,21 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.frames import frames
-from bench.isolate import At, command, each, ending_on_sigterm, here, one_line, time_limit
+from bench.isolate import Heartbeat, command, ending_on_sigterm, here, one_line, run_isolated, time_limit
 from bench.machine import Ceiling, clock, describe, machine_line, refused, repeats_for, synchronize
 from bench.ops import operations
-from bench.records import Found, Record
+from bench.records import Measured, Record
 from bench.records import write_whole as write_whole
 from bench.report import columns, heading, rounds_of, targets_table
 from bench.windows import largest
-from bench.workloads import Run, Unavailable, Work, workloads
+from bench.workloads import Run, Unavailable, Workload, workloads
 
 SECONDS = 8.0  # on a GPU, for all rounds of one piece of work together
 # Seconds that a part of the work may take on a GPU.
 QUICK_LIMIT = 25.0  # to make a case ready; more where the work is large
 SLOW_LIMIT = 150.0  # the same for a slow one
 LIMIT = 20.0  # for anything else
-Item = tuple[Work, tuple[str, ...], int]  # work, cases, rounds
+Item = tuple[Workload, tuple[str, ...], int]  # work, cases, rounds
 
 
 def main(began: float | None = None) -> int:
@@ -75,7 +75,7 @@ def main(began: float | None = None) -> int:
     def so_far(item: Item, entry: dict) -> None:
         record.put(entry)
 
-    done = each(step, items, deadline, so_far) if device == "cuda" else here(step, items, so_far)
+    done = run_isolated(step, items, deadline, so_far) if device == "cuda" else here(step, items, so_far)
     record = Record("gpu" if device == "cuda" else "compare", describe(device), options.save)
     console.print(machine_line(record.content["machine"]), highlight=False)
     left = list(items)
@@ -110,11 +110,11 @@ def main(began: float | None = None) -> int:
 # --- what is done
 
 
-def chosen(works: Iterable[Work], texts: list[str]) -> list[Work]:
+def chosen(works: Iterable[Workload], texts: list[str]) -> list[Workload]:
     """Work of which a text is the name or, where there is none, part of the name, in the order of the texts; without
     texts all. Raises ValueError for a text that chooses nothing."""
     named = {str(work): work for work in works}
-    found: dict[str, Work] = {} if texts else named
+    found: dict[str, Workload] = {} if texts else named
     for text in texts:
         hits = {text: named[text]} if text in named else {name: work for name, work in named.items() if text in name}
         if not hits:
@@ -123,7 +123,7 @@ def chosen(works: Iterable[Work], texts: list[str]) -> list[Work]:
     return list(found.values())
 
 
-def with_cases(items: list[Item], cases: list[str], works: Iterable[Work]) -> list[Item]:
+def with_cases(items: list[Item], cases: list[str], works: Iterable[Workload]) -> list[Item]:
     """The same with no other cases than these, in their order. Raises ValueError for one that no work has."""
     if not cases:
         return items
@@ -167,7 +167,7 @@ def gpu_items(rounds: int, only: list[str] | None = None, cases: list[str] | Non
     )
 
 
-def step(item: Item, failed: dict[str, str], at: At) -> dict:
+def step(item: Item, failed: dict[str, str], at: Heartbeat) -> dict:
     work, names, rounds = item
     try:
         return compare(work, names, rounds, Console(stderr=True), failed, at)
@@ -180,16 +180,16 @@ def step(item: Item, failed: dict[str, str], at: At) -> dict:
 
 
 def compare(
-    work: Work,
+    work: Workload,
     names: tuple[str, ...],
     rounds: int,
     console: Console,
     failed: dict[str, str] | None = None,
-    at: At | None = None,
+    at: Heartbeat | None = None,
 ) -> dict:
     """The part of the record about one piece of work, told so far whenever there is more. failed, at: see
-    `bench.isolate.each`."""
-    on_gpu, at = work.device == "cuda", at or At()
+    `bench.isolate.run_isolated`."""
+    on_gpu, at = work.device == "cuda", at or Heartbeat()
     found = Compared(work, failed or {})
     try:
         at("the ceiling", LIMIT)
@@ -197,7 +197,7 @@ def compare(
         if on_gpu:
             ceiling.measure()
         at("the result in fp64", 2 * LIMIT)
-        _ = work.yardstick
+        _ = work.reference_error
     except torch.cuda.OutOfMemoryError as reason:
         found.skipped |= dict.fromkeys(names, one_line(reason))
         return found.entry()
@@ -210,7 +210,7 @@ def compare(
         at("the ceiling", LIMIT)
         ceiling.measure()
         times = {}
-        for name in turned(list(found.runs), i):
+        for name in rotated(list(found.runs), i):
             at(name, LIMIT)
             times[name] = clock(found.runs[name].run, work.device, found.runs[name].repeats)
         for name, seconds in times.items():
@@ -237,13 +237,13 @@ class Checked:
 
 
 @dataclass
-class Compared(Found):
+class Compared(Measured):
     """What is known about a piece of work whose cases are `Checked`."""
 
     def entry(self) -> dict:
         gflops = self.ceiling.gflops if self.ceiling else 0.0
         cases = {name: self._case(name, times, gflops) for name, times in self._seconds().items()}
-        return self.noted({"work": str(self.work), **self.work.described(), "ceiling": self.ceilings}, cases)
+        return self.noted({"work": str(self.work), **self.work.description(), "ceiling": self.ceilings}, cases)
 
     def _seconds(self) -> dict[str, list[float]]:
         """Of the rounds or, before there are any, the samples."""
@@ -268,7 +268,7 @@ class Compared(Found):
         }
 
 
-def make_ready(found: Compared, names: tuple[str, ...], console: Console, at: At) -> None:
+def make_ready(found: Compared, names: tuple[str, ...], console: Console, at: Heartbeat) -> None:
     """Finds every case that can run and is right; why others are wrong; why others cannot run."""
     work, on_gpu = found.work, found.work.device == "cuda"
     for name in names:
@@ -279,7 +279,7 @@ def make_ready(found: Compared, names: tuple[str, ...], console: Console, at: At
         at(name, SLOW_LIMIT if case.slow else QUICK_LIMIT + 6e-5 * work.gflop(case.collapsed))
         console.print(f"{work}: checking {case.title}")
         try:
-            before = settled() if on_gpu else 0
+            before = allocated_bytes() if on_gpu else 0
             run = case.run(work)
             error = work.check(run, poison=case.ours)
             if on_gpu:
@@ -293,19 +293,19 @@ def make_ready(found: Compared, names: tuple[str, ...], console: Console, at: At
         except Unavailable as reason:
             found.skipped[name] = str(reason)
         except AssertionError as reason:
-            found.wrong[name] = str(reason)
+            found.incorrect[name] = str(reason)
         except torch.cuda.OutOfMemoryError as reason:
             found.skipped[name] = one_line(reason)
         if on_gpu:
             at.so_far(found.entry())
 
 
-def turned(names: list[str], by: int) -> list[str]:
+def rotated(names: list[str], by: int) -> list[str]:
     by %= len(names) or 1
     return names[by:] + names[:by]
 
 
-def settled() -> int:
+def allocated_bytes() -> int:
     """Bytes of GPU memory that this process holds for good."""
     gc.collect()
     torch.cuda.synchronize()
@@ -319,14 +319,14 @@ def gpu_peak(run: Run) -> int:
     Reserved memory, not `max_memory_allocated`: that of a CUDA graph was allocated when the graph was recorded, and
     does not count as allocated while it runs.
     """
-    settled()
+    allocated_bytes()
     torch.cuda.reset_peak_memory_stats()
     run()
     synchronize("cuda")
     return torch.cuda.max_memory_reserved()
 
 
-def resident_peak_apart(work: Work, name: str) -> float | None:
+def resident_peak_apart(work: Workload, name: str) -> float | None:
     """The most memory, in MiB, of a process of its own; None where the system does not tell.
 
     Interpreter and libraries included, the work before the first run left out.
@@ -336,7 +336,7 @@ def resident_peak_apart(work: Work, name: str) -> float | None:
         return pool.submit(_case_peak, work, name).result()
 
 
-def _case_peak(work: Work, name: str) -> float | None:
+def _case_peak(work: Workload, name: str) -> float | None:
     return resident_peak(work.cases[name].run(work))
 
 
@@ -372,7 +372,7 @@ def table(entry: dict) -> Table:
         grid.add_column(column, justify="right")
     for case in entry["cases"].values():
         grid.add_row(case["title"], *(show(case) for _, show in columns(entry)))
-    for name, why in (entry["wrong"] | entry["skipped"]).items():
+    for name, why in (entry["incorrect"] | entry["skipped"]).items():
         grid.add_row(name, why)
     return grid
 

@@ -1,6 +1,6 @@
 """What was found on a GPU, in ten lines: `python -m bench.findings [--logs DIR] [--run RUN]`.
 
-From the newest records in bench/results and the verdicts in kernels/configs. Needs neither torch nor a GPU.
+From the newest records in bench/results and the statuses in kernels/triton/configs. Needs neither torch nor a GPU.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, CONFIGS = ROOT / "bench" / "results", ROOT / "kernels" / "configs"
+RESULTS, CONFIGS = ROOT / "bench" / "results", ROOT / "kernels" / "triton" / "configs"
 NAMES = {  # of cases, short
     "ours": "ours",
     "channels_last": "eager",
@@ -55,10 +55,10 @@ def lines(logs: Path | None = None, run: Path | None = None) -> Iterator[str]:
         versions = f"torch {machine['torch']}, Triton {machine['triton']}"
         yield f"{machine['name']}, {versions}, {machine['date']}"
     for path in sorted(CONFIGS.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8")).get("choices", {}).get("hopper", {}).get("verdicts", {})
+        found = json.loads(path.read_text(encoding="utf-8")).get("choices", {}).get("hopper", {}).get("statuses", {})
         if found:
-            right = [key for key, words in found.items() if words == "right"]
-            wrong = [f"{key}: {words}" for key, words in found.items() if words != "right"]
+            right = [key for key, words in found.items() if words == "verified"]
+            wrong = [f"{key}: {words}" for key, words in found.items() if words != "verified"]
             yield f"kernels on {path.stem}: right {', '.join(right) or 'none'}" + "".join(f"; {w}" for w in wrong)
     if right := "; ".join(filter(None, (_check(records["check"]), _tests(logs)))):
         yield right
@@ -79,7 +79,7 @@ def _check(record: dict[str, Any] | None) -> str | None:
     if record is None:
         return None
     missing = f", {len(record['not_reached'])} works not reached" if record.get("not_reached") else ""
-    return f"checked against fp64: {len(record['cases'])} cases, {record['wrong']} wrong{missing}"
+    return f"checked against fp64: {len(record['cases'])} cases, {record['incorrect']} wrong{missing}"
 
 
 def _cases(entry: dict[str, Any], steps: bool = False) -> str:
@@ -89,7 +89,7 @@ def _cases(entry: dict[str, Any], steps: bool = False) -> str:
         rate = f", {1 / case['median']:.0f} steps/s" if steps else ""
         words.append(f"{NAMES.get(name, name)} {1e3 * case['median']:.3g} ms ({case['ceiling_percent']:.0f} %{rate})")
     died = entry.get("failed", [])
-    words += [f"{NAMES.get(name, name)} {'died' if name in died else 'WRONG'}" for name in entry.get("wrong", {})]
+    words += [f"{NAMES.get(name, name)} {'died' if name in died else 'WRONG'}" for name in entry.get("incorrect", {})]
     return ", ".join(words) or "nothing measured"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import peers
 from bench.windows import Pair, cut, in_windows, largest, pairs, side_for
-from bench.workloads import Case, Run, Unavailable, Workload, compiled
+from bench.workloads import Case, CpuNetwork, Run, Unavailable, compiled
 from edsr.devices import PRECISIONS
 from edsr.errors import BackendError
 from edsr.inference.upscaler import Upscaler
@@ -25,7 +25,7 @@ SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "4K": (2160, 3840), "64x64"
 
 
 @dataclass(frozen=True)
-class Frame(Workload):
+class GpuNetwork(CpuNetwork):
     """A network with random weights on a random image, checked in windows (`bench.windows`)."""
 
     base = "channels_last"
@@ -44,8 +44,8 @@ class Frame(Workload):
         names = [name for name, preset in PRESETS.items() if replace(preset, scale=kind.scale) == kind]
         return names[0] if names else f"{kind.blocks}x{kind.features}"
 
-    def described(self) -> dict:
-        return {"model": self.model_name} | super().described()
+    def description(self) -> dict:
+        return {"model": self.model_name} | super().description()
 
     @cached_property
     def image(self) -> Tensor:
@@ -66,28 +66,28 @@ class Frame(Workload):
             return in_windows(model, x, self.windows, self.config.scale)
 
     @cached_property
-    def truth(self) -> list[Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def target(self) -> list[Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The result in fp64, window by window."""
         return self.in_windows(self.plain(dtype=torch.float64))
 
     @cached_property
-    def yardstick(self) -> float:
-        parts = zip(self.in_windows(self.plain(torch.channels_last)), self.truth, strict=True)
-        return largest((part.double() - truth).abs().max().item() for part, truth in parts)
+    def reference_error(self) -> float:
+        parts = zip(self.in_windows(self.plain(torch.channels_last)), self.target, strict=True)
+        return largest((part.double() - target).abs().max().item() for part, target in parts)
 
-    def distance(self, y: Tensor) -> float:
+    def error_of(self, y: Tensor) -> float:
         s, size = self.config.scale, [self.config.scale * self.height, self.config.scale * self.width, 3]
         if y.dtype != torch.uint8 or list(y.shape) != size:
             raise AssertionError(f"the result is {y.dtype} {list(y.shape)}, not torch.uint8 {size}")
-        parts = zip(cut(y.permute(2, 0, 1)[None], self.windows, s), self.truth, strict=True)
-        return largest((part.double() / 255 - truth.clamp(0, 1)).abs().max().item() for part, truth in parts)
+        parts = zip(cut(y.permute(2, 0, 1)[None], self.windows, s), self.target, strict=True)
+        return largest((part.double() / 255 - target.clamp(0, 1)).abs().max().item() for part, target in parts)
 
 
-def frame(model: str, scale: int, size: str) -> Frame:
-    return Frame(replace(PRESETS[model], scale=scale), *SIZES[size], device="cuda", dtype=torch.float16)
+def frame(model: str, scale: int, size: str) -> GpuNetwork:
+    return GpuNetwork(replace(PRESETS[model], scale=scale), *SIZES[size], device="cuda", dtype=torch.float16)
 
 
-def frames() -> list[Frame]:
+def frames() -> list[GpuNetwork]:
     """All that is compared on a GPU, what there is an aim for first."""
     aims = [
         ("edsr-baseline", 2, "1080p"),
@@ -102,7 +102,7 @@ def frames() -> list[Frame]:
 # --- the ways to run it
 
 
-def ours(work: Frame) -> Run:
+def ours(work: GpuNetwork) -> Run:
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == work.dtype)
     try:
         upscaler = Upscaler(work.model, work.device, precision, backend="triton")
@@ -111,7 +111,7 @@ def ours(work: Frame) -> Run:
     return lambda: upscaler.frame(work.image)
 
 
-def folded(work: Frame) -> Run:
+def folded(work: GpuNetwork) -> Run:
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == work.dtype)
     try:
         upscaler = Upscaler(work.model, work.device, precision, backend="torch")
@@ -130,12 +130,12 @@ def on_pixels(model: Callable[..., Tensor], memory_format: torch.memory_format) 
     return through
 
 
-def channels_last(work: Frame) -> Run:
+def channels_last(work: GpuNetwork) -> Run:
     through = on_pixels(work.plain(torch.channels_last), torch.channels_last)
     return lambda: through(work.image)
 
 
-def max_autotune(work: Frame) -> Run:
+def max_autotune(work: GpuNetwork) -> Run:
     through = on_pixels(work.plain(torch.channels_last), torch.channels_last)
     run = compiled(through, mode="max-autotune", dynamic=False)
     with torch.inference_mode():
@@ -143,12 +143,12 @@ def max_autotune(work: Frame) -> Run:
     return lambda: run(work.image)
 
 
-def nchw(work: Frame) -> Run:
+def nchw(work: GpuNetwork) -> Run:
     through = on_pixels(work.plain(dtype=torch.float32), torch.contiguous_format)
     return lambda: through(work.image)
 
 
-def autocast(work: Frame) -> Run:
+def autocast(work: GpuNetwork) -> Run:
     through = on_pixels(work.plain(dtype=torch.float32), torch.contiguous_format)
     if work.dtype == torch.float32:
         raise Unavailable("there is no lower precision to cast to")

@@ -12,7 +12,7 @@
 #   TRAIN=rest               seconds of training
 #   SLOW=1                   times as long for everything, where a dry run plays the GPU
 #
-# Records: bench/results/<gpu>-<date>{,-check,-training}.json, kernels/configs/<gpu>.json. Exit code 1 if any part failed, 2
+# Records: bench/results/<gpu>-<date>{,-check,-training}.json, kernels/triton/configs/<gpu>.json. Exit code 1 if any part failed, 2
 # without a GPU.
 set -euo pipefail
 here=$PWD
@@ -33,7 +33,7 @@ x2=edsr-baseline-x2-1920x1080
 slow=${SLOW:-1}
 
 exec "$python" -m bench.parts --seconds "${TIME:-570}" --elapsed "$SECONDS" --out "$out" --slow "$slow" \
-    --keep 'kernels/configs/*.json' 'bench/results/*-????-??-??*.json' 'bench/results/*.svg' \
+    --keep 'kernels/triton/configs/*.json' 'bench/results/*-????-??-??*.json' 'bench/results/*.svg' \
     "$run/metrics.jsonl" "$run/best.safetensors" \
     --end "$python -m bench.findings --logs {logs} --run $run" <<PLAN
 probe    45 $python -m bench.probe --seconds $((5 * slow)) --compiling $((25 * slow))

@@ -26,7 +26,7 @@ SPARE = 4.0  # seconds before a command's deadline that are kept for ending proc
 FOREVER = float("inf")
 
 
-class At:
+class Heartbeat:
     """What a step tells while it works; made without `send`, nobody hears it.
 
     at(part, seconds): what is done from now on, and how long it may take. at.so_far(partial): what is known until now.
@@ -43,7 +43,7 @@ class At:
         self._send(("so far", partial))
 
 
-Step = Callable[[Any, dict[str, str], At], Any]
+Step = Callable[[Any, dict[str, str], Heartbeat], Any]
 SoFar = Callable[[Any, Any], None]  # an item, and what is known about it
 
 
@@ -51,7 +51,7 @@ def nobody(item: Any, partial: Any) -> None:
     """A `SoFar` that does not listen."""
 
 
-def each(
+def run_isolated(
     function: Step, items: Iterable[Any], deadline: float = FOREVER, so_far: SoFar = nobody
 ) -> Iterator[tuple[Any, Any]]:
     """Yields (item, function(item, failed, at)) for each item, in order, until time.monotonic() passes `deadline`.
@@ -99,20 +99,20 @@ def _each(worker: "_Worker | None", function: Step, items: Iterable[Any], deadli
 
 
 def here(function: Step, items: Iterable[Any], so_far: SoFar = nobody) -> Iterator[tuple[Any, Any]]:
-    """`each` in this process: for a CPU, where nothing hangs that the caller could not end."""
+    """`run_isolated` in this process: for a CPU, where nothing hangs that the caller could not end."""
     for item in items:
 
         def tell(message: tuple, item: Any = item) -> None:
             if message[0] == "so far":
                 so_far(item, message[1])
 
-        yield item, function(item, {}, At(tell))
+        yield item, function(item, {}, Heartbeat(tell))
 
 
 def side_by_side(
     function: Step, items: Iterable[Any], processes: int, deadline: float = FOREVER, so_far: SoFar = nobody
 ) -> Iterator[tuple[Any, Any]]:
-    """`each` in several processes, which take items in order as they become free. Yields them as they are done.
+    """`run_isolated` in several processes, which take items in order as they become free. Yields them as they are done.
 
     so_far is called in the caller's thread.
     """
@@ -130,7 +130,9 @@ def side_by_side(
 
     def work() -> None:
         try:
-            for done in each(function, shared(), deadline, lambda item, partial: heard.put(("so far", item, partial))):
+            for done in run_isolated(
+                function, shared(), deadline, lambda item, partial: heard.put(("so far", item, partial))
+            ):
                 heard.put(("done", *done))
         finally:
             heard.put(("end", None, None))
@@ -198,7 +200,7 @@ def _serve(function: Step, theirs: connection.Connection) -> None:
         except EOFError:
             return
         try:
-            message = ("result", function(item, failed, At(theirs.send, before)))
+            message = ("result", function(item, failed, Heartbeat(theirs.send, before)))
         except Exception as error:
             message = ("error", one_line(error))
         theirs.send(message)

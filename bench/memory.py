@@ -104,7 +104,7 @@ def save_one_block(path: str) -> None:
     import torch
 
     from edsr.models.edsr import EDSR, EDSRConfig
-    from edsr.weights.edsr import save_model
+    from edsr.weights import save_model
 
     torch.manual_seed(0)
     save_model(EDSR(EDSRConfig(blocks=1)), path)
@@ -118,7 +118,7 @@ def check(model: str, source: Path, target: Path) -> None:
     import numpy as np
 
     from edsr.inference.upscaler import Upscaler
-    from edsr.weights.edsr import load_model
+    from edsr.weights import load_model
 
     network = load_model(model)
     s, side = network.config.scale, CORNER + network.config.receptive_radius

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.windows import Pair, cut, in_windows, largest, largest_difference, pairs, side_for
-from bench.workloads import Case, Run, Unavailable, Work, compiled, gflop_of_end, network
+from bench.workloads import Case, Run, Unavailable, Workload, compiled, gflop_of_end, network
 from edsr.kernels import reference
 from edsr.kernels.interface import OutputSpec
 from edsr.models.edsr import DIV2K_MEAN, EDSR, EDSRConfig
@@ -25,7 +25,7 @@ from edsr.models.folding import FoldedEDSR
 
 
 @dataclass(frozen=True)
-class Op(Work):
+class SingleOp(Workload):
     """One operation on one map, or image, with random operands from fixed seeds.
 
     name: a key of KINDS. device "meta": operands have no values, for compiling without a GPU. scale: of the image,
@@ -64,7 +64,7 @@ class Op(Work):
     def rounding(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 0.5001 / 255 if self.name == "tail" else 0.0  # to whole levels
 
-    def described(self) -> dict:
+    def description(self) -> dict:
         title = self.kind.title + (f" x{self.scale}" if self.scale > 1 else "")
         title += f", {self.images} images" if self.images > 1 else ""
         precision = str(self.dtype).removeprefix("torch.")
@@ -141,17 +141,17 @@ class Op(Work):
             return tuple(parts)
 
     @cached_property
-    def truth(self) -> tuple[Tensor, ...]:
+    def target(self) -> tuple[Tensor, ...]:
         """The result in fp64: its parts, or its windows."""
         return self.computed(wide=True)
 
     @cached_property
-    def yardstick(self) -> float:
+    def reference_error(self) -> float:
         found = self.computed(wide=False)
-        return largest(largest_difference(y, truth) for y, truth in zip(found, self.truth, strict=True))
+        return largest(largest_difference(y, target) for y, target in zip(found, self.target, strict=True))
 
-    def distance(self, y: Tensor | tuple[Tensor, ...]) -> float:
-        found, truths = _as_tuple(y), self.truth
+    def error_of(self, y: Tensor | tuple[Tensor, ...]) -> float:
+        found, targets = _as_tuple(y), self.target
         if not all(bool(part.isfinite().all()) for part in found if part.is_floating_point()):
             return math.nan  # wherever it is, also where there is no window
         if self.windows is not None:
@@ -160,11 +160,11 @@ class Op(Work):
             if list(whole.shape) != size:
                 raise AssertionError(f"the result is {list(whole.shape)}, not {size}")
             found = cut(whole, self.windows, self.scale)
-        if len(found) != len(truths):
-            raise AssertionError(f"the result is {len(found)} tensors, not {len(truths)}")
+        if len(found) != len(targets):
+            raise AssertionError(f"the result is {len(found)} tensors, not {len(targets)}")
         if found[0].dtype == torch.uint8:
-            found, truths = [part.double() / 255 for part in found], [truth.clamp(0, 1) for truth in truths]
-        return largest(largest_difference(part, truth) for part, truth in zip(found, truths, strict=True))
+            found, targets = [part.double() / 255 for part in found], [target.clamp(0, 1) for target in targets]
+        return largest(largest_difference(part, target) for part, target in zip(found, targets, strict=True))
 
 
 def _as_tuple(y: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -186,37 +186,37 @@ def _folded_end(features: int, scale: int) -> FoldedEDSR:
 Call = Callable[[Any], Any]  # gives a tensor or, with more than one result, a tuple
 
 
-def relu(op: Op) -> Call:
+def relu(op: SingleOp) -> Call:
     x, (weight, bias) = op.map(), op.weights(op.features)
     return lambda ops: ops.conv3x3(x, weight, bias, relu=True)
 
 
-def skip(op: Op) -> Call:
+def skip(op: SingleOp) -> Call:
     x, (weight, bias), added = op.map(), op.weights(op.features), op.map(5)
     return lambda ops: ops.conv3x3(x, weight, bias, skip=added)
 
 
-def resblock(op: Op) -> Call:
+def resblock(op: SingleOp) -> Call:
     x, first, second = op.map(), op.weights(op.features, 1), op.weights(op.features, 3)
     return lambda ops: ops.resblock(x, *first, *second)
 
 
-def head(op: Op) -> Call:
+def head(op: SingleOp) -> Call:
     x, (weight, bias) = op.pixels(), op.weights(3)
     return lambda ops: ops.head(x, weight, bias, DIV2K_MEAN)
 
 
-def plain_tail(op: Op) -> Call:
+def plain_tail(op: SingleOp) -> Call:
     x, model, result = op.map(), op.end(), OutputSpec(op.result)
     return lambda ops: model.reconstruct(x, ops, result)
 
 
-def tail(op: Op) -> Call:
+def tail(op: SingleOp) -> Call:
     x, (weight, bias), result = op.map(), op.collapsed_end(), OutputSpec(op.result)
     return lambda ops: ops.collapsed_tail(x, weight, bias, DIV2K_MEAN, op.scale, result)
 
 
-def plain_dgrad(op: Op) -> Call:
+def plain_dgrad(op: SingleOp) -> Call:
     """As autograd computes it: the convolution's gradient, then the ReLU's."""
     dy, (weight, _), hidden = op.map(), op.weights(op.features), op.map(5).relu()
     backward = torch.ops.aten.convolution_backward
@@ -224,20 +224,20 @@ def plain_dgrad(op: Op) -> Call:
     return lambda ops: torch.ops.aten.threshold_backward(backward(dy, hidden, weight, *settings)[0], hidden, 0)
 
 
-def dgrad(op: Op) -> Call:
+def dgrad(op: SingleOp) -> Call:
     dy, (weight, _), hidden = op.map(), op.weights(op.features), op.map(5).relu()
     gradients = importlib.import_module("edsr.kernels.triton.conv3x3_backward")
     return lambda ops: gradients.dgrad(dy, weight, mask=hidden)
 
 
-def plain_wgrad(op: Op) -> Call:
+def plain_wgrad(op: SingleOp) -> Call:
     dy, (weight, bias), x = op.map(), op.weights(op.features), op.map(5)
     backward = torch.ops.aten.convolution_backward
     settings = (list(bias.shape), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, True])
     return lambda ops: tuple(backward(dy, x, weight, *settings)[1:])
 
 
-def wgrad(op: Op) -> Call:
+def wgrad(op: SingleOp) -> Call:
     dy, x = op.map(), op.map(5)
     gradients = importlib.import_module("edsr.kernels.triton.conv3x3_backward")
     return lambda ops: gradients.wgrad(x, dy, dtype=x.dtype)
@@ -248,8 +248,8 @@ class Kind:
     """plain: as peers do it; ours: as `edsr.kernels.triton.ops` does; ways: cases besides ours and theirs."""
 
     title: str
-    plain: Callable[[Op], Call]
-    ours: Callable[[Op], Call]
+    plain: Callable[[SingleOp], Call]
+    ours: Callable[[SingleOp], Call]
     convolutions: int = 1
     ways: tuple[str, ...] = ()
 
@@ -292,17 +292,17 @@ class Hopper(Portable):
         return out
 
 
-def ours(op: Op) -> Run:
+def ours(op: SingleOp) -> Run:
     call, fused = op.kind.ours(op), importlib.import_module("edsr.kernels.triton.ops")
     return lambda: call(fused)
 
 
-def portable(op: Op) -> Run:
+def portable(op: SingleOp) -> Run:
     call = op.kind.ours(op)
     return lambda: call(Portable)
 
 
-def hopper(op: Op) -> Run:
+def hopper(op: SingleOp) -> Run:
     weight, _ = op.weights(op.features)
     # It says so, too, where its own check of a kernel failed.
     if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").supports(op.map(), weight, 1):
@@ -313,7 +313,7 @@ def hopper(op: Op) -> Run:
     return lambda: call(Hopper)
 
 
-def one_kernel(op: Op) -> Run:
+def one_kernel(op: SingleOp) -> Run:
     weight, _ = op.weights(op.features)
     if not importlib.import_module("edsr.kernels.triton.hopper.dispatch").supports_block(op.map(), weight):
         raise Unavailable("there is one for 64 features on Hopper GPUs only, where it is found right")
@@ -321,17 +321,17 @@ def one_kernel(op: Op) -> Run:
     return lambda: call(importlib.import_module("edsr.kernels.triton.hopper.resblock"))
 
 
-def collapsed(op: Op) -> Run:
+def collapsed(op: SingleOp) -> Run:
     call = op.kind.ours(op)
     return lambda: call(reference)
 
 
-def cudnn(op: Op) -> Run:
+def cudnn(op: SingleOp) -> Run:
     call = op.kind.plain(op)
     return lambda: call(reference)
 
 
-def max_autotune(op: Op) -> Run:
+def max_autotune(op: SingleOp) -> Run:
     call = op.kind.plain(op)
     # Without CUDA graphs, which would copy the operands first; one large operation gains nothing by them.
     run = compiled(lambda: call(reference), mode="max-autotune-no-cudagraphs", dynamic=False)
@@ -356,11 +356,13 @@ PATCHES = (16, 48, 48)  # images, rows, columns
 
 def operations(
     height: int = 1080, width: int = 1920, patches: tuple[int, int, int] = PATCHES, **where: Any
-) -> list[Op]:
+) -> list[SingleOp]:
     """All that is compared, the dearest first; gradients are of `patches`."""
-    ops = [Op(name, c, height, width, **where) for c in (64, 256) for name in ("relu", "skip", "resblock", "head")]
-    ops += [Op("tail", c, height, width, scale=s, **where) for c in (64, 256) for s in (2, 4)]
+    ops = [
+        SingleOp(name, c, height, width, **where) for c in (64, 256) for name in ("relu", "skip", "resblock", "head")
+    ]
+    ops += [SingleOp("tail", c, height, width, scale=s, **where) for c in (64, 256) for s in (2, 4)]
     n, rows, columns = patches
     for c in (64, 256):
-        ops += [Op(name, c, rows, columns, images=n, **where) for name in ("dgrad", "wgrad")]
+        ops += [SingleOp(name, c, rows, columns, images=n, **where) for name in ("dgrad", "wgrad")]
     return ops

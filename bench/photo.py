@@ -28,8 +28,7 @@ from edsr.images import find_images, read_image
 from edsr.images.compression import LossyCompression, jpeg_quality
 from edsr.images.resize import matlab_bicubic, matlab_downscale, matlab_round
 from edsr.inference.upscaler import Upscaler
-from edsr.weights import selection
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model, selection
 
 QUALITIES = (95, 85, 75, 60, 40, 30)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -60,7 +59,7 @@ def noisy(image: np.ndarray, level: float, seed: int) -> np.ndarray:
 
 
 def psnr(result: np.ndarray, original: np.ndarray, scale: int) -> float:
-    return metrics.psnr(*metrics.scored(result, original, scale))
+    return metrics.psnr(*metrics.scored_region(result, original, scale))
 
 
 def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
@@ -74,7 +73,7 @@ def flat(result: np.ndarray, original: np.ndarray, scale: int) -> float:
         highest = np.lib.stride_tricks.sliding_window_view(highest, side, axis).max(-1)
         lowest = np.lib.stride_tricks.sliding_window_view(lowest, side, axis).min(-1)
     busy = (highest != lowest).any(2)[scale:-scale, scale:-scale]
-    a, b = metrics.scored(result, original, scale)
+    a, b = metrics.scored_region(result, original, scale)
     return float(np.sqrt(np.mean((a - b)[~busy] ** 2))) if not busy.all() else float("nan")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from bench.machine import Ceiling, slug
 
 RESULTS = Path(__file__).with_name("results")
-NOTES = ("wrong", "skipped")  # of an entry: reasons, by case
+NOTES = ("incorrect", "skipped")  # of an entry: reasons, by case
 
 
 def now() -> str:
@@ -26,15 +26,18 @@ def now() -> str:
 
 
 @dataclass
-class Found:
-    """What is known so far about a piece of work. failed, wrong, skipped: reasons, by case; failed are parts that died.
-    runs: cases found right. rounds: seconds of each, round by round."""
+class Measured:
+    """What is known so far about a piece of work.
+
+    failed, incorrect, skipped: reasons, by case; failed are parts that died. runs: cases found right. rounds: seconds
+    of each, round by round.
+    """
 
     work: Any
     failed: dict[str, str]
     ceiling: Ceiling | None = None
     runs: dict[str, Any] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)
+    incorrect: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     rounds: dict[str, list[float]] = field(default_factory=dict)
     turns: str = field(default_factory=now)
@@ -47,7 +50,7 @@ class Found:
 
     def noted(self, entry: dict[str, Any], cases: dict[str, dict]) -> dict[str, Any]:
         """The entry with its cases and the reasons why others are missing."""
-        entry |= {"cases": cases, "skipped": dict(self.skipped), "wrong": self.failed | self.wrong}
+        entry |= {"cases": cases, "skipped": dict(self.skipped), "incorrect": self.failed | self.incorrect}
         return entry | ({"failed": sorted(self.failed)} if self.failed else {})
 
 
@@ -62,7 +65,7 @@ class Record:
         """Adds what is known about a piece of work, in the place of what was."""
         for case in entry["cases"].values():
             case["run"] = self.content["run"]
-        put(self.content["workloads"], deepcopy(entry))
+        add_entry(self.content["workloads"], deepcopy(entry))
         self.keep()
 
     def fail(self, work: str, why: str) -> None:
@@ -82,12 +85,21 @@ class Record:
     @property
     def bad(self) -> bool:
         """Whether anything was wrong or could not be done."""
-        return "failed" in self.content or any(entry["wrong"] for entry in self.content["workloads"])
+        return "failed" in self.content or any(entry["incorrect"] for entry in self.content["workloads"])
 
 
 def path_of(record: dict) -> Path:
     kind = "" if record["kind"] == "gpu" else f"-{record['kind']}"
     return RESULTS / f"{slug(record['machine']['name'])}-{record['machine']['date']}{kind}.json"
+
+
+def read(path: Path) -> dict:
+    """A record from its file. What is "incorrect" was called "wrong" in records of 2026-11-26 and before."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for part in (record, *record.get("workloads", ())):
+        if "wrong" in part:
+            part["incorrect"] = part.pop("wrong")
+    return record
 
 
 def save(record: dict) -> Path:
@@ -97,7 +109,7 @@ def save(record: dict) -> Path:
     """
     path = path_of(record)
     if "workloads" in record and path.exists():
-        record = merged(json.loads(path.read_text(encoding="utf-8")), record)
+        record = merged(read(path), record)
     RESULTS.mkdir(exist_ok=True)
     write_whole(path, json.dumps(record, indent=1) + "\n")
     return path
@@ -107,7 +119,7 @@ def merged(before: dict, after: dict) -> dict:
     """Two records of one day as one: of each case the newest measurement, and the earlier ones beside it."""
     works = deepcopy(before["workloads"])
     for entry in after["workloads"]:
-        put(works, entry)
+        add_entry(works, entry)
     whole = before | after | {"workloads": works}
     done = {entry["work"] for entry in after["workloads"] if entry["cases"]}
     failed = {work: why for work, why in before.get("failed", {}).items() if work not in done} | after.get("failed", {})
@@ -131,7 +143,7 @@ def _known(entries: list[dict], work: str) -> set[str]:
     return {name for entry in found for part in ("cases", *NOTES) for name in entry[part]}
 
 
-def put(entries: list[dict], entry: dict) -> None:
+def add_entry(entries: list[dict], entry: dict) -> None:
     """Adds an entry, merged with an earlier one about the same work, case by case."""
     for i, earlier in enumerate(entries):
         if earlier["work"] == entry["work"]:
@@ -146,9 +158,9 @@ def _merged_entry(before: dict, after: dict) -> dict:
     What was found wrong has no figures any more. A case that only died, or for which memory was missing this
     time, keeps those it had. "earlier" holds what other runs measured, which ratios may need.
     """
-    wrong = after["wrong"].keys() - set(after.get("failed", ()))
-    cases = {name: case for name, case in before["cases"].items() if name not in wrong}
-    earlier = {name: runs for name, runs in before.get("earlier", {}).items() if name not in wrong}
+    incorrect = after["incorrect"].keys() - set(after.get("failed", ()))
+    cases = {name: case for name, case in before["cases"].items() if name not in incorrect}
+    earlier = {name: runs for name, runs in before.get("earlier", {}).items() if name not in incorrect}
     for name, case in after["cases"].items():
         old = cases.get(name)
         if old is not None and case.get("turns") is None and old.get("turns", "") is not None:
@@ -163,7 +175,7 @@ def _merged_entry(before: dict, after: dict) -> dict:
         others = {name for part in ("cases", *NOTES) for name in after[part]}
         notes[kind] = {name: why for name, why in before[kind].items() if name not in others} | after[kind]
     notes["skipped"] = {name: why for name, why in notes["skipped"].items() if name not in cases}
-    failed = {*before.get("failed", ()), *after.get("failed", ())} & notes["wrong"].keys()
+    failed = {*before.get("failed", ()), *after.get("failed", ())} & notes["incorrect"].keys()
     whole = before | after | {"cases": cases} | notes
     if not after["ceiling"]["gflops"]:  # not known this time
         whole["ceiling"] = before["ceiling"]

@@ -5,7 +5,6 @@ its own. `--chart` draws the latest record of a GPU.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.machine import machine_line
-from bench.records import RESULTS, interleaved
+from bench.records import RESULTS, interleaved, read
 
 NOT_MEASURED = "Not yet measured on a GPU."
 Column = tuple[str, Callable[[dict], str]]
@@ -25,7 +24,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, help="default: all")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="write a chart of frames per second")
     options = parser.parse_args()
-    records = [json.loads(path.read_text()) for path in options.files or sorted(RESULTS.glob("*.json"))]
+    records = [read(path) for path in options.files or sorted(RESULTS.glob("*.json"))]
     gpus = sorted((record for record in records if record["kind"] == "gpu"), key=lambda r: r["machine"]["date"])
     parts = [render(record) for record in gpus] if gpus or options.files else [NOT_MEASURED]
     print("\n\n".join(parts + [render(record) for record in records if record["kind"] != "gpu"]))
@@ -91,7 +90,7 @@ def apart(entry: dict) -> list[str]:
 
 
 def left_out(entry: dict) -> list[str]:
-    return [f"{name}: {why}" for name, why in (entry["wrong"] | entry["skipped"]).items()]
+    return [f"{name}: {why}" for name, why in (entry["incorrect"] | entry["skipped"]).items()]
 
 
 def columns(entry: dict) -> list[Column]:
@@ -172,7 +171,7 @@ def check_summary(record: dict) -> str:
     absent = [name for name, words in cases.items() if words.startswith("not here")]
     bad = [f"{name}: {words}" for name, words in cases.items() if not words.startswith(("off by", "not here"))]
     right = len(cases) - len(absent) - len(bad)
-    counts = f"{right} right, {record['wrong']} wrong, {len(absent)} not here, {len(missing)} not reached"
+    counts = f"{right} right, {record['incorrect']} wrong, {len(absent)} not here, {len(missing)} not reached"
     lines = [machine_line(record["machine"]), f"Kernels on small images, as they are and narrowed: {counts}."]
     lines += [f"Not here: {', '.join(absent)}."] if absent else []
     lines += [f"Not reached: {', '.join(missing)}."] if missing else []

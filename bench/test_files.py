@@ -1,19 +1,20 @@
-"""From file to file through the command line, model load included, and the share of pure computing in it."""
+"""From file to file through the command line, model load included, beside pure computing."""
 
-import statistics
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bench.machine import stopwatch
-from bench.workloads import Workload
-from edsr import cli
-from edsr.images.reader import read_image
-from edsr.weights.edsr import save_model
+from bench.rounds import Group, Implementation, Turns, in_rows, measured
+from bench.workloads import CpuNetwork
+from edsr import cli, save_model
+from edsr.images import read_image
 
-ROUNDS = 2
-WIDTH, HEIGHT = 480, 320
+pytestmark = in_rows
+WIDTH, HEIGHT = 320, 240
 
 
 def drawn() -> Image.Image:
@@ -24,36 +25,40 @@ def drawn() -> Image.Image:
     return Image.fromarray((smooth + noise).clip(0, 255).round().astype(np.uint8))
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_file_to_file(benchmark, device, tmp_path, ending):
-    work = Workload.baseline(2, HEIGHT, WIDTH, device)
-    weights, source, target = tmp_path / "net.safetensors", tmp_path / f"in.{ending}", tmp_path / "out.png"
+def figures(folder: Path, device: str, names: tuple[str, ...], turns: Turns) -> Group:
+    work = CpuNetwork.baseline(2, HEIGHT, WIDTH, device)
+    weights, upscaler = folder / "net.safetensors", work.upscaler
     save_model(work.model, weights)
-    drawn().save(source, quality=95)
-    pixels, upscaler = read_image(source), work.upscaler
-    command = ["upscale", str(source), "-o", str(target), "--overwrite", "--quiet"]
-    command += ["--model", str(weights), "--device", device]
 
-    def run() -> None:
-        assert cli.main(command) == 0
+    def make(name: str) -> Implementation:
+        source, target = folder / f"in.{name}", folder / f"out-{name}.png"
+        if name == "computing":
+            pixels = np.asarray(drawn())
+            upscaler(pixels)  # warms up
+            return Implementation("computing alone", lambda: stopwatch(lambda: upscaler(pixels), device))
+        drawn().save(source, quality=95)
+        command = ["upscale", str(source), "-o", str(target), "--overwrite", "--quiet"]
+        command += ["--model", str(weights), "--device", device]
 
-    run()
-    assert np.array_equal(read_image(target), upscaler(pixels))
+        def run() -> None:
+            assert cli.main(command) == 0
 
-    computing = []
+        run()
+        assert np.array_equal(read_image(target), upscaler(read_image(source))), "the file is not the network's"
+        return Implementation(f"{name} to png", lambda: stopwatch(run, device))
 
-    def compute() -> None:
-        computing.append(stopwatch(lambda: upscaler(pixels), device))
+    group = measured(f"files {WIDTH}x{HEIGHT} {device}", "computing", names, make, turns)
+    for name, info in group.info.items():
+        info["megapixels_per_second"] = WIDTH * HEIGHT / 1e3 / info["ms"]
+        if name != "computing" and "ratio" in info:
+            info["compute_percent"] = 100 * info["ratio"]
+    return group
 
-    benchmark.group = f"files {WIDTH}x{HEIGHT} {device}"
-    benchmark.pedantic(run, setup=compute, rounds=ROUNDS)
-    seconds, share = benchmark.stats.stats.median, statistics.median(computing)
-    speed = WIDTH * HEIGHT / 1e6 / seconds
-    benchmark.extra_info.update(
-        {
-            "megapixels_per_second": speed,
-            "compute_seconds": share,
-            "compute_percent": 100 * share / seconds,
-        }
-    )
-    print(f"{ending}: {seconds:.2f} s, {speed:.3f} Mpx/s, {share:.2f} s of it computing")
+
+@pytest.mark.parametrize("name", ["computing", "png", "jpg"])
+def test_file_to_file(row, device, name):
+    def measure(names: tuple[str, ...], turns: Turns) -> Group:
+        with tempfile.TemporaryDirectory() as folder:
+            return figures(Path(folder), device, names, turns)
+
+    row(measure)

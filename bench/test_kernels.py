@@ -1,21 +1,26 @@
 """Single operations of the network at 1080p: ours, cuDNN's and torch.compile's; on a GPU only."""
 
-import functools
 from dataclasses import replace
 
 import pytest
 
-from bench.conftest import DEVICES
-from bench.ops import Op, operations
+from bench.conftest import DEVICES, long
+from bench.ops import operations
+from bench.rounds import in_rows, measured_work, row_of
 
+pytestmark = in_rows
 WORKS = {str(op): op for op in (operations() if "cuda" in DEVICES else [])}
 
 
-@functools.lru_cache(maxsize=1)  # tests of one operation follow each other, and share the result in fp64
-def prepared(title: str) -> Op:
-    return replace(WORKS[title])
+def rows() -> list:
+    """For the longer run what takes minutes to compile, and all of the large network's."""
+    return [
+        row_of(title, name, case, long if case.slow or op.features > 64 else ())
+        for title, op in WORKS.items()
+        for name, case in op.cases.items()
+    ]
 
 
-@pytest.mark.parametrize(("title", "name"), [(title, name) for title, op in WORKS.items() for name in op.cases])
-def test_kernel(measure, title, name):
-    measure(prepared(title), name)
+@pytest.mark.parametrize(("title", "name"), rows())
+def test_kernel(row, title, name):
+    row(lambda names, turns: measured_work(replace(WORKS[title]), names, turns))

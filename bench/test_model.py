@@ -1,36 +1,32 @@
-"""One image through the network, every way to run it. On a CPU in turns, in one run, as `bench.compare` does."""
+"""One image through the network, every way to run it, a row for each. Checked against fp64, timed in turns."""
 
-import functools
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
-from bench.compare import compare, cpu_items, table
-from bench.conftest import DEVICES
-from bench.frames import Frame, frames
-from bench.workloads import workloads
+from bench.conftest import DEVICES, long
+from bench.frames import frames
+from bench.rounds import in_rows, measured_work, row_of
+from bench.workloads import CpuNetwork, workloads
 
-ROUNDS = 7
-FRAMES = {f"{work} {work.device}": work for work in frames()} if "cuda" in DEVICES else {}
-
-
-@pytest.mark.parametrize("title", [str(work) for work in workloads()])
-def test_ways_in_turns(benchmark, title):
-    """The table is the result; pytest-benchmark's own figure is how long it took to make."""
-    ((work, names, rounds),) = cpu_items(ROUNDS, [title])
-    console = Console()
-    entry = benchmark.pedantic(compare, (work, names, rounds, console))
-    benchmark.extra_info.update(entry)
-    console.print(table(entry))
-    assert not entry["wrong"]
+pytestmark = in_rows
+FRAMES = frames() if "cuda" in DEVICES else []
+QUICK = [CpuNetwork.baseline(scale, 128, 128) for scale in (2, 4)]  # what two cores do in a minute or two
+AIMS, COMPARED = FRAMES[:4], FRAMES[:1]  # on a GPU; beside peers that take minutes to make ready, one
+WORKS: dict[str, CpuNetwork] = {str(work): work for work in [*QUICK, *workloads(), *FRAMES]}
 
 
-@functools.lru_cache(maxsize=1)  # tests of one frame follow each other, and share the result in fp64
-def prepared(title: str) -> Frame:
-    return replace(FRAMES[title])
+def rows() -> list:
+    """Every case of every work; for the longer run what is large or, but for one work, slow to make ready."""
+    usual = {str(work) for work in [*QUICK, *AIMS]}
+    slow_too = {str(work) for work in COMPARED}
+    return [
+        row_of(title, name, case, () if title in usual and (title in slow_too or not case.slow) else long)
+        for title, work in WORKS.items()
+        for name, case in work.cases.items()
+    ]
 
 
-@pytest.mark.parametrize(("title", "name"), [(title, name) for title, work in FRAMES.items() for name in work.cases])
-def test_frame(measure, title, name):
-    measure(prepared(title), name)
+@pytest.mark.parametrize(("title", "name"), rows())
+def test_network(row, title, name):
+    row(lambda names, turns: measured_work(replace(WORKS[title]), names, turns))

@@ -5,56 +5,50 @@ overlap twice: that price is theirs by design. Where the whole image leaves the 
 than nothing.
 """
 
-import functools
 import statistics
 
 import pytest
 import torch
 
-from bench.machine import stopwatch
-from bench.workloads import Workload, in_bands
-from edsr.inference.streaming import plan
+from bench.conftest import long
+from bench.machine import Ceiling, stopwatch
+from bench.rounds import Group, Implementation, Turns, in_rows, measured
+from bench.workloads import CpuNetwork, in_bands
+from edsr.inference.plan import band_shape
 
-ROUNDS = 2
-
-
-@functools.lru_cache(maxsize=1)  # tests of one image follow each other
-def prepared(width: int, height: int, device: str) -> tuple[Workload, torch.Tensor]:
-    work = Workload.baseline(2, height, width, device)
-    model = work.upscaler.model
-    with torch.inference_mode():
-        return work, model(work.image, work.upscaler.ops)
+pytestmark = in_rows
+SIZES = [(512, 256), pytest.param(1024, 128, marks=long)]
+TILES = {f"tile-{tile}": tile for tile in (64, 128, 256)}
 
 
-@pytest.mark.parametrize("tile", [64, 128, 256])
-@pytest.mark.parametrize(("width", "height"), [(512, 256), (1024, 128)])
-def test_bands(benchmark, device, width, height, tile):
-    work, expected = prepared(width, height, device)
+def figures(width: int, height: int, device: str, names: tuple[str, ...], turns: Turns) -> Group:
+    work = CpuNetwork.baseline(2, height, width, device)
     model, ops, x = work.upscaler.model, work.upscaler.ops, work.image
-    rows, columns = plan(width, tile, model.config.receptive_radius)
-    difference = (in_bands(model, x, rows, columns, ops) - expected).abs().max().item()
-    # A few roundings apart at most: kernels may sum in another order for another height.
-    assert difference <= 16 * torch.finfo(work.dtype).eps * expected.abs().max().item()
+    with torch.inference_mode():
+        expected = model(x, ops)
 
-    whole, bands = [], []
+    def make(name: str) -> Implementation:
+        if name == "whole":
+            run = torch.inference_mode()(lambda: model(x, ops))
+            return Implementation("the whole image", lambda: stopwatch(run, device), work.gflop(True))
+        rows, columns = band_shape(width, TILES[name], model.config.receptive_radius)
+        run = torch.inference_mode()(lambda: in_bands(model, x, rows, columns, ops))
+        difference = (run() - expected).abs().max().item()
+        # A few roundings apart at most: kernels may sum in another order for another height.
+        assert difference <= 16 * torch.finfo(work.dtype).eps * expected.abs().max().item()
+        facts = {"rows": rows, "columns": columns, "difference": difference}
+        title = f"tile {TILES[name]}: bands of {rows} x {columns}"
+        return Implementation(title, lambda: stopwatch(run, device), work.gflop(True), facts)
 
-    @torch.inference_mode()
-    def time_whole() -> None:
-        whole.append(stopwatch(lambda: model(x, ops), device))
+    ceiling = Ceiling(device, work.dtype)
+    group = measured(f"bands {width}x{height} {device}", "whole", names, make, turns, ceiling)
+    for name in TILES.keys() & group.seconds.keys() if "whole" in group.seconds else ():
+        pairs = zip(group.seconds[name], group.seconds["whole"], strict=True)
+        group.info[name]["price_percent"] = 100 * (statistics.median(b / w for b, w in pairs) - 1)
+    return group
 
-    def time_bands() -> None:
-        bands.append(stopwatch(lambda: in_bands(model, x, rows, columns, ops), device))
 
-    benchmark.group = f"bands {width}x{height} {device}"
-    benchmark.pedantic(time_bands, setup=time_whole, rounds=ROUNDS)
-    price = 100 * (statistics.median(b / w for b, w in zip(bands, whole, strict=True)) - 1)
-    benchmark.extra_info.update(
-        {
-            "rows": rows,
-            "columns": columns,
-            "difference": difference,
-            "whole_seconds": statistics.median(whole),
-            "price_percent": price,
-        }
-    )
-    print(f"tile {tile}, {width} x {height}: bands of {rows} x {columns}, {price:+.1f} % over whole")
+@pytest.mark.parametrize("name", ["whole", *TILES])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_bands(row, device, width, height, name):
+    row(lambda names, turns: figures(width, height, device, names, turns))

@@ -1,47 +1,53 @@
-"""Steps of training a small network; `bench.training` takes the same figures of real ones in turns."""
+"""Steps of training, every way to take them; `bench.training` has more about those of real networks."""
 
-import functools
+from dataclasses import replace
 
 import pytest
 import torch
 
-from bench.conftest import ceiling
+from bench.conftest import long
+from bench.machine import Ceiling
+from bench.rounds import Group, Implementation, Turns, in_rows, measured, row_of, tidy
 from bench.training import ready
-from bench.training_steps import WAYS, Training
-from bench.workloads import Unavailable
-from edsr.models.edsr import EDSRConfig
+from bench.training_steps import BASELINE, IMPLEMENTATIONS, Training
+from edsr import PRESETS, EDSRConfig
 
-ROUNDS = 3
+pytestmark = in_rows
 SMALL = EDSRConfig(blocks=2, features=32)
+NETWORK = replace(PRESETS["edsr-baseline"], scale=2)
 
 
-@functools.lru_cache(maxsize=1)  # tests of one device follow each other, and share the step in fp64
-def prepared(device: str) -> Training:
+def prepared(title: str, device: str) -> Training:
     dtype, workers = (torch.bfloat16, 2) if device == "cuda" else (torch.float32, 0)
-    return Training("small", SMALL, 4, 24, device, dtype, workers, (240, 320))
+    if title == "small":
+        return Training(title, SMALL, 4, 24, device, dtype, workers, (240, 320))
+    return Training(title, NETWORK, 16, 48, device, dtype, workers)
 
 
-@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if not way.slow])
-def test_training(benchmark, device, name):
-    work = prepared(device)
-    best = ceiling(device, work.dtype)
+def figures(work: Training, names: tuple[str, ...], turns: Turns) -> Group:
+    def make(name: str) -> Implementation:
+        checked = ready(work, name, 0.1)
+        loss, gradient = checked.errors
+        facts = {"loss_error": loss, "gradient_error": gradient}
+        facts |= {} if checked.peak_mib is None else {"peak_mib": checked.peak_mib}
+        return Implementation(IMPLEMENTATIONS[name].title, lambda: checked.step_seconds(work.device), work.gflop, facts)
+
     try:
-        checked = ready(work, name, 0.0)
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    benchmark.group = f"{work} {device}"
-    benchmark.pedantic(checked.run, rounds=ROUNDS)
-    seconds = benchmark.stats.stats.median / checked.steps
-    loss, gradient = checked.errors
-    benchmark.extra_info.update(
-        {
-            "case": WAYS[name].title,
-            "ms": 1e3 * seconds,
-            "patches_per_second": work.batch / seconds,
-            "gflops": work.gflop / seconds,
-            "ceiling_percent": 100 * work.gflop / seconds / best.gflops,
-            "loss_error": loss,
-            "gradient_error": gradient,
-            "peak_mib": checked.peak_mib,
-        }
-    )
+        group = measured(f"{work} {work.device}", BASELINE, names, make, turns, Ceiling(work.device, work.dtype))
+    finally:
+        tidy()
+    for info in group.info.values():
+        info["patches_per_second"] = 1e3 * work.batch / info["ms"]
+    return group
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        row_of(title, name, way, long if way.slow or title != "small" else ())
+        for title in ("small", "edsr-baseline")
+        for name, way in IMPLEMENTATIONS.items()
+    ],
+)
+def test_training(row, device, title, name):
+    row(lambda names, turns: figures(prepared(title, device), names, turns))

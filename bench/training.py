@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from bench.compare import resident_peak, settled, turned
-from bench.isolate import At, command, each, ending_on_sigterm, here, one_line, time_limit
+from bench.compare import allocated_bytes, resident_peak, rotated
+from bench.isolate import Heartbeat, command, ending_on_sigterm, here, one_line, run_isolated, time_limit
 from bench.machine import Ceiling, describe, machine_line, refused, stopwatch
-from bench.records import Found, Record
+from bench.records import Measured, Record
 from bench.report import targets_table, training_table
-from bench.training_steps import BASE, WAYS, Loop, Ours, Training, budget
+from bench.training_steps import BASELINE, IMPLEMENTATIONS, Loop, Ours, Training, budget
 from bench.workloads import Unavailable
 from edsr.models.edsr import PRESETS, SCALES
 
@@ -42,7 +42,7 @@ def check(work: Training, way: Loop | Ours) -> tuple[float, float]:
     """The largest errors of loss and direction. Raises AssertionError if they are more than rounding."""
     errors = [_first_errors(work, way)]
     way.run(TRAINED)
-    before, after = work.truth.loss, work.loss_of(way.model)
+    before, after = work.target.loss, work.loss_of(way.model)
     if not after < before - budget(work, torch.float32)[0]:  # by more than rounding
         raise AssertionError(f"{TRAINED} steps took the loss from {before:.4f} to {after:.4f}")
     errors.append(_first_errors(work, way))
@@ -51,7 +51,7 @@ def check(work: Training, way: Loop | Ours) -> tuple[float, float]:
 
 def _first_errors(work: Training, way: Loop | Ours) -> tuple[float, float]:
     loss, gradient = way.first()
-    errors = abs(loss - work.truth.loss), (gradient - work.truth.direction).norm().item()
+    errors = abs(loss - work.target.loss), (gradient - work.target.direction).norm().item()
     for what, error, limit in zip(("loss", "gradient"), errors, budget(work, way.dtype), strict=True):
         if not error <= limit:
             raise AssertionError(f"wrong {what}: off by {error:.1e}, at most {limit:.1e} is rounding")
@@ -84,11 +84,11 @@ class Checked:
 def ready(work: Training, name: str, seconds: float) -> Checked:
     """Raises Unavailable, AssertionError if it is wrong, or torch.cuda.OutOfMemoryError."""
     on_gpu, peak = work.device == "cuda", None
-    before = settled() if on_gpu else 0
-    way = WAYS[name].build(work)
+    before = allocated_bytes() if on_gpu else 0
+    way = IMPLEMENTATIONS[name].build(work)
     errors = check(work, way)
     if on_gpu:  # as in bench.compare.gpu_peak
-        settled()
+        allocated_bytes()
         torch.cuda.reset_peak_memory_stats()
     way.run(way.lead)
     if on_gpu:
@@ -104,9 +104,9 @@ class Item(NamedTuple):
     seconds: float
 
 
-def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
+def compare(item: Item, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
     """The part of the record about one piece of work, told so far whenever there is more. failed, at: see
-    `bench.isolate.each`."""
+    `bench.isolate.run_isolated`."""
     work, device = item.work, item.work.device
     console = Console(stderr=True)
     if PROFILER in failed and at.before is not None:  # it comes last, so all else is known
@@ -118,13 +118,13 @@ def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
         ceiling = found.ceiling = Ceiling(device, work.dtype)
         ceiling.measure()
         at("the step in fp64", LIMIT)
-        _ = work.truth
+        _ = work.target
     except torch.cuda.OutOfMemoryError as reason:
         found.skipped |= dict.fromkeys(item.names, one_line(reason))
         return found.entry()
     for name in [name for name in item.names if name not in failed]:
-        at(name, WAYS[name].limit)
-        console.print(f"{work}: checking {WAYS[name].title}")
+        at(name, IMPLEMENTATIONS[name].limit)
+        console.print(f"{work}: checking {IMPLEMENTATIONS[name].title}")
         try:
             checked = ready(work, name, item.seconds)
             checked.sample = checked.step_seconds(device)
@@ -132,7 +132,7 @@ def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
         except Unavailable as reason:
             found.skipped[name] = str(reason)
         except AssertionError as reason:
-            found.wrong[name] = str(reason)
+            found.incorrect[name] = str(reason)
         except torch.cuda.OutOfMemoryError as reason:
             found.skipped[name] = one_line(reason)
         at.so_far(found.entry())
@@ -141,7 +141,7 @@ def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
         at("the ceiling", LIMIT)
         ceiling.measure()
         times = {}
-        for name in turned(list(found.runs), i):
+        for name in rotated(list(found.runs), i):
             at(name, LIMIT)
             times[name] = found.runs[name].step_seconds(device)
         for name, seconds in times.items():
@@ -164,7 +164,7 @@ def compare(item: Item, failed: dict[str, str], at: At) -> dict[str, Any]:
 
 
 @dataclass
-class Compared(Found):
+class Compared(Measured):
     """What is known about a step of training; rounds are of seconds a step."""
 
     def entry(self) -> dict[str, Any]:
@@ -176,10 +176,10 @@ class Compared(Found):
         return self.noted(entry, {name: self._case(name, values, gflops) for name, values in times.items()})
 
     def _case(self, name: str, times: list[float], ceiling: float) -> dict[str, Any]:
-        work, checked, median, base = self.work, self.runs[name], statistics.median(times), self.rounds.get(BASE)
+        work, checked, median, base = self.work, self.runs[name], statistics.median(times), self.rounds.get(BASELINE)
         loss, gradient = checked.errors
         return {
-            "title": WAYS[name].title,
+            "title": IMPLEMENTATIONS[name].title,
             "precision": str(checked.way.dtype).removeprefix("torch."),
             "turns": self.turns if self.rounds else None,
             "seconds": [float(f"{t:.4g}") for t in times],
@@ -204,7 +204,7 @@ def resident_peak_apart(work: Training, name: str) -> float | None:
 
 def _resident_peak(work: Training, name: str, threads: int) -> float | None:
     torch.set_num_threads(threads)
-    way = WAYS[name].build(work)
+    way = IMPLEMENTATIONS[name].build(work)
     return resident_peak(lambda: way.run(3))
 
 
@@ -239,9 +239,9 @@ def choose(gpu: str, entry: dict[str, Any]) -> None:
     from bench import tune  # needs Triton, which there is not for every CPU
 
     record, names = tune.read(gpu), ("torch", "triton")
-    right = [name for name in names if name in entry["cases"] and name not in entry["wrong"]]
+    right = [name for name in names if name in entry["cases"] and name not in entry["incorrect"]]
     seconds = {name: entry["cases"][name]["median"] for name in right}
-    tune.choose(record, tune.Step(rival=("training_step", entry["features"], names)), seconds)
+    tune.choose(record, tune.Step(choice=("training_step", entry["features"], names)), seconds)
     tune.write(gpu, record)
 
 
@@ -262,9 +262,13 @@ def main(began: float | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.3, help="of each way in a round; default: %(default)s")
     parser.add_argument("--workers", type=int, help="of a DataLoader; default: 4, on a CPU none")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="on a GPU, stop after; default: never")
-    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="in this order; default: all")
+    parser.add_argument(
+        "--only", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS), help="in this order; default: all"
+    )
     parser.add_argument("--save", action="store_true", help="merge the record into the day's in bench/results")
-    parser.add_argument("--choose", action="store_true", help="on a GPU, note the faster of ours in kernels/configs")
+    parser.add_argument(
+        "--choose", action="store_true", help="on a GPU, note the faster of ours in kernels/triton/configs"
+    )
     parser.add_argument("--json", action="store_true", help="print the record")
     options = parser.parse_args()
     deadline = time_limit(60 * options.minutes, began)
@@ -282,7 +286,9 @@ def main(began: float | None = None) -> int:
 
     def begin() -> Iterator[tuple[Item, Any]]:
         # A process of its own for each, with a GPU that no profiler and no other network has touched.
-        return each(compare, left[:1], deadline, so_far) if device == "cuda" else here(compare, left[:1], so_far)
+        return (
+            run_isolated(compare, left[:1], deadline, so_far) if device == "cuda" else here(compare, left[:1], so_far)
+        )
 
     done = begin()
     record = Record("training", describe(device), options.save)
@@ -326,7 +332,7 @@ def main(began: float | None = None) -> int:
 
 def items(works: list[Training], names: tuple[str, ...], rounds: int, seconds: float) -> list[Item]:
     """All ways of the first work; then on a GPU the others without what is slow to make ready; then all of those."""
-    quick = tuple(name for name in names if not WAYS[name].slow)
+    quick = tuple(name for name in names if not IMPLEMENTATIONS[name].slow)
     early = [Item(work, quick, rounds, seconds) for work in works[1:] if work.device == "cuda" and quick != names]
     first, *rest = [Item(work, names, rounds, seconds) for work in works]
     return [first, *early, *rest]

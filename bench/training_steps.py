@@ -115,7 +115,7 @@ class Training:
         return Derivatives(y.detach(), loss.item(), gradient)
 
     @cached_property
-    def truth(self) -> Derivatives:
+    def target(self) -> Derivatives:
         return self.derivatives(torch.float64)
 
     def loss_of(self, model: EDSR) -> float:
@@ -132,9 +132,9 @@ def direction(gradients: list[Tensor]) -> Tensor:
 @cache
 def budget(work: Training, dtype: torch.dtype) -> tuple[float, float]:
     """How far a loss and a direction may be off in a precision. A loss is a mean in fp32, rounded as such, too."""
-    found, truth = work.derivatives(dtype), work.truth
-    loss, gradient = (found.y - truth.y).abs().mean(), (found.direction - truth.direction).norm()
-    return SLACK * loss.item() + torch.finfo(torch.float32).eps * truth.loss, SLACK * gradient.item()
+    found, target = work.derivatives(dtype), work.target
+    loss, gradient = (found.y - target.y).abs().mean(), (found.direction - target.direction).norm()
+    return SLACK * loss.item() + torch.finfo(torch.float32).eps * target.loss, SLACK * gradient.item()
 
 
 @cache
@@ -249,7 +249,7 @@ class Ours:
             self._step.run(self._at, [LEARNING_RATE] * count)
             self._at += count
         if self._step.graph_error is not None:
-            raise AssertionError(self._step.graph_error)
+            raise AssertionError(f"no CUDA graph of the step: {self._step.graph_error}")
 
     def first(self) -> tuple[float, Tensor]:
         """Loss and direction of the first step, which is on the work's patches."""
@@ -283,7 +283,7 @@ def channels_last(work: Training) -> Loop:
     return Loop(work, fast=True, compile_=False)
 
 
-class Way(NamedTuple):
+class Implementation(NamedTuple):
     """limit: seconds on a GPU to make it ready. slow: more than all others together."""
 
     title: str
@@ -292,13 +292,13 @@ class Way(NamedTuple):
     slow: bool = False
 
 
-WAYS = {
-    "triton": Way("ours, on Triton", lambda work: ours(work, "triton", graph=True)),
-    "winograd": Way("ours, by Winograd", lambda work: ours(work, "winograd", graph=True)),
-    "torch": Way("ours, on PyTorch", lambda work: ours(work, "torch", graph=True)),
-    "plain": Way("PyTorch, plain loop", lambda work: Loop(work, fast=False)),
-    "channels_last": Way("PyTorch, channels_last", channels_last),
-    "eager": Way("ours, on PyTorch, no graph", lambda work: ours(work, "torch", graph=False)),
-    "compile": Way("PyTorch, compiled", lambda work: Loop(work, fast=True), limit=90.0, slow=True),
+IMPLEMENTATIONS = {
+    "triton": Implementation("ours, on Triton", lambda work: ours(work, "triton", graph=True)),
+    "winograd": Implementation("ours, by Winograd", lambda work: ours(work, "winograd", graph=True)),
+    "torch": Implementation("ours, on PyTorch", lambda work: ours(work, "torch", graph=True)),
+    "plain": Implementation("PyTorch, plain loop", lambda work: Loop(work, fast=False)),
+    "channels_last": Implementation("PyTorch, channels_last", channels_last),
+    "eager": Implementation("ours, on PyTorch, no graph", lambda work: ours(work, "torch", graph=False)),
+    "compile": Implementation("PyTorch, compiled", lambda work: Loop(work, fast=True), limit=90.0, slow=True),
 }
-BASE = "plain"
+BASELINE = "plain"

@@ -3,18 +3,17 @@
 For each kernel and number of features: all candidates are compiled in parallel processes, which takes most of the
 time; then each is checked for right results and timed once, at 1080p or, for training, on patches; then the best are
 timed in turns. What is best, and whether a special kernel is faster than the portable one, is written to
-kernels/configs/<gpu>.json after every step. Found in fp16, and taken over for bf16, which costs the same.
+kernels/triton/configs/<gpu>.json after every step. Found in fp16, and taken over for bf16, which costs the same.
 """
 
 import argparse
-import contextlib
 import gc
 import itertools
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -25,10 +24,10 @@ import torch
 import triton
 from rich.console import Console
 
-from bench.compare import turned
-from bench.isolate import At, command, each, one_line, time_limit
+from bench.compare import rotated
+from bench.isolate import Heartbeat, command, one_line, run_isolated, time_limit
 from bench.machine import Ceiling, clock, refused, repeats_for
-from bench.ops import PATCHES, Op
+from bench.ops import PATCHES, SingleOp
 from bench.records import write_whole
 from bench.report import markdown
 from bench.workloads import Run, Unavailable, recorded
@@ -55,7 +54,7 @@ SHARED = 227 << 10  # bytes of shared memory of one block on sm_90
 ACCUMULATORS = 128  # fp32 sums a thread may have; more leave no registers for operands
 WGRAD_ACCUMULATORS = 144  # the same where operands need none
 LIMIT = 30.0  # seconds for one candidate
-RIVALS_SECONDS = 30.0  # kept for the comparison of kernels that do the same
+CHOICES_SECONDS = 30.0  # kept for the comparison of kernels that do the same
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,11 @@ class Target:
         narrow = "-narrow" if self.sizes == NARROW and self.op == "conv3x3" else ""
         return f"{self.op}-{self.features}{scale}{narrow}"
 
-    def operations(self, size: tuple[int, int, int], device: str = "cuda") -> list[Op]:
+    def operations(self, size: tuple[int, int, int], device: str = "cuda") -> list[SingleOp]:
         n, *area = size
-        return [Op(name, self.features, *area, device=device, scale=scale, images=n) for name, scale in self.works]
+        return [
+            SingleOp(name, self.features, *area, device=device, scale=scale, images=n) for name, scale in self.works
+        ]
 
     def candidates(self, shared: int = SHARED) -> list[Config]:
         """All worth trying, in a fixed order."""
@@ -140,7 +141,7 @@ TARGETS = [
     ),
 ]
 # Once the kernels are tuned: which of several cases of an operation is the fastest. (operation, features, cases)
-RIVALS = [
+CHOICES = [
     ("relu", 64, ("portable", "hopper")),
     ("skip", 64, ("portable", "hopper")),
     ("relu", 256, ("portable", "hopper")),
@@ -177,25 +178,9 @@ def legal(op: str, config: Config, features: int, shared: int = SHARED) -> bool:
 # --- configurations for one call
 
 
-@contextlib.contextmanager
-def configured(choose: Callable[[str, str, Config], Config]) -> Iterator[set[tuple[str, str]]]:
-    """Inside, launchers get choose(op, key, default). Yields the set of those asked for, by op and key."""
-    asked: set[tuple[str, str]] = set()
-
-    def config(op: str, key: str, default: Config, device: torch.device) -> Config:
-        asked.add((op, key))
-        return choose(op, key, default)
-
-    before, launch.config = launch.config, config
-    try:
-        yield asked
-    finally:
-        launch.config = before
-
-
 def forced(op: str, config: Config):
     """Inside, kernel `op` is launched with `config`, all others with their defaults."""
-    return configured(lambda asked, key, default: config if asked == op else default)
+    return launch.override_configs(lambda asked, key, default: config if asked == op else default)
 
 
 # --- compiling
@@ -224,22 +209,22 @@ class Step:
 
     target: Target | None = None
     candidates: tuple[Config, ...] = ()
-    rival: tuple[str, int, tuple[str, ...]] | None = None
+    choice: tuple[str, int, tuple[str, ...]] | None = None
     found: dict[str, dict[str, Config]] | None = None
 
     def __str__(self) -> str:
-        return str(self.target) if self.target else "-".join(map(str, self.rival[:2])) if self.rival else ""
+        return str(self.target) if self.target else "-".join(map(str, self.choice[:2])) if self.choice else ""
 
 
 def label(config: Config) -> str:
     return " ".join(f"{name}={value}" for name, value in config.items())
 
 
-def step(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
-    """Measures an item on the GPU; see `bench.isolate.each`."""
+def step(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
+    """Measures an item on the GPU; see `bench.isolate.run_isolated`."""
     torch.backends.cudnn.benchmark = True
     try:
-        return tuned(item, failed, at) if item.target else duel(item, failed, at)
+        return tuned(item, failed, at) if item.target else head_to_head(item, failed, at)
     except Unavailable as error:
         return {"rows": [], "seconds": {}, "failed": {str(item): str(error)}, "tried": 0}
     finally:
@@ -248,7 +233,7 @@ def step(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
+def tuned(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
     """{rows: [{config, seconds, tflops, percent}], best first; failed: {label: why}; key}."""
     target, wrong = item.target, dict(failed)
     assert target is not None
@@ -259,7 +244,7 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
     checks = [(op, op.cases[target.case].build(op)) for op in small]
     odd_checks = [(op, op.cases[target.case].build(op)) for op in odd]
     for op in small + odd:
-        _ = op.yardstick
+        _ = op.reference_error
     runs = [op.cases[target.case].build(op) for op in full]
 
     def run() -> None:
@@ -289,7 +274,7 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {label(config): [] for config in finalists}
     for i in range(ROUNDS):
         ceiling.measure()
-        for j in turned([str(n) for n in range(len(finalists))], i):
+        for j in rotated([str(n) for n in range(len(finalists))], i):
             config = finalists[int(j)]
             at(label(config), LIMIT)
             with forced(target.op, config):
@@ -313,13 +298,13 @@ def tuned(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def duel(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
+def head_to_head(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
     """{seconds: {case: median}, failed, key}; cases that are wrong or not there have no seconds."""
-    assert item.rival is not None
-    name, features, cases = item.rival
+    assert item.choice is not None
+    name, features, cases = item.choice
     found, wrong = item.found or {}, dict(failed)
-    with configured(lambda op, key, default: found.get(op, {}).get(key, default)):
-        full, small = Op(name, features, *IMAGE.full[1:]), Op(name, features, *IMAGE.odd[1:])
+    with launch.override_configs(lambda op, key, default: found.get(op, {}).get(key, default)):
+        full, small = SingleOp(name, features, *IMAGE.full[1:]), SingleOp(name, features, *IMAGE.odd[1:])
         runs = {}
         for case in cases:
             if case in failed:
@@ -333,7 +318,7 @@ def duel(item: Step, failed: dict[str, str], at: At) -> dict[str, Any]:
                 wrong[case] = one_line(error)
         times: dict[str, list[float]] = {case: [] for case in runs}
         for i in range(ROUNDS):
-            for case in turned(list(runs), i):
+            for case in rotated(list(runs), i):
                 at(case, LIMIT)
                 times[case].append(clock(runs[case], "cuda", repeats_for(runs[case], "cuda")))
     return {"seconds": {case: statistics.median(values) for case, values in times.items()}, "failed": wrong}
@@ -351,7 +336,7 @@ def main(began: float | None = None) -> int:
     parser.add_argument("--op", nargs="+", default=[""], metavar="TEXT", help="only kernels whose name has it")
     options = parser.parse_args()
     deadline = time_limit(60 * options.minutes, began)
-    before_rivals = deadline - min(RIVALS_SECONDS, 12 * options.minutes)
+    before_rivals = deadline - min(CHOICES_SECONDS, 12 * options.minutes)
     if refused("cuda"):
         return 2
     gpu, arch = torch.cuda.get_device_name(), launch.architecture(torch.device("cuda"))
@@ -365,7 +350,7 @@ def main(began: float | None = None) -> int:
     record = read(gpu)
     started = time.monotonic()
     with Compiler(targets, arch, shared, before_rivals) as compiler:
-        for item, result in each(step, compiler.steps(console), before_rivals):
+        for item, result in run_isolated(step, compiler.steps(console), before_rivals):
             if isinstance(result, str):
                 console.print(f"{item}: {result}", style="red", markup=False)
                 continue
@@ -374,8 +359,10 @@ def main(began: float | None = None) -> int:
             console.print(report(item, result), markup=False, highlight=False, soft_wrap=True)
             keep(record, item, result)
             write(gpu, record)
-    rivals = [Step(rival=rival, found=record["configs"]) for rival in RIVALS if any(t in rival[0] for t in options.op)]
-    for item, result in each(step, rivals if arch == 90 else [], deadline):
+    rivals = [
+        Step(choice=rival, found=record["configs"]) for rival in CHOICES if any(t in rival[0] for t in options.op)
+    ]
+    for item, result in run_isolated(step, rivals if arch == 90 else [], deadline):
         if isinstance(result, str):
             console.print(f"{item}: {result}", style="red", markup=False)
             continue
@@ -457,9 +444,9 @@ def keep(record: dict[str, Any], item: Step, result: dict[str, Any]) -> None:
 
 def choose(record: dict[str, Any], item: Step, seconds: dict[str, float]) -> None:
     """Puts into a record which of several ways of one operation is the fastest, with the times."""
-    if item.rival is None:
+    if item.choice is None:
         return
-    name, features, _ = item.rival
+    name, features, _ = item.choice
     milliseconds = {case: float(f"{1e3 * value:.4g}") for case, value in seconds.items()}
     entries = record["choices"].setdefault(name, {})
     for dtype in ("fp16", "bf16"):

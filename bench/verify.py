@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from bench.frames import Frame
-from bench.isolate import At, command, ending_on_sigterm, side_by_side, time_limit
+from bench.frames import GpuNetwork
+from bench.isolate import Heartbeat, command, ending_on_sigterm, side_by_side, time_limit
 from bench.machine import available_cores, describe, machine_line, refused
 from bench.ops import operations
 from bench.records import now, save
 from bench.windows import largest
-from bench.workloads import Unavailable, Work
+from bench.workloads import Unavailable, Workload
 from edsr.models.edsr import PRESETS
 
 SIZE = (17, 131)  # rows, columns: narrowed to one multiprocessor, the deepest ring turns three times
@@ -35,7 +35,7 @@ NARROWED = ", narrowed"
 class Checked(NamedTuple):
     """A piece of work, and how its cases are called."""
 
-    work: Work
+    work: Workload
 
     def __str__(self) -> str:
         return f"{self.work} {str(self.work.dtype).removeprefix('torch.')}"
@@ -49,20 +49,20 @@ class Checked(NamedTuple):
         return [f"{self} {part}" for part in self.parts()]
 
 
-def works(device: str = "cuda", height: int = SIZE[0], width: int = SIZE[1]) -> list[Work]:
-    found: list[Work] = []
+def works(device: str = "cuda", height: int = SIZE[0], width: int = SIZE[1]) -> list[Workload]:
+    found: list[Workload] = []
     for dtype in (torch.float16, torch.bfloat16):
         found += operations(height, width, device=device, dtype=dtype)
         baseline = PRESETS["edsr-baseline"]
-        found += [Frame(replace(baseline, scale=scale), height, width, device, dtype) for scale in (2, 4)]
+        found += [GpuNetwork(replace(baseline, scale=scale), height, width, device, dtype) for scale in (2, 4)]
     return found
 
 
-def check(item: Checked, failed: dict[str, str], at: At) -> dict[str, str]:
-    """What became of each part, told as soon as it is known; see `bench.isolate.each`."""
+def check(item: Checked, failed: dict[str, str], at: Heartbeat) -> dict[str, str]:
+    """What became of each part, told as soon as it is known; see `bench.isolate.run_isolated`."""
     work, said = item.work, {**(at.before or {}), **failed}
     at("the result in fp64", LIMIT)
-    _ = work.yardstick
+    _ = work.reference_error
     for part, (name, narrow) in item.parts().items():
         if part in said:
             continue
@@ -73,7 +73,7 @@ def check(item: Checked, failed: dict[str, str], at: At) -> dict[str, str]:
     return said
 
 
-def verdict(work: Work, name: str) -> str:
+def verdict(work: Workload, name: str) -> str:
     try:
         run = work.cases[name].run(work)  # anew, and with it the graphs that it records
         # Thrice: the first may be computed in another way than the second and those after it (CUDA graphs).
@@ -86,7 +86,7 @@ def verdict(work: Work, name: str) -> str:
 
 def narrowed() -> Any:
     """Inside, launchers share work out as if there were one multiprocessor."""
-    return importlib.import_module("edsr.kernels.triton.launch").narrowed(1)
+    return importlib.import_module("edsr.kernels.triton.launch").limit_multiprocessors(1)
 
 
 def is_bad(words: str) -> bool:
@@ -112,7 +112,7 @@ def main(began: float | None = None) -> int:
 
     def keep() -> None:
         missing = [name for item in items for name in item.names() if name not in cases]
-        save(record | {"cases": cases, "wrong": sum(map(is_bad, cases.values())), "not_reached": missing})
+        save(record | {"cases": cases, "incorrect": sum(map(is_bad, cases.values())), "not_reached": missing})
 
     def tell(item: Checked, said: dict[str, str]) -> None:
         for part, words in said.items():

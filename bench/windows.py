@@ -82,8 +82,8 @@ def largest(values: Iterable[float]) -> float:
     return math.nan if any(map(math.isnan, found)) else max(found)
 
 
-def largest_difference(y: Tensor, truth: Tensor) -> float:
+def largest_difference(y: Tensor, target: Tensor) -> float:
     """Raises AssertionError where the shape is another."""
-    if y.shape != truth.shape:
-        raise AssertionError(f"the result is {list(y.shape)}, not {list(truth.shape)}")
-    return (y.to(truth) - truth).abs().max().item()
+    if y.shape != target.shape:
+        raise AssertionError(f"the result is {list(y.shape)}, not {list(target.shape)}")
+    return (y.to(target) - target).abs().max().item()

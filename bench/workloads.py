@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.windows import largest, largest_difference
-from edsr.export import ncnn as ncnn_model
+from edsr.export import write_ncnn
 from edsr.inference.cuda import CapturedGraph
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
@@ -69,7 +69,7 @@ def gflop_of_end(c: int, scale: int, collapsed: bool) -> float:
     return 2 * (25 * c * 3 * scale * scale if collapsed else upsampler + pixels * 9 * c * 3) / 1e9
 
 
-class Work:
+class Workload:
     """Something to be done in several ways, and how to tell whether it was done right."""
 
     height: int  # of the image
@@ -84,7 +84,7 @@ class Work:
     def cases(self) -> "dict[str, Case]":
         raise NotImplementedError
 
-    def described(self) -> dict:
+    def description(self) -> dict:
         """What a record says about it."""
         raise NotImplementedError
 
@@ -93,11 +93,11 @@ class Work:
         raise NotImplementedError
 
     @property
-    def yardstick(self) -> float:
+    def reference_error(self) -> float:
         """The largest error of eager PyTorch in the work's precision."""
         raise NotImplementedError
 
-    def distance(self, y: Tensor) -> float:
+    def error_of(self, y: Tensor) -> float:
         """The largest difference from the fp64 result. Raises AssertionError where the shape is another."""
         raise NotImplementedError
 
@@ -106,10 +106,10 @@ class Work:
 
         poison: memory that PyTorch hands out holds NaN at first, so that what a kernel does not write shows.
         """
-        limit = SLACK * self.yardstick + self.rounding
+        limit = SLACK * self.reference_error + self.rounding
         torch.use_deterministic_algorithms(poison, warn_only=True)  # this is what fills it
         try:
-            error = self.distance(run())
+            error = self.error_of(run())
         finally:
             torch.use_deterministic_algorithms(False)
         if not error <= limit:
@@ -118,7 +118,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Workload(Work):
+class CpuNetwork(Workload):
     """A network with random weights on a random float image, both from fixed seeds."""
 
     config: EDSRConfig
@@ -142,7 +142,7 @@ class Workload(Work):
     def cases(self) -> "dict[str, Case]":
         return CASES
 
-    def described(self) -> dict:
+    def description(self) -> dict:
         kind = self.config
         entry = {"scale": kind.scale, "blocks": kind.blocks, "features": kind.features}
         precision = str(self.dtype).removeprefix("torch.")
@@ -177,20 +177,20 @@ class Workload(Work):
         return upscaler(self.config, self.device)
 
     @cached_property
-    def truth(self) -> Tensor:
+    def target(self) -> Tensor:
         """The result in fp64, [1, 3, s·H, s·W]; in bands, because the maps of a large image would fill the memory."""
         with torch.inference_mode():
             return in_bands(self.plain(dtype=torch.float64), self.image, 64, self.width)
 
     @cached_property
-    def yardstick(self) -> float:
+    def reference_error(self) -> float:
         """Of both memory formats: oneDNN sums in another order in each, and which errs less depends on the CPU."""
         with torch.inference_mode():
             layouts = torch.contiguous_format, torch.channels_last
-            return largest(self.distance(self.plain(layout)(self.image)) for layout in layouts)
+            return largest(self.error_of(self.plain(layout)(self.image)) for layout in layouts)
 
-    def distance(self, y: Tensor) -> float:
-        return largest_difference(y, self.truth)
+    def error_of(self, y: Tensor) -> float:
+        return largest_difference(y, self.target)
 
     @cached_property
     def onnx(self) -> bytes:
@@ -240,9 +240,9 @@ def recorded(run: Run) -> Run:
 # --- the ways to run it
 
 
-def bands(work: Workload) -> Run:
+def bands(work: CpuNetwork) -> Run:
     model, ops = work.upscaler.model, work.upscaler.ops
-    rows, columns = work.upscaler.plan(work.width)
+    rows, columns = work.upscaler.plan.band_shape(work.width)
     return lambda: in_bands(model, work.image, rows, columns, ops)
 
 
@@ -252,28 +252,28 @@ def in_bands(model: EDSR, x: Tensor, rows: int, columns: int, ops: Any = referen
     return torch.cat([stream(x[:, :, i : i + rows], i + rows >= height) for i in range(0, height, rows)], 2)
 
 
-def whole(work: Workload) -> Run:
+def whole(work: CpuNetwork) -> Run:
     model, ops = work.upscaler.model, work.upscaler.ops
     return lambda: model(work.image, ops)
 
 
-def folded(work: Workload) -> Run:
+def folded(work: CpuNetwork) -> Run:
     model = work.upscaler.model
     return lambda: model(work.image)
 
 
-def eager(work: Workload) -> Run:
+def eager(work: CpuNetwork) -> Run:
     model = work.plain()
     return lambda: model(work.image)
 
 
-def channels_last(work: Workload) -> Run:
+def channels_last(work: CpuNetwork) -> Run:
     model = work.plain(torch.channels_last)
     x = work.image.contiguous(memory_format=torch.channels_last)
     return lambda: model(x)
 
 
-def compiled_frozen(work: Workload) -> Run:
+def compiled_frozen(work: CpuNetwork) -> Run:
     model = work.plain(torch.channels_last)
     x = work.image.contiguous(memory_format=torch.channels_last)
     run = compiled(model, options={"freezing": True})
@@ -282,7 +282,7 @@ def compiled_frozen(work: Workload) -> Run:
     return lambda: run(x)
 
 
-def onnx_runtime(work: Workload) -> Run:
+def onnx_runtime(work: CpuNetwork) -> Run:
     ort = optional("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -291,7 +291,7 @@ def onnx_runtime(work: Workload) -> Run:
     return lambda: torch.from_numpy(session.run(None, inputs)[0])
 
 
-def openvino(work: Workload) -> Run:
+def openvino(work: CpuNetwork) -> Run:
     ov = optional("openvino")
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -304,7 +304,7 @@ def openvino(work: Workload) -> Run:
     return lambda: torch.from_numpy(network([x], share_inputs=True, share_outputs=True)[0])
 
 
-def ncnn(work: Workload) -> Run:
+def ncnn(work: CpuNetwork) -> Run:
     package = optional("ncnn")
     net = package.Net()
     net.opt.num_threads = torch.get_num_threads()
@@ -312,7 +312,7 @@ def ncnn(work: Workload) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "weights")
         with open(weights, "wb") as file:
-            text = ncnn_model.write(work.plain(), file)
+            text = write_ncnn(work.plain(), file)
         net.load_param_mem(text)
         net.load_model(str(weights))
     mean = torch.tensor(work.config.mean).view(1, 3, 1, 1)
@@ -346,9 +346,9 @@ class Case:
     def ours(self) -> bool:
         return self.title.startswith("ours")
 
-    def run(self, work: Work) -> Run:
+    def run(self, work: Workload) -> Run:
         """What is timed; on a GPU the result may still be on its way when it returns. Raises Unavailable."""
-        if isinstance(work, Workload) and work.device == "cpu" and not self.collapsed:
+        if isinstance(work, CpuNetwork) and work.device == "cpu" and not self.collapsed:
             maps = self.maps + (Case.maps if self.maps > Case.maps else 0)
             need = (maps * work.largest_map + SPARE) / 2**30
             if need > available_memory() / 2**30:
@@ -372,6 +372,6 @@ CASES = {
 }
 
 
-def workloads() -> list[Workload]:
+def workloads() -> list[CpuNetwork]:
     """What is compared on a CPU."""
-    return [Workload.baseline(scale, side, side) for side in (256, 1024) for scale in (2, 4)]
+    return [CpuNetwork.baseline(scale, side, side) for side in (256, 1024) for scale in (2, 4)]

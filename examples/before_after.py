@@ -16,7 +16,7 @@ from edsr.images.compression import LossyCompression
 from edsr.images.reader import read_image
 from edsr.images.resize import matlab_bicubic
 from edsr.inference.upscaler import Upscaler
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model
 from edsr.weights.selection import choose_by_quality
 from examples.draw import FOLDER
 

@@ -1,8 +1,10 @@
-"""The operations an EDSR network is made of, one namespace per way of executing them.
+"""The operations an EDSR network is made of, and the backends that execute them, each a namespace of its own.
 
-`edsr.kernels.reference`: plain PyTorch, on any device; the oracle every other one is judged against.
-`edsr.kernels.triton.ops`: Triton kernels. Importing this package needs neither Triton nor a GPU; importing that one
-needs Triton.
+`edsr.kernels.interface`: `Ops`, the operations by name and signature.
+`edsr.kernels.reference`: plain PyTorch, on any device; what every other one is checked against.
+`edsr.kernels.triton.ops`: Triton kernels for GPUs. Importing this package needs neither Triton nor a GPU; importing
+that one needs Triton.
+`edsr.kernels.winograd.ops`: kernels for CPUs, by Winograd's algorithm.
 """
 
 from typing import TYPE_CHECKING

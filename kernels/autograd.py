@@ -34,12 +34,12 @@ class Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients):
         x, weight, y = ctx.saved_tensors
-        dy = unshuffled(gradients[0], ctx.shuffle)
+        dy = pixel_unshuffled(gradients[0], ctx.shuffle)
         dskip = dy if ctx.needs_input_grad[6] else None
         if y is not None:
             dy = torch.where(y <= 0, 0, dy)
         dx = ctx.products.dgrad(dy, weight, ctx.scale) if ctx.needs_input_grad[1] else None
-        dweight, dbias = _wanted(ctx, 2, x, dy, weight, ctx.scale)
+        dweight, dbias = _wgrad_if_needed(ctx, 2, x, dy, weight, ctx.scale)
         return None, dx, dweight, dbias, None, None, dskip, None
 
 
@@ -61,17 +61,17 @@ class ResBlock(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients):
         x, hidden, weight1, weight2 = ctx.saved_tensors
-        dy = unshuffled(gradients[0], 1)
+        dy = pixel_unshuffled(gradients[0], 1)
         dx = dweight1 = dbias1 = None
-        dweight2, dbias2 = _wanted(ctx, 4, hidden, dy, weight2, ctx.scale)
+        dweight2, dbias2 = _wgrad_if_needed(ctx, 4, hidden, dy, weight2, ctx.scale)
         if any(ctx.needs_input_grad[1:4]):
             dhidden = ctx.products.dgrad(dy, weight2, ctx.scale, mask=hidden)
-            dweight1, dbias1 = _wanted(ctx, 2, x, dhidden, weight1, 1.0)
+            dweight1, dbias1 = _wgrad_if_needed(ctx, 2, x, dhidden, weight1, 1.0)
             dx = ctx.products.dgrad(dhidden, weight1, skip=dy) if ctx.needs_input_grad[1] else None
         return None, dx, dweight1, dbias1, dweight2, dbias2, None
 
 
-def _wanted(ctx: Any, first: int, x: Tensor, dy: Tensor, weight: Tensor, scale: float) -> tuple:
+def _wgrad_if_needed(ctx: Any, first: int, x: Tensor, dy: Tensor, weight: Tensor, scale: float) -> tuple:
     """`wgrad`, if the gradient of the weight, the `first` operand, or of the bias is needed, and that which is."""
     needs = ctx.needs_input_grad[first : first + 2]
     if not any(needs):
@@ -80,7 +80,7 @@ def _wanted(ctx: Any, first: int, x: Tensor, dy: Tensor, weight: Tensor, scale: 
     return dweight if needs[0] else None, dbias if needs[1] else None
 
 
-def unshuffled(dy: Tensor, shuffle: int) -> Tensor:
+def pixel_unshuffled(dy: Tensor, shuffle: int) -> Tensor:
     """A gradient behind a pixel shuffle as it was before it, channels_last; copied at most once.
 
     dy: [N, C, r·H, r·W] in any layout. Gives [N, C·r², H, W].

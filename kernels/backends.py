@@ -89,7 +89,7 @@ def is_faster_in_training(backend: str, device: torch.device, dtype: torch.dtype
     Args: as of `unavailable_reason`.
     """
     if backend == "triton":
-        from .triton import autograd
+        from .triton import availability
 
-        return autograd.fastest(dtype, channels, device)
+        return availability.is_faster_in_training(device, dtype, channels)
     return backend == "winograd"

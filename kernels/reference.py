@@ -123,10 +123,10 @@ def subtract_mean(x: Tensor, mean: Sequence[float], dtype: torch.dtype) -> Tenso
     wide = x.to(torch.promote_types(dtype, torch.float32))
     if x.dtype in (torch.uint8, torch.uint16):
         wide = wide / MAX_VALUE[x.dtype]
-    return (wide - _mean(mean, wide)).to(dtype)
+    return (wide - _mean_like(mean, wide)).to(dtype)
 
 
-def _mean(mean: Sequence[float], like: Tensor) -> Tensor:
+def _mean_like(mean: Sequence[float], like: Tensor) -> Tensor:
     """[1, 3, 1, 1] on the device of `like`: filled there, because a copy from the host would wait for the device and
     could not be part of a CUDA graph."""
     return torch.stack([like.new_full((), value) for value in mean]).view(1, 3, 1, 1)
@@ -135,7 +135,7 @@ def _mean(mean: Sequence[float], like: Tensor) -> Tensor:
 def to_output(y: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
     """y + mean in at least fp32, made into what `result` asks for. y: [N, 3, H, W]."""
     y = y.to(torch.promote_types(y.dtype, torch.float32))
-    y = y + _mean(mean, y)
+    y = y + _mean_like(mean, y)
     if result.overflow is not None:
         result.overflow.logical_or_(~torch.isfinite(y).all())
     return y if result.dtype is None else quantize(y, result.dtype)
@@ -146,7 +146,7 @@ def quantize(y: Tensor, dtype: torch.dtype) -> Tensor:
     return y.clamp_(0, 1).mul_(MAX_VALUE[dtype]).round_().to(dtype)
 
 
-NEAR = 3  # rows of the image that its first row sees
+EDGE_REACH = 3  # rows of the image that its first row sees
 
 
 def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: int, top: bool, bottom: bool) -> None:
@@ -162,13 +162,13 @@ def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: in
     else:
         top_bottom = [(0, top * FIRST), (rows - 1, bottom * LAST)]
     for j, column_class in left_right:
-        first, end, before, after = _five(j - 2, columns)
+        first, end, before, after = _clip_window(j - 2, columns)
         strip = F.pad(x[:, :, :, first:end], (before, after, padding, padding))
         y[:, :, :, j : j + 1] = F.conv2d(strip, weight[INNER, column_class], bias[INNER, column_class])
     for i, row_class in top_bottom:
         if row_class == INNER:
             continue
-        first, end, before, after = _five(i - padding, x.shape[2])
+        first, end, before, after = _clip_window(i - padding, x.shape[2])
         strip = F.pad(x[:, :, first:end], (2, 2, before, after))
         y[:, :, i : i + 1] = F.conv2d(strip, weight[row_class, INNER], bias[row_class, INNER])
         for j, column_class in left_right:
@@ -176,7 +176,7 @@ def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: in
             y[:, :, i : i + 1, j : j + 1] = F.conv2d(strip[:, :, :, j : j + 5], w, b)
 
 
-def _five(start: int, size: int) -> tuple[int, int, int, int]:
+def _clip_window(start: int, size: int) -> tuple[int, int, int, int]:
     """start .. start + 5 within 0 .. size: (first, end, how many are missing before, and after)."""
     first, end = max(0, start), min(size, start + 5)
     return first, end, first - start, start + 5 - end
@@ -205,9 +205,9 @@ def ringed_conv5x5(
     height, width = x.shape[2:]
     x, top, bottom, left, right = _Strips.apply(x)
     rows = []
-    for row_class, row_taps in _parts(height):
+    for row_class, row_taps in _border_classes(height):
         row = []
-        for column_class, column_taps in _parts(width):
+        for column_class, column_taps in _border_classes(width):
             weight, bias = weights[row_class][column_class], biases[row_class][column_class]
             if row_class == column_class == INNER:
                 row.append(conv5x5(x, weight, bias)[:, :, 1:-1, 1:-1])
@@ -217,19 +217,19 @@ def ringed_conv5x5(
             else:
                 seen = bottom if row_class == LAST else top
                 if column_class != INNER:
-                    seen = seen[..., -NEAR:] if column_class == LAST else seen[..., :NEAR]
+                    seen = seen[..., -EDGE_REACH:] if column_class == LAST else seen[..., :EDGE_REACH]
             padding = (int(row_class == INNER), int(column_class == INNER))
             row.append(F.conv2d(seen, weight[:, :, row_taps, column_taps], bias, padding=padding))
         rows.append(torch.cat(row, 3))
     return torch.cat(rows, 2)
 
 
-def _parts(size: int) -> list[tuple[int, slice]]:
+def _border_classes(size: int) -> list[tuple[int, slice]]:
     """The border classes of rows from the first on, with the taps that find rows of the image."""
-    near = min(NEAR, size)
+    near = min(EDGE_REACH, size)
     if size == 1:
         return [(ONLY, slice(1))]
-    first, last = (FIRST, slice(near)), (LAST, slice(NEAR - near, NEAR))
+    first, last = (FIRST, slice(near)), (LAST, slice(EDGE_REACH - near, EDGE_REACH))
     return [first, (INNER, slice(5)), last] if size > 2 else [first, last]
 
 
@@ -259,4 +259,4 @@ class _Strips(torch.autograd.Function):
 
 
 def _strips(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return x[:, :, :NEAR], x[:, :, -NEAR:], x[..., :NEAR], x[..., -NEAR:]
+    return x[:, :, :EDGE_REACH], x[:, :, -EDGE_REACH:], x[..., :EDGE_REACH], x[..., -EDGE_REACH:]

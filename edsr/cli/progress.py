@@ -1,4 +1,7 @@
-"""Progress bars on a terminal, drawn by rich on standard error; where nobody watches, nothing."""
+"""Progress bars, drawn by rich on standard error where that is a terminal.
+
+Lines that are printed meanwhile, those of the log too, go above the bars.
+"""
 
 import contextlib
 import sys
@@ -10,43 +13,42 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from edsr.errors import printable
+from edsr.progress import BatchProgress, Silent
+
 if TYPE_CHECKING:
     from edsr.training import Progress as TrainingProgress
 
 
-class ImageProgress:
-    """An image being enlarged: rows done, megapixels of input per second, time left."""
+class ImageBar:
+    """An image that is upscaled: rows done, megapixels of input per second, time left."""
 
-    def __init__(self, progress: Progress | None, name: str, width: int, height: int):
+    def __init__(self, progress: Progress, name: str, width: int, height: int):
         self._progress, self._width = progress, width
-        self._done, self._begun = 0, time.perf_counter()
-        self._task = None if progress is None else progress.add_task(name, total=height, unit="rows", speed="")
+        self._done, self._start = 0, time.perf_counter()
+        self._task = progress.add_task(name, total=height, unit="rows", speed="")
 
     def advance(self, rows: int) -> None:
-        if self._progress is None or self._task is None:
-            return
         self._done += rows
-        speed = self._done * self._width / 1e6 / (time.perf_counter() - self._begun)
+        speed = self._done * self._width / 1e6 / (time.perf_counter() - self._start)
         self._progress.update(self._task, advance=rows, speed=f"{speed:.2f} Mpx/s")
 
     def end(self) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.refresh()  # a small image might not be seen at all
-            self._progress.remove_task(self._task)
+        self._progress.refresh()  # a small image might not be seen at all
+        self._progress.remove_task(self._task)
 
 
-class BatchProgress:
-    """A line for the batch, if it has more than one file, and one for each file that is worked on."""
+class BatchBars:
+    """A bar for the batch, if it has more than one file, and one for each file that is worked on."""
 
-    def __init__(self, progress: Progress | None, files: int):
+    def __init__(self, progress: Progress, files: int):
         self._progress = progress
-        several = progress is not None and files > 1
-        self._batch = progress.add_task("all", total=files, unit="files", speed="") if progress and several else None
+        self._batch = progress.add_task("all", total=files, unit="files", speed="") if files > 1 else None
 
     @contextlib.contextmanager
-    def file(self, name: str, width: int, height: int) -> Iterator[ImageProgress]:
-        """The line of an image of width x height."""
-        bar = ImageProgress(self._progress, name, width, height)
+    def file(self, name: str, width: int, height: int) -> Iterator[ImageBar]:
+        """The bar of an image of width x height."""
+        bar = ImageBar(self._progress, printable(name), width, height)
         try:
             yield bar
         finally:
@@ -54,7 +56,7 @@ class BatchProgress:
 
     def done(self) -> None:
         """A file of the batch has ended, well or not."""
-        if self._progress is not None and self._batch is not None:
+        if self._batch is not None:
             self._progress.advance(self._batch)
 
 
@@ -87,7 +89,7 @@ class TrainingBar:
 
 @contextlib.contextmanager
 def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
-    """Bars for so many files; silent ones if `quiet` or where standard error is no terminal."""
+    """Bars for so many files; nothing is shown if `quiet` or where standard error is no terminal."""
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
         BarColumn(),
@@ -96,7 +98,7 @@ def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
         TimeRemainingColumn(compact=True),
     )
     with _drawn(quiet, columns, transient=True) as progress:
-        yield BatchProgress(progress, files)
+        yield Silent() if progress is None else BatchBars(progress, files)
 
 
 @contextlib.contextmanager
@@ -118,7 +120,8 @@ def _drawn(quiet: bool, columns: tuple, transient: bool) -> Iterator[Progress | 
         yield None
         return
     console = Console(stderr=True)
-    # Lines printed meanwhile go above the bars; where standard output is no terminal, they must stay as they are.
+    # What goes to standard error is put above the bars by default; what goes to standard output only where that is a
+    # terminal, too: elsewhere it must stay as it is.
     shared = sys.stdout.isatty()
     with Progress(*columns, console=console, transient=transient, redirect_stdout=shared) as progress:
         yield progress

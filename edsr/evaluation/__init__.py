@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .comparison import save_comparison as save_comparison
     from .figure import render_figure as render_figure
     from .metrics import psnr as psnr
-    from .metrics import scored as scored
+    from .metrics import scored_region as scored_region
     from .page import render_page as render_page
     from .scoring import FIELDS as FIELDS
     from .scoring import evaluate as evaluate
@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "comparison": ["compare", "comparison_path", "save_comparison"],
         "figure": ["render_figure"],
-        "metrics": ["psnr", "scored"],
+        "metrics": ["psnr", "scored_region"],
         "page": ["render_page"],
         "scoring": ["FIELDS", "evaluate", "mean_scores"],
     },

@@ -1,4 +1,4 @@
-"""A comparison as one figure: the whole image, and a detail of each way to enlarge it, pixel by pixel."""
+"""A comparison as one figure: the whole image, and a detail of it by each method, pixel by pixel."""
 
 import math
 
@@ -7,83 +7,85 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .comparison import Comparison
 
-PANEL = 480  # pixels a side of an enlarged detail, at the most, unless it is larger as it is
-OVERVIEW = 300  # width of an overview that stands at the left, at the most
-WIDE = 2.4  # how many times as wide as high an image may be for that; a wider one lies on top
+PANEL = 480  # the largest side of a magnified detail in pixels, unless the detail itself is larger
+OVERVIEW = 300  # the largest width of an overview that stands at the left
+WIDE_ASPECT = 2.4  # the overviews of images wider than this times their height go on top
 GAP, MARGIN = 20, 32
-BELOW, LINE = 14, 28  # from an image to its text, from line to line
+BELOW, LINE = 14, 28  # pixels from an image to its text, from line to line
 TITLE, SMALL = 28, 20  # font sizes
-WHITE, INK, FAINT, HAIRLINE, MARK = (255, 255, 255), (24, 24, 27), (122, 122, 130), (214, 214, 219), (234, 88, 12)
+WHITE, BLACK, GRAY, LIGHT_GRAY, MARK = (255, 255, 255), (24, 24, 27), (122, 122, 130), (214, 214, 219), (234, 88, 12)
 
 
 def render_figure(comparison: Comparison) -> Image.Image:
-    """The figure: RGB on white, at most about 2,000 pixels a side.
+    """Draws a comparison: RGB on white, at most about 2,000 pixels a side.
 
-    Details are enlarged by a whole number to about 480 pixels a side, in columns: bicubic, EDSR and, if there is one,
+    Details are magnified by a whole number to about 480 pixels a side, in columns: bicubic, EDSR and, if there is one,
     the original, each with its title and scores below it, the better PSNR darker. EDSR's whole result stands at the
-    left, or lies on top if it is more than 2.4 times as wide as high, with the detail marked in it.
+    left, or on top if it is more than 2.4 times as wide as high, with the detail marked in it.
     """
     x, y, side = comparison.detail
     factor = max(1, PANEL // side)
     panel, columns = factor * side, list(comparison.images.items())
-    whole = columns[1][1]
-    wide = whole.shape[1] > WIDE * whole.shape[0]
+    result = columns[1][1]
+    wide = result.shape[1] > WIDE_ASPECT * result.shape[0]
     row = len(columns) * (panel + GAP) - GAP
-    overview = _overview(whole, comparison.detail, (row if wide else OVERVIEW, panel))
-    size, place = f"{whole.shape[1]} x {whole.shape[0]} pixels", f"detail {side} x {side} at {x}, {y}"
+    overview = _overview(result, comparison.detail, (row if wide else OVERVIEW, panel))
+    size, place = f"{result.shape[1]} x {result.shape[0]} pixels", f"detail {side} x {side} at {x}, {y}"
     times = f"enlarged {factor} times" if factor > 1 else "not enlarged"
     notes = [f"{size}  ·  {place}, {times}"] if wide else [size, place, times]
-    noted = overview.height + BELOW + LINE * len(notes)
+    overview_height = overview.height + BELOW + LINE * len(notes)
     title_font, font = ImageFont.load_default(TITLE), ImageFont.load_default(SMALL)
 
     left = MARGIN + (0 if wide else max(overview.width, *(round(font.getlength(note)) for note in notes)) + GAP)
-    top = MARGIN + (noted + GAP if wide else 0)
+    top = MARGIN + (overview_height + GAP if wide else 0)
     column = panel + BELOW + TITLE + (LINE + 4 if comparison.scores else 0)
-    height = top + column if wide else MARGIN + max(column, noted)
+    height = top + column if wide else MARGIN + max(column, overview_height)
     figure = Image.new("RGB", (left + row + MARGIN, height + MARGIN), WHITE)
     pen = ImageDraw.Draw(figure)
-    _place(figure, overview, (MARGIN, MARGIN), HAIRLINE, 1)
+    _paste_framed(figure, overview, (MARGIN, MARGIN), LIGHT_GRAY, 1)
     for i, note in enumerate(notes):
-        pen.text((MARGIN, MARGIN + overview.height + BELOW + LINE * i), note, FAINT, font)
+        pen.text((MARGIN, MARGIN + overview.height + BELOW + LINE * i), note, GRAY, font)
 
     best = max((psnr for psnr, _ in comparison.scores.values()), default=0)
     for i, (title, image) in enumerate(columns):
         at = left + i * (panel + GAP)
         detail = image[y : y + side, x : x + side].repeat(factor, 0).repeat(factor, 1)
-        _place(figure, Image.fromarray(detail), (at, top), MARK, 3)
-        pen.text((at, top + panel + BELOW), title, INK, title_font)
+        _paste_framed(figure, Image.fromarray(detail), (at, top), MARK, 3)
+        pen.text((at, top + panel + BELOW), title, BLACK, title_font)
         if title in comparison.scores:
             score = comparison.scores[title]
-            ink = INK if score[0] == best else FAINT
-            pen.text((at, top + panel + BELOW + TITLE + 8), _text(score), ink, font)
+            color = BLACK if score[0] == best else GRAY
+            pen.text((at, top + panel + BELOW + TITLE + 8), _format_score(score), color, font)
     return figure
 
 
-def _text(score: tuple[float, float]) -> str:
-    """A score for people; without SSIM where there is none."""
+def _format_score(score: tuple[float, float]) -> str:
+    """A line for people; without SSIM where there is none."""
     psnr, ssim = score
     return f"{psnr:.2f} dB" if math.isnan(ssim) else f"{psnr:.2f} dB  ·  SSIM {ssim:.4f}"
 
 
 def _overview(image: np.ndarray, detail: tuple[int, int, int], box: tuple[int, int]) -> Image.Image:
     """The whole image, as large as (width, height) allow, with the detail marked."""
-    whole = Image.fromarray(image)
-    scale = min(box[0] / whole.width, box[1] / whole.height)
-    how = Image.Resampling.LANCZOS
-    if scale >= 4:  # a few pixels, which smoothing would hide
-        scale, how = int(scale), Image.Resampling.NEAREST
-    size = max(1, round(whole.width * scale)), max(1, round(whole.height * scale))
-    whole = whole.resize(size, how, reducing_gap=3)
+    overview = Image.fromarray(image)
+    scale = min(box[0] / overview.width, box[1] / overview.height)
+    resampling = Image.Resampling.LANCZOS
+    if scale >= 4:  # of an image of a few pixels, which smoothing would hide
+        scale, resampling = int(scale), Image.Resampling.NEAREST
+    size = max(1, round(overview.width * scale)), max(1, round(overview.height * scale))
+    overview = overview.resize(size, resampling, reducing_gap=3)
     x, y, side = (value * scale for value in detail)
-    pen = ImageDraw.Draw(whole)
+    pen = ImageDraw.Draw(overview)
     for grow, width, color in (3, 5, WHITE), (2, 3, MARK):  # white around it, to be seen on any image
         left, top = max(0, round(x) - grow), max(0, round(y) - grow)
         right, bottom = round(x + side) - 1 + grow, round(y + side) - 1 + grow
         pen.rectangle((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)), None, color, width)
-    return whole
+    return overview
 
 
-def _place(figure: Image.Image, image: Image.Image, at: tuple[int, int], color: tuple[int, int, int], width: int):
+def _paste_framed(
+    figure: Image.Image, image: Image.Image, at: tuple[int, int], color: tuple[int, int, int], width: int
+):
     """Pastes an image, with a line around it."""
     box = at[0] - width, at[1] - width, at[0] + image.width - 1 + width, at[1] + image.height - 1 + width
     ImageDraw.Draw(figure).rectangle(box, None, color, width)

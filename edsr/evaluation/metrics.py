@@ -1,6 +1,6 @@
 """PSNR and SSIM as super-resolution papers report them.
 
-All functions take images as numpy arrays in 0..255, [H, W] or [H, W, C], and compute in fp64.
+All functions take images as arrays in 0..255, [H, W] or [H, W, C], and compute in fp64.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 PROTOCOLS = ("y", "rgb", "div2k")
-_BLOCK = 2**18  # pixels of a band
+_BAND_PIXELS = 2**18
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -22,18 +22,30 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """10·log10(255² / mean((a - b)²)) in dB; inf for equal images. Raises ValueError on different shapes."""
-    _same_shape(a, b)
+    """10·log10(255² / mean((a - b)²)) in dB; inf for equal images.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _check_same_shape(a, b)
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
+def ssim(a: np.ndarray, b: np.ndarray, band_pixels: int = _BAND_PIXELS) -> float:
     """Structural similarity (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, windows inside the image.
 
-    Channels are scored one by one and averaged. Raises ValueError on different shapes or a side below 11.
+    Channels are scored one by one and averaged.
+
+    Args:
+        a: An image.
+        b: Another.
+        band_pixels: About how many pixels are computed at once; the result depends on it by rounding alone.
+
+    Raises:
+        ValueError: The shapes differ, or a side is shorter than 11 pixels.
     """
-    _same_shape(a, b)
+    _check_same_shape(a, b)
     if min(a.shape[:2]) < 11:
         raise ValueError(f"SSIM needs 11 pixels a side, not {a.shape[1]} x {a.shape[0]}")
     taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
@@ -44,7 +56,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     height, width = a.shape[0] - 10, a.shape[1] - 10  # of windows
-    step, total = max(64, _BLOCK // a.shape[1]), 0.0  # in bands: eight such maps of a whole image are gigabytes
+    step, total = max(64, band_pixels // a.shape[1]), 0.0  # in bands: eight such maps of a whole image are gigabytes
     for top in range(0, height, step):
         x, y = (_channels(image[top : min(top + step, height) + 10]) for image in (a, b))
         mx, my = mean(x), mean(y)
@@ -60,18 +72,31 @@ def _channels(rows: np.ndarray) -> torch.Tensor:
 
 
 def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tuple[float, float]:
-    """(PSNR in dB, SSIM) of a result against its original, both uint8 of one shape.
+    """(PSNR in dB, SSIM) of a result against its original.
 
-    y: luma, a border of `scale` pixels left out: Set5, Set14, B100, Urban100. rgb: all channels, the same
-    border. div2k: all channels, a border of 6 + scale pixels (NTIRE 2017). SSIM is nan for images with
-    fewer than 11 pixels a side inside the border. Raises ValueError where no pixel is left.
+    Args:
+        sr: The result, uint8.
+        hr: The original, uint8 of the same shape.
+        scale: How many times the network enlarges.
+        protocol: "y": luma, a border of `scale` pixels left out, as for Set5, Set14, B100 and Urban100. "rgb": all
+            channels, the same border. "div2k": all channels, a border of 6 + `scale` pixels (NTIRE 2017).
+
+    Returns:
+        PSNR is inf for equal images; SSIM is nan with fewer than 11 pixels a side inside the border.
+
+    Raises:
+        ValueError: No pixel is left inside the border, the shapes differ, or there is no such protocol.
     """
-    a, b = scored(sr, hr, scale, protocol)
+    a, b = scored_region(sr, hr, scale, protocol)
     return psnr(a, b), ssim(a, b) if min(a.shape[:2]) >= 11 else float("nan")
 
 
-def scored(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tuple[np.ndarray, np.ndarray]:
-    """What of the two a protocol of `score` compares. Raises ValueError as that does."""
+def scored_region(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of both images that a protocol compares; arguments as for `score`.
+
+    Raises:
+        ValueError: No pixel is left inside the border, or there is no such protocol.
+    """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose y, rgb or div2k")
     border = scale + 6 if protocol == "div2k" else scale
@@ -82,6 +107,6 @@ def scored(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> t
     return a, b
 
 
-def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
+def _check_same_shape(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape != b.shape:
         raise ValueError(f"images differ in shape: {a.shape} and {b.shape}")

@@ -21,38 +21,51 @@ def evaluate(
     protocol: str = "y",
     self_ensemble: bool = False,
 ) -> Iterator[dict]:
-    """One {"name", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"} per image of `hr`, in order of name.
+    """Scores a network on each image of a folder, in order of name.
 
-    hr: folder of originals, cropped at right and bottom to a multiple of the scale. lr: folder of their
-    reductions, `NAME.png` or `NAMEx2.png`; None makes them as MATLAB's bicubic does. protocol: see
-    `edsr.evaluation.metrics.score`. Raises EvaluateError or ImageError.
+    Args:
+        upscaler: The network, on a device.
+        hr: Folder of original images; they are cropped at right and bottom to a multiple of the scale.
+        lr: Folder of their low-resolution images, `NAME.png` or `NAMEx2.png`; by default they are made as MATLAB's
+            bicubic does.
+        protocol: See `edsr.evaluation.metrics.score`.
+        self_ensemble: See `Upscaler.bands`.
+
+    Yields:
+        {"name", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"}; PSNR in dB, inf where nothing differs, SSIM nan where
+        fewer than 11 pixels a side are scored.
+
+    Raises:
+        EvaluateError: An image is too small, or does not fit its low-resolution image.
+        ImageError: A file cannot be read, or there are none.
     """
     s = upscaler.scale
-    originals = find_images(hr)
-    reductions = {path.stem: path for path in find_images(lr)} if lr else {}
-    for path in originals:
-        original = read_image(path)
-        if min(original.shape[:2]) <= 2 * (s + 6):
-            raise EvaluateError(f"{path}: {original.shape[1]} x {original.shape[0]} is too small to score; remove it")
-        original = original[: original.shape[0] // s * s, : original.shape[1] // s * s]
+    hr_paths = find_images(hr)
+    lr_paths = {path.stem: path for path in find_images(lr)} if lr else {}
+    for path in hr_paths:
+        target = read_image(path)
+        if min(target.shape[:2]) <= 2 * (s + 6):
+            raise EvaluateError(f"{path}: {target.shape[1]} x {target.shape[0]} is too small to score; remove it")
+        target = target[: target.shape[0] // s * s, : target.shape[1] // s * s]
         if lr:
-            found = reductions.get(path.stem) or reductions.get(f"{path.stem}x{s}")
-            if found is None:
-                raise EvaluateError(f"{lr} has no reduction of {path.name} ({path.stem}.png or {path.stem}x{s}.png)")
-            low = read_image(found)
+            lr_path = lr_paths.get(path.stem) or lr_paths.get(f"{path.stem}x{s}")
+            if lr_path is None:
+                names = f"{path.stem}.png or {path.stem}x{s}.png"
+                raise EvaluateError(f"{lr} has no low-resolution image of {path.name} ({names})")
+            lr_image = read_image(lr_path)
         else:
-            low = matlab_downscale(original, s)
-        if (low.shape[0] * s, low.shape[1] * s, low.shape[2]) != original.shape:
+            lr_image = matlab_downscale(target, s)
+        if (lr_image.shape[0] * s, lr_image.shape[1] * s, lr_image.shape[2]) != target.shape:
             raise EvaluateError(
-                f"{path.name}: its reduction is {low.shape[1]} x {low.shape[0]}, not a {s}th of "
-                f"{original.shape[1]} x {original.shape[0]}; check --scale and --lr"
+                f"{path.name}: its low-resolution image is {lr_image.shape[1]} x {lr_image.shape[0]}, not a {s}th of "
+                f"{target.shape[1]} x {target.shape[0]}; check --scale and --lr"
             )
-        result = upscaler(low, self_ensemble=self_ensemble)
-        smooth = matlab_round(matlab_bicubic(low.astype(np.float64), *original.shape[:2]))
-        scores = *metrics.score(result, original, s, protocol), *metrics.score(smooth, original, s, protocol)
+        result = upscaler(lr_image, self_ensemble=self_ensemble)
+        bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
+        scores = *metrics.score(result, target, s, protocol), *metrics.score(bicubic, target, s, protocol)
         yield {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
 
 
 def mean_scores(images: list[dict]) -> dict:
-    """The mean of each score over images."""
+    """The mean of each of FIELDS over what `evaluate` yields."""
     return {field: float(np.mean([image[field] for image in images])) for field in FIELDS}

@@ -1,1 +1,10 @@
 """Networks in the files of other runtimes."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from .ncnn import write_ncnn as write_ncnn
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"ncnn": ["write_ncnn"]})

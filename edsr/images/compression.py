@@ -138,10 +138,10 @@ def _tiff(file: BinaryIO) -> LossyCompression | None:
 def _first_number(file: BinaryIO, form: exif.TiffForm, entry: exif.Entry) -> int | None:
     """The first of an entry's numbers, in the entry or elsewhere in the file."""
     size = {3: 2, 4: 4, 16: 8}.get(entry.field_type, 0)  # SHORT, LONG, LONG8
-    if size * entry.count > len(entry.data):
+    if size * entry.value_count > len(entry.data):
         file.seek(form.offset.unpack(entry.data)[0])
         entry = entry._replace(data=file.read(size))
-    return exif.read_number(form, entry._replace(count=min(entry.count, 1)))
+    return exif.read_number(form, entry._replace(value_count=min(entry.value_count, 1)))
 
 
 # --- WebP

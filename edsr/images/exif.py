@@ -44,12 +44,12 @@ _NUMBERS = {3: "H", _LONG: "I", 13: "I", _LONG8: "Q", 18: "Q"}  # type of a tag'
 class Entry(NamedTuple):
     """An entry of an IFD.
 
-    field_type: its number in TIFF. data: the bytes of `count` values or, as read from a file's table, the four or eight
+    field_type: its number in TIFF. data: the bytes of `value_count` values or, as read from a table, the four or eight
     bytes that hold them or their offset.
     """
 
     field_type: int
-    count: int
+    value_count: int
     data: bytes
 
 
@@ -125,7 +125,7 @@ def read_ifd(file: BinaryIO, form: TiffForm, offset: int) -> tuple[dict[int, Ent
 def read_number(form: TiffForm, entry: Entry) -> int | None:
     """The single whole number or offset in an entry; None if it holds something else."""
     code = _NUMBERS.get(entry.field_type)
-    if code is None or entry.count != 1 or struct.calcsize(code) > len(entry.data):
+    if code is None or entry.value_count != 1 or struct.calcsize(code) > len(entry.data):
         return None
     return struct.unpack_from(form.byte_order + code, entry.data)[0]
 
@@ -151,7 +151,7 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
                 pointer = read_number(form, entry)
                 whole &= pointer is not None
                 offsets |= {tag: pointer} if pointer else {}  # 0: none
-            elif (name or tag in DESCRIPTIVE_TAGS) and tag not in _NEVER_COPIED and entry.count:
+            elif (name or tag in DESCRIPTIVE_TAGS) and tag not in _NEVER_COPIED and entry.value_count:
                 value = read_value(file, form, entry, left)
                 whole &= value is not None
                 if value is not None:
@@ -163,14 +163,14 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
 def read_value(file: BinaryIO, form: TiffForm, entry: Entry, limit: int) -> Entry | None:
     """An entry with its values read; None if damaged, of unknown type or, with the entry, above `limit` bytes."""
     kind = 2 if entry.field_type == _UTF8 else entry.field_type  # as which everybody writes and reads it
-    size = entry.count * _SIZES.get(kind, MAX_READ)
+    size = entry.value_count * _SIZES.get(kind, MAX_READ)
     if form.entry.size + size > limit:
         return None
     data = entry.data[:size]
     if size > len(entry.data):
         file.seek(min(form.offset.unpack(entry.data)[0], _MAX_OFFSET))
         data = file.read(size)
-    return Entry(kind, entry.count, data) if len(data) == size else None
+    return Entry(kind, entry.value_count, data) if len(data) == size else None
 
 
 def trim(exif: Exif, limit: int) -> Exif:
@@ -267,6 +267,6 @@ def _lay_out(ifds: dict[int, dict[int, Entry]], form: TiffForm, start: int) -> t
             if len(field) > form.offset.size:
                 field = form.offset.pack(at + len(values))
                 values += entry.data + bytes(len(entry.data) % 2)
-            out.write(form.entry.pack(tag, entry.field_type, entry.count, field))
+            out.write(form.entry.pack(tag, entry.field_type, entry.value_count, field))
         out.write(form.offset.pack(0) + values)
     return out.getvalue(), places[0]

@@ -78,8 +78,10 @@ def _patches(images: PairedImages, config: TrainConfig) -> Iterator[tuple[np.nda
         step = 0
         while True:
             loader.load(step, 1)
-            batch = (values.permute(0, 2, 3, 1).contiguous().numpy() for values in loader.batch(torch.tensor(0)))
-            low, high = (to_depth(values, np.uint8) for values in batch)
+            low, high = (
+                to_depth(values.permute(0, 2, 3, 1).contiguous().numpy(), np.uint8)
+                for values in loader.batch(torch.tensor(0))
+            )
             for index in range(config.batch):
                 plan = degradation.draw(config.seed, step, index) if degradation else None
                 yield low[index], high[index], "clean" if plan is None else str(plan)

@@ -67,6 +67,8 @@ class RunLogger:
             plot(read_metrics(self._path), self._run / "plot.png")
         except ImportError:
             logger.info(f"no plot of the run: {MISSING} brings matplotlib")
+        except OSError as error:  # a disk that is full ends the run with an error that matters more
+            logger.warning(f"no plot of the run: it cannot be written ({error.strerror})")
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from edsr.devices import ProcessGroup
-from edsr.errors import TrainError
+from edsr.errors import CheckpointError, TrainError, WeightsError
 
 from . import checkpoint, recipe, resuming, setup, step_budget
 from .checkpoint import Checkpoint
@@ -301,28 +301,23 @@ class Trainer:
         if self.divergence.suspicion is not None and not beginning:
             self._log(f"step {self.step} is not saved, step {self.saved_step} is: {self.divergence.suspicion}")
             return
+        if self.group.is_main:
+            with self.saving.timed():
+                if not beginning:
+                    self._publish("last", scores)
+                    # Where there is nothing to validate on, the last is all that can be called best.
+                    if not self.validation or not published(self.folder, "best").exists():
+                        self._publish("best", scores)
+                checkpoint.write(self.folder, Checkpoint(self.step, self.train_step.tensors(), self._record()))
         self.saved_step = self.step
-        if not self.group.is_main:
-            return
-        with self.saving.timed():
-            if not beginning:
-                self._publish("last", scores)
-                # Where there is nothing to validate on, the last is all that can be called best.
-                if not self.validation or not published(self.folder, "best").exists():
-                    self._publish("best", scores)
-            checkpoint.write(self.folder, Checkpoint(self.step, self.train_step.tensors(), self._record()))
 
     def _publish(self, name: str, scores: Scores | None) -> None:
-        publish(
-            self.train_step.ema,
-            published(self.folder, name),
-            self.config,
-            self.step,
-            self.images[0],
-            decay=self.decay,
-            lr_factor=self.lr_factor,
-            scores=scores,
-        )
+        path, more = published(self.folder, name), {"decay": self.decay, "lr_factor": self.lr_factor, "scores": scores}
+        try:
+            publish(self.train_step.ema, path, self.config, self.step, self.images[0], **more)
+        except WeightsError as error:
+            safe = f"step {self.saved_step} is safe; make room, then continue with --resume"
+            raise CheckpointError(f"{error}; {safe}") from None
 
     def _record(self) -> dict:
         """What a checkpoint keeps beside tensors."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from edsr.data import Degradation, PairedImages, degrade
-from edsr.evaluation import psnr, scored
+from edsr.evaluation import psnr, scored_region
 from edsr.images import matlab_bicubic, to_depth
 from edsr.models import EDSR
 
@@ -81,7 +81,7 @@ def bicubic_psnr(images: PairedImages) -> float:
     scores = []
     for i in range(len(images)):
         low, high = (np.ascontiguousarray(to_depth(image, np.uint8)) for image in images.pair(i))
-        scores.append(psnr(*scored(matlab_bicubic(low, *high.shape[:2]), high, images.scale)))
+        scores.append(psnr(*scored_region(matlab_bicubic(low, *high.shape[:2]), high, images.scale)))
     return float(np.mean(scores))
 
 
@@ -99,7 +99,7 @@ def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict
         with torch.no_grad():
             x = torch.from_numpy(np.ascontiguousarray(low)).to(device).permute(2, 0, 1)[None].float().div_(255)
             y = model(x).clamp_(0, 1).mul_(255).round_().byte()[0].permute(1, 2, 0).cpu().numpy()
-        scores.append(psnr(*scored(y, high, scale)))
+        scores.append(psnr(*scored_region(y, high, scale)))
         if i < SAMPLES:
             h, w = (min(SAMPLE_SIDE // scale, side) * scale for side in low.shape[:2])
             views = matlab_bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]

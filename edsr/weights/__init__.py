@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from .edsr import list_packaged as list_packaged
-    from .edsr import load_model as load_model
-    from .edsr import read_info as read_info
-    from .edsr import save_model as save_model
+    from .files import list_packaged as list_packaged
+    from .files import load_model as load_model
+    from .files import read_info as read_info
+    from .files import save_model as save_model
     from .selection import AUTO as AUTO
     from .selection import FAITHFUL as FAITHFUL
     from .selection import Choice as Choice
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "edsr": ["list_packaged", "load_model", "read_info", "save_model"],
+        "files": ["list_packaged", "load_model", "read_info", "save_model"],
         "selection": ["AUTO", "Choice", "FAITHFUL", "available_scales", "choose_by_file", "choose_by_strength"],
     },
 )

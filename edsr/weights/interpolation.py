@@ -1,8 +1,8 @@
 """Mixtures of networks by their weights: of networks that have one ancestor, one between them, at no cost in speed.
 
 A network trained further from another still lies near it, and on the straight line between the two every point is a
-network that works; the best point depends on the images. A mixture is named by its parts and their shares:
-"edsr-baseline:0.3+edsr-photo:0.7".
+network that works; the best point depends on the images (weight interpolation). A mixture is named by its parts and
+their shares: "edsr-baseline:0.3+edsr-photo:0.7".
 """
 
 import math
@@ -19,19 +19,23 @@ _PART = re.compile(rf"(.+?):({_NUMBER})(?:\+|$)", re.DOTALL)
 
 
 def parse_mixture(text: str) -> dict[str, float] | None:
-    """Name -> share of a mixture, the shares' sum made 1, in the order given; None if the text names no mixture.
+    """The parts of a mixture and their shares, scaled to sum to 1, in the order given; None if the text names none.
 
-    text: NAME:SHARE, or several with + between them; a name that comes twice has the sum of its shares. A share may
-    be negative, which goes beyond the others. Raises ValueError unless the sum is above 0 and finite.
+    Args:
+        text: NAME:SHARE, or several with + between them; a name that comes twice has the sum of its shares. A share
+            may be negative, which extrapolates beyond the others.
+
+    Raises:
+        ValueError: The shares' sum is not above 0, or not finite.
     """
     parts: dict[str, float] = {}
-    at = 0
-    while at < len(text):
-        part = _PART.match(text, at)
+    position = 0
+    while position < len(text):
+        part = _PART.match(text, position)
         if part is None or (part.end() == len(text) and text.endswith("+")):
             return None
         parts[part[1]] = parts.get(part[1], 0.0) + float(part[2])
-        at = part.end()
+        position = part.end()
     if not parts:
         return None
     total = sum(parts.values())
@@ -41,15 +45,20 @@ def parse_mixture(text: str) -> dict[str, float] | None:
 
 
 def mixture_name(parts: dict[str, float]) -> str:
-    """The text that `parse_mixture` takes for these parts."""
+    """The text that `parse_mixture` reads as these parts."""
     return "+".join(f"{part}:{share:.15g}" for part, share in parts.items())
 
 
 def mix(models: Sequence[EDSR], shares: Sequence[float], names: Sequence[str]) -> EDSR:
     """The network whose tensors are the sum of share · tensor, in fp64, rounded once to fp32.
 
-    models: on the CPU, none of them changed. names: what to call them in errors. Raises ValueError, which names two of
-    them, where one's configuration is not the first one's, or where a sum is not finite.
+    Args:
+        models: On the CPU; none of them is changed.
+        shares: One for each model.
+        names: The models' names, for errors.
+
+    Raises:
+        ValueError: A configuration is not the first model's, or a sum is not finite.
     """
     first = models[0]
     for other, other_name in zip(models[1:], names[1:], strict=True):
@@ -70,13 +79,13 @@ def mix(models: Sequence[EDSR], shares: Sequence[float], names: Sequence[str]) -
 
 
 def _difference(a: EDSRConfig, b: EDSRConfig) -> str:
-    """In what two configurations differ; empty if in nothing."""
-    said = {
+    """How two configurations differ; empty if they do not."""
+    formats = {
         "scale": lambda c: f"x{c.scale}",
         "blocks": lambda c: f"{c.blocks} blocks",
         "features": lambda c: f"{c.features} features",
         "residual_scale": lambda c: f"residual scale {c.residual_scale:g}",
         "mean": lambda c: f"mean {', '.join(f'{m:g}' for m in c.mean)}",
     }
-    pairs = [(say(a), say(b)) for field, say in said.items() if getattr(a, field) != getattr(b, field)]
+    pairs = [(text(a), text(b)) for field, text in formats.items() if getattr(a, field) != getattr(b, field)]
     return "; ".join(f"{one} against {other}" for one, other in pairs)

@@ -11,8 +11,10 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype, channels: int) 
         return "the package triton is not installed"
     if channels % 16:
         return f"the kernels need a multiple of 16 features, not {channels}"
-    if dtype not in launch.NAMES:
-        return f"the kernels compute in {', '.join(launch.NAMES.values())}, not {str(dtype).removeprefix('torch.')}"
+    if dtype not in launch.DTYPE_NAMES:
+        return (
+            f"the kernels compute in {', '.join(launch.DTYPE_NAMES.values())}, not {str(dtype).removeprefix('torch.')}"
+        )
     if device.type == "cuda":
         old = launch.architecture(device) < 80
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0" if old else ""
@@ -26,3 +28,10 @@ def compile_ahead(device: torch.device) -> str:
 
     probe.begin(device)
     return ""
+
+
+def is_faster_in_training(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    """Whether a step of training on these kernels was measured to be faster than with PyTorch's on this kind of GPU."""
+    from . import launch
+
+    return launch.choice("training_step", f"{launch.DTYPE_NAMES[dtype]} {channels}", device) == "triton"

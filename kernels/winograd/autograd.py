@@ -1,17 +1,26 @@
 """Every op of the network that is trained on a CPU, differentiable, under the names of `edsr.kernels.reference`.
 
 All three products of a step are Winograd's: the convolution, the gradient of its input, which is a convolution with the
-turned filter, and the gradient of its filter. What the kernels do not serve (`edsr.kernels.winograd.ops`) PyTorch does.
+flipped filter, and the gradient of its filter. What the kernels cannot do (see `should_use`) PyTorch does.
 """
 
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd, reference
-from ..allocator import KEPT_IN_TRAINING, empty_feature_map
+from ..allocator import MAX_FREE_IN_TRAINING, empty_feature_map
 from ..reference import collapsed_tail, head, tail
-from . import run
+from .convolution import convolve, transform_filter
 from .ops import CHANNELS, should_use
+from .runtime import call_kernel, kernels, l2_bytes
+from .transforms import TILE
+
+if TYPE_CHECKING:
+    from .tiles import Shape
 
 __all__ = ["collapsed_tail", "conv3x3", "conv5x5", "head", "resblock", "tail"]
 
@@ -34,7 +43,7 @@ def conv3x3(
     alone = not relu or (scale == 1.0 and skip is None and shuffle == 1)
     if padding != 1 or out is not None or not alone or not should_use(x, weight, bias, skip, gradients=True):
         return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
-    return autograd.Conv.apply(_Products, x, weight, bias, relu, scale, skip, shuffle)  # pyright: ignore[reportReturnType]
+    return autograd.Conv.apply(Products, x, weight, bias, relu, scale, skip, shuffle)  # pyright: ignore[reportReturnType]
 
 
 def conv5x5(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -44,7 +53,7 @@ def conv5x5(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, fill)), F.pad(bias, (0, fill))
     if not should_use(x, weight, bias, gradients=True):
         return F.conv2d(x, weight, bias, padding=2)[:, :outputs]
-    y = autograd.Conv.apply(_Products, x, weight, bias, False, 1.0, None, 1)
+    y = autograd.Conv.apply(Products, x, weight, bias, False, 1.0, None, 1)
     return y[:, :outputs]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
 
@@ -61,17 +70,17 @@ def resblock(
     layers = (weight1, bias1), (weight2, bias2)
     if out is not None or not all(should_use(x, *layer, gradients=True) for layer in layers):
         return reference.resblock(x, weight1, bias1, weight2, bias2, scale, out)
-    return autograd.ResBlock.apply(_Products, x, weight1, bias1, weight2, bias2, scale)  # pyright: ignore[reportReturnType]
+    return autograd.ResBlock.apply(Products, x, weight1, bias1, weight2, bias2, scale)  # pyright: ignore[reportReturnType]
 
 
-class _Products:
+class Products:
     """What `edsr.kernels.autograd` computes with: 3x3 or 5x5 taps, as the weight has."""
 
     @staticmethod
     def convolve(
         x: Tensor, weight: Tensor, bias: Tensor, relu: bool, scale: float, skip: Tensor | None, shuffle: int
     ) -> Tensor:
-        y = _convolved(x, weight, bias, relu=relu, scale=scale, skip=skip)
+        y = _convolve(x, weight, bias, relu=relu, scale=scale, skip=skip)
         return F.pixel_shuffle(y, shuffle) if shuffle > 1 else y
 
     @staticmethod
@@ -79,15 +88,110 @@ class _Products:
         dy: Tensor, weight: Tensor, scale: float = 1.0, mask: Tensor | None = None, skip: Tensor | None = None
     ) -> Tensor:
         other = skip if mask is None else mask
-        return _convolved(dy, weight, None, turned=True, scale=scale, skip=other, masks=mask is not None)
+        return _convolve(dy, weight, None, flipped=True, scale=scale, skip=other, masks=mask is not None)
 
     @staticmethod
     def wgrad(x: Tensor, dy: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return run.wgrad(x, dy, weight.shape[2], scale)
+        return wgrad(x, dy, weight.shape[2], scale)
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False, **epilogue) -> Tensor:
-    # Made each time: weights change from step to step, and fused optimizers do not tell.
-    filter_, taps = run.transform(weight.detach(), turned), weight.shape[2]
-    y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, kept=KEPT_IN_TRAINING)
-    return run.convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool = False, **epilogue) -> Tensor:
+    # Transformed each time: weights change from step to step, and fused optimizers do not tell.
+    filter_, taps = transform_filter(weight.detach(), flipped), weight.shape[2]
+    y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, max_free=MAX_FREE_IN_TRAINING)
+    return convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)
+
+
+# --- the gradient of a filter
+
+MIN_SPLIT_TILES, MAX_SPLITS = (
+    64,
+    16,
+)  # tiles at least that a gradient's sums are made of, and how many such sums at most
+
+
+def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The gradients of y = scale * (x * weight + bias), padded to the size of x, by weight and bias.
+
+    Args:
+        x: [N, Ci, H, W].
+        dy: [N, Co, H, W].
+        taps: 3 or 5.
+
+    Returns:
+        dw [Co, Ci, r, r], channels_last, and db [Co]. Their bits are the same for any number of threads.
+    """
+    n, inputs, height, width = x.shape
+    outputs = dy.shape[1]
+    dw = torch.zeros(outputs, inputs, taps, taps).to(memory_format=torch.channels_last)
+    if x.numel() == 0:
+        return dw, torch.zeros(outputs)
+    m = TILE - taps + 1
+    tiles = n * -(-height // m) * -(-width // m)
+    shape = kernels().shape
+    groups, scratch = _block_size(shape, inputs, outputs)
+    chunk, chunks = split_tiles(tiles, inputs, outputs)
+    size = chunks, TILE * TILE, outputs, inputs  # only memory: the kernels have a layout of their own
+    sums = empty_feature_map(size, x.dtype, max_free=MAX_FREE_IN_TRAINING)
+    bias_sums = torch.empty(chunks, outputs)
+    call_kernel(
+        f"wgrad{taps}x{taps}",
+        scratch,
+        training=True,
+        x=x.data_ptr(),
+        dy=dy.data_ptr(),
+        sums=sums.data_ptr(),
+        bias_sums=bias_sums.data_ptr(),
+        next_chunk=0,
+        images=n,
+        height=height,
+        width=width,
+        x_row=x.stride(2),
+        x_image=x.stride(0),
+        dy_height=height,
+        dy_row=dy.stride(2),
+        dy_image=dy.stride(0),
+        padding=taps // 2,
+        inputs=inputs // shape.lanes,
+        outputs=outputs // shape.lanes,
+        groups=groups,
+        chunk=chunk,
+    )
+    call_kernel(
+        f"wgrad_end{taps}x{taps}",
+        TILE * TILE * shape.lanes,
+        training=True,
+        sums=sums.data_ptr(),
+        dw=dw.data_ptr(),
+        next_output=0,
+        chunks=chunks,
+        inputs=inputs // shape.lanes,
+        outputs=outputs // shape.lanes,
+        scale=scale,
+    )
+    return dw, bias_sums.sum(0).mul_(scale)
+
+
+def split_tiles(tiles: int, inputs: int, outputs: int) -> tuple[int, int]:
+    """(tiles of a chunk, chunks): a power of two of them, by the shape alone, so that threads change no bits."""
+    least, chunks = max(MIN_SPLIT_TILES, _break_even_tiles(inputs, outputs)), 1
+    while chunks < MAX_SPLITS and tiles >= 2 * chunks * least:
+        chunks *= 2
+    chunk = -(-tiles // chunks)
+    return chunk, -(-tiles // chunk)
+
+
+def _break_even_tiles(inputs: int, outputs: int) -> int:
+    """Tiles whose V and W are as much memory as S, which is read and written for each block and chunk."""
+    return inputs * outputs // (inputs + outputs)
+
+
+@cache
+def _block_size(shape: "Shape", inputs: int, outputs: int) -> tuple[int, int]:
+    """(groups of tiles in a block, floats of a thread's scratch): half of the L2 cache; or, where S is in no L2 cache
+    anyway, half of the tiles that are as much memory as S."""
+    from .codegen import scratch_floats
+
+    group_bytes = 4 * scratch_floats(shape, inputs, outputs, 1)
+    groups = max(1, l2_bytes() // 2 // group_bytes, _break_even_tiles(inputs, outputs) // 2 // shape.tiles)
+    return groups, scratch_floats(shape, inputs, outputs, groups)

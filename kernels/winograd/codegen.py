@@ -18,7 +18,7 @@ from llvmlite import ir
 from .filters import TASK as FILTER_TASK
 from .filters import Filters
 from .ir_builder import F32, I64, PTR, VOID, Value
-from .tiles import AREA, BLOCK, LINE, Shape, Tiles, field_of
+from .tiles import AREA, CACHE_LINE_FLOATS, SUM_BLOCK, Shape, TileGrid, Tiles, load_field
 from .transforms import TILE, matrices
 from .wgrad import END_TASK, Wgrad
 from .wgrad import TASK as WGRAD_TASK
@@ -48,7 +48,7 @@ TASK = (  # fields of what a kernel is called with, 64 bits each
     "skip_image",
     "masks",  # whether the skip is a mask: where it is not above zero, the output is 0, and nothing is added
     "padding",  # rows of zeros above the input
-    "past_caches",  # whether the output goes past the caches; if so, y, y_row and y_image are multiples of a cache line
+    "non_temporal",  # whether to write past the caches; if so, y, y_row and y_image are multiples of a cache line
     "inputs",  # vectors of Ci
     "outputs",  # vectors of Co
     "groups",  # of tiles in a block
@@ -77,7 +77,7 @@ def scratch_floats(shape: Shape, inputs: int, outputs: int, groups: int) -> int:
 
 def uses_non_temporal_stores(shape: Shape) -> bool:
     """Whether output may: if a vector is a whole cache line, else parts would be written one by one. AVX-512."""
-    return shape.lanes == LINE
+    return shape.lanes == CACHE_LINE_FLOATS
 
 
 EPILOGUES = ("", "skip", "mask")
@@ -93,7 +93,7 @@ class _Convolutions(Tiles):
             past = (False, True) if uses_non_temporal_stores(shape) else (False,)
             kinds = itertools.product(EPILOGUES if masks else EPILOGUES[:2], past)
             outputs = {kind: self._transform_output(name, m, r, *kind) for kind in kinds}
-            self._kernel(name, m, r, outputs)
+            _ConvolutionKernel(self, name, m, r, outputs)
 
     def _multiply(self, vectors: int) -> ir.Function:
         """M = V U at one of 36 points, for a block and a strip of so many vectors: a matrix product in register blocks.
@@ -108,11 +108,11 @@ class _Convolutions(Tiles):
         with b.loop(groups, "group") as group:
             weights = b.at(u, b.mul(b.mul(p, inputs), b.i(s.lanes * vectors * s.lanes)))
             left = b.at(v, b.mul(b.add(b.mul(b.mul(group, inputs), b.i(AREA)), p), b.i(plane)))
-            with b.summing(b.udiv(inputs, b.i(BLOCK // s.lanes)), "block", s.tiles * vectors) as (block, sums):
-                a = b.at(left, b.mul(block, b.i(BLOCK * AREA * s.tiles)))
-                w = b.at(weights, b.mul(block, b.i(BLOCK * vectors * s.lanes)))
-                part = [b.number(0.0)] * len(sums)
-                for k in range(BLOCK):
+            with b.reduction(b.udiv(inputs, b.i(SUM_BLOCK // s.lanes)), "block", s.tiles * vectors) as (block, sums):
+                a = b.at(left, b.mul(block, b.i(SUM_BLOCK * AREA * s.tiles)))
+                w = b.at(weights, b.mul(block, b.i(SUM_BLOCK * vectors * s.lanes)))
+                part = [b.constant(0.0)] * len(sums)
+                for k in range(SUM_BLOCK):
                     row = [b.get(b.at(w, (k * vectors + j) * s.lanes)) for j in range(vectors)]
                     for tile in range(s.tiles):
                         c, lane = divmod(k, s.lanes)
@@ -128,26 +128,26 @@ class _Convolutions(Tiles):
         b.ret_void()
         return function
 
-    def _transform_output(self, name: str, m: int, r: int, epilogue: str, past_caches: bool) -> ir.Function:
+    def _transform_output(self, name: str, m: int, r: int, epilogue: str, non_temporal: bool) -> ir.Function:
         """One tile of output: Aᵀ M A, then bias, ReLU, scale and what `EPILOGUES` says."""
         s = self.shape
         arguments = "m_ptr bias_ptr task_ptr y_ptr row column" + " skip_ptr skip_row" * bool(epilogue)
-        function, b = self.function(f"{name}_output{epilogue}{'_past' * past_caches}", arguments)
+        function, b = self.function(f"{name}_output{epilogue}{'_past' * non_temporal}", arguments)
         products, bias, task, y, row, column, *rest = function.args
         at = matrices(m, r)[0]
-        floor, scale = (b.splat(field_of(b, task, field, TASK, F32)) for field in ("floor", "scale"))
-        with b.loop(field_of(b, task, "outputs", TASK), "vector") as c:
+        floor, scale = (b.splat(load_field(b, task, field, TASK, F32)) for field in ("floor", "scale"))
+        with b.loop(load_field(b, task, "outputs", TASK), "vector") as c:
             source = b.at(products, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
             half = []
             for k in range(TILE):
                 column_k = [b.at(source, (i * TILE + k) * s.tiles * s.lanes) for i in range(TILE)]
-                half.append(self.linear(b, at, [b.get(place) for place in column_k]))
+                half.append(self.apply_matrix(b, at, [b.get(place) for place in column_k]))
             channel = b.mul(c, b.i(s.lanes))
             added = b.get(b.at(bias, channel))
             for i in range(m):
                 target = b.at(b.at(y, channel), b.mul(row, b.i(i)))
                 before = b.at(b.at(rest[0], channel), b.mul(rest[1], b.i(i))) if epilogue else None
-                for k, value in enumerate(self.linear(b, at, [half[k][i] for k in range(TILE)])):
+                for k, value in enumerate(self.apply_matrix(b, at, [half[k][i] for k in range(TILE)])):
                     value = b.fadd(value, added)
                     value = b.select(b.fcmp_ordered("<", value, floor), floor, value)  # NaN stays NaN
                     value = b.fmul(value, scale)
@@ -156,122 +156,153 @@ class _Convolutions(Tiles):
                         if epilogue == "skip":
                             value = b.fadd(value, other)
                         else:  # PyTorch lets the gradient pass where a NaN was
-                            closed = b.fcmp_ordered("<=", other, b.number(0.0))
-                            value = b.select(closed, b.number(0.0), value)
-                    b.put(value, b.at(target, b.mul(column, b.i(k))), past_caches)
+                            closed = b.fcmp_ordered("<=", other, b.constant(0.0))
+                            value = b.select(closed, b.constant(0.0), value)
+                    b.put(value, b.at(target, b.mul(column, b.i(k))), non_temporal)
         b.ret_void()
         return function
 
-    def _kernel(self, name: str, m: int, r: int, transform_output: dict[tuple[str, bool], ir.Function]) -> None:
-        """The convolution, block by block. transform_output: by epilogue, and whether it goes past caches."""
-        s = self.shape
-        function, b = self.function(name, "task_ptr scratch_ptr", internal=False)
-        task, scratch = function.args
-        field = {n: field_of(b, task, n, TASK) for n in TASK if n not in ("floor", "scale", "next_block")}
-        x, u, bias, y, skip = (b.inttoptr(field[n], PTR) for n in ("x", "weight", "bias", "y", "skip"))
-        inputs, outputs = field["inputs"], field["outputs"]
-        pixel, y_pixel = b.mul(inputs, b.i(s.lanes)), b.mul(outputs, b.i(s.lanes))
-        across = b.cdiv(field["width"], b.i(m))
-        down = b.cdiv(field["y_height"], b.i(m))
-        each = b.mul(across, down)  # tiles of an image
-        tiles = b.mul(each, field["images"])
-        length = b.mul(field["groups"], b.i(s.tiles))  # tiles of a block
-        blocks = b.cdiv(tiles, length)
-        v_group = b.mul(inputs, b.i(AREA * s.tiles * s.lanes))
-        m_group = b.mul(outputs, b.i(AREA * s.tiles * s.lanes))
-        v = scratch
-        products = b.at(v, b.mul(field["groups"], v_group))
-        edge_in = b.at(products, b.mul(field["groups"], m_group))
-        edge_out = b.at(edge_in, b.mul(pixel, b.i(AREA)))
-        edge_skip = b.at(edge_out, b.mul(y_pixel, b.i(AREA)))
-        has_skip = b.icmp_signed("!=", field["skip"], b.i(0))
-        masks = b.icmp_signed("!=", field["masks"], b.i(0))
-        epilogue_is = {"": b.not_(has_skip), "skip": b.and_(has_skip, b.not_(masks)), "mask": b.and_(has_skip, masks)}
-        past_caches = b.icmp_signed("!=", field["past_caches"], b.i(0))
 
-        def corner(tile: Value) -> tuple[Value, Value, Value]:
-            """Its image, and row and column of the output that it begins with."""
-            image, place = b.udiv(tile, each), b.urem(tile, each)
-            return image, b.mul(b.udiv(place, across), b.i(m)), b.mul(b.urem(place, across), b.i(m))
+class _ConvolutionKernel:
+    """Writes the convolution of m outputs and r taps, block by block: what its parts share, then the parts."""
 
-        def of(map_: str, image: Value) -> Value:
-            """The address of an image in a map."""
-            return b.at({"x": x, "y": y, "skip": skip}[map_], b.mul(image, field[f"{map_}_image"]))
+    def __init__(
+        self, module: _Convolutions, name: str, m: int, r: int, transform_output: dict[tuple[str, bool], ir.Function]
+    ):
+        """transform_output: by epilogue, and whether it goes past the caches."""
+        self.module, self.m, self.r, self.transform_output = module, m, r, transform_output
+        s = module.shape
+        function, b = module.function(name, "task_ptr scratch_ptr", internal=False)
+        self.b, (self.task, scratch) = b, function.args
+        self.field = {n: load_field(b, self.task, n, TASK) for n in TASK if n not in ("floor", "scale", "next_block")}
+        self.x, self.u, self.bias, self.y, self.skip = (
+            b.inttoptr(self.field[n], PTR) for n in ("x", "weight", "bias", "y", "skip")
+        )
+        self.inputs, self.outputs = self.field["inputs"], self.field["outputs"]
+        self.pixel, self.y_pixel = b.mul(self.inputs, b.i(s.lanes)), b.mul(self.outputs, b.i(s.lanes))
+        self.grid = TileGrid(b, self.field["y_height"], self.field["width"], self.field["images"], m)
+        self.length = b.mul(self.field["groups"], b.i(s.tiles))  # tiles of a block
+        blocks = b.cdiv(self.grid.tiles, self.length)
+        self._split_scratch(scratch)
+        has_skip = self.has_skip = b.icmp_signed("!=", self.field["skip"], b.i(0))
+        masks = b.icmp_signed("!=", self.field["masks"], b.i(0))
+        self.epilogue_is = {
+            "": b.not_(has_skip),
+            "skip": b.and_(has_skip, b.not_(masks)),
+            "mask": b.and_(has_skip, masks),
+        }
+        self.non_temporal = b.icmp_signed("!=", self.field["non_temporal"], b.i(0))
 
-        def group_at(start: Value, group: Value, place: Value) -> Value:
-            """Of a tile, counted in its block: the address of its first vector in V or M."""
-            return b.at(
-                b.at(start, b.mul(b.udiv(place, b.i(s.tiles)), group)), b.mul(b.urem(place, b.i(s.tiles)), b.i(s.lanes))
-            )
-
-        counter = b.gep(task, [b.i(TASK.index("next_block"))], source_etype=I64)
-        with b.taken(counter, blocks) as (block, following):
-            first = b.mul(block, length)
-            count = b.minimum(b.sub(tiles, first), length)
-
-            # Tiles in: V.
-            with b.loop(count, "tile") as i:
-                image, top, left = corner(b.add(first, i))
-                place = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
-                size = field["height"], field["width"]
-                source, row = self.window(b, of("x", image), field["x_row"], place, size, inputs, TILE, edge_in)
-                b.call(self.transform_input, [source, row, pixel, inputs, group_at(v, v_group, i)])
-
-            # Products: M. Meanwhile memory is asked for: of a sixth of the tiles at a time, one row at each point.
-            groups = b.cdiv(count, b.i(s.tiles))
-            full, rest = b.udiv(outputs, b.i(s.vectors)), b.urem(outputs, b.i(s.vectors))
-            with b.loop(b.i(AREA), "point") as point:
-                part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
-                begin = b.udiv(b.mul(part, count), b.i(TILE))
-                number = b.sub(b.udiv(b.mul(b.add(part, b.i(1)), count), b.i(TILE)), begin)
-                with b.if_then(b.icmp_signed(">", number, b.i(0))), b.loop(number, "tile") as i:
-                    i = b.add(begin, i)
-                    image, top, left = corner(b.add(b.mul(following, length), i))
-                    row = b.sub(b.add(top, line), field["padding"])
-                    source = b.at(of("x", image), b.add(b.mul(row, field["x_row"]), b.mul(left, pixel)))
-                    b.call(self.ask_for, [source, b.mul(inputs, b.i(m))])  # harmless where none follows
-                    with b.if_then(b.and_(has_skip, b.icmp_signed("<", line, b.i(m)))):
-                        image, top, left = corner(b.add(first, i))
-                        row = b.mul(b.add(top, line), field["skip_row"])
-                        b.call(
-                            self.ask_for,
-                            [b.at(of("skip", image), b.add(row, b.mul(left, y_pixel))), b.mul(outputs, b.i(m))],
-                        )
-                for vectors, multiply in self.multiply.items():
-                    # The last strip has the rest of the vectors, those before it all that a strip can have.
-                    strips = full if vectors == s.vectors else b.zext(b.icmp_signed("==", rest, b.i(vectors)), I64)
-                    before = b.i(0) if vectors == s.vectors else full
-                    with b.if_then(b.icmp_signed(">", strips, b.i(0))), b.loop(strips, "strip") as strip:
-                        start = b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
-                        weights = b.at(u, b.mul(b.mul(start, b.i(AREA)), pixel))
-                        target = b.at(products, b.mul(start, b.i(AREA * s.tiles)))
-                        b.call(multiply, [v, weights, target, point, inputs, outputs, groups])
-
-            # Tiles out.
-            with b.loop(count, "tile") as i:
-                image, top, left = corner(b.add(first, i))
-                fits = b.and_(b.within(top, m, field["y_height"]), b.within(left, m, field["width"]))
-                target = b.at(of("y", image), b.add(b.mul(top, field["y_row"]), b.mul(left, y_pixel)))
-                edge_row = b.mul(y_pixel, b.i(m))
-                row = b.select(fits, field["y_row"], edge_row)
-                operands = [group_at(products, m_group, i), bias, task, b.select(fits, target, edge_out), row, y_pixel]
-                before = b.at(of("skip", image), b.add(b.mul(top, field["skip_row"]), b.mul(left, y_pixel)))
-                before, row = b.select(fits, before, edge_skip), b.select(fits, field["skip_row"], edge_row)
-                with b.if_then(b.and_(has_skip, b.not_(fits))):
-                    size = [field["y_height"], field["width"], outputs, b.i(m)]
-                    b.call(self.copy_in, [of("skip", image), field["skip_row"], top, left, *size, edge_skip])
-                past = b.and_(past_caches, fits)
-                for (epilogue, goes_past), transform in transform_output.items():
-                    chosen = b.and_(epilogue_is[epilogue], b.equal(past, goes_past))
-                    with b.if_then(chosen):
-                        b.call(transform, [*operands, before, row] if epilogue else operands)
-                with b.if_then(b.not_(fits)):
-                    rows = b.minimum(b.i(m), b.sub(field["y_height"], top))
-                    columns = b.minimum(b.i(m), b.sub(field["width"], left))
-                    with b.loop(rows, "row") as row, b.loop(b.mul(columns, outputs), "vector") as c:
-                        c = b.mul(c, b.i(s.lanes))
-                        value = b.get(b.at(edge_out, b.add(b.mul(row, edge_row), c)))
-                        b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))
+        counter = b.gep(self.task, [b.i(TASK.index("next_block"))], source_etype=I64)
+        with b.shared_loop(counter, blocks) as (block, following):
+            first = b.mul(block, self.length)
+            count = b.minimum(b.sub(self.grid.tiles, first), self.length)
+            self._transform_tiles(first, count)
+            self._multiply(first, count, following)
+            self._write_tiles(first, count)
         if uses_non_temporal_stores(s):
-            b.call(self.store_fence, [])  # without it, other threads may be told of the end before all is in memory
+            b.call(module.store_fence, [])  # without it, other threads may be told of the end before all is in memory
         b.ret_void()
+
+    def _split_scratch(self, scratch: Value) -> None:
+        """Into V, M, and a tile of input, output and skip each for those that leave their maps."""
+        b, s = self.b, self.module.shape
+        self.v_group = b.mul(self.inputs, b.i(AREA * s.tiles * s.lanes))
+        self.m_group = b.mul(self.outputs, b.i(AREA * s.tiles * s.lanes))
+        self.v = scratch
+        self.products = b.at(self.v, b.mul(self.field["groups"], self.v_group))
+        self.edge_in = b.at(self.products, b.mul(self.field["groups"], self.m_group))
+        self.edge_out = b.at(self.edge_in, b.mul(self.pixel, b.i(AREA)))
+        self.edge_skip = b.at(self.edge_out, b.mul(self.y_pixel, b.i(AREA)))
+
+    def _image(self, map_: str, image: Value) -> Value:
+        """The address of an image in one of the maps x, y and skip."""
+        return self.b.at(getattr(self, map_), self.b.mul(image, self.field[f"{map_}_image"]))
+
+    def _transform_tiles(self, first: Value, count: Value) -> None:
+        """Tiles of input into V."""
+        b, field, module = self.b, self.field, self.module
+        with b.loop(count, "tile") as i:
+            image, top, left = self.grid.corner(b.add(first, i))
+            place = b.sub(top, field["padding"]), b.sub(left, b.i(self.r // 2))
+            size = field["height"], field["width"]
+            x = self._image("x", image)
+            source, row = module.window(b, x, field["x_row"], place, size, self.inputs, TILE, self.edge_in)
+            target = module.tile_address(b, self.v, self.v_group, i)
+            b.call(module.transform_input, [source, row, self.pixel, self.inputs, target])
+
+    def _multiply(self, first: Value, count: Value, following: Value) -> None:
+        """V times U into M, point by point. Meanwhile memory is asked for."""
+        b, module, s = self.b, self.module, self.module.shape
+        groups = b.cdiv(count, b.i(s.tiles))
+        full, rest = b.udiv(self.outputs, b.i(s.vectors)), b.urem(self.outputs, b.i(s.vectors))
+        with b.loop(b.i(AREA), "point") as point:
+            self._prefetch_next(first, count, following, point)
+            for vectors, start in module.strips(b, full, rest):
+                weights = b.at(self.u, b.mul(b.mul(start, b.i(AREA)), self.pixel))
+                target = b.at(self.products, b.mul(start, b.i(AREA * s.tiles)))
+                operands = [self.v, weights, target, point, self.inputs, self.outputs, groups]
+                b.call(module.multiply[vectors], operands)
+
+    def _prefetch_next(self, first: Value, count: Value, following: Value, point: Value) -> None:
+        """Asks for a sixth of the next block's tiles and of this one's skip, one row at each of the 36 points."""
+        b, field, module, m = self.b, self.field, self.module, self.b.i(self.m)
+        part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
+        begin = b.udiv(b.mul(part, count), b.i(TILE))
+        number = b.sub(b.udiv(b.mul(b.add(part, b.i(1)), count), b.i(TILE)), begin)
+        with b.if_then(b.icmp_signed(">", number, b.i(0))), b.loop(number, "tile") as i:
+            i = b.add(begin, i)
+            image, top, left = self.grid.corner(b.add(b.mul(following, self.length), i))
+            row = b.sub(b.add(top, line), field["padding"])
+            x = self._image("x", image)
+            source = b.at(x, b.add(b.mul(row, field["x_row"]), b.mul(left, self.pixel)))
+            b.call(module.prefetch, [source, b.mul(self.inputs, m)])  # harmless where none follows
+            with b.if_then(b.and_(self.has_skip, b.icmp_signed("<", line, m))):
+                image, top, left = self.grid.corner(b.add(first, i))
+                row = b.mul(b.add(top, line), field["skip_row"])
+                skip = self._image("skip", image)
+                source = b.at(skip, b.add(row, b.mul(left, self.y_pixel)))
+                b.call(module.prefetch, [source, b.mul(self.outputs, m)])
+
+    def _write_tiles(self, first: Value, count: Value) -> None:
+        """M into tiles of output; those that leave the map by way of `edge_out`."""
+        b, field, module, m = self.b, self.field, self.module, self.b.i(self.m)
+        with b.loop(count, "tile") as i:
+            image, top, left = self.grid.corner(b.add(first, i))
+            fits = b.and_(b.within(top, self.m, field["y_height"]), b.within(left, self.m, field["width"]))
+            y = self._image("y", image)
+            target = b.at(y, b.add(b.mul(top, field["y_row"]), b.mul(left, self.y_pixel)))
+            edge_row = b.mul(self.y_pixel, m)
+            row = b.select(fits, field["y_row"], edge_row)
+            products = module.tile_address(b, self.products, self.m_group, i)
+            operands = [products, self.bias, self.task, b.select(fits, target, self.edge_out), row, self.y_pixel]
+            operands_skip = self._skip_tile(image, top, left, fits, edge_row)
+            past = b.and_(self.non_temporal, fits)
+            for (epilogue, goes_past), transform in self.transform_output.items():
+                chosen = b.and_(self.epilogue_is[epilogue], b.equal(past, goes_past))
+                with b.if_then(chosen):
+                    b.call(transform, [*operands, *operands_skip] if epilogue else operands)
+            with b.if_then(b.not_(fits)):
+                self._copy_out(target, top, left, edge_row)
+
+    def _skip_tile(self, image: Value, top: Value, left: Value, fits: Value, edge_row: Value) -> tuple[Value, Value]:
+        """Address and distance of rows of the skip's tile, which is copied where it leaves its map."""
+        b, field = self.b, self.field
+        skip = self._image("skip", image)
+        tile = b.at(skip, b.add(b.mul(top, field["skip_row"]), b.mul(left, self.y_pixel)))
+        tile, row = b.select(fits, tile, self.edge_skip), b.select(fits, field["skip_row"], edge_row)
+        with b.if_then(b.and_(self.has_skip, b.not_(fits))):
+            size = [field["y_height"], field["width"], self.outputs, b.i(self.m)]
+            skip = self._image("skip", image)
+            b.call(self.module.copy_padded, [skip, field["skip_row"], top, left, *size, self.edge_skip])
+        return tile, row
+
+    def _copy_out(self, target: Value, top: Value, left: Value, edge_row: Value) -> None:
+        """What lies in the map of a tile in `edge_out`."""
+        b, field, m = self.b, self.field, self.b.i(self.m)
+        rows = b.minimum(m, b.sub(field["y_height"], top))
+        columns = b.minimum(m, b.sub(field["width"], left))
+        with b.loop(rows, "row") as row, b.loop(b.mul(columns, self.outputs), "vector") as c:
+            c = b.mul(c, b.i(self.module.shape.lanes))
+            value = b.get(b.at(self.edge_out, b.add(b.mul(row, edge_row), c)))
+            b.put(value, b.at(target, b.add(b.mul(row, field["y_row"]), c)))

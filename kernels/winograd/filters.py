@@ -7,7 +7,7 @@ and their inputs and outputs exchanged, both of which is a matter of strides.
 from llvmlite import ir
 
 from .ir_builder import F32, FLOAT_BYTES, PTR
-from .tiles import AREA, Tiles, field_of
+from .tiles import AREA, Tiles, load_field
 from .transforms import TILE, matrices
 
 TASK = (  # 64 bits each
@@ -29,19 +29,19 @@ class Filters:
     def __init__(self, tiles: Tiles):
         self._tiles = tiles
         for r in 3, 5:
-            self._kernel(r)
+            self._add_kernel(r)
 
-    def _kernel(self, r: int) -> None:
+    def _add_kernel(self, r: int) -> None:
         s = self._tiles.shape
         function, b = self._tiles.function(f"filter{r}x{r}", "task_ptr scratch_ptr", internal=False)
         task = function.args[0]
-        field = {name: field_of(b, task, name, TASK) for name in TASK if name != "next_input"}
+        field = {name: load_field(b, task, name, TASK) for name in TASK if name != "next_input"}
         weight, u = (b.inttoptr(field[name], PTR) for name in ("weight", "u"))
         inputs, outputs = field["inputs"], field["outputs"]
         g = matrices(TILE - r + 1, r)[1]
         wide = ir.VectorType(ir.DoubleType(), s.lanes)
         counter = b.gep(task, [b.i(TASK.index("next_input"))], source_etype=field["inputs"].type)
-        with b.taken(counter, inputs) as (channel, _), b.loop(outputs, "vector") as vector:
+        with b.shared_loop(counter, inputs) as (channel, _), b.loop(outputs, "vector") as vector:
             first = b.mul(b.mul(vector, b.i(s.lanes)), field["output"])
             first = b.at(weight, b.add(b.mul(channel, field["input"]), first))
             half = []  # columns of G g
@@ -54,7 +54,7 @@ class Filters:
                         value = b.load(b.at(tap, b.mul(field["output"], b.i(lane))), typ=F32, align=FLOAT_BYTES)
                         values = b.insert_element(values, value, ir.Constant(ir.IntType(32), lane))
                     taps.append(b.fpext(values, wide))
-                half.append(self._tiles.linear(b, g, taps))
+                half.append(self._tiles.apply_matrix(b, g, taps))
             # The strip of this vector, how wide it is, and the vector's place in it.
             strip, place = b.udiv(vector, b.i(s.vectors)), b.urem(vector, b.i(s.vectors))
             start = b.mul(strip, b.i(s.vectors))
@@ -63,7 +63,7 @@ class Filters:
             target = b.at(target, b.add(b.mul(channel, width), b.mul(place, b.i(s.lanes))))
             step = b.mul(inputs, width)
             for i in range(TILE):
-                for k, value in enumerate(self._tiles.linear(b, g, [half[column][i] for column in range(r)])):
+                for k, value in enumerate(self._tiles.apply_matrix(b, g, [half[column][i] for column in range(r)])):
                     point = b.at(target, b.mul(step, b.i(i * TILE + k)))
                     b.put(b.fptrunc(value, self._tiles.vector), point)
         b.ret_void()

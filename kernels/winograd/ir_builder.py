@@ -22,7 +22,7 @@ class IRBuilder(ir.IRBuilder):
     def i(self, value: int) -> ir.Constant:
         return ir.Constant(I64, value)
 
-    def number(self, value: float, kind: ir.VectorType | None = None) -> ir.Constant:
+    def constant(self, value: float, kind: ir.VectorType | None = None) -> ir.Constant:
         """A vector of one value, rounded to fp32; of another kind unrounded."""
         kind = kind or self.vector
         return ir.Constant(kind, [float(np.float32(value)) if kind.element == F32 else float(value)] * kind.count)
@@ -37,16 +37,16 @@ class IRBuilder(ir.IRBuilder):
         return self.call(function, [x, y, z])
 
     def at(self, pointer: Value, distance: Value | int) -> Value:
-        """The address `distance` floats on."""
+        """The address `error_of` floats on."""
         distance = self.i(distance) if isinstance(distance, int) else distance
         return self.gep(pointer, [distance], source_etype=F32)  # of a tile at an edge it may lie outside its map
 
     def get(self, pointer: Value) -> Value:
         return self.load(pointer, typ=self.vector, align=FLOAT_BYTES)
 
-    def put(self, value: Value, pointer: Value, past_caches: bool = False) -> None:
-        """past_caches: the pointer must be a multiple of the vector's size then."""
-        if past_caches:
+    def put(self, value: Value, pointer: Value, non_temporal: bool = False) -> None:
+        """non_temporal: the pointer must be a multiple of the vector's size then."""
+        if non_temporal:
             stored = self.store(value, pointer, align=self.vector.count * FLOAT_BYTES)
             stored.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         else:
@@ -79,11 +79,11 @@ class IRBuilder(ir.IRBuilder):
     @contextlib.contextmanager
     def loop(self, count: Value, name: str) -> Iterator[Value]:
         """Its body runs for 0 .. count; count is 1 or more."""
-        with self.summing(count, name, 0) as (index, _):
+        with self.reduction(count, name, 0) as (index, _):
             yield index
 
     @contextlib.contextmanager
-    def summing(self, count: Value, name: str, sums: int) -> Iterator[tuple[Value, list[Value]]]:
+    def reduction(self, count: Value, name: str, sums: int) -> Iterator[tuple[Value, list[Value]]]:
         """The same with vectors that start as zeros; the body replaces them in the list, which has the totals after."""
         before, body = self.block, self.append_basic_block(f"{name}s")
         self.branch(body)
@@ -96,14 +96,14 @@ class IRBuilder(ir.IRBuilder):
         index.add_incoming(self.i(0), before)
         index.add_incoming(following, self.block)
         for place, value in zip(places, values, strict=True):
-            place.add_incoming(self.number(0.0), before)
+            place.add_incoming(self.constant(0.0), before)
             place.add_incoming(value, self.block)
         after = self.append_basic_block(f"after_{name}s")
         self.cbranch(self.icmp_signed("<", following, count), body, after)
         self.position_at_end(after)
 
     @contextlib.contextmanager
-    def taken(self, counter: Value, end: Value) -> Iterator[tuple[Value, Value]]:
+    def shared_loop(self, counter: Value, end: Value) -> Iterator[tuple[Value, Value]]:
         """Its body runs for each number below `end` that this thread is the first to take from the counter.
 
         Numbers are taken one ahead: the body gets its own and the one it will get next, if that is below `end`.

@@ -8,6 +8,7 @@ whole, so processes that start at once do not disturb each other, and what is da
 """
 
 import ctypes
+import functools
 import hashlib
 import logging
 import platform
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
 _lock = threading.Lock()
-_loaded: "dict[bool, Kernels]" = {}  # by whether they are for training
 
 
 class NativeError(Exception):
@@ -81,25 +81,29 @@ def load(training: bool = False) -> Kernels:
     Raises:
         NativeError: they cannot be compiled here.
     """
-    with _lock:
-        if training not in _loaded:
-            machine = this_machine()
-            try:
-                _loaded[training] = _link(machine, _object(machine, training), training)
-            except (RuntimeError, OSError) as error:  # of LLVM, of the system
-                raise NativeError(f"the kernels could not be compiled: {str(error).splitlines()[0]}") from None
-        return _loaded[training]
+    with _lock:  # two threads must not compile the same
+        return loaded(training)
 
 
-def _object(machine: Machine, training: bool) -> bytes:
-    path = cache.folder() / f"winograd-{_key(machine, training)}.o"
-    found = _read(path)
+@functools.cache
+def loaded(training: bool) -> Kernels:
+    """What `load` keeps in memory; its `cache_clear` forgets it."""
+    machine = this_machine()
+    try:
+        return link(machine, _object_code(machine, training), training)
+    except (RuntimeError, OSError) as error:  # of LLVM, of the system
+        raise NativeError(f"the kernels could not be compiled: {str(error).splitlines()[0]}") from None
+
+
+def _object_code(machine: Machine, training: bool) -> bytes:
+    path = object_path(machine, training)
+    found = read_object(path)
     if found is None:
         what = "CPU kernels for training" if training else "CPU kernels"
         logger.info("compiling the %s for %s, once on this machine", what, machine.cpu)
         start = time.perf_counter()
         found = compiled(machine, training)
-        kept = _write(path, found)
+        kept = write_object(path, found)
         seconds = time.perf_counter() - start
         logger.info("compiled in %.1f s%s", seconds, "" if kept else f"; {path.parent} cannot keep them")
     return found
@@ -111,7 +115,7 @@ def _target(machine: Machine) -> llvm.TargetMachine:
 
 
 def compiled(machine: Machine, training: bool = False) -> bytes:
-    """Object code of all kernels, those for training as well or not."""
+    """Object code of all kernels, with those for training or without."""
     target = _target(machine)
     module = llvm.parse_assembly(source(machine.shape, training))
     module.verify()
@@ -121,7 +125,8 @@ def compiled(machine: Machine, training: bool = False) -> bytes:
     return target.emit_object(module)
 
 
-def _link(machine: Machine, code: bytes, training: bool) -> Kernels:
+def link(machine: Machine, code: bytes, training: bool) -> Kernels:
+    """The functions in object code, ready to be called."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -130,17 +135,18 @@ def _link(machine: Machine, code: bytes, training: bool) -> Kernels:
     return Kernels(machine.shape, uses_non_temporal_stores(machine.shape), functions, engine)
 
 
-def _key(machine: Machine, training: bool = False) -> str:
-    """Of all that the code depends on: what writes it, the CPU, the system and the compiler."""
-    writers = "ir_builder.py", "codegen.py", "filters.py", "jit.py", "tiles.py", "transforms.py", "wgrad.py"
-    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in writers]
+def object_path(machine: Machine, training: bool = False) -> Path:
+    """Where object code is kept, under a hash of all that it depends on: what generates it, CPU, system, compiler."""
+    generators = "ir_builder.py", "codegen.py", "filters.py", "jit.py", "tiles.py", "transforms.py", "wgrad.py"
+    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in generators]
     versions = [llvmlite_version, *map(str, llvm.llvm_version_info), llvm.get_default_triple()]
     parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape), str(training)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return cache.folder() / f"winograd-{key}.o"
 
 
-def _read(path: Path) -> bytes | None:
-    """Object code that was kept after its checksum, if all of it is there."""
+def read_object(path: Path) -> bytes | None:
+    """Object code from the cache; None if it is not there, or not as it was written."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -149,18 +155,9 @@ def _read(path: Path) -> bytes | None:
     return code if hashlib.sha256(code).digest() == digest else None
 
 
-def _write(path: Path, code: bytes) -> bool:
-    """Whole or not at all; whether it could."""
+def write_object(path: Path, code: bytes) -> bool:
+    """Keeps object code, after its checksum, whole or not at all. Returns whether it could."""
     return cache.write_whole(path, hashlib.sha256(code).digest() + code)
-
-
-def l2_bytes() -> int:
-    """The size of a core's L2 cache; 1 MiB where the system does not tell."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
-        return int(text.removesuffix("K")) << 10
-    except (OSError, ValueError):
-        return 1 << 20
 
 
 if __name__ == "__main__":

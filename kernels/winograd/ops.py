@@ -16,7 +16,8 @@ from .. import reference
 from ..allocator import empty_feature_map
 from ..interface import INNER, RAW_OUTPUT, OutputSpec
 from ..reference import head, tail
-from .run import compile_ahead, convolve, kernels, missing_requirement, transformed
+from .convolution import convolve, transformed_filter
+from .runtime import compile_ahead, is_available, missing_requirement
 
 __all__ = ["collapsed_tail", "compile_ahead", "conv3x3", "head", "resblock", "tail", "unavailable_reason"]
 
@@ -61,7 +62,7 @@ def conv3x3(
     n, _, height, width = x.shape
     size = (n, weight.shape[0], height - 2 + 2 * padding, width)
     y = empty_feature_map(size, x.dtype) if out is None or shuffle > 1 else out
-    convolve(x, transformed(weight), bias, 3, y, padding, skip, relu, scale)
+    convolve(x, transformed_filter(weight), bias, 3, y, padding, skip, relu, scale)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)
         return y if out is None else out.copy_(y)
@@ -96,7 +97,7 @@ def collapsed_tail(
     if not should_use(x, weight[INNER, INNER], bias[INNER, INNER], outputs=False):
         return reference.collapsed_tail(x, weight, bias, mean, shuffle, result, padding, ends)
     n, _, height, width = x.shape
-    kept = transformed(weight, part=(INNER, INNER))
+    kept = transformed_filter(weight, part=(INNER, INNER))
     y = empty_feature_map((n, kept.outputs, height - 4 + 2 * padding, width), x.dtype)
     convolve(x, kept, bias[INNER, INNER], 5, y, padding)
     y = y[:, : weight.shape[2]]
@@ -118,7 +119,7 @@ def should_use(
         and (gradients or not (torch.is_grad_enabled() and any(t.requires_grad for t in operands)))
         and not any(size % CHANNELS for size in (weight.shape[:2] if outputs else weight.shape[1:2]))
         and all(_channels_last(t) for t in (x, *maps) if t is not None)
-        and kernels(gradients) is not None
+        and is_available(gradients)
     )
 
 

@@ -20,7 +20,7 @@ def run_parallel(function: Callable[[int, int], None], task: int, floats: int, t
     def work() -> None:
         function(task, _scratch(floats).data_ptr())
 
-    others = [_pool(os.getpid()).submit(work) for _ in range(min(threads, _most()) - 1)]
+    others = [_pool(os.getpid()).submit(work) for _ in range(min(threads, _max_threads()) - 1)]
     try:
         work()
     finally:
@@ -30,14 +30,14 @@ def run_parallel(function: Callable[[int, int], None], task: int, floats: int, t
 
 
 @cache  # Python reads it from a file
-def _most() -> int:
+def _max_threads() -> int:
     return 4 * (os.cpu_count() or 1)
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
     """Its threads start when they are first needed, and wait without working. A forked process has its own."""
-    return ThreadPoolExecutor(_most(), thread_name_prefix="winograd")
+    return ThreadPoolExecutor(_max_threads(), thread_name_prefix="winograd")
 
 
 def _scratch(floats: int) -> torch.Tensor:

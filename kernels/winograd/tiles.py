@@ -9,7 +9,7 @@ vectors of `Shape.lanes`:
 so that every distance inside a group is known to the compiler, whatever the number of channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ from .ir_builder import F32, FLOAT_BYTES, I64, PTR, VOID, IRBuilder, Value
 from .transforms import TILE, matrices
 
 AREA = TILE * TILE
-LINE = 64 // FLOAT_BYTES  # floats of a cache line
-BLOCK = 16  # channels that are summed by themselves; numbers of channels are multiples of it
+CACHE_LINE_FLOATS = 64 // FLOAT_BYTES  # floats of a cache line
+SUM_BLOCK = 16  # channels that are summed by themselves; numbers of channels are multiples of it
 
 
 class Shape(NamedTuple):
@@ -39,8 +39,8 @@ class Tiles:
         self.shape = shape
         self.vector = ir.VectorType(F32, shape.lanes)
         self.module = ir.Module(name="winograd")
-        self.ask_for = self._ask_for()
-        self.copy_in = self._copy_in()
+        self.prefetch = self._prefetch()
+        self.copy_padded = self._copy_padded()
         self.transform_input = self._transform_input()
 
     def function(self, name: str, arguments: str, internal: bool = True) -> tuple[ir.Function, IRBuilder]:
@@ -55,15 +55,15 @@ class Tiles:
             argument.name = n
         return function, IRBuilder(function.append_basic_block("entry"), self.vector)
 
-    def _ask_for(self) -> ir.Function:
+    def _prefetch(self) -> ir.Function:
         """Brings so many vectors from an address on into the L2 cache; nothing waits for them, wherever it points."""
         function, b = self.function("ask_for", "x_ptr vectors")
         x, vectors = function.args
         i32 = ir.IntType(32)
         prefetch = ir.Function(self.module, ir.FunctionType(VOID, [PTR, i32, i32, i32]), "llvm.prefetch.p0")
         read, into_l2, data = (ir.Constant(i32, value) for value in (0, 2, 1))
-        with b.loop(b.cdiv(b.mul(vectors, b.i(self.shape.lanes)), b.i(LINE)), "line") as line:
-            b.call(prefetch, [b.at(x, b.mul(line, b.i(LINE))), read, into_l2, data])
+        with b.loop(b.cdiv(b.mul(vectors, b.i(self.shape.lanes)), b.i(CACHE_LINE_FLOATS)), "line") as line:
+            b.call(prefetch, [b.at(x, b.mul(line, b.i(CACHE_LINE_FLOATS))), read, into_l2, data])
         b.ret_void()
         return function
 
@@ -79,15 +79,15 @@ class Tiles:
             half = []  # columns of Bᵀ d
             for k in range(TILE):
                 d = [b.get(b.at(rows[i], b.mul(column, b.i(k)))) for i in range(TILE)]
-                half.append(self.linear(b, bt, d))
+                half.append(self.apply_matrix(b, bt, d))
             target = b.at(v, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
             for i in range(TILE):
-                for k, value in enumerate(self.linear(b, bt, [half[k][i] for k in range(TILE)])):
+                for k, value in enumerate(self.apply_matrix(b, bt, [half[k][i] for k in range(TILE)])):
                     b.put(value, b.at(target, (i * TILE + k) * s.tiles * s.lanes))
         b.ret_void()
         return function
 
-    def _copy_in(self) -> ir.Function:
+    def _copy_padded(self) -> ir.Function:
         """side x side pixels at (top, left) of a map of height x width, zeros where they leave it, densely."""
         function, b = self.function("copy_in", "x_ptr row top left height width vectors side to_ptr")
         x, row, top, left, height, width, vectors, side, to = function.args
@@ -127,50 +127,84 @@ class Tiles:
         pixel = b.mul(vectors, b.i(self.shape.lanes))
         fits = b.and_(b.within(top, side, height), b.within(left, side, width))
         with b.if_then(b.not_(fits)):
-            b.call(self.copy_in, [map_, row, top, left, height, width, vectors, b.i(side), edge])
+            b.call(self.copy_padded, [map_, row, top, left, height, width, vectors, b.i(side), edge])
         source = b.at(map_, b.add(b.mul(top, row), b.mul(left, pixel)))
         return b.select(fits, source, edge), b.select(fits, row, b.mul(pixel, b.i(side)))
 
-    def linear(self, b: IRBuilder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
+    def tile_address(self, b: IRBuilder, start: Value, group: Value, tile: Value) -> Value:
+        """The address of a tile's first vector in V, M or W, which has groups of so many floats."""
+        tiles, lanes = b.i(self.shape.tiles), b.i(self.shape.lanes)
+        start = b.at(start, b.mul(b.udiv(tile, tiles), group))
+        return b.at(start, b.mul(b.urem(tile, tiles), lanes))
+
+    def strips(self, b: IRBuilder, full: Value, rest: Value) -> Iterator[tuple[int, Value]]:
+        """A loop over strips of channels, once for each width a strip can have: (vectors of a strip, channel it begins
+        with). full: how many have all the vectors that a strip can have. rest: how many vectors the last one has."""
+        s = self.shape
+        for vectors in range(1, s.vectors + 1):
+            widest = vectors == s.vectors
+            count = full if widest else b.zext(b.icmp_signed("==", rest, b.i(vectors)), I64)
+            before = b.i(0) if widest else full
+            with b.if_then(b.icmp_signed(">", count, b.i(0))), b.loop(count, "strip") as strip:
+                yield vectors, b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
+
+    def apply_matrix(self, b: IRBuilder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
         """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
-        twins = _twins(matrix.T)
+        twins = _sign_pairs(matrix.T)
         if twins:  # of columns: combine the two inputs first
             matrix, x = matrix.copy(), list(x)
             for i, j in twins:
                 x[i], x[j] = b.fadd(x[i], x[j]), b.fsub(x[i], x[j])
                 even = np.isclose(matrix[:, i], matrix[:, j])
                 matrix[:, i], matrix[:, j] = np.where(even, matrix[:, i], 0), np.where(even, 0, matrix[:, i])
-            return [self._sum(b, row, x) for row in matrix]
-        twins = _twins(matrix)
+            return [self._dot(b, row, x) for row in matrix]
+        twins = _sign_pairs(matrix)
         found: dict[int, Value] = {}
         for i, j in twins:  # of rows: even ± odd part
             same = np.isclose(matrix[i], matrix[j])
-            even = self._sum(b, np.where(same, matrix[i], 0), x)
+            even = self._dot(b, np.where(same, matrix[i], 0), x)
             odd = np.where(same, 0, matrix[i])
             factor = odd[np.flatnonzero(odd)[-1]]
-            part = self._sum(b, odd / factor, x)
-            found[i], found[j] = (b.fma(b.number(f, part.type), part, even) for f in (factor, -factor))
-        return [found[i] if i in found else self._sum(b, row, x) for i, row in enumerate(matrix)]
+            part = self._dot(b, odd / factor, x)
+            found[i], found[j] = (b.fma(b.constant(f, part.type), part, even) for f in (factor, -factor))
+        return [found[i] if i in found else self._dot(b, row, x) for i, row in enumerate(matrix)]
 
-    def _sum(self, b: IRBuilder, row: np.ndarray, x: Sequence[Value]) -> Value:
+    def _dot(self, b: IRBuilder, row: np.ndarray, x: Sequence[Value]) -> Value:
         """row · x; terms of factor 1 first, which need no multiplication."""
         terms = sorted(np.flatnonzero(row), key=lambda i: row[i] != 1)
         first, *others = terms
-        total = x[first] if row[first] == 1 else b.fmul(b.number(row[first], x[first].type), x[first])
+        total = x[first] if row[first] == 1 else b.fmul(b.constant(row[first], x[first].type), x[first])
         for i in others:
             if row[i] == 1:
                 total = b.fadd(total, x[i])
             else:
-                total = b.fma(b.number(row[i], x[i].type), x[i], total)
+                total = b.fma(b.constant(row[i], x[i].type), x[i], total)
         return total
 
 
-def field_of(b: IRBuilder, task: Value, name: str, fields: Sequence[str], kind: ir.Type = I64) -> Value:
+class TileGrid:
+    """The tiles of a batch of images, counted through: rows of m x m pixels of output, image after image."""
+
+    def __init__(self, b: IRBuilder, height: Value, width: Value, images: Value, m: int):
+        self._b, self._m = b, m
+        self._across = b.cdiv(width, b.i(m))
+        down = b.cdiv(height, b.i(m))
+        self._per_image = b.mul(self._across, down)
+        self.tiles = b.mul(self._per_image, images)
+
+    def corner(self, tile: Value) -> tuple[Value, Value, Value]:
+        """A tile's image, and the row and column of the output that it begins with."""
+        b = self._b
+        image, place = b.udiv(tile, self._per_image), b.urem(tile, self._per_image)
+        return image, b.mul(b.udiv(place, self._across), b.i(self._m)), b.mul(b.urem(place, self._across), b.i(self._m))
+
+
+def load_field(b: IRBuilder, task: Value, name: str, fields: Sequence[str], kind: ir.Type = I64) -> Value:
     """A field of what a kernel is called with."""
     return b.load(b.gep(task, [b.i(fields.index(name))], source_etype=I64), name=name, typ=kind)
 
 
-def _twins(matrix: np.ndarray) -> list[tuple[int, int]]:
+def _sign_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of rows that differ in signs alone, in some but not in all of at least two entries."""
     pairs = []
     for i in range(len(matrix)):

@@ -14,7 +14,7 @@ of sums of a block's tiles also keep rounding small.
 from llvmlite import ir
 
 from .ir_builder import F32, I64, PTR, Value
-from .tiles import AREA, Tiles, field_of
+from .tiles import AREA, TileGrid, Tiles, load_field
 from .transforms import TILE, matrices
 
 ROWS = 4  # channels of Co in a register block, which has them times `Shape.vectors` vectors of Ci
@@ -56,10 +56,10 @@ class Wgrad:
 
     def __init__(self, tiles: Tiles):
         self._tiles = tiles
-        self._accumulate = {vectors: self._product(vectors) for vectors in range(1, tiles.shape.vectors + 1)}
+        self._accumulate = {vectors: self._accumulate_product(vectors) for vectors in range(1, tiles.shape.vectors + 1)}
         for r in 3, 5:
-            self._kernel(r, self._transform_gradient(r))
-            self._end(r)
+            _WgradKernel(tiles, r, self._transform_gradient(r), self._accumulate)
+            self._add_end(r)
 
     def _transform_gradient(self, r: int) -> ir.Function:
         """W of one tile: A dY Aᵀ; and the sum of its pixels, added to `sum`."""
@@ -72,7 +72,7 @@ class Wgrad:
             half, sums = [], []
             for k in range(m):
                 d = [b.get(b.at(start, b.add(b.mul(row, b.i(i)), b.mul(column, b.i(k))))) for i in range(m)]
-                half.append(self._tiles.linear(b, a, d))
+                half.append(self._tiles.apply_matrix(b, a, d))
                 sums += d
             while len(sums) > 1:
                 sums = [b.fadd(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
@@ -80,12 +80,12 @@ class Wgrad:
             b.put(b.fadd(b.get(place), sums[0]), place)
             target = b.at(w, b.mul(c, b.i(AREA * s.tiles * s.lanes)))
             for i in range(TILE):
-                for k, value in enumerate(self._tiles.linear(b, a, [half[k][i] for k in range(m)])):
+                for k, value in enumerate(self._tiles.apply_matrix(b, a, [half[k][i] for k in range(m)])):
                     b.put(value, b.at(target, (i * TILE + k) * s.tiles * s.lanes))
         b.ret_void()
         return function
 
-    def _product(self, vectors: int) -> ir.Function:
+    def _accumulate_product(self, vectors: int) -> ir.Function:
         """S += W V at one point, for a block of tiles, all of Co and so many vectors of Ci. fresh: S is not read."""
         s = self._tiles.shape
         arguments = "v_ptr w_ptr sums_ptr p inputs outputs groups fresh"
@@ -99,7 +99,7 @@ class Wgrad:
             channel = b.mul(quad, b.i(ROWS))
             vector, lane = b.udiv(channel, b.i(s.lanes)), b.urem(channel, b.i(s.lanes))
             left = b.at(w, b.add(b.mul(b.add(b.mul(vector, b.i(AREA)), p), b.i(plane)), lane))
-            with b.summing(groups, "group", ROWS * vectors) as (group, totals):
+            with b.reduction(groups, "group", ROWS * vectors) as (group, totals):
                 here_v, here_w = b.at(v, b.mul(group, v_group)), b.at(left, b.mul(group, w_group))
                 for tile in range(s.tiles):
                     row = [b.get(b.at(here_v, j * AREA * plane + tile * s.lanes)) for j in range(vectors)]
@@ -117,126 +117,137 @@ class Wgrad:
         b.ret_void()
         return function
 
-    def _kernel(self, r: int, transform_gradient: ir.Function) -> None:
-        tiles_, s, m = self._tiles, self._tiles.shape, TILE - r + 1
-        function, b = tiles_.function(f"wgrad{r}x{r}", "task_ptr scratch_ptr", internal=False)
-        task, scratch = function.args
-        field = {name: field_of(b, task, name, TASK) for name in TASK if name != "next_chunk"}
-        x, dy, all_sums, bias_sums = (b.inttoptr(field[n], PTR) for n in ("x", "dy", "sums", "bias_sums"))
-        inputs, outputs = field["inputs"], field["outputs"]
-        pixel, dy_pixel = b.mul(inputs, b.i(s.lanes)), b.mul(outputs, b.i(s.lanes))
-        across, down = b.cdiv(field["width"], b.i(m)), b.cdiv(field["dy_height"], b.i(m))
-        each = b.mul(across, down)
-        tiles = b.mul(each, field["images"])
-        length = b.mul(field["groups"], b.i(s.tiles))
-        v_group, w_group = (b.mul(vectors, b.i(AREA * s.tiles * s.lanes)) for vectors in (inputs, outputs))
-        v = scratch
-        w = b.at(v, b.mul(field["groups"], v_group))
-        edge_in = b.at(w, b.mul(field["groups"], w_group))
-        edge_dy = b.at(edge_in, b.mul(pixel, b.i(AREA)))
-        block_bias = b.at(edge_dy, b.mul(dy_pixel, b.i(AREA)))
-
-        def corner(tile: Value) -> tuple[Value, Value, Value]:
-            image, place = b.udiv(tile, each), b.urem(tile, each)
-            return image, b.mul(b.udiv(place, across), b.i(m)), b.mul(b.urem(place, across), b.i(m))
-
-        def group_at(start: Value, group: Value, place: Value) -> Value:
-            start = b.at(start, b.mul(b.udiv(place, b.i(s.tiles)), group))
-            return b.at(start, b.mul(b.urem(place, b.i(s.tiles)), b.i(s.lanes)))
-
-        counter = b.gep(task, [b.i(TASK.index("next_chunk"))], source_etype=I64)
-        with b.taken(counter, b.cdiv(tiles, field["chunk"])) as (chunk, _):
-            begin = b.mul(chunk, field["chunk"])
-            end = b.minimum(b.add(begin, field["chunk"]), tiles)
-            sums = b.at(all_sums, b.mul(b.mul(chunk, b.i(AREA)), b.mul(pixel, dy_pixel)))
-            bias = b.at(bias_sums, b.mul(chunk, dy_pixel))
-            with b.loop(outputs, "vector") as c:
-                b.put(b.number(0.0), b.at(bias, b.mul(c, b.i(s.lanes))))
-            with b.loop(b.cdiv(b.sub(end, begin), length), "block") as block:
-                first = b.add(begin, b.mul(block, length))
-                count = b.minimum(b.sub(end, first), length)
-                groups = b.cdiv(count, b.i(s.tiles))
-                with b.loop(outputs, "vector") as c:
-                    b.put(b.number(0.0), b.at(block_bias, b.mul(c, b.i(s.lanes))))
-
-                # Tiles in: V and W, zeros in what is left of the last group.
-                with b.loop(b.mul(groups, b.i(s.tiles)), "tile") as i:
-                    image, top, left = corner(b.add(first, i))
-                    nowhere = b.add(b.add(field["height"], field["dy_height"]), field["padding"])
-                    top = b.select(b.icmp_signed("<", i, count), top, nowhere)
-                    here = b.at(dy, b.mul(image, field["dy_image"]))
-                    size = field["dy_height"], field["width"]
-                    source, row = tiles_.window(b, here, field["dy_row"], (top, left), size, outputs, m, edge_dy)
-                    operands = [source, row, dy_pixel, outputs, group_at(w, w_group, i), block_bias]
-                    b.call(transform_gradient, operands)
-
-                    place = b.sub(top, field["padding"]), b.sub(left, b.i(r // 2))
-                    here, size = b.at(x, b.mul(image, field["x_image"])), (field["height"], field["width"])
-                    source, row = tiles_.window(b, here, field["x_row"], place, size, inputs, TILE, edge_in)
-                    b.call(tiles_.transform_input, [source, row, pixel, inputs, group_at(v, v_group, i)])
-
-                fresh = b.zext(b.icmp_signed("==", block, b.i(0)), I64)
-                with b.loop(b.i(AREA), "point") as point:
-                    self._ask_for_next(b, field, point, b.add(first, length), end, corner, x, dy, m)
-                    full, rest = b.udiv(inputs, b.i(s.vectors)), b.urem(inputs, b.i(s.vectors))
-                    for vectors, accumulate in self._accumulate.items():
-                        # The last strip has the rest of the vectors, those before it all that a strip can have.
-                        whole = vectors == s.vectors
-                        strips = full if whole else b.zext(b.icmp_signed("==", rest, b.i(vectors)), I64)
-                        before = b.i(0) if whole else full
-                        with b.if_then(b.icmp_signed(">", strips, b.i(0))), b.loop(strips, "strip") as strip:
-                            start = b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
-                            operands = [b.at(v, b.mul(start, b.i(AREA * s.tiles))), w, b.at(sums, start)]
-                            b.call(accumulate, [*operands, point, inputs, outputs, groups, fresh])
-                with b.loop(outputs, "vector") as c:
-                    place, part = (b.at(start, b.mul(c, b.i(s.lanes))) for start in (bias, block_bias))
-                    b.put(b.fadd(b.get(place), b.get(part)), place)
-        b.ret_void()
-
-    def _ask_for_next(self, b, field, point, first, end, corner, x, dy, m) -> None:
-        """Asks for one row of a sixth of the next block's tiles, at each of the 36 points another."""
-        s = self._tiles.shape
-        length = b.mul(field["groups"], b.i(s.tiles))
-        count = b.minimum(b.sub(end, first), length)
-        part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
-        begin = b.sdiv(b.mul(part, count), b.i(TILE))
-        number = b.sub(b.sdiv(b.mul(b.add(part, b.i(1)), count), b.i(TILE)), begin)
-        with b.if_then(b.icmp_signed(">", number, b.i(0))), b.loop(number, "tile") as i:
-            image, top, left = corner(b.add(first, b.add(begin, i)))
-            for map_, name, vectors in ((x, "x", field["inputs"]), (dy, "dy", field["outputs"])):
-                row = b.mul(b.add(top, line), field[f"{name}_row"])
-                place = b.add(row, b.mul(left, b.mul(vectors, b.i(s.lanes))))
-                source = b.at(b.at(map_, b.mul(image, field[f"{name}_image"])), place)
-                b.call(self._tiles.ask_for, [source, b.mul(vectors, b.i(m))])
-
-    def _end(self, r: int) -> None:
+    def _add_end(self, r: int) -> None:
         """Gᵀ S G of the chunks' sum, times scale."""
         s = self._tiles.shape
         function, b = self._tiles.function(f"wgrad_end{r}x{r}", "task_ptr scratch_ptr", internal=False)
         task, scratch = function.args
-        field = {n: field_of(b, task, n, END_TASK) for n in END_TASK if n not in ("next_output", "scale")}
-        scale = b.splat(field_of(b, task, "scale", END_TASK, F32))
+        field = {n: load_field(b, task, n, END_TASK) for n in END_TASK if n not in ("next_output", "scale")}
+        scale = b.splat(load_field(b, task, "scale", END_TASK, F32))
         sums, dw = b.inttoptr(field["sums"], PTR), b.inttoptr(field["dw"], PTR)
         inputs = b.mul(field["inputs"], b.i(s.lanes))
         outputs = b.mul(field["outputs"], b.i(s.lanes))
         one = b.mul(inputs, outputs)
         gt = matrices(TILE - r + 1, r)[1].T
         counter = b.gep(task, [b.i(END_TASK.index("next_output"))], source_etype=I64)
-        with b.taken(counter, outputs) as (channel, _), b.loop(field["inputs"], "vector") as c:
+        with b.shared_loop(counter, outputs) as (channel, _), b.loop(field["inputs"], "vector") as c:
             c = b.mul(c, b.i(s.lanes))
             first = b.at(sums, b.add(b.mul(channel, inputs), c))
             with b.loop(b.i(AREA), "point") as point:
                 start = b.at(first, b.mul(point, one))
-                with b.summing(field["chunks"], "chunk", 1) as (chunk, totals):
+                with b.reduction(field["chunks"], "chunk", 1) as (chunk, totals):
                     part = b.get(b.at(start, b.mul(chunk, b.mul(one, b.i(AREA)))))
                     totals[0] = b.fadd(totals[0], part)
                 b.put(totals[0], b.at(scratch, b.mul(point, b.i(s.lanes))))
             half = []
             for k in range(TILE):
                 column = [b.get(b.at(scratch, (i * TILE + k) * s.lanes)) for i in range(TILE)]
-                half.append(self._tiles.linear(b, gt, column))
+                half.append(self._tiles.apply_matrix(b, gt, column))
             target = b.at(dw, b.add(b.mul(b.mul(channel, inputs), b.i(r * r)), c))
             for i in range(r):
-                for k, value in enumerate(self._tiles.linear(b, gt, [half[k][i] for k in range(TILE)])):
+                for k, value in enumerate(self._tiles.apply_matrix(b, gt, [half[k][i] for k in range(TILE)])):
                     b.put(b.fmul(value, scale), b.at(target, b.mul(inputs, b.i(i * r + k))))
         b.ret_void()
+
+
+class _WgradKernel:
+    """Writes the sums of chunks, block by block, for r taps: what its parts share, then the parts."""
+
+    def __init__(self, tiles: Tiles, r: int, transform_gradient: ir.Function, accumulate: dict[int, ir.Function]):
+        self.module, self.r, self.m = tiles, r, TILE - r + 1
+        self.transform_gradient, self.accumulate = transform_gradient, accumulate
+        s = tiles.shape
+        function, b = tiles.function(f"wgrad{r}x{r}", "task_ptr scratch_ptr", internal=False)
+        self.b, (task, scratch) = b, function.args
+        self.field = {name: load_field(b, task, name, TASK) for name in TASK if name != "next_chunk"}
+        self.x, self.dy, all_sums, bias_sums = (
+            b.inttoptr(self.field[n], PTR) for n in ("x", "dy", "sums", "bias_sums")
+        )
+        self.inputs, self.outputs = self.field["inputs"], self.field["outputs"]
+        self.pixel, self.dy_pixel = b.mul(self.inputs, b.i(s.lanes)), b.mul(self.outputs, b.i(s.lanes))
+        self.grid = TileGrid(b, self.field["dy_height"], self.field["width"], self.field["images"], self.m)
+        self.length = b.mul(self.field["groups"], b.i(s.tiles))  # tiles of a block
+        self._split_scratch(scratch)
+
+        counter = b.gep(task, [b.i(TASK.index("next_chunk"))], source_etype=I64)
+        with b.shared_loop(counter, b.cdiv(self.grid.tiles, self.field["chunk"])) as (chunk, _):
+            begin = b.mul(chunk, self.field["chunk"])
+            end = b.minimum(b.add(begin, self.field["chunk"]), self.grid.tiles)
+            sums = b.at(all_sums, b.mul(b.mul(chunk, b.i(AREA)), b.mul(self.pixel, self.dy_pixel)))
+            bias = b.at(bias_sums, b.mul(chunk, self.dy_pixel))
+            self._clear(bias)
+            with b.loop(b.cdiv(b.sub(end, begin), self.length), "block") as block:
+                first = b.add(begin, b.mul(block, self.length))
+                count = b.minimum(b.sub(end, first), self.length)
+                groups = b.cdiv(count, b.i(s.tiles))
+                self._clear(self.block_bias)
+                self._transform_tiles(first, count, groups)
+                fresh = b.zext(b.icmp_signed("==", block, b.i(0)), I64)
+                self._multiply(sums, first, end, groups, fresh)
+                with b.loop(self.outputs, "vector") as c:
+                    place, part = (b.at(start, b.mul(c, b.i(s.lanes))) for start in (bias, self.block_bias))
+                    b.put(b.fadd(b.get(place), b.get(part)), place)
+        b.ret_void()
+
+    def _split_scratch(self, scratch: Value) -> None:
+        """Into V, W, a tile of input and of gradient each for those that leave their maps, and a block's sums of dy."""
+        b, s = self.b, self.module.shape
+        self.v_group, self.w_group = (
+            b.mul(vectors, b.i(AREA * s.tiles * s.lanes)) for vectors in (self.inputs, self.outputs)
+        )
+        self.v = scratch
+        self.w = b.at(self.v, b.mul(self.field["groups"], self.v_group))
+        self.edge_in = b.at(self.w, b.mul(self.field["groups"], self.w_group))
+        self.edge_dy = b.at(self.edge_in, b.mul(self.pixel, b.i(AREA)))
+        self.block_bias = b.at(self.edge_dy, b.mul(self.dy_pixel, b.i(AREA)))
+
+    def _clear(self, sums: Value) -> None:
+        """Zeros for all channels out."""
+        b = self.b
+        with b.loop(self.outputs, "vector") as c:
+            b.put(b.constant(0.0), b.at(sums, b.mul(c, b.i(self.module.shape.lanes))))
+
+    def _transform_tiles(self, first: Value, count: Value, groups: Value) -> None:
+        """Tiles into V and W, zeros in what is left of the last group."""
+        b, field, module = self.b, self.field, self.module
+        with b.loop(b.mul(groups, b.i(module.shape.tiles)), "tile") as i:
+            image, top, left = self.grid.corner(b.add(first, i))
+            nowhere = b.add(b.add(field["height"], field["dy_height"]), field["padding"])
+            top = b.select(b.icmp_signed("<", i, count), top, nowhere)
+            dy = b.at(self.dy, b.mul(image, field["dy_image"]))
+            place, size = (top, left), (field["dy_height"], field["width"])
+            source, row = module.window(b, dy, field["dy_row"], place, size, self.outputs, self.m, self.edge_dy)
+            target = module.tile_address(b, self.w, self.w_group, i)
+            b.call(self.transform_gradient, [source, row, self.dy_pixel, self.outputs, target, self.block_bias])
+
+            place = b.sub(top, field["padding"]), b.sub(left, b.i(self.r // 2))
+            x, size = b.at(self.x, b.mul(image, field["x_image"])), (field["height"], field["width"])
+            source, row = module.window(b, x, field["x_row"], place, size, self.inputs, TILE, self.edge_in)
+            target = module.tile_address(b, self.v, self.v_group, i)
+            b.call(module.transform_input, [source, row, self.pixel, self.inputs, target])
+
+    def _multiply(self, sums: Value, first: Value, end: Value, groups: Value, fresh: Value) -> None:
+        """W times V added to S, point by point. Meanwhile memory is asked for."""
+        b, s = self.b, self.module.shape
+        with b.loop(b.i(AREA), "point") as point:
+            self._prefetch_next(point, b.add(first, self.length), end)
+            full, rest = b.udiv(self.inputs, b.i(s.vectors)), b.urem(self.inputs, b.i(s.vectors))
+            for vectors, start in self.module.strips(b, full, rest):
+                operands = [b.at(self.v, b.mul(start, b.i(AREA * s.tiles))), self.w, b.at(sums, start)]
+                b.call(self.accumulate[vectors], [*operands, point, self.inputs, self.outputs, groups, fresh])
+
+    def _prefetch_next(self, point: Value, first: Value, end: Value) -> None:
+        """Asks for a sixth of the next block's tiles, one row of them at each of the 36 points."""
+        b, s, field = self.b, self.module.shape, self.field
+        length = b.mul(field["groups"], b.i(s.tiles))
+        count = b.minimum(b.sub(end, first), length)
+        part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
+        begin = b.sdiv(b.mul(part, count), b.i(TILE))
+        number = b.sub(b.sdiv(b.mul(b.add(part, b.i(1)), count), b.i(TILE)), begin)
+        with b.if_then(b.icmp_signed(">", number, b.i(0))), b.loop(number, "tile") as i:
+            image, top, left = self.grid.corner(b.add(first, b.add(begin, i)))
+            for map_, name, vectors in ((self.x, "x", self.inputs), (self.dy, "dy", self.outputs)):
+                row = b.mul(b.add(top, line), field[f"{name}_row"])
+                place = b.add(row, b.mul(left, b.mul(vectors, b.i(s.lanes))))
+                source = b.at(b.at(map_, b.mul(image, field[f"{name}_image"])), place)
+                b.call(self.module.prefetch, [source, b.mul(vectors, b.i(self.m))])

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from bench import compare
 from bench.frames import frames
-from bench.isolate import At
-from bench.ops import Op, operations
-from bench.workloads import Case, Work
+from bench.isolate import Heartbeat
+from bench.ops import SingleOp, operations
+from bench.workloads import Case, Workload
 from tests.conftest import ROOT
 
 needs_triton = pytest.mark.skipif(
@@ -89,11 +89,11 @@ def test_what_there_is_not_is_refused(monkeypatch, capsys, line, message):
 # --- what is known so far
 
 
-class OnGpu(Work):
+class OnGpu(Workload):
     """Made-up work on a GPU that is none. broken: cases that are wrong."""
 
     device, dtype, base = "cuda", torch.float16, "peer"
-    yardstick = 0.0
+    reference_error = 0.0
 
     def __init__(self, broken: tuple[str, ...] = ()):
         self.broken = broken
@@ -106,13 +106,13 @@ class OnGpu(Work):
         names = ("ours", "other", "peer")
         return {name: Case(name, lambda work, name=name: lambda: torch.tensor(name in self.broken)) for name in names}
 
-    def described(self):
+    def description(self):
         return {"op": "made", "title": "Made-up", "features": 1, "width": 1, "height": 1, "precision": "float16"}
 
     def gflop(self, collapsed):
         return 1.0
 
-    def distance(self, y):
+    def error_of(self, y):
         return float(y)
 
 
@@ -121,18 +121,18 @@ def no_gpu(monkeypatch):
     """`bench.compare` goes the way of a GPU without one. A case takes a second more than the one before."""
     best = SimpleNamespace(gflops=1.0, gbs=1.0, measure=lambda: None)
     monkeypatch.setattr(compare, "Ceiling", lambda device, dtype: best)
-    monkeypatch.setattr(compare, "settled", lambda: 0)
+    monkeypatch.setattr(compare, "allocated_bytes", lambda: 0)
     monkeypatch.setattr(compare, "gpu_peak", lambda run: 2**20)
     monkeypatch.setattr(compare, "repeats_for", lambda run, device: 1)
     times = iter(range(1, 100))
     monkeypatch.setattr(compare, "clock", lambda run, device, repeats: next(times))
 
 
-def compared(work: Work, rounds: int, failed: dict | None = None) -> tuple[dict, list[dict], list[str]]:
+def compared(work: Workload, rounds: int, failed: dict | None = None) -> tuple[dict, list[dict], list[str]]:
     """The entry, what was told before it, and the parts."""
     messages: list[tuple] = []
     names = ("ours", "other", "peer")
-    entry = compare.compare(work, names, rounds, Console(quiet=True), failed, At(messages.append))
+    entry = compare.compare(work, names, rounds, Console(quiet=True), failed, Heartbeat(messages.append))
     told = [message[1] for message in messages if message[0] == "so far"]
     return entry, told, [message[1] for message in messages if message[0] == "at"]
 
@@ -143,7 +143,7 @@ def test_each_case_is_timed_and_told_as_soon_as_it_is_right(no_gpu):
     assert [known["cases"]["ours"]["seconds"] for known in told] == [[1], [1], [1], [3], [3, 6]]
     assert [known["cases"]["ours"]["turns"] is None for known in told] == [True, True, True, False, False]
     assert told[2]["cases"]["ours"]["ratio"] is None  # the base was timed, but not in turns
-    assert told[1]["wrong"].keys() == entry["wrong"].keys() == {"other"} and "failed" not in entry
+    assert told[1]["incorrect"].keys() == entry["incorrect"].keys() == {"other"} and "failed" not in entry
     assert entry["cases"]["ours"]["ratio"] == round((4 / 3 + 5 / 6) / 2, 3) and entry == told[-1]
     assert parts[:5] == ["the ceiling", "the result in fp64", "ours", "other", "peer"]
 
@@ -151,13 +151,13 @@ def test_each_case_is_timed_and_told_as_soon_as_it_is_right(no_gpu):
 def test_what_died_before_is_left_out_and_said(no_gpu):
     entry, _, parts = compared(OnGpu(), 1, {"other": "not done after 25.0 s"})
     assert list(entry["cases"]) == ["ours", "peer"] and "other" not in parts
-    assert entry["wrong"] == {"other": "not done after 25.0 s"} and entry["failed"] == ["other"]
+    assert entry["incorrect"] == {"other": "not done after 25.0 s"} and entry["failed"] == ["other"]
 
 
 def test_a_yardstick_that_does_not_fit_skips_the_work(no_gpu):
     class Large(OnGpu):
         @property
-        def yardstick(self):
+        def reference_error(self):
             raise torch.cuda.OutOfMemoryError("no memory for 68 GB")
 
     entry, told, _ = compared(Large(), 3)
@@ -191,7 +191,7 @@ def test_the_default_is_a_candidate(monkeypatch, target):
     monkeypatch.setattr(tune.launch, "run", lambda *operands, **options: None)
     with (
         tune.launch.compile_only(90, lambda name, kernel: None),
-        tune.configured(lambda op, key, default: defaults.append((op, default)) or default),
+        tune.launch.override_configs(lambda op, key, default: defaults.append((op, default)) or default),
     ):
         for op in target.operations(target.sizes.full, "meta"):
             op.cases[target.case].build(op)()
@@ -201,13 +201,13 @@ def test_the_default_is_a_candidate(monkeypatch, target):
 
 def test_configurations_come_back_through_the_launchers(monkeypatch, tmp_path):
     monkeypatch.setattr(tune.launch, "FOLDER", tmp_path / "configs")
-    tune.launch._record.cache_clear()
+    tune.launch._load_record.cache_clear()
     monkeypatch.setattr(tune.launch, "_gpu", lambda device: tune.launch._Gpu("NVIDIA Made-up 1", 90, 132))
     record = tune.read("NVIDIA Made-up 1")
     target = next(target for target in tune.TARGETS if target.op == "conv3x3")
     best = {"config": target.candidates()[1], "seconds": 1.0, "tflops": 1.0, "percent": 1.0}
     tune.keep(record, tune.Step(target), {"rows": [best], "key": "fp16 64-64"})
-    tune.choose(record, tune.Step(rival=tune.RIVALS[0]), {"portable": 0.002, "hopper": 0.001})
+    tune.choose(record, tune.Step(choice=tune.CHOICES[0]), {"portable": 0.002, "hopper": 0.001})
     tune.write("NVIDIA Made-up 1", record)
     try:
         for dtype in ("fp16", "bf16"):
@@ -215,7 +215,7 @@ def test_configurations_come_back_through_the_launchers(monkeypatch, tmp_path):
             assert found == best["config"]
         assert tune.launch.config("conv3x3", "fp32 64-64", {"a": 1}, torch.device("cuda")) == {"a": 1}
     finally:
-        tune.launch._record.cache_clear()
+        tune.launch._load_record.cache_clear()
     again = tune.read("NVIDIA Made-up 1")
     assert again["configs"] == record["configs"]
     assert again["choices"]["relu"]["bf16 64"] == {"fastest": "hopper", "ms": {"portable": 2.0, "hopper": 1.0}}
@@ -227,7 +227,7 @@ def test_configurations_come_back_through_the_launchers(monkeypatch, tmp_path):
 def test_a_candidate_is_launched_as_forced():
     target = next(target for target in tune.TARGETS if str(target) == "conv3x3-64")
     (op, _) = target.operations((1, 3, 5), "cpu")
-    op = Op(op.name, op.features, op.height, op.width, "cpu", torch.float32)
+    op = SingleOp(op.name, op.features, op.height, op.width, "cpu", torch.float32)
     run = op.cases[target.case].build(op)
     config = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 16, "BLOCK_CI": 16, "num_warps": 4, "num_stages": 1}
     with tune.forced("conv3x3", config) as asked:
@@ -247,7 +247,7 @@ def test_a_gpu_needs_no_image_library():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
-@pytest.mark.parametrize("command", ["tune", "check", "compare --device cuda", "machine --device cuda"])
+@pytest.mark.parametrize("command", ["tune", "verify", "compare --device cuda", "machine --device cuda"])
 def test_without_a_gpu_commands_refuse_in_one_line(command, monkeypatch, capsys):
     module, *options = command.split()
     main = __import__(f"bench.{module}", fromlist=["main"]).main

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from edsr.models.edsr import EDSR, EDSRConfig
-from edsr.weights.edsr import save_model
+from edsr.weights import save_model
 from tests.conftest import ROOT, make_image
 
 pytest.importorskip("triton.experimental.gluon")
@@ -96,9 +96,10 @@ def test_every_part_runs_and_ends_by_itself(results):
 
 
 def test_the_kernel_that_hangs_is_named_and_launched_no_more(results):
-    verdicts = json.loads(results["kernels/configs/nvidia-h100-80gb-hbm3.json"])["choices"]["hopper"]["verdicts"]
-    assert verdicts.pop("block fp16").startswith("hangs") and verdicts.pop("block bf16").startswith("not tried")
-    assert len(verdicts) == 6 and set(verdicts.values()) == {"right"}
+    record = json.loads(results["kernels/triton/configs/nvidia-h100-80gb-hbm3.json"])
+    statuses = record["choices"]["hopper"]["statuses"]
+    assert statuses.pop("block fp16").startswith("hangs") and statuses.pop("block bf16").startswith("not tried")
+    assert len(statuses) == 6 and set(statuses.values()) == {"verified"}
 
 
 def test_the_network_and_its_peers_are_measured(results):
@@ -111,7 +112,7 @@ def test_the_network_and_its_peers_are_measured(results):
     ):
         assert {"ours", "channels_last"} <= works[work]["cases"].keys(), works[work]
     x2 = works["edsr-baseline-x2-1920x1080"]
-    assert x2["failed"] == ["compile"] and "exit code 7" in x2["wrong"]["compile"]
+    assert x2["failed"] == ["compile"] and "exit code 7" in x2["incorrect"]["compile"]
     for work in ("relu-64", "skip-64", "resblock-64"):
         assert {"ours", "portable", "cudnn"} <= works[work]["cases"].keys(), works[work]
 
@@ -119,16 +120,16 @@ def test_the_network_and_its_peers_are_measured(results):
 def test_the_step_of_training_is_measured(results):
     (entry,) = record(results, "-training.json")["workloads"]
     assert {"triton", "torch", "plain", "eager"} <= entry["cases"].keys()
-    assert entry["failed"] == ["compile"] and "exit code 7" in entry["wrong"]["compile"]
+    assert entry["failed"] == ["compile"] and "exit code 7" in entry["incorrect"]["compile"]
 
 
 def test_everything_is_checked(results):
     checked = record(results, "-check.json")
-    assert checked["wrong"] == 0 and not checked["not_reached"] and len(checked["cases"]) > 20
+    assert checked["incorrect"] == 0 and not checked["not_reached"] and len(checked["cases"]) > 20
 
 
 def test_configurations_are_found(results):
-    configs = json.loads(results["kernels/configs/nvidia-h100-80gb-hbm3.json"])["configs"]
+    configs = json.loads(results["kernels/triton/configs/nvidia-h100-80gb-hbm3.json"])["configs"]
     assert configs["conv3x3"]["fp16 64-64 narrow"]["BLOCK_W"] == 16 and "bf16 64" in configs["head"]
 
 

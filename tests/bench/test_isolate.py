@@ -64,7 +64,7 @@ def fragile(monkeypatch, tmp_path):
 
 def test_a_part_that_dies_costs_itself_alone(fragile):
     items = ["work", "crash", "hang", "raise", "work"]
-    assert list(isolate.each(fragile.step, items)) == [
+    assert list(isolate.run_isolated(fragile.step, items)) == [
         ("work", ["work"]),
         ("crash", ["crash", "its process ended with exit code 7"]),
         ("hang", ["hang", "not done after 0.5 s"]),
@@ -74,13 +74,15 @@ def test_a_part_that_dies_costs_itself_alone(fragile):
 
 
 def test_an_item_that_cannot_be_done_is_named_and_time_ends(fragile):
-    assert list(isolate.each(fragile.hopeless, ["a"])) == [("a", "its process ended with exit code 3")]
-    assert list(isolate.each(fragile.step, ["work"], time.monotonic() - 1)) == []
+    assert list(isolate.run_isolated(fragile.hopeless, ["a"])) == [("a", "its process ended with exit code 3")]
+    assert list(isolate.run_isolated(fragile.step, ["work"], time.monotonic() - 1)) == []
 
 
 def test_what_was_told_outlives_its_process(fragile):
     heard = []
-    found = list(isolate.each(fragile.telling, ["a"], so_far=lambda item, partial: heard.append((item, *partial))))
+    found = list(
+        isolate.run_isolated(fragile.telling, ["a"], so_far=lambda item, partial: heard.append((item, *partial)))
+    )
     # Of the second try, what the first one told last is there from the beginning.
     assert heard == [("a", "first", None), ("a", "second", None), ("a", "first", ["second", None])]
     assert found == [("a", ["second", None])]
@@ -89,7 +91,7 @@ def test_what_was_told_outlives_its_process(fragile):
 def test_at_the_deadline_what_was_told_is_known_and_nothing_blamed(fragile):
     heard = []
     deadline = time.monotonic() + 8
-    assert list(isolate.each(fragile.endless, ["a", "b"], deadline, lambda *told: heard.append(told))) == []
+    assert list(isolate.run_isolated(fragile.endless, ["a", "b"], deadline, lambda *told: heard.append(told))) == []
     assert heard == [("a", "a")]
 
 
@@ -156,8 +158,8 @@ def step(item, failed, at):
     torch.set_num_threads(1)
     machine.COPIED, machine.MATRIX = {"cpu": 1 << 20}, {"cpu": 64}
     for name in ("plain", "eager"):
-        training_steps.WAYS[name] = training_steps.WAYS["torch"]
-    training_steps.WAYS["triton"] = training_steps.Way("hangs", hang, limit=600.0)
+        training_steps.IMPLEMENTATIONS[name] = training_steps.IMPLEMENTATIONS["torch"]
+    training_steps.IMPLEMENTATIONS["triton"] = training_steps.Implementation("hangs", hang, limit=600.0)
     return real(item, failed, at)
 
 def on_cpu(name, config, batch, patch, device, dtype, workers):

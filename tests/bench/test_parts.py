@@ -406,18 +406,18 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
         "channels_last": {"median": 0.033, "ceiling_percent": 19},
     }
     works = [
-        {"work": work, "cases": cases, "wrong": {"compile": "x", "cudnn": "off"}, "failed": ["compile"]}
+        {"work": work, "cases": cases, "incorrect": {"compile": "x", "cudnn": "off"}, "failed": ["compile"]}
         for work in findings.NETWORKS + findings.OPERATIONS
     ]
     steps = {"triton": {"median": 0.0024, "ceiling_percent": 16}}
-    training = [{"work": "training-edsr-baseline-x2-16x48", "cases": steps, "wrong": {}}]
-    check = {"cases": {"relu-64 ours": "off by 1e-3"}, "wrong": 0, "not_reached": ["y"]}
+    training = [{"work": "training-edsr-baseline-x2-16x48", "cases": steps, "incorrect": {}}]
+    check = {"cases": {"relu-64 ours": "off by 1e-3"}, "incorrect": 0, "not_reached": ["y"]}
     for kind, more in (("gpu", {"workloads": works}), ("training", {"workloads": training}), ("check", check)):
         (results / f"{kind}.json").write_text(json.dumps({"kind": kind, "machine": machine} | more))
     cpu = {"kind": "training", "machine": machine | {"device": "cpu", "date": "2020-01-01"}, "workloads": []}
     (results / "cpu.json").write_text(json.dumps(cpu))
-    verdicts = {"c64 fp16": "right", "block fp16": "hangs: nothing after 5 s"}
-    (configs / "made-up.json").write_text(json.dumps({"choices": {"hopper": {"verdicts": verdicts}}}))
+    statuses = {"c64 fp16": "verified", "block fp16": "hangs: nothing after 5 s"}
+    (configs / "made-up.json").write_text(json.dumps({"choices": {"hopper": {"statuses": statuses}}}))
     (run / "metrics.jsonl").write_text(
         '{"step": 50, "psnr": 37.5, "images_per_second": 6400}\n{"step": 6000, "patches_per_second": 6600}\n{"ste'
     )

@@ -11,9 +11,8 @@ from PIL import Image
 
 from bench import drawings, photo
 from edsr.images.resize import matlab_bicubic, matlab_downscale
-from edsr.weights import edsr as weights
-from edsr.weights import selection
-from edsr.weights.edsr import save_model
+from edsr.weights import files as weights
+from edsr.weights import save_model, selection
 from tests.conftest import make_image, network
 
 

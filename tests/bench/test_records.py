@@ -10,10 +10,10 @@ import pytest
 from bench import records, report
 from bench.frames import frames
 from bench.ops import operations
-from bench.workloads import Work
+from bench.workloads import Workload
 
 
-def made_up_entry(work: Work, seconds: dict[str, float], peak: float = 1000.0) -> dict:
+def made_up_entry(work: Workload, seconds: dict[str, float], peak: float = 1000.0) -> dict:
     """An entry of a record, with figures nobody measured."""
     cases = {}
     for name, t in seconds.items():
@@ -32,8 +32,8 @@ def made_up_entry(work: Work, seconds: dict[str, float], peak: float = 1000.0) -
             "error": 1e-3,
             "peak_mib": peak,
         }
-    entry = {"work": str(work), **work.described(), "ceiling": {"gflops": 8e5, "gbs": 4e3}}
-    return entry | {"cases": cases, "wrong": {}, "skipped": {"tensorrt": "not installed"}}
+    entry = {"work": str(work), **work.description(), "ceiling": {"gflops": 8e5, "gbs": 4e3}}
+    return entry | {"cases": cases, "incorrect": {}, "skipped": {"tensorrt": "not installed"}}
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_chart_leaves_out_what_has_no_figures(made_up_record):
 def test_report_of_a_check(made_up_record):
     cases = {"a": "off by 1e-4", "b, narrowed": "not done after 20.0 s", "c": "not here: why", "d": "WRONG: off by 1"}
     said = report.render(
-        {"kind": "check", "machine": made_up_record["machine"], "cases": cases, "wrong": 2, "not_reached": ["e"]}
+        {"kind": "check", "machine": made_up_record["machine"], "cases": cases, "incorrect": 2, "not_reached": ["e"]}
     )
     assert "1 right, 2 wrong, 1 not here, 1 not reached" in said
     assert "b, narrowed: not done after 20.0 s" in said and "d: WRONG: off by 1" in said and "Not reached: e." in said
@@ -150,7 +150,7 @@ def test_without_a_gpu_the_report_says_so(monkeypatch, tmp_path, capsys):
 
 def test_records_on_file_can_be_rendered():
     for path in report.RESULTS.glob("*.json"):
-        assert "|" in report.render(json.loads(path.read_text()))
+        assert "|" in report.render(records.read(path))
 
 
 # --- merging
@@ -171,7 +171,7 @@ def test_a_day_is_one_record_case_by_case(monkeypatch, tmp_path, made_up_record)
     later = entry_of("1970-01-01T11", {"ours": 0.007, "tensorrt": 0.013})
     records.save(made_up_record | {"workloads": [later], "run": "1970-01-01T11"})
     assert list(tmp_path.iterdir()) == [path]
-    record = json.loads(path.read_text())
+    record = records.read(path)
     assert [entry["work"] for entry in record["workloads"]] == [e["work"] for e in made_up_record["workloads"]]
     cases = record["workloads"][0]["cases"]
     assert {name: case["median"] for name, case in cases.items()} == {
@@ -182,7 +182,7 @@ def test_a_day_is_one_record_case_by_case(monkeypatch, tmp_path, made_up_record)
     }
     assert "tensorrt" not in record["workloads"][0]["skipped"]
     records.save(made_up_record | {"workloads": [later], "run": "1970-01-01T11"})
-    assert json.loads(path.read_text()) == record  # once more changes nothing
+    assert records.read(path) == record  # once more changes nothing
 
 
 def test_ratios_are_of_one_run(made_up_record):
@@ -205,7 +205,7 @@ def test_cases_of_one_run_that_were_not_timed_in_turns_have_no_ratio():
     again = entry_of("1970-01-01T11", {"ours": 0.004}, "again")
     both = [entry_of("1970-01-01T11", {"ours": 0.005, "compile": 0.008})]
     assert report.faster(both[0]["cases"], "compile") == pytest.approx(1.6)
-    records.put(both, again)
+    records.add_entry(both, again)
     assert both[0]["cases"]["ours"]["median"] == 0.004 and "earlier" not in both[0]
     with pytest.raises(KeyError):
         report.faster(both[0]["cases"], "compile")
@@ -219,21 +219,21 @@ def test_cases_of_one_run_that_were_not_timed_in_turns_have_no_ratio():
 def test_rounds_are_not_given_up_for_a_sample():
     entries = [entry_of("1970-01-01T11", {"ours": 0.005, "compile": 0.008})]
     before = deepcopy(entries[0]["cases"])
-    records.put(entries, entry_of("1970-01-01T12", {"ours": 0.009, "tensorrt": 0.01}, None))
+    records.add_entry(entries, entry_of("1970-01-01T12", {"ours": 0.009, "tensorrt": 0.01}, None))
     assert {name: entries[0]["cases"][name] for name in before} == before
     assert entries[0]["cases"]["tensorrt"]["median"] == 0.01
-    records.put(entries, entry_of("1970-01-01T12", {"tensorrt": 0.011}))
+    records.add_entry(entries, entry_of("1970-01-01T12", {"tensorrt": 0.011}))
     assert entries[0]["cases"]["tensorrt"]["median"] == 0.011
 
 
 def test_a_case_that_is_wrong_loses_its_figures_and_one_that_died_keeps_them():
     entries = [entry_of("1970-01-01T11", {"ours": 0.005, "compile": 0.008, "folded": 0.02})]
-    later = entry_of("1970-01-01T12", {"folded": 0.01}) | {"wrong": {"ours": "off by 1", "compile": "not done"}}
-    records.put(entries, later | {"failed": ["compile"]})
+    later = entry_of("1970-01-01T12", {"folded": 0.01}) | {"incorrect": {"ours": "off by 1", "compile": "not done"}}
+    records.add_entry(entries, later | {"failed": ["compile"]})
     assert set(entries[0]["cases"]) == {"compile", "folded"}
     assert "compile: not done" in report.compare_table(entries[0])
-    records.put(entries, entry_of("1970-01-01T13", {"ours": 0.005, "compile": 0.008}))
-    assert entries[0]["wrong"] == {} and "failed" not in entries[0]
+    records.add_entry(entries, entry_of("1970-01-01T13", {"ours": 0.005, "compile": 0.008}))
+    assert entries[0]["incorrect"] == {} and "failed" not in entries[0]
 
 
 def test_what_failed_or_was_not_reached_is_noted_until_it_is_done(made_up_record):
@@ -265,12 +265,22 @@ def test_a_record_says_which_run_it_is_of_and_what_it_missed(monkeypatch, tmp_pa
 def test_records_on_file_can_be_added_to():
     """They have neither runs nor turns: what they hold was measured in one run each."""
     for path in report.RESULTS.glob("*-compare.json"):
-        record = json.loads(path.read_text())
+        record = records.read(path)
         (first, *_) = record["workloads"]
         name = next(iter(first["cases"]))
         new = deepcopy(first["cases"][name]) | {"run": "2100-01-01", "turns": "2100-01-01", "median": 1.25}
-        entry = first | {"cases": {name: new}, "wrong": {}, "skipped": {}}
+        entry = first | {"cases": {name: new}, "incorrect": {}, "skipped": {}}
         both = records.merged(record, record | {"workloads": [entry], "run": "2100-01-01"})
         assert both["workloads"][0]["cases"][name]["median"] == 1.25
         assert both["workloads"][1:] == record["workloads"][1:]
         assert "Measured apart" in report.render(both)
+
+
+def test_records_of_before_are_read(tmp_path, made_up_record):
+    """What is "incorrect" was called "wrong"."""
+    old = json.dumps(made_up_record | {"incorrect": 2}).replace('"incorrect"', '"wrong"')
+    (tmp_path / "old.json").write_text(old)
+    assert '"wrong"' in old and records.read(tmp_path / "old.json") == made_up_record | {"incorrect": 2}
+    for path in sorted(records.RESULTS.glob("*.json")):
+        for entry in records.read(path).get("workloads", ()):
+            assert "incorrect" in entry and "wrong" not in entry

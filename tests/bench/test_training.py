@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import records, report, training, training_steps
-from bench.isolate import At
-from bench.training_steps import WAYS, Loop, Ours, Patches, Training
+from bench.isolate import Heartbeat
+from bench.training_steps import IMPLEMENTATIONS, Loop, Ours, Patches, Training
 from bench.workloads import Unavailable
 from edsr.data.store import PairedImages
 from edsr.images.resize import matlab_downscale
@@ -37,11 +37,11 @@ def uncompiled(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_every_way_is_right(uncompiled, name, dtype):
     work = tiny(dtype=dtype)
     try:
-        way = WAYS[name].build(work)
+        way = IMPLEMENTATIONS[name].build(work)
     except Unavailable as reason:
         assert name in ("eager", "triton") or (name == "winograd" and "fp32" in str(reason))
         return
@@ -54,8 +54,8 @@ def test_our_kernels_take_a_right_step():
     work = tiny(1, 4)
     loss, gradient = Ours(work, "training", graph=True).first()
     allowed = training_steps.budget(work, torch.float32)
-    assert abs(loss - work.truth.loss) <= allowed[0]
-    assert (gradient - work.truth.direction).norm() <= allowed[1]
+    assert abs(loss - work.target.loss) <= allowed[0]
+    assert (gradient - work.target.direction).norm() <= allowed[1]
 
 
 def test_patches_of_the_plain_loop_belong_together():
@@ -119,7 +119,7 @@ def test_a_way_that_does_not_learn_is_found(monkeypatch):
 
 def test_steps_without_the_graph_they_were_to_have_are_not_timed():
     way = Ours(tiny(), "reference", graph=True)
-    way._said.append("no CUDA graph of the step (why); steps are launched one by one")
+    way._step.graph_error = "why"
     with pytest.raises(AssertionError, match="no CUDA graph"):
         way.run(1)
 
@@ -140,9 +140,9 @@ def test_covered_counts_every_moment_once(spans):
 
 
 def test_ways_are_in_order_and_have_limits_that_leave_time_for_others():
-    assert list(WAYS) == ["triton", "winograd", "torch", "plain", "channels_last", "eager", "compile"]
-    assert max(way.limit for way in WAYS.values() if not way.slow) + training.LIMIT < 65
-    assert [name for name, way in WAYS.items() if way.slow] == ["compile"]
+    assert list(IMPLEMENTATIONS) == ["triton", "winograd", "torch", "plain", "channels_last", "eager", "compile"]
+    assert max(way.limit for way in IMPLEMENTATIONS.values() if not way.slow) + training.LIMIT < 65
+    assert [name for name, way in IMPLEMENTATIONS.items() if way.slow] == ["compile"]
 
 
 def test_images_are_reduced_as_for_training():
@@ -155,11 +155,11 @@ def test_images_are_reduced_as_for_training():
 
 def test_what_takes_long_comes_last():
     works = [Training(name, PRESETS[name]) for name in PRESETS]
-    found = training.items(works, tuple(WAYS), 7, 0.3)
+    found = training.items(works, tuple(IMPLEMENTATIONS), 7, 0.3)
     assert [item.work.name for item in found] == ["edsr-baseline", "edsr", "edsr"]
     assert ["compile" in item.names for item in found] == [True, False, True]
     on_cpu = [Training(name, PRESETS[name], device="cpu") for name in PRESETS]
-    assert len(training.items(on_cpu, tuple(WAYS), 7, 0.3)) == 2
+    assert len(training.items(on_cpu, tuple(IMPLEMENTATIONS), 7, 0.3)) == 2
 
 
 # --- records
@@ -171,11 +171,17 @@ def made_up_entry(name: str, seconds: dict[str, float]) -> dict:
     figures = {"precision": "bfloat16", "ratio": None, "patches_per_second": 1.0, "gflops": 1.0, "ceiling_percent": 1.0}
     figures |= {"loss_error": 1e-4, "gradient_error": 1e-2, "peak_mib": 1000.0, "busy_percent": 96.0}
     cases = {
-        name: figures | {"title": WAYS[name].title, "seconds": [t, t, t], "median": t} for name, t in seconds.items()
+        name: figures | {"title": IMPLEMENTATIONS[name].title, "seconds": [t, t, t], "median": t}
+        for name, t in seconds.items()
     }
     entry = {"work": str(work), "model": name, "scale": 2, "batch": 16, "patch": 48, "workers": 4}
     entry |= {"blocks": work.config.blocks, "features": work.config.features, "gflop": work.gflop}
-    return entry | {"ceiling": {"gflops": 8e5, "gbs": 4e3}, "cases": cases, "wrong": {}, "skipped": {"eager": "why"}}
+    return entry | {
+        "ceiling": {"gflops": 8e5, "gbs": 4e3},
+        "cases": cases,
+        "incorrect": {},
+        "skipped": {"eager": "why"},
+    }
 
 
 def made_up_record(*entries: dict) -> dict:
@@ -219,7 +225,7 @@ def test_the_faster_of_ours_is_noted_for_training(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "configs")
     monkeypatch.setattr(launch, "_gpu", lambda device: launch._Gpu("NVIDIA Made-up 1", 90, 132))
-    launch._record.cache_clear()
+    launch._load_record.cache_clear()
     try:
         training.choose("NVIDIA Made-up 1", made_up_entry("edsr-baseline", {"torch": 0.003, "triton": 0.002}))
         training.choose("NVIDIA Made-up 1", made_up_entry("edsr", {"torch": 0.03}))
@@ -227,10 +233,10 @@ def test_the_faster_of_ours_is_noted_for_training(monkeypatch, tmp_path):
         assert launch.choice("training_step", "bf16 64", device) == "triton"
         assert launch.choice("training_step", "bf16 256", device) is None  # there was nothing to choose from
         training.choose("NVIDIA Made-up 1", made_up_entry("edsr-baseline", {"torch": 0.001, "triton": 0.002}))
-        launch._record.cache_clear()
+        launch._load_record.cache_clear()
         assert launch.choice("training_step", "bf16 64", device) == "torch"
     finally:
-        launch._record.cache_clear()
+        launch._load_record.cache_clear()
 
 
 # --- the command
@@ -261,7 +267,7 @@ def test_the_command_writes_a_record(uncompiled, tiny_command, monkeypatch, tmp_
     (entry,) = record["workloads"]
     assert entry["work"] == "training-tiny-x3-2x8" and set(entry["skipped"]) == {"eager", "triton"}
     ways = ["winograd", "torch", "plain", "channels_last", "compile"]
-    assert list(entry["cases"]) == ways and entry["wrong"] == {}
+    assert list(entry["cases"]) == ways and entry["incorrect"] == {}
     assert all(case["peak_mib"] is None or case["peak_mib"] > 50 for case in entry["cases"].values())
     assert all(len(case["seconds"]) == 2 and case["ratio"] > 0 for case in entry["cases"].values())
     assert "| ours, on PyTorch |" in report.render(record) and "aim" not in report.render(record)
@@ -284,7 +290,7 @@ def test_a_way_that_dies_is_begun_again_and_loses_no_figures(tiny_command, monke
 
     def tell(message: tuple) -> None:
         if message[0] == "so far":
-            records.put(entries, message[1])
+            records.add_entry(entries, message[1])
             counts.append(len(entries[0]["cases"]))
 
     counts: list[int] = []
@@ -293,14 +299,14 @@ def test_a_way_that_dies_is_begun_again_and_loses_no_figures(tiny_command, monke
     def die(work):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(WAYS, "eager", training_steps.Way("dies", die))
+    monkeypatch.setitem(IMPLEMENTATIONS, "eager", training_steps.Implementation("dies", die))
     with pytest.raises(KeyboardInterrupt):
-        training.compare(item, {}, At(tell))
+        training.compare(item, {}, Heartbeat(tell))
     first = {name: case["median"] for name, case in entries[0]["cases"].items()}
     assert counts == [1, 2] and first.keys() == {"torch", "plain"}
-    entry = training.compare(item, {"eager": "not done after 25.0 s"}, At(tell))
+    entry = training.compare(item, {"eager": "not done after 25.0 s"}, Heartbeat(tell))
     assert counts == [1, 2] + [2] * 4
-    assert entry["wrong"] == {"eager": "not done after 25.0 s"} and entry["failed"] == ["eager"]
+    assert entry["incorrect"] == {"eager": "not done after 25.0 s"} and entry["failed"] == ["eager"]
     assert all(len(case["seconds"]) == 2 and case["turns"] for case in entries[0]["cases"].values())
 
 
@@ -308,15 +314,15 @@ def test_a_profiler_that_hangs_costs_no_figures():
     """It is the last part: what the try before it told is the result."""
     before = made_up_entry("edsr-baseline", {"triton": 0.002})
     item = training.Item(tiny(), ("torch", "plain"), 2, 0.0)
-    found = training.compare(item, {"the profiler": "not done after 20.0 s"}, At(before=before))
-    assert found["cases"] == before["cases"] and found["wrong"] == {}
+    found = training.compare(item, {"the profiler": "not done after 20.0 s"}, Heartbeat(before=before))
+    assert found["cases"] == before["cases"] and found["incorrect"] == {}
     assert found["skipped"] == {"eager": "why", "the profiler": "not done after 20.0 s"}
 
 
 def test_a_way_that_died_is_not_chosen(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "configs")
-    entry = made_up_entry("edsr-baseline", {"torch": 0.003, "triton": 0.002}) | {"wrong": {"triton": "not done"}}
+    entry = made_up_entry("edsr-baseline", {"torch": 0.003, "triton": 0.002}) | {"incorrect": {"triton": "not done"}}
     training.choose("NVIDIA Made-up 1", entry)
     (path,) = (tmp_path / "configs").iterdir()
     assert json.loads(path.read_text())["choices"] == {"training_step": {}}

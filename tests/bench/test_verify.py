@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from bench import machine, records, verify
-from bench.isolate import At
+from bench.isolate import Heartbeat
 from bench.verify import Checked
-from bench.workloads import Case, Unavailable, Work
+from bench.workloads import Case, Unavailable, Workload
 
 launch = pytest.importorskip("edsr.kernels.triton.launch", reason="needs Triton")
 
 
-class MadeUp(Work):
+class MadeUp(Workload):
     """Of its cases one is not here and one is not ours. faulty: "ring" is wrong where it turns, with one
     multiprocessor. seen: for how many "ours" was run."""
 
-    device, dtype, base, yardstick = "cpu", torch.float16, "cudnn", 0.25
+    device, dtype, base, reference_error = "cpu", torch.float16, "cudnn", 0.25
 
     def __init__(self, faulty: bool = False):
         self.faulty, self.seen = faulty, []
@@ -46,14 +46,14 @@ class MadeUp(Work):
     def absent(self, work):
         raise Unavailable("why")
 
-    def distance(self, y):
+    def error_of(self, y):
         return float(y)
 
 
 def test_every_case_is_checked_as_it_is_and_narrowed():
     work, messages = MadeUp(), []
     item = Checked(work)
-    said = verify.check(item, {}, At(messages.append))
+    said = verify.check(item, {}, Heartbeat(messages.append))
     assert list(said) == ["ours", "ours, narrowed", "absent", "absent, narrowed", "ring", "ring, narrowed"]
     assert said["ours"] == said["ours, narrowed"] == "off by 0.0e+00" and said["absent"] == "not here: why"
     assert work.seen == [132] * 3 + [1] * 3  # thrice each: the third time it may be a graph
@@ -65,14 +65,14 @@ def test_every_case_is_checked_as_it_is_and_narrowed():
 
 
 def test_a_kernel_that_is_wrong_when_its_ring_turns_is_found():
-    said = verify.check(Checked(MadeUp(faulty=True)), {}, At())
+    said = verify.check(Checked(MadeUp(faulty=True)), {}, Heartbeat())
     assert said["ring"] == "off by 0.0e+00" and said["ring, narrowed"].startswith("WRONG: wrong result: off by 1.0e+00")
 
 
 def test_what_an_earlier_try_found_is_not_done_again():
     messages: list[tuple] = []
     before = {"ours": "off by 1", "ours, narrowed": "off by 2"}
-    said = verify.check(Checked(MadeUp()), {"absent": "not done after 20.0 s"}, At(messages.append, before))
+    said = verify.check(Checked(MadeUp()), {"absent": "not done after 20.0 s"}, Heartbeat(messages.append, before))
     assert said["ours"] == "off by 1" and said["absent"] == "not done after 20.0 s"
     assert [message[1] for message in messages if message[0] == "at"][1:] == [
         "absent, narrowed",
@@ -138,12 +138,12 @@ def test_the_record_says_what_was_right_wrong_and_not_reached(on_gpu, tmp_path, 
     (path,) = tmp_path.iterdir()
     assert path.name.endswith("-check.json")
     record = json.loads(path.read_text())
-    assert (record["kind"], record["wrong"], len(record["not_reached"])) == ("check", wrong, missing)
+    assert (record["kind"], record["incorrect"], len(record["not_reached"])) == ("check", wrong, missing)
     assert len(record["cases"]) == 12 - missing
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU, the command itself does this")
 def test_real_work_is_checked_narrowed():
     work = next(work for work in verify.works("cpu", 3, 5) if str(work) == "head-64")
-    said = verify.check(Checked(work), {}, At())
+    said = verify.check(Checked(work), {}, Heartbeat())
     assert set(said) == {"ours", "ours, narrowed"} and all(words.startswith("off by") for words in said.values())

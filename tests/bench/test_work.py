@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import peers
-from bench.frames import Frame, frames
-from bench.ops import Op, operations
+from bench.frames import GpuNetwork, frames
+from bench.ops import SingleOp, operations
 from bench.windows import SIDE, SMALL_SIDE, largest, windows
-from bench.workloads import Unavailable, Workload
+from bench.workloads import CpuNetwork, Unavailable
 from edsr.models.edsr import EDSRConfig
 
 needs_triton = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def small_windows(monkeypatch):
 
 
 def test_a_frame_is_judged_in_its_windows(small_windows):
-    work = Frame(EDSRConfig(blocks=1, features=8), 40, 45, "cpu", torch.float32)
+    work = GpuNetwork(EDSRConfig(blocks=1, features=8), 40, 45, "cpu", torch.float32)
     run = work.cases["channels_last"].run(work)
     assert len(work.windows) == 3
     work.check(run)
@@ -56,9 +56,9 @@ def test_a_frame_is_judged_in_its_windows(small_windows):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_a_tail_is_judged_in_its_windows(small_windows, scale):
-    work = Op("tail", 16, 26, 31, "cpu", torch.float32, scale=scale, result=None)
+    work = SingleOp("tail", 16, 26, 31, "cpu", torch.float32, scale=scale, result=None)
     run = work.cases["collapsed"].run(work)
-    assert len(work.truth) == 3 and work.truth[0].shape == (1, 3, 4 * scale, 4 * scale)
+    assert len(work.target) == 3 and work.target[0].shape == (1, 3, 4 * scale, 4 * scale)
     work.check(run)
     for row, column in ((0, 0), (-1, -1), (13 * scale, 15 * scale)):
         wrong = run().clone()
@@ -76,7 +76,7 @@ def test_a_tail_is_judged_in_its_windows(small_windows, scale):
 
 
 def test_a_wrong_second_result_is_found():
-    work = Op("wgrad", 16, 3, 5, "cpu", torch.float32, images=2)
+    work = SingleOp("wgrad", 16, 3, 5, "cpu", torch.float32, images=2)
     weight, bias = work.cases["cudnn"].run(work)()
     for wrong in (torch.full_like(bias, math.nan), bias + 1):
         with pytest.raises(AssertionError, match="wrong result"):
@@ -99,14 +99,14 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("work", frames() + operations(), ids=str)
-def test_no_truth_needs_a_large_tensor(work):
+def test_no_reference_needs_a_large_tensor(work):
     work = replace(work, device="meta")
     with Largest() as found:
-        _ = work.truth
+        _ = work.target
     assert 1e6 < found.bytes < 20e9
 
 
-def test_the_truth_of_the_large_network_takes_a_third_of_what_it_did():
+def test_the_reference_of_the_large_network_takes_a_third_of_what_it_did():
     work = next(work for work in frames() if str(work) == "edsr-x2-1920x1080")
     radius, sides = work.config.receptive_radius, []
     for rows, columns in work.windows:
@@ -116,11 +116,11 @@ def test_the_truth_of_the_large_network_takes_a_third_of_what_it_did():
 
 
 TINY = [
-    Workload(EDSRConfig(blocks=1, features=8), 8, 9),
-    Frame(EDSRConfig(blocks=1, features=16), 8, 8, "cpu", torch.float32),
-    Frame(EDSRConfig(blocks=1, features=16, scale=4), 5, 7, "cpu", torch.float16),
+    CpuNetwork(EDSRConfig(blocks=1, features=8), 8, 9),
+    GpuNetwork(EDSRConfig(blocks=1, features=16), 8, 8, "cpu", torch.float32),
+    GpuNetwork(EDSRConfig(blocks=1, features=16, scale=4), 5, 7, "cpu", torch.float16),
     *(op for op in operations(3, 7, (2, 3, 5), device="cpu", dtype=torch.float16) if op.features == 64),
-    Op("tail", 16, 3, 5, "cpu", torch.float32, scale=3),
+    SingleOp("tail", 16, 3, 5, "cpu", torch.float32, scale=3),
 ]
 
 
@@ -138,14 +138,14 @@ def test_every_case_is_right(monkeypatch, work):
         work.check(run, poison=case.ours)
         right.append(name)
     assert {work.base, "compile"} <= set(right)
-    if not isinstance(work, Frame) or work.dtype == torch.float32:  # few CPUs have a network in fp16
+    if not isinstance(work, GpuNetwork) or work.dtype == torch.float32:  # few CPUs have a network in fp16
         assert any(work.cases[name].ours for name in right)
 
 
 def test_memory_is_poisoned_while_ours_is_checked():
-    work = Op("relu", 16, 3, 5, "cpu", torch.float32)
+    work = SingleOp("relu", 16, 3, 5, "cpu", torch.float32)
     with pytest.raises(AssertionError, match="off by nan"):
-        work.check(lambda: torch.empty(work.truth[0].shape, memory_format=torch.channels_last), poison=True)
+        work.check(lambda: torch.empty(work.target[0].shape, memory_format=torch.channels_last), poison=True)
     assert not torch.are_deterministic_algorithms_enabled()
 
 

@@ -9,16 +9,24 @@ import pytest
 import pyvips
 from PIL import Image, ImageCms
 
-from edsr.cli.progress import BatchProgress
 from edsr.errors import CompareError, ImageError
 from edsr.evaluation import comparison as comparison_module
 from edsr.evaluation import metrics
-from edsr.evaluation.comparison import LARGEST_DETAIL, Comparison, comparison_path, save_comparison
+from edsr.evaluation.comparison import (
+    MAX_DETAIL,
+    Comparison,
+    choose_detail,
+    compare,
+    comparison_path,
+    save_comparison,
+    upscale_bicubic,
+)
 from edsr.evaluation.figure import MARGIN, MARK, render_figure
 from edsr.evaluation.scoring import evaluate
 from edsr.images.resize import matlab_bicubic, matlab_downscale
 from edsr.images.writer import ImageWriter
 from edsr.inference.upscaler import Upscaler
+from edsr.progress import Silent
 from tests.conftest import make_image, network
 
 
@@ -57,7 +65,7 @@ def test_scores_are_those_of_evaluate(tmp_path, scale, channels):
     lr = written(tmp_path / "lr" / "a.png", matlab_downscale(original, scale))
     want = next(evaluate(upscaler, tmp_path / "hr"))
     for image in None, lr:
-        found = comparison_module.compare(upscaler, image, hr)
+        found = compare(upscaler, image, hr)
         assert list(found.images) == ["bicubic", f"EDSR x{scale}", "original"]
         assert found.scores["bicubic"] == (want["bicubic_psnr"], want["bicubic_ssim"])
         assert found.scores[f"EDSR x{scale}"] == (want["psnr"], want["ssim"])
@@ -66,19 +74,24 @@ def test_scores_are_those_of_evaluate(tmp_path, scale, channels):
         np.testing.assert_array_equal(found.images["original"], np.broadcast_to(cropped, (*cropped.shape[:2], 3)))
 
 
-@pytest.mark.parametrize("block", [1, 2000, 2**21])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_image_alone_has_the_results_and_no_scores(tmp_path, monkeypatch, scale, block):
-    monkeypatch.setattr(comparison_module, "_BLOCK", block)
+def test_an_image_alone_has_the_results_and_no_scores(tmp_path, scale):
     upscaler, low = Upscaler(network(scale), device="cpu"), make_image(23, 31)
-    found = comparison_module.compare(upscaler, written(tmp_path / "a.png", low))
+    found = compare(upscaler, written(tmp_path / "a.png", low))
     assert list(found.images) == ["bicubic", f"EDSR x{scale}"] and found.scores == {}
     np.testing.assert_array_equal(found.images["bicubic"], smooth(low, scale))
     np.testing.assert_array_equal(found.images[f"EDSR x{scale}"], upscaler(low))
 
 
+@pytest.mark.parametrize("block", [1, 2000, 2**21])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bicubic_does_not_depend_on_bands(scale, block):
+    low = make_image(23, 31)
+    np.testing.assert_array_equal(upscale_bicubic(low, scale, block), smooth(low, scale))
+
+
 def test_self_ensemble_and_rows_done(tmp_path, upscaler):
-    class Told(BatchProgress):
+    class Told(Silent):
         rows = 0
 
         @contextlib.contextmanager
@@ -89,10 +102,10 @@ def test_self_ensemble_and_rows_done(tmp_path, upscaler):
         def advance(self, rows):
             self.rows += rows
 
-    bars, low = Told(None, 1), make_image(200, 31)
-    found = comparison_module.compare(upscaler, written(tmp_path / "a.png", low), self_ensemble=True, bars=bars)
+    progress, low = Told(), make_image(200, 31)
+    found = compare(upscaler, written(tmp_path / "a.png", low), self_ensemble=True, progress=progress)
     np.testing.assert_array_equal(found.images["EDSR+ x2"], upscaler(low, self_ensemble=True))
-    assert bars.rows == 200
+    assert progress.rows == 200
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -104,11 +117,11 @@ def test_every_kind_of_image(tmp_path, upscaler, dtype, channels):
     if channels in (2, 4):
         low[..., -1] = 255
         low[:, :12, -1] = 0
-    opaque = comparison_module.compare(upscaler, written(tmp_path / "8.png", low[..., : (channels - 1) // 2 * 2 + 1]))
+    opaque = compare(upscaler, written(tmp_path / "8.png", low[..., : (channels - 1) // 2 * 2 + 1]))
     path = tmp_path / f"a.{'tif' if dtype == 'float32' else 'png'}"
     written(path, (low * np.float64(white / 255)).astype(dtype))
-    found = comparison_module.compare(upscaler, path)
-    reduced = comparison_module.compare(upscaler, None, path)
+    found = compare(upscaler, path)
+    reduced = compare(upscaler, None, path)
     assert all(image.dtype == np.uint8 for image in (*found.images.values(), *reduced.images.values()))
     for title, result in found.images.items():
         # Right of the edge of what is transparent, as far as bicubic and the network reach.
@@ -123,7 +136,7 @@ def test_gray_against_color_is_scored_in_color(tmp_path, upscaler):
     gray = make_image(40, 40, 1)
     hr = written(tmp_path / "hr.png", gray)
     low = written(tmp_path / "low.png", matlab_downscale(gray, 2).repeat(3, 2))
-    found = comparison_module.compare(upscaler, low, hr)
+    found = compare(upscaler, low, hr)
     want = metrics.score(found.images["bicubic"], gray.repeat(3, 2), 2)
     assert found.scores["bicubic"] == want
 
@@ -133,13 +146,13 @@ def test_a_few_pixels(tmp_path, upscaler, height, width):
     small = written(tmp_path / "a.png", make_image(height, width))
     large = written(tmp_path / "b.png", make_image(2 * height, 2 * width))
     for image, hr in (small, None), (small, large), (None, large):
-        found = comparison_module.compare(upscaler, image, hr)
+        found = compare(upscaler, image, hr)
         assert found.scores == {} and found.detail[2] == 2 * min(height, width)
         assert max(render_figure(found).size) < 2000
 
 
 def test_scores_of_small_images_lack_ssim(tmp_path, upscaler):
-    found = comparison_module.compare(upscaler, None, written(tmp_path / "a.png", make_image(6, 30)))
+    found = compare(upscaler, None, written(tmp_path / "a.png", make_image(6, 30)))
     psnr, ssim = found.scores["bicubic"]
     assert psnr > 0 and math.isnan(ssim)
     render_figure(found)
@@ -151,8 +164,8 @@ def test_scores_of_small_images_lack_ssim(tmp_path, upscaler):
 def test_profiles_lead_to_srgb_but_scores_are_of_the_file(tmp_path, upscaler):
     p3 = pyvips.Image.profile_load("p3")
     original = make_image(40, 40)
-    plain = comparison_module.compare(upscaler, None, written(tmp_path / "plain.png", original))
-    found = comparison_module.compare(upscaler, None, written(tmp_path / "wide.png", original, p3))
+    plain = compare(upscaler, None, written(tmp_path / "plain.png", original))
+    found = compare(upscaler, None, written(tmp_path / "wide.png", original, p3))
     assert found.scores == plain.scores
     for title, result in found.images.items():
         plainly = Image.fromarray(plain.images[title])
@@ -160,7 +173,7 @@ def test_profiles_lead_to_srgb_but_scores_are_of_the_file(tmp_path, upscaler):
         assert np.abs(result.astype(int) - np.asarray(want)).max() <= 2
         assert np.abs(result.astype(int) - plain.images[title]).max() > 10
     low = written(tmp_path / "low.png", matlab_downscale(original, 2))
-    mixed = comparison_module.compare(upscaler, low, tmp_path / "wide.png")  # each through its own
+    mixed = compare(upscaler, low, tmp_path / "wide.png")  # each through its own
     np.testing.assert_array_equal(mixed.images["EDSR x2"], plain.images["EDSR x2"])
     np.testing.assert_array_equal(mixed.images["original"], found.images["original"])
 
@@ -169,7 +182,7 @@ def test_profiles_lead_to_srgb_but_scores_are_of_the_file(tmp_path, upscaler):
 def test_profiles_of_no_use_are_left_out(tmp_path, upscaler, kind, capfd):
     broken = b"\0" * 16 + kind + b"\0" * 200
     low = make_image(9, 9)
-    found = comparison_module.compare(upscaler, written(tmp_path / "a.png", low, broken))
+    found = compare(upscaler, written(tmp_path / "a.png", low, broken))
     np.testing.assert_array_equal(found.images["bicubic"], smooth(low, 2))
     assert capfd.readouterr() == ("", "")
 
@@ -190,7 +203,7 @@ def different(height, width, x, y, side):
 def test_the_detail_lies_where_results_differ(height, width, corner):
     spot = 10
     x, y = int(corner * (width - spot)), int(corner * (height - spot))
-    left, top, side = comparison_module._choose(*different(height, width, x, y, spot))
+    left, top, side = choose_detail(*different(height, width, x, y, spot))
     assert side == min(96, height, width)
     assert left >= 0 and top >= 0 and left + side <= width and top + side <= height
     # The last pixels, fewer than a cell, do not count.
@@ -204,18 +217,18 @@ def test_the_detail_is_the_square_that_differs_most(seed):
     squares = (after.astype(int) - before) ** 2
     places = [(y, x) for y in range(0, 105, 12) for x in range(0, 85, 12)]
     y, x = max(places, key=lambda at: squares[at[0] : at[0] + 96, at[1] : at[1] + 96].sum())
-    assert comparison_module._choose(before, after) == (x, y, 96)
+    assert choose_detail(before, after) == (x, y, 96)
 
 
 def test_a_detail_that_is_given(tmp_path, upscaler):
     path = written(tmp_path / "a.png", make_image(40, 60))
-    assert comparison_module.compare(upscaler, path, detail=(100, 60, 20)).detail == (100, 60, 20)
+    assert compare(upscaler, path, detail=(100, 60, 20)).detail == (100, 60, 20)
     for detail in (101, 60, 20), (100, 61, 20), (-1, 0, 5), (0, -1, 5):
         with pytest.raises(CompareError, match="not inside the result of 120 x 80 pixels"):
-            comparison_module.compare(upscaler, path, detail=detail)
-    for side in 0, -3, LARGEST_DETAIL + 1:
-        with pytest.raises(CompareError, match=f"1 to {LARGEST_DETAIL}"):
-            comparison_module.compare(upscaler, path, detail=(0, 0, side))
+            compare(upscaler, path, detail=detail)
+    for side in 0, -3, MAX_DETAIL + 1:
+        with pytest.raises(CompareError, match=f"1 to {MAX_DETAIL}"):
+            compare(upscaler, path, detail=(0, 0, side))
 
 
 # --- what cannot be compared
@@ -226,30 +239,28 @@ def test_sizes_that_do_not_fit(tmp_path, upscaler):
     for height, width in (39, 60), (40, 62), (20, 30), (60, 40):
         hr = written(tmp_path / f"{width}x{height}.png", make_image(height, width))
         with pytest.raises(CompareError) as caught:
-            comparison_module.compare(upscaler, low, hr)
+            compare(upscaler, low, hr)
         said = str(caught.value)
         assert f"{width} x {height}" in said and "30 x 20" in said and "60 x 40" in said and "--hr alone" in said
         assert "\n" not in said
-    found = comparison_module.compare(upscaler, low, written(tmp_path / "odd.png", make_image(41, 61)))
+    found = compare(upscaler, low, written(tmp_path / "odd.png", make_image(41, 61)))
     assert found.images["original"].shape == (40, 60, 3)
 
 
 def test_nothing_too_small_too_large_or_no_image(tmp_path, upscaler, monkeypatch):
     with pytest.raises(CompareError, match="--hr"):
-        comparison_module.compare(upscaler)
+        compare(upscaler)
     path = written(tmp_path / "a.png", make_image(1, 30))
     with pytest.raises(CompareError, match="30 x 1, too small"):
-        comparison_module.compare(upscaler, None, path)
+        compare(upscaler, None, path)
     with pytest.raises(ImageError, match="no such file"):
-        comparison_module.compare(upscaler, tmp_path / "missing.png", path)
-    monkeypatch.setattr(comparison_module, "LARGEST", 119)
+        compare(upscaler, tmp_path / "missing.png", path)
     with pytest.raises(CompareError, match=r"60 x 2 are more than .*crop it"):
-        comparison_module.compare(upscaler, path)
-    monkeypatch.setattr(comparison_module, "LARGEST", 120)
-    comparison_module.compare(upscaler, path)
+        compare(upscaler, path, max_pixels=119)
+    compare(upscaler, path, max_pixels=120)
     monkeypatch.setattr(comparison_module, "available_memory", lambda: 1000)
     with pytest.raises(CompareError, match=r"memory.*crop it"):
-        comparison_module.compare(upscaler, path)
+        compare(upscaler, path)
 
 
 # --- files
@@ -281,7 +292,9 @@ def test_where_outcomes_go(tmp_path):
 
 def test_files_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "a.html"
+    (tmp_path / ".edsr-0123456789ab.part").write_bytes(b"what a killed process has left")
     save_comparison(target, b"one", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
     with pytest.raises(CompareError, match="--overwrite"):
         save_comparison(target, b"two", overwrite=False)
     assert target.read_bytes() == b"one"

@@ -57,10 +57,9 @@ def test_images_are_embedded_without_loss(count):
         (170, 190, (180, 160, 9), 30, 10),
     ],
 )
-def test_of_large_results_it_holds_the_surroundings_of_the_detail(monkeypatch, height, width, detail, left, top):
-    monkeypatch.setattr("edsr.evaluation.page.LARGEST", 160)
+def test_of_large_results_it_holds_the_surroundings_of_the_detail(height, width, detail, left, top):
     found = comparison(2, height, width, detail=detail)
-    text = render_page(found)
+    text = render_page(found, max_side=160)
     high, wide = min(height, 160), min(width, 160)
     for got, want in zip(embedded(text), found.images.values(), strict=True):
         np.testing.assert_array_equal(got, want[top : top + high, left : left + wide])
@@ -191,7 +190,7 @@ def test_the_handle_is_dragged(opened, kind):
     check_view(browser, 0, bicubic, edsr, zoom=2)
 
 
-def test_a_image_that_is_seen_whole_can_be_dragged_anywhere(opened):
+def test_an_image_that_is_seen_whole_can_be_dragged_anywhere(opened):
     found = comparison(2)
     browser = opened(found)
     drag(browser, "handle", 200, 0)

@@ -9,7 +9,7 @@ from edsr.errors import EvaluateError, ImageError
 from edsr.evaluation.scoring import evaluate, mean_scores
 from edsr.images.resize import matlab_downscale
 from edsr.inference.upscaler import Upscaler
-from edsr.weights.edsr import list_packaged, load_model
+from edsr.weights import list_packaged, load_model, save_model
 from tests.conftest import make_image, network
 
 BICUBIC = {  # PSNR on luma, as papers report it
@@ -69,8 +69,6 @@ def test_reductions_made_and_given_score_the_same(folders):
 
 @pytest.mark.parametrize("protocol", ["y", "rgb", "div2k"])
 def test_json_is_one_document(folders, capsys, protocol, tmp_path):
-    from edsr.weights.edsr import save_model
-
     save_model(network(), tmp_path / "m.safetensors")
     arguments = [
         "--hr",
@@ -90,12 +88,34 @@ def test_json_is_one_document(folders, capsys, protocol, tmp_path):
     assert "mean of 2" in capsys.readouterr().out
 
 
+def test_scores_that_are_not_finite_are_null_in_json(tmp_path, capsys):
+    """Of a flat image bicubic misses nothing; where div2k leaves fewer than 11 pixels, there is no SSIM."""
+    for name, image in ("flat", np.full((40, 40, 3), 99, np.uint8)), ("small", make_image(18, 30)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "a.png")
+    save_model(network(), tmp_path / "m.safetensors")
+    arguments = ["evaluate", "--model", str(tmp_path / "m.safetensors"), "--hr"]
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    assert cli.main([*arguments, str(tmp_path / "flat"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    for scores in document["images"][0], document["mean"]:
+        assert scores["bicubic_psnr"] is None and scores["bicubic_ssim"] == pytest.approx(1)
+    assert cli.main([*arguments, str(tmp_path / "flat")]) == 0
+    assert capsys.readouterr().out.count("inf") == 2  # the image's and the mean
+    assert cli.main([*arguments, str(tmp_path / "small"), "--protocol", "div2k", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert document["mean"]["ssim"] is None and document["mean"]["psnr"] > 0
+
+
 def test_folders_that_do_not_fit(folders, tmp_path):
     up = Upscaler(network(), device="cpu")
     with pytest.raises(EvaluateError, match="check --scale"):
         list(evaluate(up, folders / "lr", folders / "lr"))
     (folders / "lr" / "b.png").unlink()
-    with pytest.raises(EvaluateError, match=r"no reduction of b\.png"):
+    with pytest.raises(EvaluateError, match=r"no low-resolution image of b\.png"):
         list(evaluate(up, folders / "hr", folders / "lr"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="no images"):

@@ -240,7 +240,7 @@ def test_append(tmp_path, big, odd):
         for tag in pointers:
             place = int.from_bytes(after[tag.offset + (12 if big else 8) :][: form.offset.size], "little")
             entries, _ = exif.read_ifd(io.BytesIO(after), form, place)
-            aside = [form.offset.unpack(entry.data)[0] for entry in entries.values() if entry.count > 8]
+            aside = [form.offset.unpack(entry.data)[0] for entry in entries.values() if entry.value_count > 8]
             assert len(aside) == 20 and all(each % 2 == 0 for each in (place, *aside))
         assert np.array_equal(file.asarray(), make_image())
 

@@ -17,7 +17,7 @@ if winograd_cpu.unavailable_reason("cpu", torch.float32, 16):
 
 from llvmlite import binding as llvm
 
-from edsr.kernels.winograd import codegen, jit, run
+from edsr.kernels.winograd import autograd, codegen, jit, runtime
 from edsr.kernels.winograd.tiles import Shape
 
 HERE = jit.this_machine()
@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "edsr")
 
     def load():
-        monkeypatch.setattr(jit, "_loaded", {})
+        jit.loaded.cache_clear()
         caplog.clear()
         return jit.load(), caplog.messages
 
@@ -46,21 +46,15 @@ def code() -> bytes:
 
 def convolves(kernels) -> bool:
     """Whether the kernels give what PyTorch gives, on edges and inside, in strips full and not."""
-    run.kernels.cache_clear()
-    run._block.cache_clear()
-    run._gradient_block.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jit, "_loaded", dict.fromkeys((False, True), kernels))
+        patch.setattr(jit, "load", lambda training=False: kernels)
         x = torch.randn(1, 48, 13, 18).contiguous(memory_format=torch.channels_last)
         weight, bias = torch.randn(80, 48, 3, 3) / 20, torch.randn(80)
         difference = winograd_cpu.conv3x3(x, weight, bias) - F.conv2d(x, weight, bias, padding=1)
         dy = torch.randn(1, 80, 13, 18).contiguous(memory_format=torch.channels_last)
         gradient = torch.zeros(1)
         if "wgrad3x3" in kernels.functions:
-            gradient = run.wgrad(x, dy, 3)[0] - torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
-    run.kernels.cache_clear()
-    run._block.cache_clear()
-    run._gradient_block.cache_clear()
+            gradient = autograd.wgrad(x, dy, 3)[0] - torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
     return difference.abs().max().item() < 2e-5 and gradient.abs().max().item() < 2e-4
 
 
@@ -88,8 +82,8 @@ class TestCache:
         ids=["empty", "no checksum", "half", "a byte short", "a bit turned", "zeros"],
     )
     def test_damage_is_mended(self, cache, damage, code):
-        kept = cache.folder / f"winograd-{jit._key(HERE)}.o"
-        jit._write(kept, code)
+        kept = jit.object_path(HERE)
+        jit.write_object(kept, code)
         whole = kept.read_bytes()
         kept.write_bytes(damage(whole))
         kernels, lines = cache()
@@ -101,7 +95,7 @@ class TestCache:
         if obstacle == "a file for the folder":
             cache.folder.write_bytes(b"")
         else:
-            (cache.folder / f"winograd-{jit._key(HERE)}.o").mkdir(parents=True)
+            jit.object_path(HERE).mkdir(parents=True)
         for _ in range(2):
             kernels, lines = cache()
             assert len(lines) == 2 and lines[1].endswith(f"{cache.folder} cannot keep them") and convolves(kernels)
@@ -111,7 +105,7 @@ class TestCache:
         code = (
             "import sys; from edsr.kernels.winograd import jit\n"
             "sys.stdout.write('here\\n'); sys.stdout.flush()\n"
-            "sys.stdin.readline(); jit.load(); jit._loaded = {}\n"
+            "sys.stdin.readline(); jit.load(); jit.loaded.cache_clear()\n"
             "jit.compiled = lambda *_: sys.exit('not kept'); jit.load()"
         )
         start = [sys.executable, "-c", code]
@@ -127,16 +121,16 @@ class TestCache:
             _, trouble = process.communicate(timeout=60)
             assert process.returncode == 0, trouble
         (kept,) = (tmp_path / "edsr-triton").iterdir()
-        assert jit._read(kept)
+        assert jit.read_object(kept)
 
     def test_the_name_tells_all_it_depends_on(self, monkeypatch):
-        keys = {jit._key(HERE), jit._key(HERE._replace(cpu="z80")), jit._key(HERE._replace(features="+x"))}
-        keys.add(jit._key(HERE._replace(shape=Shape(4, 1, 1))))
+        others = HERE._replace(cpu="z80"), HERE._replace(features="+x"), HERE._replace(shape=Shape(4, 1, 1))
+        paths = {jit.object_path(machine) for machine in (HERE, *others)} | {jit.object_path(HERE, training=True)}
         monkeypatch.setattr(jit, "llvmlite_version", "0")
-        keys.add(jit._key(HERE))
+        paths.add(jit.object_path(HERE))
         monkeypatch.setattr(jit.Path, "read_text", lambda path, encoding: path.name)
-        keys.add(jit._key(HERE))
-        assert len(keys) == 6
+        paths.add(jit.object_path(HERE))
+        assert len(paths) == 7
 
 
 class TestOtherMachines:
@@ -150,7 +144,7 @@ class TestOtherMachines:
             pytest.skip(f"this CPU has no {needs}")
         shape = {"avx2": Shape(8, 6, 2), "avx512f": Shape(16, 3, 4), "sse2": Shape(4, 3, 4)}[needs]
         machine = jit.Machine(cpu, "", shape)
-        assert convolves(jit._link(machine, jit.compiled(machine, training=True), training=True))
+        assert convolves(jit.link(machine, jit.compiled(machine, training=True), training=True))
 
     def test_shapes(self, monkeypatch):
         monkeypatch.setattr(sys, "platform", "linux")
@@ -192,8 +186,7 @@ def test_the_code_can_be_read():
 
 def test_tasks_agree():
     """What Python packs is what the compiled code reads."""
-    run.kernels()
     for name in codegen.TRAINING_NAMES:
-        layout, fields = run._layout(name)
+        layout, fields = runtime.task_layout(name)
         assert layout.size == 8 * len(fields) == 8 * len((ctypes.c_int64 * len(fields))())
         assert fields is codegen.TASKS[name[:-3]] and sum(field.startswith("next") for field in fields) == 1

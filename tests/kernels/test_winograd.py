@@ -5,6 +5,7 @@ import functools
 import gc
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from edsr.errors import BackendError
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
+from edsr.kernels.winograd import convolution, runtime
 from edsr.kernels.winograd import ops as winograd_cpu
-from edsr.kernels.winograd import run
 from edsr.kernels.winograd.transforms import POINTS, matrices
 from edsr.models.folding import FoldedEDSR
 from tests.conftest import make_image, network
@@ -90,17 +91,17 @@ class TestMatrices:
 @needs_kernels
 class TestConvolution:
     @pytest.fixture
-    def past_caches(self, monkeypatch):
+    def non_temporal(self, monkeypatch):
         """A list of what convolutions were told about it."""
-        told, honest = [], run.run_parallel
-        field = 8 * pytest.importorskip("edsr.kernels.winograd.codegen").TASK.index("past_caches")
+        told, honest = [], runtime.run_parallel
+        field = 8 * pytest.importorskip("edsr.kernels.winograd.codegen").TASK.index("non_temporal")
 
         def run_everywhere(function, task, *rest):
-            if function is run.kernels().functions["conv3x3"]:
+            if function is runtime.kernels().functions["conv3x3"]:
                 told.append(ctypes.c_int64.from_address(task + field).value)
             honest(function, task, *rest)
 
-        monkeypatch.setattr(run, "run_parallel", run_everywhere)
+        monkeypatch.setattr(runtime, "run_parallel", run_everywhere)
         return told
 
     @settings(max_examples=60, deadline=None)
@@ -168,24 +169,24 @@ class TestConvolution:
 
     @pytest.mark.parametrize("skipped", [False, True])
     @pytest.mark.parametrize(("height", "width", "batch"), [(1, 1, 1), (4, 4, 1), (17, 30, 2), (8, 36, 1)])
-    def test_past_the_caches(self, past_caches, skipped, height, width, batch):
+    def test_past_the_caches(self, non_temporal, skipped, height, width, batch):
         """Large maps are written so, if they begin at a cache line; always the same bits, over the skip, too."""
         x, (weight, bias) = features(batch, 48, height, width), layer(48, 80)
         skip = features(batch, 80, height, width) if skipped else None
         want = winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip)
-        assert not any(past_caches)
-        past_caches.clear()
+        assert not any(non_temporal)
+        non_temporal.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "_l2_bytes", lambda: 0)
+            patch.setattr(convolution, "l2_bytes", lambda: 0)
             assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip), want)
             inside, buffer = window(torch.zeros_like(want))
             winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=inside)
-            assert all(past_caches) == run.kernels().non_temporal and len(past_caches) == 2
+            assert all(non_temporal) == runtime.kernels().non_temporal and len(non_temporal) == 2
             assert torch.equal(inside, want) and buffer[:, :, :3].isnan().all() and buffer[:, :, -2:].isnan().all()
-            past_caches.clear()
+            non_temporal.clear()
             odd = torch.empty(want.numel() + 4)[4:].view(batch, height, width, 80).permute(0, 3, 1, 2)
             assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=odd), want)
-            assert not any(past_caches)
+            assert not any(non_temporal)
             if skip is not None:
                 assert torch.equal(winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip, out=skip), want)
 
@@ -218,15 +219,12 @@ class TestConvolution:
             adam.step()
 
     def test_transforms_go_with_their_weights(self):
-        x, (weight, bias) = features(1, 16, 8, 8), layer(16, 16)
-        gc.collect()
-        before = len(run._kept)
-        for _ in range(2):
-            winograd_cpu.conv3x3(x, weight, bias)
-        assert len(run._kept) == before + 1
+        weight, _ = layer(16, 16)
+        memory = weakref.ref(convolution.transformed_filter(weight).u)
+        assert convolution.transformed_filter(weight).u is memory()
         del weight
         gc.collect()
-        assert len(run._kept) == before
+        assert memory() is None
 
     @pytest.mark.parametrize(
         "change",
@@ -354,26 +352,25 @@ def test_where_the_kernels_cannot_be_had(monkeypatch):
     with pytest.raises(BackendError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
         Upscaler(m, "cpu", backend="winograd")
     # The ops by themselves: PyTorch serves.
-    run.kernels.cache_clear()
+    runtime.is_available.cache_clear()
     try:
         x, (weight, bias) = features(1, 16, 6, 6), layer(16, 16)
         assert torch.equal(winograd_cpu.conv3x3(x, weight, bias), reference.conv3x3(x, weight, bias))
     finally:
-        run.kernels.cache_clear()
+        runtime.is_available.cache_clear()
     want = Upscaler(m, "cpu", backend="torch")(image)
     assert np.array_equal(Upscaler(m, "cpu")(image), want)
 
 
 @needs_kernels
-def test_where_they_cannot_be_compiled(monkeypatch):
-    m, lines = network(2, blocks=1, features=16), []
-    up, forced = Upscaler(m, "cpu"), Upscaler(m, "cpu", backend="winograd")
-    monkeypatch.setattr(winograd_cpu, "compile_ahead", lambda: "no memory for code")
-    up.warm_up(lines.append)
-    assert up.backend == "torch" and lines == ["no memory for code: PyTorch computes"]
+def test_where_they_cannot_be_compiled(monkeypatch, caplog):
+    m = network(2, blocks=1, features=16)
+    monkeypatch.setattr(winograd_cpu, "compile_ahead", lambda training=False: "no memory for code")
+    up = Upscaler(m, "cpu")
+    assert up.backend == "torch" and caplog.messages == ["no memory for code: PyTorch computes"]
     assert np.array_equal(up(make_image(9, 8)), Upscaler(m, "cpu", backend="torch")(make_image(9, 8)))
     with pytest.raises(BackendError, match="--backend winograd: no memory for code; use --backend torch"):
-        forced.warm_up(lines.append)
+        Upscaler(m, "cpu", backend="winograd")
 
 
 @pytest.mark.parametrize(

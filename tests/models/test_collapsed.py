@@ -11,13 +11,13 @@ from edsr.data.patches import PatchLoader
 from edsr.devices import ProcessGroup
 from edsr.kernels import reference
 from edsr.models import collapsed as tail
-from edsr.models.collapsed import CollapsedEDSR, compose, maps
+from edsr.models.collapsed import CollapsedEDSR, compose, tap_matrices
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.models.folding import BORDER_CLASSES, collapse
 from edsr.training import recipe
 from edsr.training.step import TrainStep
 from edsr.training.trainer import train
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model
 from tests.conftest import network
 from tests.conftest import training as options
 
@@ -25,8 +25,9 @@ SIZES = [(1, 1), (1, 2), (2, 1), (1, 4), (4, 1), (2, 5), (3, 3), (7, 6)]  # all 
 
 
 def composed(model):
-    kind = model.tail.weight
-    return compose(model, maps(model.config.shuffle_factors, kind.dtype, kind.device), kind.dtype)
+    weight = model.tail.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return compose(model, tap_matrices(model.config.shuffle_factors, dtype, weight.device), weight.dtype)
 
 
 @pytest.mark.parametrize("features", [8, 16])
@@ -117,7 +118,7 @@ def test_nothing_waits_for_the_device_nor_comes_from_the_host(scale):
 
 def test_half_precision_is_composed_in_fp32_and_rounded_once():
     m = network(2, 1, 16).bfloat16()
-    weights, biases = compose(m, CollapsedEDSR(m)._maps, torch.bfloat16)
+    weights, biases = composed(m)
     exact_weights, exact_biases = composed(m.double())
     for got, want in (weights, exact_weights), (biases, exact_biases):
         for i in range(4):

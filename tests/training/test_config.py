@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from edsr.cli.app import training_options
+from edsr.cli.commands import training_options
 from edsr.cli.parser import build_parser
 from edsr.kernels import BACKENDS
 from edsr.models import PRESETS, SCALES

@@ -16,7 +16,7 @@ from edsr.data.patches import PatchLoader
 from edsr.errors import TrainError
 from edsr.training.trainer import train
 from edsr.training.validation import Scores
-from edsr.weights.edsr import load_model, read_info
+from edsr.weights import load_model, read_info
 from tests.conftest import training as options
 from tests.data.test_degradation import ALL
 

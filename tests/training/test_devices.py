@@ -13,7 +13,7 @@ from PIL import Image
 
 from edsr.devices import ProcessGroup
 from edsr.training import checkpoint
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model
 from tests.conftest import ROOT, make_image
 
 pytestmark = pytest.mark.skipif(

@@ -21,7 +21,7 @@ from edsr.training.progress import Progress
 from edsr.training.step import TrainStep
 from edsr.training.trainer import train
 from edsr.training.validation import bicubic_psnr, mean_absolute_error, probe_patches, validate
-from edsr.weights.edsr import read_info
+from edsr.weights import read_info
 from tests.conftest import make_image, training
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -13,7 +13,7 @@ from edsr.models.edsr import EDSRConfig
 from edsr.training import checkpoint
 from edsr.training.config import TrainConfig
 from edsr.training.trainer import train
-from edsr.weights.edsr import load_model
+from edsr.weights import load_model
 from tests.conftest import make_image
 
 KILLS = 10

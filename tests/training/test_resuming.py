@@ -15,7 +15,7 @@ from edsr.errors import TrainError
 from edsr.training import checkpoint, recipe
 from edsr.training.config import AUTO, SCHEDULES, TrainConfig
 from edsr.training.trainer import train
-from edsr.weights.edsr import load_model, read_info
+from edsr.weights import load_model, read_info
 from tests.conftest import make_image, training
 
 pytestmark = pytest.mark.usefixtures("tiny")

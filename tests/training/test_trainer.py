@@ -14,7 +14,7 @@ from edsr.models.edsr import EDSRConfig
 from edsr.training.config import GRAD_CLIP_NORM
 from edsr.training.trainer import train
 from edsr.training.validation import validate
-from edsr.weights.edsr import load_model, read_info, save_model
+from edsr.weights import load_model, read_info, save_model
 from tests.conftest import make_image, network
 from tests.conftest import training as options
 
@@ -72,7 +72,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(folder, tmp_path, stop):
 
 
 def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch, lines):
-    monkeypatch.setattr("edsr.weights.edsr.FOLDER", tmp_path)
+    monkeypatch.setattr("edsr.weights.files.FOLDER", tmp_path)
     list(train(options(folder, tmp_path / "scratch", scale=3, steps=1, lr=1e-30)))
     assert any("random" in line for line in lines)
     m = network(2, 1, 8).float()
@@ -87,7 +87,7 @@ def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch, l
 
 
 def test_a_packaged_name_means_its_weights_of_that_scale(folder, tmp_path, monkeypatch, lines):
-    monkeypatch.setattr("edsr.weights.edsr.FOLDER", tmp_path)
+    monkeypatch.setattr("edsr.weights.files.FOLDER", tmp_path)
     packaged = {scale: network(scale, 1, 8).float() for scale in (2, 3)}
     for scale, m in packaged.items():
         save_model(m, tmp_path / f"edsr-baseline-x{scale}.safetensors")
@@ -253,6 +253,21 @@ def test_a_weight_that_is_not_finite_is_never_saved(folder, tmp_path, monkeypatc
     with pytest.raises(TrainError, match="a weight is not finite"):
         list(train(options(folder, tmp_path / "run")))
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000000"]
+
+
+def test_weights_that_cannot_be_written_end_the_run_with_a_line(folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise WeightsError("last.safetensors: cannot be written: No space left on device")
+
+    steps = train(options(folder, tmp_path / "run"))
+    for progress in steps:
+        if progress.step == 6:
+            break
+    with monkeypatch.context() as patch:
+        patch.setattr("edsr.training.publishing.save_model", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device; step 5 is safe.*--resume"):
+            list(steps)
+    assert next(iter(train(options(folder, tmp_path / "run", resume=True)))).step == 6
 
 
 def test_a_full_disk_ends_the_run_with_a_line(folder, tmp_path, monkeypatch):

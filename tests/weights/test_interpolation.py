@@ -7,9 +7,8 @@ import torch
 
 from edsr import cli
 from edsr.errors import WeightsError
-from edsr.weights import edsr as weights
-from edsr.weights import interpolation
-from edsr.weights.edsr import load_model, read_info, save_model
+from edsr.weights import files as weights
+from edsr.weights import interpolation, load_model, read_info, save_model
 from edsr.weights.interpolation import parse_mixture
 from tests.conftest import network
 
@@ -67,7 +66,8 @@ def test_tensors_are_the_mean_exactly(folder, shares):
     got, parts = load_model(text), [load_model(name).state_dict() for name in names]
     assert got.config == load_model("edsr-baseline").config and not got.training
     for key, tensor in got.state_dict().items():
-        want = sum(share / sum(shares) * part[key].double() for share, part in zip(shares, parts, strict=True))
+        scaled = [share / sum(shares) * part[key].double() for share, part in zip(shares, parts, strict=True)]
+        want = sum(scaled, torch.zeros_like(scaled[0]))
         assert tensor.dtype == torch.float32 and torch.equal(tensor, want.float())
     x = torch.rand(1, 3, 6, 5)
     assert torch.isfinite(got(x)).all()

@@ -15,17 +15,16 @@ from edsr import cli
 from edsr.batch import runner
 from edsr.batch.jobs import Job
 from edsr.batch.runner import MIXTURES, UpscaleOptions, UpscalerPool, upscale_files
-from edsr.cli.progress import BatchProgress
 from edsr.images.compression import LossyCompression
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
-from edsr.weights import edsr as weights
-from edsr.weights import selection
-from edsr.weights.edsr import load_model, save_model
+from edsr.progress import Silent
+from edsr.weights import files as weights
+from edsr.weights import load_model, save_model, selection
 from tests.conftest import ROOT, make_image, network
 from tests.support.image_files import names, pillow
 
-SILENT = BatchProgress(None, 0)
+SILENT = Silent()
 
 
 def put(folder, *wanted):
@@ -45,6 +44,7 @@ def points(tmp_path, monkeypatch):
     """A table that stays as it is when the packaged one is fitted anew."""
     (tmp_path / ".points.json").write_text(json.dumps(dict.fromkeys("234", POINTS)))
     monkeypatch.setattr(selection, "TABLE", tmp_path / ".points.json")
+    selection.warn_not_packaged.cache_clear()
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_shares_are_linear_between_points_and_constant_beyond():
     assert selection.share_for(40, 3, table) == 0
 
 
-def test_choices(monkeypatch):
-    monkeypatch.setattr(selection, "_table", lambda path: {"2": [[40, 1.0], [80, 0.6], [100, 0.0]]})
+def test_choices():
+    table = {"2": [[40, 1.0], [80, 0.6], [100, 0.0]]}
     mixed = "edsr-baseline:0.4+edsr-photo:0.6"
     for found, model, said in (
         (None, "edsr-baseline", "edsr-baseline"),
@@ -120,7 +120,7 @@ def test_choices(monkeypatch):
         (LossyCompression("WebP", 20, True), "edsr-photo", "WebP quality 20: edsr-photo 1"),
         (LossyCompression("JPEG", 100, True), "edsr-baseline", "JPEG quality 100: edsr-baseline"),
     ):
-        assert selection.choose_by_quality(found, 2) == (model, said)
+        assert selection.choose_by_quality(found, 2, table) == (model, said)
 
 
 # --- upscale
@@ -137,7 +137,7 @@ def test_lossless_images_are_as_before(home, run, name):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
 def test_compressed_images_get_a_mixture(home, run, name):
-    found = selection.choose_by_file(home / name, 2, pytest.fail)
+    found = selection.choose_by_file(home / name, 2)
     code, out, err = run("upscale", name, "-o", "out.png")
     assert code == 0 and out.rstrip().endswith(f"Mpx/s, {found.description}") and err == ""
     assert "quality 7" in found.description and ": edsr-photo 0." in found.description
@@ -152,13 +152,14 @@ def test_a_jpeg_that_does_not_tell(home, run, monkeypatch):
     assert code == 0 and "JPEG, quality taken for 75: edsr-photo 0.9" in out and err == ""
 
 
-def test_without_edsr_photo_it_is_said_once(without, run):
+def test_without_edsr_photo_one_warning_is_shown(without, run):
     jpeg("b.jpg", 40)
     code, out, err = run("upscale", "a.png", "a.jpg", "b.jpg", "a.webp", "-o", "out/")
     assert code == 0 and out.count(", edsr-baseline\n") == 4
     assert err.count("edsr-photo") == 1 and "edsr-photo x2 is not packaged" in err
     np.testing.assert_array_equal(read_image("out/b_x2.png"), by("edsr-baseline", "b.jpg"))
     assert run("upscale", "a.png", "-o", "b.png")[2] == ""  # of which nothing would be different
+    selection.warn_not_packaged.cache_clear()
     assert run("upscale", "a.jpg", "--quiet") == (0, "", "")
     code, _, err = run("upscale", "a.jpg", "--strength", "0.5")
     assert code == 1 and "edsr-photo x2 is not packaged" in err and err.count("\n") == 1
@@ -209,14 +210,14 @@ def test_a_image_is_cleaned_at_its_own_size(home, run):
 def test_sizes_take_mixtures_of_the_next_larger_network(home, run):
     for wish, scale in (("1.5", 2), ("2.5", 3)):
         assert run("upscale", "a.jpg", "--outscale", wish, "-o", "out.png", "--overwrite")[0] == 0
-        model = selection.choose_by_file(home / "a.jpg", scale, pytest.fail).model
+        model = selection.choose_by_file(home / "a.jpg", scale).model
         assert ":" in model
-        networks = UpscalerPool("auto", None, ["cpu"], likely=float(wish))
+        networks = UpscalerPool("auto", None, ["cpu"], expected_scale=float(wish))
         job = Job(home / "a.jpg", home / "again.png")
         (outcome,) = upscale_files(
             [job], networks, UpscaleOptions(runner.OutputSize(float(wish)), overwrite=True), SILENT
         )
-        assert outcome.error is None and list(networks._loaded) == [("edsr-baseline", scale), (model, scale)]
+        assert outcome.error is None and networks.loaded == [("edsr-baseline", scale), (model, scale)]
         np.testing.assert_array_equal(read_image("again.png"), read_image("out.png"))
     code, _, err = run("upscale", "a.jpg", "--outscale", "3.5")
     assert code == 1 and "more than 3 times" in err
@@ -234,11 +235,11 @@ def test_mixtures_by_hand_have_the_scales_of_their_parts(home, run):
 
 def test_standard_input(home):
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pathlib import Path\n"
-    code += "from edsr.weights import selection, edsr as weights; selection.TABLE = Path('.points.json')\n"
-    code += "weights.FOLDER = Path('packaged'); import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code += "from edsr.weights import files, selection; selection.TABLE = Path('.points.json')\n"
+    code += "files.FOLDER = Path('packaged'); import cli; sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(ROOT), "upscale", "-"]
     done = subprocess.run(command, input=(home / "a.jpg").read_bytes(), capture_output=True, timeout=120)
-    found = selection.choose_by_file(home / "a.jpg", 2, pytest.fail)
+    found = selection.choose_by_file(home / "a.jpg", 2)
     assert done.returncode == 0 and done.stderr.decode().rstrip().endswith(found.description)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(done.stdout))), by(found.model, "a.jpg"))
 
@@ -264,12 +265,12 @@ def test_a_batch_of_many_qualities_keeps_few_mixtures(batch, monkeypatch, device
     outcomes = []
     for outcome in upscale_files(batch, networks, UpscaleOptions(), SILENT):
         outcomes.append(outcome)
-        assert len(networks._loaded) <= 1 + MIXTURES
+        assert len(networks.loaded) <= 1 + MIXTURES
     assert len(outcomes) == 12 and not any(outcome.error for outcome in outcomes)
     assert len({outcome.model.split(": ")[1] for outcome in outcomes}) > MIXTURES
     for job in batch:
         np.testing.assert_array_equal(
-            read_image(job.output), by(selection.choose_by_file(job.source, 2, pytest.fail).model, job.source)
+            read_image(job.output), by(selection.choose_by_file(job.source, 2).model, job.source)
         )
     again = list(upscale_files(batch, networks, UpscaleOptions(skip_existing=True), SILENT))
     assert all(outcome.skipped and outcome.model is None for outcome in again)
@@ -278,18 +279,18 @@ def test_a_batch_of_many_qualities_keeps_few_mixtures(batch, monkeypatch, device
 def test_mixtures_used_last_are_kept(home):
     networks = UpscalerPool("auto", None, ["cpu", "cpu"])
     models = [selection.choose_by_strength(share).model for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    first = networks.on(0, 2, models[0])
+    first = networks.upscaler(0, 2, models[0])
     for model in models[:4]:
-        networks.team(2, model)
-    assert networks.on(0, 2, models[0]) is first
-    networks.on(0, 2, models[4])
-    kept = {model for model, _ in networks._loaded}
-    assert kept == {"edsr-baseline", models[0], *models[2:]} and networks.on(0, 2, models[0]) is first
-    assert networks.on(1, 2, models[0]) is not first
+        networks.on_all_devices(2, model)
+    assert networks.upscaler(0, 2, models[0]) is first
+    networks.upscaler(0, 2, models[4])
+    kept = {model for model, _ in networks.loaded}
+    assert kept == {"edsr-baseline", models[0], *models[2:]} and networks.upscaler(0, 2, models[0]) is first
+    assert networks.upscaler(1, 2, models[0]) is not first
     # Of several networks on a device one computes at a time.
     assert (
-        networks.on(0, 2).compute_lock is first.compute_lock
-        and networks.on(1, 2).compute_lock is not first.compute_lock
+        networks.upscaler(0, 2).compute_lock is first.compute_lock
+        and networks.upscaler(1, 2).compute_lock is not first.compute_lock
     )
 
 
@@ -314,7 +315,7 @@ def test_failed_files_have_no_model(home, run):
 
 def test_compare(home, run, monkeypatch):
     made = []
-    monkeypatch.setattr("edsr.cli.app.make_upscaler", lambda *all: made.append(all[2]) or SimpleNamespace())
+    monkeypatch.setattr("edsr.cli.commands.make_upscaler", lambda _, model: made.append(model) or SimpleNamespace())
     monkeypatch.setattr("edsr.evaluation.compare", lambda *_: SimpleNamespace(scores={}))
     monkeypatch.setattr("edsr.evaluation.render_figure", lambda found: Image.new("RGB", (1, 1)))
     mixed = "edsr-baseline:0.1+edsr-photo:0.9"
@@ -351,4 +352,4 @@ def test_help_tells_of_strength(run, capsys):
     with pytest.raises(SystemExit):
         run("upscale", "--help")
     out = capsys.readouterr().out
-    assert "--outscale 1 --strength" in out and "auto, the default" in out.replace("\n", " ").replace("  ", " ")
+    assert "--outscale 1 --strength" in out and "auto, the default" in " ".join(out.split())

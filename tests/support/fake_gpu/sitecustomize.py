@@ -178,7 +178,7 @@ def patch_hopper_check(module):
     check = module.check
 
     def perhaps(kernel, dtype, device):
-        if os.environ.get("FAKE_HANGS") == f"{kernel} {module.launch.NAMES[dtype]}":
+        if os.environ.get("FAKE_HANGS") == f"{kernel} {module.launch.DTYPE_NAMES[dtype]}":
             time.sleep(3600)
         return check(kernel, dtype, device)
 
@@ -205,7 +205,7 @@ def patch_frames(module):
     real = dict(module.SIZES)
     names = {SIDES[name]: f"{columns}x{rows}" for name, (rows, columns) in real.items()}
     module.SIZES = SIDES
-    module.Frame.__str__ = lambda work: (
+    module.GpuNetwork.__str__ = lambda work: (
         f"{work.model_name}-x{work.config.scale}-{names.get((work.height, work.width), 'small')}"
     )
 
@@ -227,7 +227,7 @@ def patch_check(module):
 def patch_steps(module):
     init = module.Training.__init__
 
-    def tiny(work, name, config, batch=16, patch=48, device="cuda", dtype=module.torch.bfloat16, workers=4):
+    def tiny(work, name, config, batch=16, patch=48, device="cuda", dtype=module.torch.bfloat16, workers=4, size=None):
         init(work, name, config, 1, 4, device, dtype, 0, (24, 32))
 
     module.Training.__init__ = tiny
@@ -263,7 +263,7 @@ PATCHES = {
     "edsr.models.edsr": patch_model,
     "edsr.inference.cuda": patch_graphs,
     "edsr.training.step": patch_step,
-    "edsr.weights.edsr": patch_weights,
+    "edsr.weights.files": patch_weights,
     "edsr.kernels.triton.launch": patch_launch,
     "edsr.kernels.triton.hopper.self_test": patch_hopper_check,
     "edsr.kernels.triton.hopper.probe": patch_probe,
