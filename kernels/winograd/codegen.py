@@ -132,7 +132,7 @@ class _Convolutions(Tiles):
         """One tile of output: Aᵀ M A, then bias, ReLU, scale and what `EPILOGUES` says."""
         s = self.shape
         arguments = "m_ptr bias_ptr task_ptr y_ptr row column" + " skip_ptr skip_row" * bool(epilogue)
-        function, b = self.function(f"{name}_output{epilogue}{'_past' * non_temporal}", arguments)
+        function, b = self.function(f"{name}_output{epilogue}{'_non_temporal' * non_temporal}", arguments)
         products, bias, task, y, row, column, *rest = function.args
         at = matrices(m, r)[0]
         floor, scale = (b.splat(load_field(b, task, field, TASK, F32)) for field in ("floor", "scale"))

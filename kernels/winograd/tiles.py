@@ -57,7 +57,7 @@ class Tiles:
 
     def _prefetch(self) -> ir.Function:
         """Brings so many vectors from an address on into the L2 cache; nothing waits for them, wherever it points."""
-        function, b = self.function("ask_for", "x_ptr vectors")
+        function, b = self.function("prefetch", "x_ptr vectors")
         x, vectors = function.args
         i32 = ir.IntType(32)
         prefetch = ir.Function(self.module, ir.FunctionType(VOID, [PTR, i32, i32, i32]), "llvm.prefetch.p0")
@@ -89,7 +89,7 @@ class Tiles:
 
     def _copy_padded(self) -> ir.Function:
         """side x side pixels at (top, left) of a map of height x width, zeros where they leave it, densely."""
-        function, b = self.function("copy_in", "x_ptr row top left height width vectors side to_ptr")
+        function, b = self.function("copy_padded", "x_ptr row top left height width vectors side to_ptr")
         x, row, top, left, height, width, vectors, side, to = function.args
         lanes = b.i(self.shape.lanes)
         pixel = b.mul(vectors, lanes)

@@ -6,8 +6,8 @@ each of the 36 points there is a matrix product over tiles,
 
     S [36][Co][Ci] = Σ over tiles of W [Co] · V [Ci]
 
-Tiles are summed in chunks, whose number follows from the shape of the maps alone, each by one thread in a fixed order;
-then the chunks' sums are added in order and taken back. So the bits do not depend on how many threads there are. Sums
+Tiles are summed in splits, whose number follows from the shape of the maps alone, each by one thread in a fixed order;
+then the splits' sums are added in order and taken back. So the bits do not depend on how many threads there are. Sums
 of sums of a block's tiles also keep rounding small.
 """
 
@@ -22,9 +22,9 @@ ROWS = 4  # channels of Co in a register block, which has them times `Shape.vect
 TASK = (  # of wgrad3x3 and wgrad5x5, 64 bits each
     "x",
     "dy",
-    "sums",  # address of S, one for each chunk
-    "bias_sums",  # [Co] for each chunk: sums of dy
-    "next_chunk",  # that nobody has taken
+    "sums",  # address of S, one for each split
+    "bias_sums",  # [Co] for each split: sums of dy
+    "next_split",  # that nobody has taken
     "images",
     "height",
     "width",
@@ -37,14 +37,14 @@ TASK = (  # of wgrad3x3 and wgrad5x5, 64 bits each
     "inputs",  # vectors
     "outputs",
     "groups",  # of tiles in a block
-    "chunk",  # tiles of a chunk
+    "tiles_per_split",
 )
 
 END_TASK = (  # of wgrad_end3x3 and wgrad_end5x5
     "sums",
     "dw",  # address of the gradient, [Co][r][r][Ci]
     "next_output",  # channel that nobody has taken
-    "chunks",
+    "splits",
     "inputs",  # vectors
     "outputs",
     "scale",  # float
@@ -118,7 +118,7 @@ class Wgrad:
         return function
 
     def _add_end(self, r: int) -> None:
-        """Gᵀ S G of the chunks' sum, times scale."""
+        """Gᵀ S G of the splits' sum, times scale."""
         s = self._tiles.shape
         function, b = self._tiles.function(f"wgrad_end{r}x{r}", "task_ptr scratch_ptr", internal=False)
         task, scratch = function.args
@@ -135,8 +135,8 @@ class Wgrad:
             first = b.at(sums, b.add(b.mul(channel, inputs), c))
             with b.loop(b.i(AREA), "point") as point:
                 start = b.at(first, b.mul(point, one))
-                with b.reduction(field["chunks"], "chunk", 1) as (chunk, totals):
-                    part = b.get(b.at(start, b.mul(chunk, b.mul(one, b.i(AREA)))))
+                with b.reduction(field["splits"], "split", 1) as (split, totals):
+                    part = b.get(b.at(start, b.mul(split, b.mul(one, b.i(AREA)))))
                     totals[0] = b.fadd(totals[0], part)
                 b.put(totals[0], b.at(scratch, b.mul(point, b.i(s.lanes))))
             half = []
@@ -151,7 +151,7 @@ class Wgrad:
 
 
 class _WgradKernel:
-    """Writes the sums of chunks, block by block, for r taps: what its parts share, then the parts."""
+    """Writes the sums of splits, block by block, for r taps: what its parts share, then the parts."""
 
     def __init__(self, tiles: Tiles, r: int, transform_gradient: ir.Function, accumulate: dict[int, ir.Function]):
         self.module, self.r, self.m = tiles, r, TILE - r + 1
@@ -159,7 +159,7 @@ class _WgradKernel:
         s = tiles.shape
         function, b = tiles.function(f"wgrad{r}x{r}", "task_ptr scratch_ptr", internal=False)
         self.b, (task, scratch) = b, function.args
-        self.field = {name: load_field(b, task, name, TASK) for name in TASK if name != "next_chunk"}
+        self.field = {name: load_field(b, task, name, TASK) for name in TASK if name != "next_split"}
         self.x, self.dy, all_sums, bias_sums = (
             b.inttoptr(self.field[n], PTR) for n in ("x", "dy", "sums", "bias_sums")
         )
@@ -169,12 +169,12 @@ class _WgradKernel:
         self.length = b.mul(self.field["groups"], b.i(s.tiles))  # tiles of a block
         self._split_scratch(scratch)
 
-        counter = b.gep(task, [b.i(TASK.index("next_chunk"))], source_etype=I64)
-        with b.shared_loop(counter, b.cdiv(self.grid.tiles, self.field["chunk"])) as (chunk, _):
-            begin = b.mul(chunk, self.field["chunk"])
-            end = b.minimum(b.add(begin, self.field["chunk"]), self.grid.tiles)
-            sums = b.at(all_sums, b.mul(b.mul(chunk, b.i(AREA)), b.mul(self.pixel, self.dy_pixel)))
-            bias = b.at(bias_sums, b.mul(chunk, self.dy_pixel))
+        counter = b.gep(task, [b.i(TASK.index("next_split"))], source_etype=I64)
+        with b.shared_loop(counter, b.cdiv(self.grid.tiles, self.field["tiles_per_split"])) as (split, _):
+            begin = b.mul(split, self.field["tiles_per_split"])
+            end = b.minimum(b.add(begin, self.field["tiles_per_split"]), self.grid.tiles)
+            sums = b.at(all_sums, b.mul(b.mul(split, b.i(AREA)), b.mul(self.pixel, self.dy_pixel)))
+            bias = b.at(bias_sums, b.mul(split, self.dy_pixel))
             self._clear(bias)
             with b.loop(b.cdiv(b.sub(end, begin), self.length), "block") as block:
                 first = b.add(begin, b.mul(block, self.length))
