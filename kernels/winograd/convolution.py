@@ -1,6 +1,6 @@
-"""Convolutions of tensors by the compiled kernels: filters transformed, then applied.
+"""Convolutions of tensors by the compiled kernels: filters are transformed, then applied.
 
-Everything here takes fp32 on the CPU, maps dense in rows of NHWC pixels, numbers of channels divisible by 16.
+Tensors here are fp32 on the CPU, rows of feature maps contiguous NHWC pixels, numbers of channels divisible by 16.
 """
 
 import threading
