@@ -1,7 +1,7 @@
 """python -m bench.ablation --data DIR...: what each choice of the training recipe is worth, on a small network.
 
 Every variant differs from the first in what its name says, and trains on the same number of pixels; the score is the
-validation PSNR (held-back images of --data, never Set5 or Set14) of the averaged weights, and of those not averaged.
+validation PSNR (held-out images of --data, never Set5 or Set14) of the averaged weights, and of those not averaged.
 A small network ranks choices as a large one does only roughly; what it finds is checked on the real one.
 """
 
@@ -17,12 +17,11 @@ from bench import machine
 from edsr.data.dataset import load_dataset, train_val_split
 from edsr.data.store import PairedImages
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
-from edsr.training import checkpoint, step
+from edsr.training import checkpoint
 from edsr.training.config import TrainConfig
 from edsr.training.trainer import train
 from edsr.training.validation import validate
 
-PRESET = "edsr-baseline"
 VARIANTS: dict[str, dict] = {
     "base": {},
     "lr 2e-4": {"lr": 2e-4},
@@ -39,23 +38,18 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def run(options: TrainConfig, held: PairedImages, clip: float | None) -> dict:
-    """Trains, and scores the end of the run on `held`, the same images for all: a run of larger patches leaves small
-    images out, and would hold others back."""
-    usual = step.GRAD_CLIP_NORM
-    step.GRAD_CLIP_NORM = usual if clip is None else clip
-    try:
-        begun = time.perf_counter()
-        steps = list(train(options))[-1].step
-        seconds = time.perf_counter() - begun
-    finally:
-        step.GRAD_CLIP_NORM = usual
-    tensors = checkpoint.load_latest(Path(options.out), print).tensors
-    model = EDSR(replace(PRESETS[PRESET], scale=options.scale))
+def run(config: TrainConfig, validation: PairedImages) -> dict:
+    """Trains, and scores the end of the run on `validation`, the same images for all: a run of larger patches leaves
+    small images out, and would hold out others."""
+    begun = time.perf_counter()
+    steps = list(train(config))[-1].step
+    seconds = time.perf_counter() - begun
+    tensors = checkpoint.load_latest(Path(config.out)).tensors
+    model = EDSR(replace(config.network or PRESETS[config.model], scale=config.scale))
     scores = {}
-    for name, kind in ("psnr", "average"), ("not_averaged", "model"):
+    for name, kind in ("psnr", "ema"), ("not_averaged", "model"):
         model.load_state_dict({key: tensors[f"{kind}.{key}"] for key in model.state_dict()})
-        scores[name] = round(validate(model, held, options.scale)[0], 3)
+        scores[name] = round(validate(model, validation, config.scale)[0], 3)
     return scores | {"seconds": round(seconds, 1), "steps": steps}
 
 
@@ -79,22 +73,28 @@ def main() -> None:
 
 
 def compare(options, cache: str) -> None:
-    PRESETS[PRESET] = EDSRConfig(blocks=options.blocks, features=options.features)
+    network = EDSRConfig(blocks=options.blocks, features=options.features)
     sizes = {"steps": options.steps, "batch": options.batch, "patch": options.patch}
     base = TrainConfig(
-        tuple(options.data), "", scale=options.scale, lr=options.lr, device=options.device, cache=cache, **sizes
+        tuple(options.data),
+        "",
+        scale=options.scale,
+        lr=options.lr,
+        device=options.device,
+        cache=cache,
+        network=network,
+        **sizes,
     )
-    images, held = load_dataset(base.data, base.scale, base.patch, print, cache=cache)
-    held = train_val_split(images)[1] if held is None else held
-    if held is None:
-        raise SystemExit("one image cannot be held back; give more with --data")
+    images, validation = load_dataset(base.data, base.scale, base.patch, cache=cache)
+    validation = train_val_split(images)[1] if validation is None else validation
+    if validation is None:
+        raise SystemExit("one image cannot be held out; give more with --data")
     print(machine.machine_line(machine.describe(options.device)))
     print(f"{options.blocks} blocks of {options.features}, {sizes}, lr {options.lr:g}")
     print(f"{'':24}{'PSNR':>9}{'raw':>9}{'steps':>8}{'s':>7}")
     results = {}
     for name in options.only or VARIANTS:
         change = dict(VARIANTS[name])
-        clip = change.pop("clip", None)
         for key in sizes.keys() & change.keys():
             change[key] = int(getattr(base, key) * change[key])
         runs = []
@@ -102,7 +102,7 @@ def compare(options, cache: str) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 steps = change.get("steps", base.steps)
                 every = {"val_every": steps, "save_every": steps}
-                runs.append(run(replace(base, out=folder, seed=seed, init="none", **(every | change)), held, clip))
+                runs.append(run(replace(base, out=folder, seed=seed, init="none", **(every | change)), validation))
         mean = {key: round(statistics.fmean(r[key] for r in runs), 3) for key in runs[0]}
         results[name] = mean
         print(

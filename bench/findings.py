@@ -1,6 +1,6 @@
 """What was found on a GPU, in ten lines: `python -m bench.findings [--logs DIR] [--run RUN]`.
 
-From the newest records in bench/results and the verdicts in kernels/triton/configs. Needs neither torch nor a GPU.
+From the newest records in bench/results and the statuses in kernels/triton/configs. Needs neither torch nor a GPU.
 """
 
 import argparse
@@ -55,10 +55,10 @@ def lines(logs: Path | None = None, run: Path | None = None) -> Iterator[str]:
         versions = f"torch {machine['torch']}, Triton {machine['triton']}"
         yield f"{machine['name']}, {versions}, {machine['date']}"
     for path in sorted(CONFIGS.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8")).get("choices", {}).get("hopper", {}).get("verdicts", {})
+        found = json.loads(path.read_text(encoding="utf-8")).get("choices", {}).get("hopper", {}).get("statuses", {})
         if found:
-            right = [key for key, words in found.items() if words == "right"]
-            wrong = [f"{key}: {words}" for key, words in found.items() if words != "right"]
+            right = [key for key, words in found.items() if words == "verified"]
+            wrong = [f"{key}: {words}" for key, words in found.items() if words != "verified"]
             yield f"kernels on {path.stem}: right {', '.join(right) or 'none'}" + "".join(f"; {w}" for w in wrong)
     if right := "; ".join(filter(None, (_check(records["check"]), _tests(logs)))):
         yield right
@@ -110,7 +110,9 @@ def _trained(run: Path | None) -> str | None:
     if not noted:
         return None
     best = f", validation {max(line['psnr'] for line in scored):.3f} dB at best" if scored else ""
-    rates = [line["patches_per_second"] for line in noted if "patches_per_second" in line]
+    # Earlier versions called patches images.
+    speeds = (line.get("patches_per_second", line.get("images_per_second")) for line in noted)
+    rates = [speed for speed in speeds if speed is not None]
     speed = f", {statistics.median(rates):,.0f} patches/s" if rates else ""
     return f"trained to step {noted[-1]['step']:,}{speed}{best}"
 

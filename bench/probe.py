@@ -1,6 +1,6 @@
 """Tries the kernels for Hopper GPUs on this GPU, and notes what was found for all of its kind: `python -m bench.probe`.
 
-As `python -m kernels.triton.hopper.probe` does for one machine, each in a process of its own; the verdicts go into
+As `python -m kernels.triton.hopper.probe` does for one machine, each in a process of its own; the statuses go into
 kernels/triton/configs/<gpu>.json as `choices["hopper"]`, from where a kernel that is not right is never launched again.
 """
 
@@ -36,9 +36,9 @@ def main() -> int:
             continue
         found[key] = words
         record = tune.read(gpu)
-        record["choices"]["hopper"] = verification.to_ship(found)
+        record["choices"]["hopper"] = verification.shipping_record(found)
         tune.write(gpu, record)  # after each: what comes next may take the machine with it
-    right = sum(words == verification.RIGHT for words in found.values())
+    right = sum(words == verification.VERIFIED for words in found.values())
     print(f"{right} of {len(verification.ALL)} right; the others are not launched")
     return 0 if right == len(verification.ALL) else 1
 

@@ -14,7 +14,7 @@ from bench.conftest import long
 from bench.machine import Ceiling, stopwatch
 from bench.rounds import Group, Implementation, Turns, in_rows, measured
 from bench.workloads import CpuNetwork, in_bands
-from edsr.inference.streaming import plan
+from edsr.inference.plan import band_shape
 
 pytestmark = in_rows
 SIZES = [(512, 256), pytest.param(1024, 128, marks=long)]
@@ -31,7 +31,7 @@ def figures(width: int, height: int, device: str, names: tuple[str, ...], turns:
         if name == "whole":
             run = torch.inference_mode()(lambda: model(x, ops))
             return Implementation("the whole image", lambda: stopwatch(run, device), work.gflop(True))
-        rows, columns = plan(width, TILES[name], model.config.receptive_radius)
+        rows, columns = band_shape(width, TILES[name], model.config.receptive_radius)
         run = torch.inference_mode()(lambda: in_bands(model, x, rows, columns, ops))
         difference = (run() - expected).abs().max().item()
         # A few roundings apart at most: kernels may sum in another order for another height.

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.workloads import SLACK, Unavailable, compiled, gflop_per_pixel, network
 from edsr.data.patches import PatchLoader
-from edsr.data.store import PairedImages, pack
+from edsr.data.store import PairedImages
 from edsr.devices import ProcessGroup
 from edsr.images.resize import matlab_downscale
 from edsr.kernels import load_training_ops
@@ -42,7 +42,7 @@ from edsr.models.collapsed import worth_collapsing
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.training.recipe import ema_decay
 from edsr.training.run_log import LOG_EVERY
-from edsr.training.step import BLOCK_FLOPS, TrainStep
+from edsr.training.step import CHUNK_FLOPS, TrainStep
 
 LEARNING_RATE = 1e-4
 SEED = 0
@@ -151,7 +151,7 @@ def drawn(size: tuple[int, int], scale: int) -> PairedImages:
         noisy = np.stack(layers, 2) + generator.normal(0, 4, (*size, 3))
         high = noisy.clip(0, 255).astype(np.uint8)[:height, :width]
         pairs.append((matlab_downscale(high, scale), high))
-    return pack(pairs, scale)
+    return PairedImages.from_pairs(pairs, scale)
 
 
 # --- the ways
@@ -230,14 +230,14 @@ class Ours:
 
     def __init__(self, work: Training, backend: str, graph: bool):
         on_gpu = work.device == "cuda"
-        self.portion = max(1, min(LOG_EVERY, int(BLOCK_FLOPS / 1e9 / work.gflop))) if on_gpu else 1
-        self.lead, self.dtype, self._at, self._said = self.portion, work.dtype, 0, []
+        self.portion = max(1, min(LOG_EVERY, int(CHUNK_FLOPS / 1e9 / work.gflop))) if on_gpu else 1
+        self.lead, self.dtype, self._at = self.portion, work.dtype, 0
         self.model = work.start(torch.channels_last)
         feed = PatchLoader(work.images, work.patch, work.batch, SEED, work.device, self.portion)
         module, decay = load_training_ops(backend), ema_decay(300_000)
         ranks = ProcessGroup(work.device)
-        said, collapsed = self._said.append, worth_collapsing(ranks.device, work.batch * work.patch**2)
-        self._step = TrainStep(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, said, collapsed)
+        collapsed = worth_collapsing(ranks.device, work.batch * work.patch**2)
+        self._step = TrainStep(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, collapsed)
         self._start: dict[str, Tensor] | None = None  # kept where it is asked for: it is memory that no run needs
 
     def run(self, steps: int) -> None:
@@ -248,8 +248,8 @@ class Ours:
             count = min(self.portion, end - self._at)
             self._step.run(self._at, [LEARNING_RATE] * count)
             self._at += count
-        if self._said:
-            raise AssertionError(self._said[0])
+        if self._step.graph_error is not None:
+            raise AssertionError(f"no CUDA graph of the step: {self._step.graph_error}")
 
     def first(self) -> tuple[float, Tensor]:
         """Loss and direction of the first step, which is on the work's patches."""
@@ -261,7 +261,7 @@ class Ours:
             tensor.copy_(self._start[name])
         (loss,) = self._step.run(0, [LEARNING_RATE])
         state = self._step.tensors()
-        return loss, direction([state[f"adam.{name}.exp_avg"] for name, _ in self.model.named_parameters()])
+        return loss, direction([state[f"optimizer.{name}.exp_avg"] for name, _ in self.model.named_parameters()])
 
 
 def ours(work: Training, backend: str, graph: bool) -> Ours:

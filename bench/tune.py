@@ -7,14 +7,13 @@ kernels/triton/configs/<gpu>.json after every step. Found in fp16, and taken ove
 """
 
 import argparse
-import contextlib
 import gc
 import itertools
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -179,25 +178,9 @@ def legal(op: str, config: Config, features: int, shared: int = SHARED) -> bool:
 # --- configurations for one call
 
 
-@contextlib.contextmanager
-def configured(choose: Callable[[str, str, Config], Config]) -> Iterator[set[tuple[str, str]]]:
-    """Inside, launchers get choose(op, key, default). Yields the set of those asked for, by op and key."""
-    asked: set[tuple[str, str]] = set()
-
-    def config(op: str, key: str, default: Config, device: torch.device) -> Config:
-        asked.add((op, key))
-        return choose(op, key, default)
-
-    before, launch.config = launch.config, config
-    try:
-        yield asked
-    finally:
-        launch.config = before
-
-
 def forced(op: str, config: Config):
     """Inside, kernel `op` is launched with `config`, all others with their defaults."""
-    return configured(lambda asked, key, default: config if asked == op else default)
+    return launch.override_configs(lambda asked, key, default: config if asked == op else default)
 
 
 # --- compiling
@@ -320,7 +303,7 @@ def head_to_head(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str,
     assert item.choice is not None
     name, features, cases = item.choice
     found, wrong = item.found or {}, dict(failed)
-    with configured(lambda op, key, default: found.get(op, {}).get(key, default)):
+    with launch.override_configs(lambda op, key, default: found.get(op, {}).get(key, default)):
         full, small = SingleOp(name, features, *IMAGE.full[1:]), SingleOp(name, features, *IMAGE.odd[1:])
         runs = {}
         for case in cases:

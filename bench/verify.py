@@ -86,7 +86,7 @@ def verdict(work: Workload, name: str) -> str:
 
 def narrowed() -> Any:
     """Inside, launchers share work out as if there were one multiprocessor."""
-    return importlib.import_module("edsr.kernels.triton.launch").narrowed(1)
+    return importlib.import_module("edsr.kernels.triton.launch").limit_multiprocessors(1)
 
 
 def is_bad(words: str) -> bool:

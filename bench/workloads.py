@@ -242,7 +242,7 @@ def recorded(run: Run) -> Run:
 
 def bands(work: CpuNetwork) -> Run:
     model, ops = work.upscaler.model, work.upscaler.ops
-    rows, columns = work.upscaler.plan(work.width)
+    rows, columns = work.upscaler.plan.band_shape(work.width)
     return lambda: in_bands(model, work.image, rows, columns, ops)
 
 

@@ -1,4 +1,4 @@
-"""python -m edsr: the command line."""
+"""`python -m edsr`: the command line."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What computes: devices, precisions, and the processes that torchrun starts."""
+"""Devices, precisions, and the processes that torchrun starts."""
 
 import gc
 import os
@@ -17,7 +17,11 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, or the fastest here for "auto". Raises BackendError where there is none such."""
+    """The device of that name, or the fastest here for "auto".
+
+    Raises:
+        BackendError: There is none such.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -44,9 +48,12 @@ def cpu_has(precision: str) -> bool:
 
 
 def list_devices(text: str) -> list[str]:
-    """The devices that `--device` names: "cuda:0,cuda:1"; "all" is every CUDA device, where there is none the fastest.
+    """The devices that `--device` names, such as "cuda:0,cuda:1"; one may be named more than once.
 
-    One may stand there more than once. Raises BackendError for an empty name.
+    "all" is every CUDA device, or the fastest device where there is none.
+
+    Raises:
+        BackendError: A name is empty.
     """
     if text == "all":
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
@@ -57,57 +64,97 @@ def list_devices(text: str) -> list[str]:
 
 
 class ProcessGroup:
-    """This process among all of a run. rank, world: its number and how many there are. device: what it computes on.
+    """The processes that torchrun started, as one of them sees it; without torchrun this is the only one.
 
-    device: as for `edsr.Upscaler`; with several processes and CUDA each takes the GPU of its number on its machine.
-    Joins the process group (nccl on CUDA, gloo elsewhere) if torchrun's environment is there; `leave` ends it.
-    Raises BackendError where the device cannot be had.
+    Joins torch's process group (nccl on CUDA, gloo elsewhere) if there are several; `leave` ends it.
+
+    Args:
+        device: Where the processes compute, as for `edsr.Upscaler`; with several processes and CUDA each takes the GPU
+            of its number on its machine.
+        timeout: How long one process waits for the others; None: torch's default.
+
+    Attributes:
+        rank: Number of this process.
+        world_size: How many processes there are.
+        local_rank: Number of this process on its machine.
+        device: What this process computes on.
+
+    Raises:
+        BackendError: The device cannot be had.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, timeout: timedelta | None = None):
         self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
-        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.device = pick_device(device)
-        if self.world == 1:
+        if self.world_size == 1:
             return
         if self.device.type == "cuda":
-            self.device = pick_device(f"cuda:{self.local}")
+            self.device = pick_device(f"cuda:{self.local_rank}")
             torch.cuda.set_device(self.device)
-        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
+
+    @classmethod
+    def for_files(cls) -> "ProcessGroup":
+        """The processes that share the files of a batch: they talk by way of the CPU, whatever they compute on, and
+        the first to be done waits for the last, however long that takes."""
+        return cls("cpu", timedelta(days=30))
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes and speaks."""
+        """Whether this is the one process that writes and logs."""
         return self.rank == 0
 
     def leave(self) -> None:
         """Ends the group. Whoever holds a DistributedDataParallel has let go of it: what is left of a group when Python
         ends takes the process down with it."""
-        if self.world > 1 and dist.is_initialized():
+        if self.world_size > 1 and dist.is_initialized():
             gc.collect()  # it lies in cycles
             dist.destroy_process_group()
 
+    def local_device(self, name: str) -> str:
+        """The device for `--device NAME`: for "auto" the GPU of this process's number on its machine, if any."""
+        if self.world_size == 1 or name != "auto" or not torch.cuda.is_available():
+            return name
+        return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Those of the items, which are the same in all processes, that are this one's; each has one owner."""
+        return list(items[self.rank :: self.world_size])
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every process's value, by rank, in the main one; None in the others. Waits until all have come here.
+
+        torchrun ends all when one ends with an error, so nobody may end before this.
+        """
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values)
+        dist.barrier()
+        return values
+
     def mean(self, values: list[float]) -> list[float]:
         """The mean of each value over all processes, which all get the same numbers."""
-        if self.world == 1:
+        if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
-        return (tensor / self.world).tolist()
+        return (tensor / self.world_size).tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+        """Whether the flag is set in any process."""
         return self.mean([float(flag)])[0] > 0
 
     def barrier(self) -> None:
-        """Until all have come here."""
-        if self.world > 1:
+        """Waits until all processes have come here."""
+        if self.world_size > 1:
             dist.barrier()
 
     def broadcast(self, tensors: Iterable[Tensor], record: dict | None) -> dict | None:
-        """Fills `tensors` with the first process's values, and gives its `record` to all."""
-        if self.world == 1:
+        """Fills `tensors` with the main process's values, and gives its `record` to all."""
+        if self.world_size == 1:
             return record
         for tensor in tensors:
             # Element for element, whatever the layout in memory.
@@ -117,36 +164,3 @@ class ProcessGroup:
         box = [record]
         dist.broadcast_object_list(box, 0, device=self.device)
         return box[0]
-
-
-class Shares:
-    """This process among those of a batch, `rank` of `world`; the only one without torchrun."""
-
-    def __init__(self):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if self.world > 1:
-            # The first to be done waits for the last, however long that takes.
-            dist.init_process_group("gloo", timeout=timedelta(days=30))
-
-    def device(self, name: str) -> str:
-        """The device for `--device NAME`: for "auto" the GPU of this process's number on its machine, if any."""
-        if self.world == 1 or name != "auto" or not torch.cuda.is_available():
-            return name
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-
-    def mine(self, items: Sequence[T]) -> list[T]:
-        """Of items that are the same in all processes those of this one; each has one owner."""
-        return list(items[self.rank :: self.world])
-
-    def gather(self, value: Any) -> list[Any] | None:
-        """Every process's value, in the first one; None in the others. Waits until all have come here.
-
-        torchrun ends all when one ends with an error, so nobody may end before this.
-        """
-        if self.world == 1:
-            return [value]
-        values = [None] * self.world if self.rank == 0 else None
-        dist.gather_object(value, values)
-        dist.barrier()
-        dist.destroy_process_group()
-        return values

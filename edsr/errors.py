@@ -1,43 +1,57 @@
-"""Every error that is meant for a person: one line that says what went wrong and what to do."""
+"""Errors that are meant for a person: each message is one line that says what went wrong and, where it can, what to do.
+
+Every exception that this project raises about files, devices and options derives from `EDSRError`. Exceptions of other
+classes (ValueError, TypeError, AssertionError) are mistakes of the program that calls.
+"""
 
 import re
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line and paragraph separators, and surrogates, which stand for bytes that are no UTF-8."""
+
+
+def printable(text: str) -> str:
+    """The text as one line, with "?" for all that could break the line, steer the terminal or not be encoded.
+
+    File names and the contents of files may hold anything.
+    """
+    return _UNPRINTABLE.sub("?", text)
+
 
 class EDSRError(Exception):
-    """The base of all errors that this project raises about files, devices and options."""
+    """The base of all errors about the user's files, devices and options. Its message is made `printable`."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class ImageError(EDSRError):
-    """An image cannot be read or written: one line that names the file and says why or what to do."""
+    """An image that cannot be read or written."""
 
 
 class WeightsError(EDSRError):
-    """Weights that cannot be found, read or written; one line that says what to do about it."""
-
-    def __init__(self, message: str):
-        # A file's own words (its name, its keys) must not break the line or steer the terminal.
-        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "?", message))
+    """Weights that cannot be found, read or written."""
 
 
 class BackendError(EDSRError):
-    """A device, precision or backend that cannot be had here; one line that says what to do."""
+    """A device, precision or backend that cannot be had here."""
 
 
 class DataError(EDSRError):
-    """The images given cannot be trained on; one line that says what to do."""
+    """Images that cannot be trained on."""
 
 
 class EvaluateError(EDSRError):
-    """A folder that cannot be scored; one line that says what to do."""
+    """A folder of images that cannot be scored."""
 
 
 class CompareError(EDSRError):
-    """Images that cannot be compared, or no place for the outcome; one line that says what to do."""
+    """Images that cannot be compared, or a figure that cannot be written."""
 
 
 class CheckpointError(EDSRError):
-    """A checkpoint cannot be written or read; one line that says what to do."""
+    """A checkpoint that cannot be written or read."""
 
 
 class TrainError(EDSRError):
-    """A run that cannot be begun or go on; one line that says what to do."""
+    """A run that cannot be started or continued."""

@@ -1,4 +1,4 @@
-"""What long work tells of its progress, to whoever shows it; the command line shows bars."""
+"""What long work reports of its progress, to whoever shows it; the command line draws bars (`edsr.cli.progress`)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,25 +6,25 @@ from typing import Protocol
 
 
 class ImageProgress(Protocol):
-    """An image being enlarged."""
+    """The progress of one image."""
 
     def advance(self, rows: int) -> None:
-        """So many rows more are done."""
+        """So many more of its rows are done."""
 
 
 class BatchProgress(Protocol):
-    """A batch of files."""
+    """The progress of a batch of files."""
 
     def file(self, name: str, width: int, height: int) -> AbstractContextManager[ImageProgress]:
-        """The progress of one image of width x height, for as long as it is worked on."""
+        """The progress of one image of width x height pixels, for as long as it is worked on."""
         ...
 
     def done(self) -> None:
-        """A file of the batch has ended, well or not."""
+        """One file of the batch has ended, well or not."""
 
 
 class Silent:
-    """A Bar and Bars that show nothing."""
+    """An `ImageProgress` and a `BatchProgress` that show nothing."""
 
     def advance(self, rows: int) -> None: ...
 

@@ -4,7 +4,8 @@
 
 There is no second list of signatures: under `launch.compile_only` the launchers themselves are called, on
 tensors of the device "meta". One line for each distinct kernel, with the least time that the op it belongs to
-can take at 1080p on one GPU. What counts as a failure is in `failures`; where there is any, the exit code is 1.
+can take at 1080p on one GPU, by the roofline model: that of its arithmetic or its memory traffic, whichever is longer.
+What counts as a failure is in `failures`; where there is any, the exit code is 1.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,20 +45,20 @@ class Resources:
     spills: int  # instructions that load from local memory or store to it
     shared: int  # bytes of shared memory per block
     matrix: dict[str, int]  # matrix instructions by name and shape, and how many there are
-    multiplies: bool  # whether the program has a matrix product
+    has_matrix_product: bool  # whether the program has a matrix product
     warnings: tuple[str, ...]  # of ptxas, that matrix products wait for each other
     rings: tuple[int, ...] = ()  # slots of each ring that a plain kernel keeps for operands of asynchronous products
 
 
-class Outcome(NamedTuple):
-    """What became of a case."""
+class CompiledCase(NamedTuple):
+    """What compiling a case gave."""
 
     kernels: list[Any]  # as Triton compiled them
     failures: list[str]  # of the case itself
-    asked: set[tuple[str, str]]  # (op, key) of the configurations that its launchers asked for
+    requested: set[tuple[str, str]]  # (op, key) of the configurations that its launchers requested
 
 
-# Compiling and judging.
+# --- compiling and checking
 
 
 class _NoGPU:
@@ -76,53 +77,38 @@ class _NoGPU:
         return 0
 
 
-def configurations(gpu: str) -> dict[tuple[str, str], launch.Config]:
+def load_configurations(gpu: str) -> dict[tuple[str, str], launch.Config]:
     """The entries of configs/<gpu>.json by op and key."""
     ops = json.loads((launch.FOLDER / f"{gpu}.json").read_text(encoding="utf-8"))["configs"]
     return {(op, key): config for op, keys in ops.items() for key, config in keys.items()}
 
 
-@contextlib.contextmanager
-def configured(gpu: str | None) -> Iterator[set[tuple[str, str]]]:
-    """Inside, launchers get the configurations of `gpu`. Yields the set of those asked for, by op and key."""
-    entries = configurations(gpu) if gpu else {}
-    asked = set()
-
-    def config(op: str, key: str, default: launch.Config, device: torch.device) -> launch.Config:
-        asked.add((op, key))
-        return entries.get((op, key), default)
-
-    before, launch.config = launch.config, config
-    try:
-        yield asked
-    finally:
-        launch.config = before
-
-
-def compile_case(case: Case, arch: int, gpu: str | None = None) -> Outcome:
+def compile_case(case: Case, arch: int, gpu: str | None = None) -> CompiledCase:
     """Compiles all that `case` launches on compute capability `arch`, with the configurations measured on `gpu`."""
     driver.set_active(_NoGPU(arch))  # pyright: ignore[reportArgumentType]
     torch.backends.cuda.matmul.allow_tf32 = case.kind == "tf32"
     kernels, problems = {}, []
+    entries = load_configurations(gpu) if gpu else {}
 
     def collect(name: str, kernel: Any) -> None:
         kernels[kernel.hash] = kernel
 
+    override = launch.override_configs(lambda op, key, default: entries.get((op, key), default))
     # Triton prints the whole program where ptxas refuses it.
-    with launch.compile_only(arch, collect), configured(gpu) as asked, contextlib.redirect_stdout(io.StringIO()):
+    with launch.compile_only(arch, collect), override as requested, contextlib.redirect_stdout(io.StringIO()):
         try:
             case.call()
         except Exception as error:
             problems.append(_reason(error))
     # Where Triton keeps binaries alone there is nothing to be read.
     readable = [kernel for kernel in kernels.values() if "ttgir" in kernel.asm]
-    if not problems and case.matrix and len(readable) == len(kernels) and not any(map(multiplies, readable)):
+    if not problems and case.matrix and len(readable) == len(kernels) and not any(map(has_matrix_product, readable)):
         problems.append("no kernel has a matrix product")
-    return Outcome(list(kernels.values()), problems, asked)
+    return CompiledCase(list(kernels.values()), problems, requested)
 
 
 def _reason(error: BaseException) -> str:
-    """One line of the innermost error: those around it say where it arose, with the program."""
+    """One line of the innermost error; those around it quote the program."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
@@ -134,7 +120,11 @@ def failures(resources: Resources, arch: int, matrix: bool) -> list[str]:
     found = []
     if resources.spills:
         found.append(f"{resources.spills} instructions spill registers")
-    if matrix and resources.multiplies and not any(x.split(".")[0] == INSTRUCTION[arch] for x in resources.matrix):
+    if (
+        matrix
+        and resources.has_matrix_product
+        and not any(x.split(".")[0] == INSTRUCTION[arch] for x in resources.matrix)
+    ):
         found.append(f"no {INSTRUCTION[arch]}")
     if resources.shared > SHARED[arch]:
         found.append(f"{resources.shared} B of shared memory, where a block may have {SHARED[arch]}")
@@ -144,23 +134,23 @@ def failures(resources: Resources, arch: int, matrix: bool) -> list[str]:
 
 
 def inspect(kernel: Any) -> Resources:
-    """What a kernel that Triton compiled uses."""
+    """The resources of a kernel that Triton compiled."""
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(kernel.asm["cubin"])
         ptx.write_text(kernel.asm["ptx"], encoding="utf-8")
-        target = _find(r"^\.target (\w+)", kernel.asm["ptx"])
+        target = _search(r"^\.target (\w+)", kernel.asm["ptx"])
         code = _output("cuobjdump", "-sass", "-res-usage", cubin)
         log = _output("ptxas", "-v", f"--gpu-name={target}", ptx, "-o", "/dev/null")
     opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code)
     matrix = Counter(".".join(x.split(".")[:2]) for x in opcodes if re.match(r"[HIQ]G?MMA\.", x))
     return Resources(
-        registers=int(_find(r"\bREG:(\d+)", code)),
-        stack=int(_find(r"\bSTACK:(\d+)", code)),
+        registers=int(_search(r"\bREG:(\d+)", code)),
+        stack=int(_search(r"\bSTACK:(\d+)", code)),
         spills=sum(x.startswith(("LDL", "STL")) for x in opcodes),
         shared=kernel.metadata.shared,
         matrix=dict(matrix),
-        multiplies=multiplies(kernel),
+        has_matrix_product=has_matrix_product(kernel),
         warnings=tuple(line.strip() for line in log.splitlines() if "serialized" in line or "C7508" in line),
         rings=rings(kernel.asm["ttgir"]),
     )
@@ -176,14 +166,14 @@ def rings(ttgir: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x", ttgir)))
 
 
-def multiplies(kernel: Any) -> bool:
+def has_matrix_product(kernel: Any) -> bool:
     """Whether the program, as Triton lowers it for a GPU, has a matrix product."""
     return re.search(r"\btt\.dot\b|\bttng\.warp_group_dot\b", kernel.asm["ttgir"]) is not None
 
 
-def _find(pattern: str, text: str) -> str:
+def _search(pattern: str, text: str) -> str:
     found = re.search(pattern, text, re.MULTILINE)
-    assert found, f"no {pattern} in what the CUDA tools say"
+    assert found, f"no {pattern} in the output of the CUDA tools"
     return found[1]
 
 
@@ -192,14 +182,14 @@ def _output(tool: str, *arguments: str | Path) -> str:
     return result.stdout + result.stderr
 
 
-# The command.
+# --- the command
 
-COLUMNS = "{:4} {:5} {:38} {:14} {:>4} {:>5} {:>6} {:>6}  {:24} {:>8} {}\n"
-TITLES = ("", "arch", "case", "kernel", "regs", "stack", "spills", "shared", "matrix instructions", "least ms", "by")
+COLUMNS = "{:4} {:5} {:38} {:14} {:>4} {:>5} {:>6} {:>6}  {:24} {:>11} {}\n"
+TITLES = ("", "arch", "case", "kernel", "regs", "stack", "spills", "shared", "matrix instructions", "roofline ms", "by")
 
 
 class Report:
-    """Prints a line for each distinct kernel and keeps all that is to be said at the end."""
+    """Prints a line for each distinct kernel, and keeps the failures for the end."""
 
     def __init__(self, write: Callable[[str], object]):
         self.write = write
@@ -207,7 +197,7 @@ class Report:
         self.failures: list[str] = []
         write(COLUMNS.format(*TITLES))
 
-    def case(self, case: Case, arch: int, gpu: str | None, outcome: Outcome) -> None:
+    def case(self, case: Case, arch: int, gpu: str | None, outcome: CompiledCase) -> None:
         label = case.name + (f" on {gpu}" if gpu else "")
         for kernel in outcome.kernels:
             if kernel.hash not in self.kernels:
@@ -216,8 +206,8 @@ class Report:
             self.failure(f"sm_{arch} {label}: {reason}")
 
     def _kernel(self, case: Case, arch: int, label: str, kernel: Any) -> None:
-        uses, (least, by) = inspect(kernel), case.bound(arch)
-        wrong = failures(uses, arch, case.matrix)
+        uses, (milliseconds, by) = inspect(kernel), case.roofline(arch)
+        failed = failures(uses, arch, case.matrix)
         self.kernels[kernel.hash] = {
             "arch": arch,
             "case": label,
@@ -225,13 +215,13 @@ class Report:
             **asdict(uses),
             "case_flops": case.flops,
             "case_bytes": case.traffic,
-            "case_least_ms": least,
+            "case_roofline_ms": milliseconds,
             "case_bound_by": by,
-            "failures": wrong,
+            "failures": failed,
         }
         self.write(
             COLUMNS.format(
-                "FAIL" if wrong else "ok",
+                "FAIL" if failed else "ok",
                 f"sm_{arch}",
                 label,
                 kernel.name,
@@ -240,11 +230,11 @@ class Report:
                 uses.spills,
                 uses.shared,
                 ", ".join(f"{count}x {name}" for name, count in uses.matrix.items()) or "-",
-                f"{least:.3f}",
+                f"{milliseconds:.3f}",
                 by,
             )
         )
-        for reason in wrong:
+        for reason in failed:
             self.failure(f"sm_{arch} {label}, {kernel.name}: {reason}")
 
     def failure(self, line: str) -> None:
@@ -256,25 +246,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m kernels.aot", description="Compile every kernel without a GPU.")
     parser.add_argument("--arch", type=int, nargs="+", choices=PEAKS, default=list(PEAKS), help="compute capability")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="the cases with this in their name")
-    parser.add_argument("--quick", action="store_true", help="the most telling cases, default configurations")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is known of each kernel there")
+    parser.add_argument("--quick", action="store_true", help="one case of each kernel, default configurations")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts about each kernel there")
     options = parser.parse_args(arguments)
     if launch.interpreted():
-        sys.stderr.write("edsr.kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
+        sys.stderr.write("kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
         return 2
     chosen = [c for c in cases() if options.only in c.name and (c.name in QUICK or not options.quick)]
     report = Report(lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     for arch in options.arch:
-        for gpu in (None, *(() if options.quick else measured(arch))):
-            asked = set()
+        for gpu in (None, *(() if options.quick else measured_gpus(arch))):
+            requested = set()
             for case in chosen:
                 if arch in case.archs:
                     outcome = compile_case(case, arch, gpu)
                     report.case(case, arch, gpu, outcome)
-                    asked |= outcome.asked
+                    requested |= outcome.requested
             if gpu and not options.only:
-                for op, key in configurations(gpu).keys() - asked:
-                    report.failure(f"sm_{arch} configs/{gpu}.json: no case asks for {op} {key}")
+                for op, key in load_configurations(gpu).keys() - requested:
+                    report.failure(f"sm_{arch} configs/{gpu}.json: no case requests {op} {key}")
     sys.stdout.write(f"triton {triton.__version__}: {len(report.kernels)} kernels, {len(report.failures)} failures\n")
     sys.stdout.writelines(f"FAIL {line}\n" for line in report.failures)
     if options.json:
@@ -283,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report.failures else 0
 
 
-def measured(arch: int) -> list[str]:
+def measured_gpus(arch: int) -> list[str]:
     """The GPUs of this architecture that configurations were measured on."""
     names = sorted(path.stem for path in launch.FOLDER.glob("*.json"))
     return [name for name in names if any(GPUS.get(word) == arch for word in name.split("-"))]

@@ -1,5 +1,5 @@
-"""The ops as the network calls them, on tensors of the device "meta", for `edsr.kernels.aot` to compile; and what
-each can take at the least."""
+"""The ops as the network calls them, on tensors of the device "meta", for `edsr.kernels.aot` to compile, with their
+FLOPs and memory traffic."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from .interface import OutputSpec
-from .triton import conv3x3, conv3x3_backward
-from .triton import ops as fused
+from .triton import conv3x3, conv3x3_backward, ops
 from .triton.hopper import dispatch, resblock
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}  # of operands
-FULL = (1080, 1920)  # rows and columns of the image that is made larger
+FULL = (1080, 1920)  # rows and columns of the image that is upscaled
 ODD = (1081, 1919)  # Triton compiles anew for sizes that are no multiples of 16
 PATCHES = (16, 48, 48)  # images, rows and columns that are trained on at once
 LARGE = (4, 96, 96)  # wide enough for Hopper's own kernels
@@ -52,8 +51,8 @@ class Case:
         """Whether its products belong on the matrix units."""
         return self.kind in ("fp16", "bf16")
 
-    def bound(self, arch: int) -> tuple[float, str]:
-        """(the least milliseconds it can take, which of its two costs that is)."""
+    def roofline(self, arch: int) -> tuple[float, str]:
+        """(the least milliseconds it can take, "FLOPs" or "bytes", whichever costs that)."""
         peaks = PEAKS[arch]
         return max(
             (1e3 * self.flops / peaks.flops[self.kind], "FLOPs"), (1e3 * self.traffic / peaks.bandwidth, "bytes")
@@ -85,7 +84,7 @@ def _conv3x3(
     shuffle: int = 1,
     padding: int = 1,
     size: tuple[int, int] = FULL,
-    way: str = "conv3x3",
+    implementation: str = "conv3x3",
 ) -> Case:
     height, width = size
     pixels = height * width
@@ -95,18 +94,18 @@ def _conv3x3(
         y = _map(co, kind, height, width) if skip else None
         out = _map(co // shuffle**2, kind, height * shuffle, width * shuffle)
         operands = (x, *_weight(co, ci, kind), relu, scale, y)
-        if way == "copies":
+        if implementation == "copies":
             dispatch.KERNELS["copies"](*operands, padding, out)
         else:
-            (fused.conv3x3 if way == "conv3x3" else conv3x3.portable)(*operands, shuffle, padding, out)
+            (ops.conv3x3 if implementation == "conv3x3" else conv3x3.portable)(*operands, shuffle, padding, out)
 
     return Case(
-        f"{way} {kind} {ci}-{co} {label}",
+        f"{implementation} {kind} {ci}-{co} {label}",
         kind,
         call,
         flops=2 * 9 * ci * co * pixels,
         traffic=KINDS[kind].itemsize * (pixels * (ci + co + skip * co) + 9 * ci * co),
-        archs=(80, 90) if way == "conv3x3" else (90,),  # on sm_80 there is nothing else
+        archs=(80, 90) if implementation == "conv3x3" else (90,),  # on sm_80 there is nothing else
     )
 
 
@@ -116,7 +115,7 @@ def _head(kind: str, co: int, image: torch.dtype, padding: tuple[int, int] = (1,
     def call():
         rows = height + 2 - sum(padding)
         x = torch.empty((1, 3, rows, width), dtype=image, device="meta", memory_format=torch.channels_last)
-        fused.head(x, *_weight(co, 3, kind), MEAN, padding)
+        ops.head(x, *_weight(co, 3, kind), MEAN, padding)
 
     return Case(
         f"head {kind} {_short(image)}-{co}{label}",
@@ -137,7 +136,7 @@ def _collapsed_tail(
         x = _map(ci, kind, height + 4 - 2 * padding, width)
         weight = x.new_empty((4, 4, outputs, 5, 5, ci)).permute(0, 1, 2, 5, 3, 4)
         overflow = x.new_zeros(1, dtype=torch.int32)
-        fused.collapsed_tail(
+        ops.collapsed_tail(
             x, weight, x.new_empty((4, 4, outputs)), MEAN, shuffle, OutputSpec(image, overflow), padding, ends
         )
 
@@ -155,7 +154,7 @@ def _tail(kind: str, ci: int) -> Case:
     return Case(
         f"tail {kind} {ci}",
         kind,
-        lambda: fused.tail(_map(ci, kind, height, width), *_weight(3, ci, kind), MEAN),
+        lambda: ops.tail(_map(ci, kind, height, width), *_weight(3, ci, kind), MEAN),
         flops=2 * 9 * 3 * ci * height * width,
         traffic=height * width * (ci * KINDS[kind].itemsize + 3 * 4),
     )
@@ -184,7 +183,7 @@ def _patches(kind: str, ci: int, co: int, shuffle: int = 1) -> Case:
     pixels = n * height * width
 
     def call():
-        fused.conv3x3(_map(ci, kind, height, width, n), *_weight(co, ci, kind), shuffle=shuffle)
+        ops.conv3x3(_map(ci, kind, height, width, n), *_weight(co, ci, kind), shuffle=shuffle)
 
     return Case(
         f"patches {kind} {ci}-{co}" + (f" shuffle {shuffle}" if shuffle > 1 else ""),
@@ -242,14 +241,14 @@ def cases() -> list[Case]:
             ways = (
                 ("conv3x3", "portable", *(["copies"] if c == 64 else [])) if kind in ("fp16", "bf16") else ("conv3x3",)
             )
-            for way in ways:
+            for implementation in ways:
                 found += [
-                    _conv3x3("relu", kind, c, c, relu=True, way=way),
-                    _conv3x3("relu, band", kind, c, c, relu=True, padding=0, way=way),
-                    _conv3x3("relu, odd", kind, c, c, relu=True, size=ODD, way=way),
-                    _conv3x3("scale+skip", kind, c, c, scale=0.1, skip=True, way=way),
-                    _conv3x3("skip, band", kind, c, c, skip=True, padding=0, way=way),
-                    _conv3x3("plain", kind, c, c, way=way),
+                    _conv3x3("relu", kind, c, c, relu=True, implementation=implementation),
+                    _conv3x3("relu, band", kind, c, c, relu=True, padding=0, implementation=implementation),
+                    _conv3x3("relu, odd", kind, c, c, relu=True, size=ODD, implementation=implementation),
+                    _conv3x3("scale+skip", kind, c, c, scale=0.1, skip=True, implementation=implementation),
+                    _conv3x3("skip, band", kind, c, c, skip=True, padding=0, implementation=implementation),
+                    _conv3x3("plain", kind, c, c, implementation=implementation),
                 ]
             found += [_conv3x3(f"shuffle {r}", kind, c, c * r * r, shuffle=r) for r in (2, 3)]
             found += [_head(kind, c, image) for image in (torch.uint8, torch.uint16, torch.float32)]
@@ -279,7 +278,7 @@ def cases() -> list[Case]:
     return found
 
 
-QUICK = {  # the most telling cases
+QUICK = {  # one case of each kernel
     "conv3x3 fp16 64-64 relu",
     "conv3x3 fp16 64-64 scale+skip",
     "conv3x3 fp16 256-256 scale+skip",

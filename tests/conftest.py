@@ -1,6 +1,5 @@
 import importlib.util
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_kernels(tmp_path_factory):
-    """The CPU kernels in a cache of the tests' own, so that no process has to compile them, which it would say."""
+    """The CPU kernels in a cache of the tests' own, so that no process has to compile them, which would be logged."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         winograd_cpu.compile_ahead()
@@ -62,29 +61,26 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run_cli(capsys):
-    """Runs a command with the small network (model: another, or None for the default).
+def run(capsys):
+    """Runs a command; gives exit code, standard output, standard error."""
 
-    Gives exit code, standard output, standard error.
-    """
-
-    def run(*arguments, model="m.safetensors"):
-        code = cli.main([*map(str, arguments), *(["--model", model] if model else [])])
+    def call(*arguments):
+        code = cli.main([*map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    return run
+    return call
 
 
 @pytest.fixture
-def upscale(run_cli):
-    """`run_cli` for upscale."""
-    return partial(run_cli, "upscale")
+def upscale(run):
+    """`run` for upscale, with the small network of `home`, or another `model`."""
+    return lambda *arguments, model="m.safetensors": run("upscale", *arguments, "--model", model)
 
 
 @pytest.fixture
 def tiny(monkeypatch) -> EDSRConfig:
-    """What is trained as edsr-baseline."""
+    """A small network that is trained in the place of edsr-baseline."""
     config = EDSRConfig(blocks=1, features=8)
     monkeypatch.setitem(PRESETS, "edsr-baseline", config)
     return config
@@ -92,7 +88,7 @@ def tiny(monkeypatch) -> EDSRConfig:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Images to train on, one of which will be held back."""
+    """Images to train on, one of which will be held out."""
     where = tmp_path / "images"
     where.mkdir()
     for i in range(4):

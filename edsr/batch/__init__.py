@@ -1,17 +1,20 @@
-"""From file to file: which images, where to, on which devices."""
+"""From file to file: which images, where each goes, how large it becomes, on which devices."""
 
 from typing import TYPE_CHECKING
 
 import lazy_loader
 
 if TYPE_CHECKING:
+    from .jobs import BatchPlan as BatchPlan
+    from .jobs import FailedInput as FailedInput
     from .jobs import Job as Job
+    from .jobs import OutputSize as OutputSize
     from .jobs import output_path as output_path
     from .jobs import plan_jobs as plan_jobs
+    from .runner import FileResult as FileResult
     from .runner import UpscaleOptions as UpscaleOptions
     from .runner import UpscalerPool as UpscalerPool
     from .runner import upscale_files as upscale_files
-    from .sizes import OutputSize as OutputSize
     from .stdio import STDIN as STDIN
     from .stdio import STDOUT as STDOUT
     from .stdio import stdin_file as stdin_file
@@ -20,9 +23,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "jobs": ["Job", "output_path", "plan_jobs"],
-        "runner": ["UpscaleOptions", "UpscalerPool", "upscale_files"],
-        "sizes": ["OutputSize"],
+        "jobs": ["BatchPlan", "FailedInput", "Job", "OutputSize", "output_path", "plan_jobs"],
+        "runner": ["FileResult", "UpscaleOptions", "UpscalerPool", "upscale_files"],
         "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],
     },
 )

@@ -1,6 +1,7 @@
-"""Image files made larger: one, or a batch over one device or several."""
+"""Upscales image files: one, or a batch over one device or several."""
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -19,8 +20,9 @@ from edsr.progress import BatchProgress
 from edsr.system import remove_abandoned
 from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_model
 
-from .jobs import Job
-from .sizes import OutputSize, scale_for
+from .jobs import Job, OutputSize, scale_for
+
+logger = logging.getLogger(__name__)
 
 FILES_AT_ONCE = {"cuda": 4, "mps": 1, "cpu": 1}
 """Files of a batch that are worked on at a time, for a device. A GPU computes one band after the other all the same,
@@ -32,14 +34,20 @@ MIXTURES = 4
 
 
 class UpscalerPool:
-    """One network at the scales it has, on some devices, or what `edsr.weights.selection` chooses: Upscalers, made
-    when needed.
+    """Upscalers of one network, or of those that `edsr.weights.selection` chooses, at several scales and on several
+    devices; each is made when it is first needed. Safe to use from several threads.
 
-    model: as `load_model` takes it, or "auto". said: what a person is told of it, by default its name. scale: the only
-    one to be used, or None for any it has; the smallest of at least `likely` is loaded at once. devices: each as
-    `Upscaler` takes it; further options: of `Upscaler`. say: told, in a line, what a person might want to know.
-    Of the networks that "auto" chooses, the last MIXTURES used stay ready. Safe to use from several threads.
-    Raises BackendError or WeightsError where one of these cannot be had.
+    Of the networks that "auto" chooses, the last MIXTURES used stay ready.
+
+    Args:
+        model: As `load_model` takes it, or "auto".
+        scale: The only one to be used, or None for any that the network has; the smallest of at least `expected_scale`
+            is loaded at once.
+        devices: Each as `Upscaler` takes it; further options are those of `Upscaler`.
+        description: What people are told of the network, by default its name.
+
+    Raises:
+        BackendError, WeightsError: One of these cannot be had.
     """
 
     def __init__(
@@ -50,67 +58,81 @@ class UpscalerPool:
         precision: str = "auto",
         backend: str = "auto",
         tile: int | str = "auto",
-        say: Callable[[str], None] = lambda line: None,
-        likely: float = 0,
-        said: str | None = None,
+        expected_scale: float = 0,
+        description: str | None = None,
     ):
         self._auto = model == AUTO
-        self._fixed = Choice(FAITHFUL if self._auto else model, said or model)
-        self._options, self._say, self._devices = (precision, backend, tile), say, devices
+        self._default = Choice(FAITHFUL if self._auto else model, description or model)
+        self._options, self._devices = (precision, backend, tile), devices
         self._lock = threading.Lock()
         # A device computes one band at a time, whichever network's: together they need no more memory than one.
-        self._turns = [threading.Lock() for _ in devices]
+        self._compute_locks = [threading.Lock() for _ in devices]
         self._loaded: OrderedDict[tuple[str, int], tuple[EDSR, dict[int, Upscaler]]] = OrderedDict()
         try:
             known = available_scales(model) if scale is None else ()
         except ValueError as error:
             raise WeightsError(f"{model}: {error}") from None
-        first = load_model(self._fixed.model, scale or next((s for s in known if s >= likely), None))
+        first = load_model(self._default.model, scale or next((s for s in known if s >= expected_scale), None))
         self.scale: int = first.config.scale  # where an image asks for none
         self.scales: tuple[int, ...] = known or (self.scale,)
-        self._loaded[self._fixed.model, self.scale] = first, {}
+        self._loaded[self._default.model, self.scale] = first, {}
         for i in range(len(devices)):
-            self.on(i, self.scale)
+            self.upscaler(i, self.scale)
 
     def __len__(self) -> int:
         """How many devices there are."""
         return len(self._devices)
 
+    @property
+    def loaded(self) -> list[tuple[str, int]]:
+        """(model, scale) of the networks that are ready; the one used last at the end."""
+        with self._lock:
+            return list(self._loaded)
+
     def choose(self, source: Path, scale: int) -> Choice:
         """The network for an image, at one of `scales`."""
-        return choose_by_file(source, scale) if self._auto else self._fixed
+        return choose_by_file(source, scale) if self._auto else self._default
 
-    def on(self, i: int, scale: int, model: str | None = None) -> Upscaler:
-        """The network of that scale on device number `i`. model: one that `choose` gave; None: the usual one."""
+    def upscaler(self, device: int, scale: int, model: str | None = None) -> Upscaler:
+        """The network of that scale on device number `device`. model: one that `choose` gave; None: the usual one."""
         with self._lock:
-            key = model or self._fixed.model, scale
+            key = model or self._default.model, scale
             if key not in self._loaded:
-                chosen = [old for old in self._loaded if old[0] != self._fixed.model]
-                if key[0] != self._fixed.model and len(chosen) == MIXTURES:
+                chosen = [old for old in self._loaded if old[0] != self._default.model]
+                if key[0] != self._default.model and len(chosen) == MIXTURES:
                     del self._loaded[chosen[0]]  # whoever still uses it keeps it until done
                 self._loaded[key] = load_model(*key), {}
             self._loaded.move_to_end(key)
             network, ready = self._loaded[key]
-            if i not in ready:
-                upscaler = Upscaler(network, self._devices[i], *self._options)
-                upscaler.say, upscaler.compute_lock = self._say, self._turns[i]
-                upscaler.warm_up(self._say)
-                ready[i] = upscaler
-            return ready[i]
+            if device not in ready:
+                lock = self._compute_locks[device]
+                upscaler = Upscaler(network, self._devices[device], *self._options, compute_lock=lock)
+                upscaler.warm_up()
+                ready[device] = upscaler
+            return ready[device]
 
-    def team(self, scale: int, model: str | None = None) -> "Upscaler | MultiDeviceUpscaler":
-        """The network of that scale on all devices; model: see `on`."""
-        members = [self.on(i, scale, model) for i in range(len(self))]
-        return members[0] if len(members) == 1 else MultiDeviceUpscaler(members)
+    def on_all_devices(self, scale: int, model: str | None = None) -> Upscaler | MultiDeviceUpscaler:
+        """The network of that scale on all devices together, which share an image's columns. model: see `upscaler`."""
+        upscalers = [self.upscaler(i, scale, model) for i in range(len(self))]
+        return upscalers[0] if len(upscalers) == 1 else MultiDeviceUpscaler(upscalers)
+
+
+GetUpscaler = Callable[[int, str], Upscaler | MultiDeviceUpscaler]
+"""Gives the Upscaler of a scale and a model."""
 
 
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """What is wanted of every image. size: see `edsr.batch.sizes`. linear: reduce in linear light. quality: see
-    `ImageWriter`.
+    """What is wanted of every image.
 
-    make_folders: whether the folder of an output is made where there is none. skip_existing: leave what is there,
-    but for the temporary files of a batch that was killed.
+    Args:
+        size: Of the results.
+        linear: Reduce to that size in linear light.
+        quality: See `ImageWriter`.
+        self_ensemble: See `Upscaler.bands`.
+        overwrite: Replace existing outputs.
+        skip_existing: Leave existing outputs as they are, but remove the temporary files of a batch that was killed.
+        make_folders: Make the folder of an output where there is none.
     """
 
     size: OutputSize = field(default_factory=OutputSize)
@@ -124,11 +146,11 @@ class UpscaleOptions:
 
 @dataclass
 class FileResult:
-    """What became of a job. Sizes are (width, height); device, precision and backend those that computed.
+    """What became of a job.
 
-    model: what a person is told of the network.
-    error: why there is no output; skipped: because it was there already. warnings: a line for each thing that the file
-    does not hold though the image did.
+    error: why there is no output. skipped: the output existed before. warnings: a line for each thing that the output
+    does not hold though the image did. input_size, output_size: (width, height). model: what people are told of the
+    network. device, precision, backend: those that computed.
     """
 
     job: Job
@@ -152,69 +174,72 @@ class FileResult:
 
 
 def upscale_files(
-    jobs: Sequence[Job], networks: UpscalerPool, request: UpscaleOptions, bars: BatchProgress
+    jobs: Sequence[Job], pool: UpscalerPool, options: UpscaleOptions, progress: BatchProgress
 ) -> Iterator[FileResult]:
     """A FileResult for each job, in the order in which they end. A job that fails does not end the others.
 
     Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each image.
     When the generator is closed, or a KeyboardInterrupt comes, unfinished outputs are gone when it has ended.
     """
-    if request.skip_existing:
+    if options.skip_existing:
         for folder in {job.output.parent for job in jobs}:
             remove_abandoned(folder)
-    device = networks.on(0, networks.scale).device.type
-    workers = min(len(jobs), len(networks) * FILES_AT_ONCE[device])
-    if workers <= 1 or len(jobs) < len(networks):
+    device = pool.upscaler(0, pool.scale).device.type
+    workers = min(len(jobs), len(pool) * FILES_AT_ONCE[device])
+    if workers <= 1 or len(jobs) < len(pool):
         for job in jobs:
-            yield _result(job, networks.team, networks, request, bars, lambda: False)
+            yield _run_job(job, pool.on_all_devices, pool, options, progress, lambda: False)
         return
-    waiting, outcomes, left = iter(jobs), queue.SimpleQueue(), threading.Event()
+    waiting, results, closed = iter(jobs), queue.SimpleQueue[FileResult | None](), threading.Event()
     lock = threading.Lock()
 
-    def work(i: int) -> None:
+    def work(device: int) -> None:
+        def get_upscaler(scale: int, model: str) -> Upscaler:
+            return pool.upscaler(device, scale, model)
+
         try:
-            while not left.is_set():
+            while not closed.is_set():
                 with lock:
                     job = next(waiting, None)
                 if job is None:
                     break
-                outcomes.put(_result(job, lambda *which: networks.on(i, *which), networks, request, bars, left.is_set))
+                results.put(_run_job(job, get_upscaler, pool, options, progress, closed.is_set))
         finally:
-            outcomes.put(None)
+            results.put(None)
 
-    threads = [threading.Thread(target=work, args=(i % len(networks),)) for i in range(workers)]
+    threads = [threading.Thread(target=work, args=(i % len(pool),)) for i in range(workers)]
     for thread in threads:
         thread.start()
     try:
         while workers:
-            with contextlib.suppress(queue.Empty):  # in turns, because Windows tells of Ctrl-C between them only
-                if (outcome := outcomes.get(timeout=1)) is None:
+            with contextlib.suppress(queue.Empty):  # with a timeout, because Windows sees Ctrl-C between calls only
+                if (result := results.get(timeout=1)) is None:
                     workers -= 1
                 else:
-                    yield outcome
+                    yield result
     finally:
-        left.set()
+        closed.set()
         for thread in threads:
             thread.join()
 
 
-def _result(
+def _run_job(
     job: Job,
-    pick: Callable[[int, str], Upscaler | MultiDeviceUpscaler],
-    networks: UpscalerPool,
-    request: UpscaleOptions,
-    bars: BatchProgress,
+    get_upscaler: GetUpscaler,
+    pool: UpscalerPool,
+    options: UpscaleOptions,
+    progress: BatchProgress,
     stopped: Callable[[], bool],
 ) -> FileResult:
-    outcome = FileResult(job)
-    if request.skip_existing and job.output.exists():
-        outcome.skipped = True
-        return outcome
+    result = FileResult(job)
+    if options.skip_existing and job.output.exists():
+        result.skipped = True
+        return result
     try:
-        _upscale(outcome, pick, networks, request, bars, stopped)
+        _upscale(result, get_upscaler, pool, options, progress, stopped)
     except Exception as error:
-        outcome.error = error
-    return outcome
+        result.error = error
+    return result
 
 
 class _Stopped(Exception):
@@ -222,28 +247,28 @@ class _Stopped(Exception):
 
 
 def _upscale(
-    outcome: FileResult,
-    pick: Callable[[int, str], Upscaler | MultiDeviceUpscaler],
-    networks: UpscalerPool,
-    request: UpscaleOptions,
-    bars: BatchProgress,
+    result: FileResult,
+    get_upscaler: GetUpscaler,
+    pool: UpscalerPool,
+    options: UpscaleOptions,
+    progress: BatchProgress,
     stopped: Callable[[], bool],
 ) -> None:
-    """One image from file to file."""
+    """One image from file to file; fills in the `result`."""
     start = time.perf_counter()
-    source, output = outcome.job
-    if request.make_folders:
+    source, output = result.job.source, result.job.output
+    if options.make_folders:
         output.parent.mkdir(parents=True, exist_ok=True)
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
     with ImageReader(source, full=True, folder=folder) as reader:
         width, height = reader.width, reader.height
-        scale, wanted = _sizes(source, width, height, networks, request.size)
-        model, outcome.model = networks.choose(source, scale)
-        upscaler = pick(scale, model)
-        outcome.device, outcome.precision, outcome.backend = str(upscaler.device), upscaler.precision, upscaler.backend
-        outcome.input_size, outcome.output_size = (width, height), wanted
-        reduced = wanted != (scale * width, scale * height)
+        scale, target = _scale_and_size(source, width, height, pool, options.size)
+        model, result.model = pool.choose(source, scale)
+        upscaler = get_upscaler(scale, model)
+        result.device, result.precision, result.backend = str(upscaler.device), upscaler.precision, upscaler.backend
+        result.input_size, result.output_size = (width, height), target
+        reduced = target != (scale * width, scale * height)
         with (
             ImageWriter(
                 output,
@@ -251,38 +276,38 @@ def _upscale(
                 scale * height,
                 reader.channels,
                 like=reader,
-                overwrite=request.overwrite,
-                quality=request.quality,
+                overwrite=options.overwrite,
+                quality=options.quality,
                 dtype=np.float32 if reduced else reader.dtype,
-                reduced=TargetSize(*wanted, reader.dtype, request.linear) if reduced else None,
+                reduced=TargetSize(*target, reader.dtype, options.linear) if reduced else None,
             ) as writer,
-            bars.file(source.name, width, height) as bar,
-            Prefetcher(reader.rows(upscaler.band_rows(width, height))) as arriving,
+            progress.file(result.job.source_label or source.name, width, height) as bar,
+            Prefetcher(reader.rows(upscaler.band_rows(width, height))) as rows,
             contextlib.closing(
-                upscaler.bands(map(to_float, arriving) if reduced else arriving, width, request.self_ensemble)
-            ) as departing,
+                upscaler.bands(map(to_float, rows) if reduced else rows, width, options.self_ensemble)
+            ) as bands,
         ):
-            outcome.warnings = reader.warnings + writer.warnings
-            for large in departing:
+            result.warnings = reader.warnings + writer.warnings
+            for band in bands:
                 if stopped():
                     raise _Stopped
-                writer.write(large)
-                bar.advance(len(large) // scale)
-    outcome.seconds = time.perf_counter() - start
+                writer.write(band)
+                bar.advance(len(band) // scale)
+    result.seconds = time.perf_counter() - start
 
 
-def _sizes(
-    source: Path, width: int, height: int, networks: UpscalerPool, size: OutputSize
+def _scale_and_size(
+    source: Path, width: int, height: int, pool: UpscalerPool, size: OutputSize
 ) -> tuple[int, tuple[int, int]]:
     """The network's scale, and the result's width and height."""
     if not size:
-        return networks.scale, (networks.scale * width, networks.scale * height)
-    wanted = size.resolve(width, height)
-    scale = scale_for(wanted, width, height, networks.scales)
+        return pool.scale, (pool.scale * width, pool.scale * height)
+    target = size.resolve(width, height)
+    scale = scale_for(target, width, height, pool.scales)
     if scale is None:
-        most = max(networks.scales)
+        largest = max(pool.scales)
         raise ImageError(
-            f"{source}: {wanted[0]} x {wanted[1]} is more than {most} times its {width} x {height}, the most that this "
-            "network makes; ask for less, and enlarge the result again"
+            f"{source}: {target[0]} x {target[1]} is more than {largest} times its {width} x {height}, the most that "
+            "this network makes; ask for less, and upscale the result again"
         )
-    return scale, wanted
+    return scale, target

@@ -1,4 +1,4 @@
-"""Standard input and output as image files: by way of temporary ones, so that what goes out is whole."""
+"""Standard input and output as image files, by way of temporary ones, so that what is written out is complete."""
 
 import contextlib
 import shutil
@@ -11,11 +11,16 @@ from edsr.errors import ImageError
 from edsr.images import EXTENSIONS, identify
 
 STDIN, STDOUT = "standard input", "standard output"
+"""What people are shown for the two."""
 
 
 @contextlib.contextmanager
 def stdin_file(stream: BinaryIO) -> Iterator[Path]:
-    """A file of what the stream holds, with the ending of its format; gone afterwards. Raises ImageError."""
+    """A file of what the stream holds, with the extension of its format; removed afterwards.
+
+    Raises:
+        ImageError: The file cannot be written.
+    """
     with TemporaryDirectory(prefix="edsr-") as folder:
         path = Path(folder, "stdin")
         try:
@@ -30,7 +35,8 @@ def stdin_file(stream: BinaryIO) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def stdout_file(stream: BinaryIO, extension: str) -> Iterator[Path]:
-    """A place for a file of that extension, which goes into the stream when the context is left without an error."""
+    """A path for a file of that extension. If there is one when the context is left without an error, it is written
+    into the stream."""
     with TemporaryDirectory(prefix="edsr-") as folder:
         path = Path(folder, "stdout").with_suffix(extension)
         yield path

@@ -1,24 +1,27 @@
-"""What a person is told of an error. Imports what raises it only when asked: torch takes seconds."""
+"""What people are shown: lines, and errors as lines. Imports no torch, which takes seconds."""
 
 import logging
 import sys
+from typing import TextIO
+
+from edsr.errors import EDSRError, printable
 
 
-def print_line(line: str, stream=None) -> None:
+def print_line(line: str, stream: TextIO | None = None) -> None:
     """Prints a line, to standard error unless told otherwise, in one write: several processes may share the stream.
 
     print() writes a line and its end one after the other where Python does not buffer, and lines of others get between.
     """
-    stream = sys.stderr if stream is None else stream
-    stream.write(f"{line}\n")
-    stream.flush()
+    target = sys.stderr if stream is None else stream  # looked up now: progress bars put another in its place
+    target.write(f"{line}\n")
+    target.flush()
 
 
 class LineHandler(logging.Handler):
-    """What the packages log, as plain lines on standard error."""
+    """Shows what the packages log as plain lines on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_line(self.format(record))
+        print_line(printable(self.format(record)))
 
 
 def show_log(quiet: bool) -> None:
@@ -28,31 +31,24 @@ def show_log(quiet: bool) -> None:
     logger.setLevel(logging.INFO)
 
 
+class UsageError(Exception):
+    """Options that make no sense together; the message is one line that says what to do."""
+
+
 def is_expected(error: Exception) -> bool:
     """Whether an error is about the user's files, devices or options, and its message is meant for them."""
-    import torch
-
-    from edsr.errors import (
-        BackendError,
-        CheckpointError,
-        CompareError,
-        DataError,
-        EvaluateError,
-        ImageError,
-        TrainError,
-        WeightsError,
-    )
-
-    ours = (ImageError, WeightsError, BackendError, DataError, EvaluateError, TrainError, CheckpointError, CompareError)
-    return isinstance(error, (*ours, OSError, MemoryError, torch.OutOfMemoryError))
+    return isinstance(error, (EDSRError, OSError)) or _is_out_of_memory(error)
 
 
 def describe(error: Exception) -> str:
     """One line for a person."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if _is_out_of_memory(error):
         return "out of memory; try a smaller --tile"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) if is_expected(error) else f"{error!r}, a defect; --debug shows where"
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(str(error)) if is_expected(error) else f"{error!r}, a defect; --debug shows where"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # where it was never imported, it cannot have raised the error
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))

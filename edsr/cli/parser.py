@@ -1,82 +1,32 @@
 """The command line's arguments. Imports no torch, so that --help answers at once."""
 
 import argparse
-import contextlib
+import dataclasses
+import sys
 from pathlib import Path
 
+from edsr import __version__
+from edsr.training import TrainConfig
 
-def tile(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 32:
-        raise argparse.ArgumentTypeError("give auto or a whole number of 32 or more")
-    return int(text)
+from .arguments import Defaults, Given, auto_or_whole, fraction, int_between, positive, square, tile
 
 
-def whole(least: int, most: int):
-    """A type: a whole number from `least` to `most`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"give a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def square(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError("give X,Y,SIDE, three whole numbers")
-    return tuple(map(int, parts))
-
-
-def positive(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError("give a number above 0")
-
-
-def share(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError("give a number from 0 to 1")
-
-
-def auto_or_whole(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("give auto or a whole number of 1 or more")
-    return int(text)
-
-
-class Given(argparse.Action):
-    """Stores an option, and its name among those `given`: a default and the same value given may mean different things.
-
-    nargs=0: stores `const`.
-    """
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
-        namespace.given = {*namespace.given, self.dest}
-
-
-class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Tells defaults that are worth telling, and leaves lines of examples as they are."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False, True) else super()._get_help_string(action)
+def program_name() -> str:
+    """How this program was started, for examples that can be copied."""
+    path = Path(sys.argv[0])
+    if path.name == "cli.py":
+        return "python cli.py"
+    return "python -m edsr" if path.parts[-2:] == ("edsr", "__main__.py") else "edsr"
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="edsr",
+        prog=program_name(),
         description="Makes images 2, 3 or 4 times larger with EDSR (Lim et al. 2017), exactly, whatever their size.",
-        epilog="Start with: python cli.py upscale photo.png",
+        epilog="Start with: %(prog)s upscale photo.png. For the options of a command: %(prog)s COMMAND --help",
     )
+    parser.add_argument("--version", action="version", version=f"edsr-triton {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -84,54 +34,61 @@ def build_parser() -> argparse.ArgumentParser:
     quiet.add_argument("--quiet", action="store_true", help="print errors only")
     device = argparse.ArgumentParser(add_help=False)
     device.add_argument(
-        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="default: the fastest here"
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, cuda:N or mps; default: auto, the fastest here",
     )
     network = argparse.ArgumentParser(add_help=False)
-    network.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model file's, or 2")
+    network.add_argument(
+        "--scale", type=int, choices=(2, 3, 4), help="how many times larger; default: as the weights file has it, or 2"
+    )
     # Each command its own: a parent's default, once changed, would be changed for all.
     form = "NAME|FILE|NAME:SHARE+..."
-    names = "packaged name, weights file, or a mixture such as edsr-baseline:0.3+edsr-photo:0.7"
+    names = "a packaged network, a weights file, or a mixture such as edsr-baseline:0.3+edsr-photo:0.7"
     fixed = argparse.ArgumentParser(add_help=False)
-    fixed.add_argument("--model", metavar=form, default="edsr-baseline", help=f"{names} (%(default)s)")
+    fixed.add_argument("--model", metavar=form, default="edsr-baseline", help=f"{names}; default: %(default)s")
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument(
         "--model",
         metavar=form,
         default="auto",
-        help=f"{names}; auto, the default: edsr-baseline for lossless images, for JPEG, WebP, AVIF, HEIC a mixture "
-        "with edsr-photo by how much the file was compressed",
+        help=f"{names}; auto, the default, takes edsr-baseline for lossless images and mixes in edsr-photo for "
+        "JPEG, WebP, AVIF and HEIC, the more the stronger the file was compressed",
     )
     chosen.add_argument(
         "--strength",
-        type=share,
+        type=fraction,
         metavar="0..1",
-        help="how much compression and noise is cleaned away: 0 is edsr-baseline, faithful, 1 edsr-photo; default: "
-        "for each image by its file",
+        help="how strongly compression artifacts and noise are removed: 0 is edsr-baseline, faithful to every pixel, 1 "
+        "is edsr-photo; default: chosen for each image, see --model auto",
     )
     network.add_argument(
         "--tile",
         type=tile,
         default="auto",
         metavar="N|auto",
-        help="memory budget: no feature map is larger than one of N x N pixels; the result is the same for every N",
+        help="memory budget: no feature map has more than N x N pixels; at least 32, with 32 residual blocks 44; the "
+        "result is the same for every N; default: auto",
     )
     network.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "fp32", "fp16", "bf16"),
-        help="auto: fp16 on CUDA, fp32 elsewhere",
+        help="what is computed in; default: auto, which is fp16 on CUDA and fp32 elsewhere",
     )
     network.add_argument(
         "--backend",
         default="auto",
         choices=("auto", "torch", "triton", "winograd"),
-        help="who computes: our Triton kernels (NVIDIA GPUs), our Winograd kernels (CPUs) or PyTorch",
+        help="compute backend: this project's Triton kernels (NVIDIA GPUs), its Winograd kernels (CPUs), or PyTorch; "
+        "default: auto, the fastest that can be had",
     )
     add_threads(network)
     network.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="mean over 8 flips and turns: slightly better, 8 times slower",
+        help="average the results for 8 flips and rotations of the image: slightly better, 8 times slower",
     )
     add_upscale(commands, [common, quiet, network, chosen])
     add_compare(commands, [common, quiet, device, network, chosen])
@@ -143,8 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_threads(group) -> None:
-    help_ = "on a CPU, how many compute; default: one for each core"
-    group.add_argument("--threads", type=whole(1, 1024), metavar="N", help=help_)
+    help_ = "how many threads compute on a CPU; default: one for each core"
+    group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_)
 
 
 def add_upscale(commands, parents) -> None:
@@ -153,70 +110,88 @@ def add_upscale(commands, parents) -> None:
         parents=parents,
         help="make images larger",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Writes NAME_x2.png beside each image. Nothing is overwritten unless told so. A file that fails\n"
-        "is named, and the others go on. Exit code 0: all done, 1: a file failed, 2: misuse, 130: interrupted.",
+        description="Writes NAME_x2.png beside each image. Existing files are only replaced with --overwrite. An\n"
+        "input that fails is reported, and the others go on.\n"
+        "Exit code 0: all done, 1: something failed, 2: wrong usage, 130: interrupted.",
         epilog="examples:\n"
-        "  python cli.py upscale scan.tif -o large.tif --scale 4 --tile 512\n"
-        "  python cli.py upscale photos/ -o large/ --recursive --skip-existing\n"
-        "  python cli.py upscale photo.jpg --width 3840 --format jpg --quality 92\n"
-        "  python cli.py upscale - < small.jpg > large.png\n"
-        "  python cli.py upscale old.jpg --strength 1\n"
-        "  python cli.py upscale blocky.jpg --outscale 1 --strength 0.8    cleaned, at its own size",
+        "  %(prog)s photo.jpg\n"
+        "  %(prog)s scan.tif -o large.tif --scale 4 --tile 512\n"
+        "  %(prog)s photos/ -o large/ --recursive --skip-existing\n"
+        "  %(prog)s photo.jpg --width 3840 --format jpg --quality 92\n"
+        "  %(prog)s - < small.jpg > large.png\n"
+        "  %(prog)s old.jpg --strength 1\n"
+        "  %(prog)s blocky.jpg --outscale 1 --strength 0.8    cleaned, at its own size",
     )
     command.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="PNG, JPEG, WebP, TIFF or AVIF images, folders of them, patterns, @list.txt with one of these in each "
-        "line, or - for standard input",
+        help="PNG, JPEG, WebP, TIFF or AVIF images, folders of them, patterns such as 'in/*.png', @list.txt with one "
+        "of these in each line, or - for standard input",
     )
     command.add_argument(
         "--device",
         default="auto",
         metavar="NAME[,NAME...]|all",
-        help="auto (the fastest here), cpu, cuda, cuda:N or mps; several share the files, or the columns of one: "
-        "cuda:0,cuda:1, or all",
+        help="auto (the fastest here, the default), cpu, cuda, cuda:N or mps; several, such as cuda:0,cuda:1, or all "
+        "GPUs share the files, or the columns of a single one",
     )
     output = command.add_argument_group("output")
-    output.add_argument("-o", "--output", metavar="FILE|DIR/|-", help="where to; the ending chooses the format")
     output.add_argument(
-        "--format", choices=("keep", "png", "jpg", "webp", "tiff", "avif"), help="default: png; keep: the image's own"
+        "-o",
+        "--output",
+        metavar="FILE|DIR/|-",
+        help="a file, whose extension chooses the format; a folder, which is made if the name ends in /; or - for "
+        "standard output",
     )
     output.add_argument(
-        "--quality", type=whole(1, 100), metavar="N", help="1 to 100, for JPEG and WebP (95) and AVIF (90)"
+        "--format",
+        choices=("keep", "png", "jpg", "webp", "tiff", "avif"),
+        help="of the results; keep: each image's own; default: png",
+    )
+    output.add_argument(
+        "--quality", type=int_between(1, 100), metavar="N", help="1 to 100; default: 95 for JPEG and WebP, 90 for AVIF"
     )
     output.add_argument("--overwrite", action="store_true", help="replace existing files")
     output.add_argument("--json", action="store_true", help="one JSON line per file on standard output")
-    size = command.add_argument_group("size", "the next larger network, then a Lanczos reduction")
+    size = command.add_argument_group(
+        "size", "any size: the image is upscaled by the next larger network and then reduced (Lanczos)"
+    )
     size.add_argument("--outscale", type=positive, metavar="X", help="how many times larger, such as 2.5")
-    size.add_argument("--width", type=whole(1, 10**8), metavar="N", help="pixels; the height follows, unless given too")
-    size.add_argument("--height", type=whole(1, 10**8), metavar="N", help="pixels")
-    size.add_argument("--linear-light", action="store_true", help="reduce light, not the values that stand for it")
+    size.add_argument(
+        "--width", type=int_between(1, 10**8), metavar="N", help="pixels; the height follows, unless given too"
+    )
+    size.add_argument("--height", type=int_between(1, 10**8), metavar="N", help="pixels")
+    size.add_argument("--linear-light", action="store_true", help="reduce in linear light, not in sRGB's values")
     batch = command.add_argument_group("batch")
-    batch.add_argument("--recursive", action="store_true", help="folders in folders, too; -o gets the same tree")
-    batch.add_argument("--skip-existing", action="store_true", help="leave what is there: resumes a batch")
+    batch.add_argument(
+        "--recursive", action="store_true", help="go into folders of folders; below -o DIR/ the same tree is made"
+    )
+    batch.add_argument("--skip-existing", action="store_true", help="skip images whose result exists: resumes a batch")
 
 
 def add_compare(commands, parents) -> None:
     command = commands.add_parser(
         "compare",
         parents=parents,
-        help="bicubic, EDSR and the original in one figure, or on a page with a slider",
-        description="Writes NAME_compare.png: the image by bicubic interpolation and by EDSR, with a detail enlarged "
-        "pixel by pixel; with --hr beside the original, with PSNR and SSIM (luma, border of SCALE pixels left out).",
-        epilog="Example: python cli.py compare --hr Set5/HR/003.png --html",
+        help="show bicubic, EDSR and the original in one figure, or on a page with a slider",
+        description="Writes NAME_compare.png: the image by bicubic interpolation and by EDSR, with a detail magnified. "
+        "With --hr also the original, and PSNR and SSIM (on luma, a border of SCALE pixels left out).",
+        epilog="Example: %(prog)s --hr Set5/HR/003.png --html",
     )
     command.add_argument(
-        "image", nargs="?", type=Path, metavar="IMAGE", help="the small image; made from the original if left out"
+        "image", nargs="?", type=Path, metavar="IMAGE", help="the small image; default: made from the original"
     )
-    command.add_argument("--hr", type=Path, metavar="ORIGINAL", help="its original, SCALE times as large")
+    command.add_argument(
+        "--hr", type=Path, metavar="ORIGINAL", help="the high-resolution original, SCALE times as large"
+    )
     command.add_argument(
         "--detail",
         type=square,
         metavar="X,Y,SIDE",
-        help="in pixels of the result; default: where EDSR and bicubic differ most",
+        help="the detail, in pixels of the result; default: where EDSR and bicubic differ most",
     )
-    command.add_argument("--html", action="store_true", help="a page with a slider, in one file, instead of the figure")
+    command.add_argument("--html", action="store_true", help="write a web page with a slider, in one file, instead")
     command.add_argument("-o", "--output", metavar="FILE|DIR", help="default: NAME_compare.png or .html beside it")
     command.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
@@ -225,17 +200,19 @@ def add_evaluate(commands, parents) -> None:
     command = commands.add_parser(
         "evaluate",
         parents=parents,
-        help="PSNR and SSIM on a folder of originals",
-        description="Scores beside bicubic's. Reduced images are made as MATLAB's imresize does, unless given.",
-        epilog="Example: python cli.py evaluate --hr Set5/HR --scale 2",
+        help="score a network: PSNR and SSIM on a folder of images",
+        description="Upscales low-resolution images and compares the results with the originals; bicubic's scores "
+        "stand beside. Low-resolution images are made as MATLAB's imresize does, unless --lr has them.",
+        epilog="Example: %(prog)s --hr Set5/HR --scale 2",
     )
-    command.add_argument("--hr", required=True, metavar="DIR", help="the originals")
-    command.add_argument("--lr", metavar="DIR", help="their reductions, NAME.png or NAMEx2.png")
+    command.add_argument("--hr", required=True, metavar="DIR", help="the high-resolution originals")
+    command.add_argument("--lr", metavar="DIR", help="their low-resolution images, NAME.png or NAMEx2.png")
     command.add_argument(
         "--protocol",
         default="y",
         choices=("y", "rgb", "div2k"),
-        help="y: luma, border of SCALE pixels left out, as for Set5 and Set14; rgb; div2k: rgb, border of 6 + SCALE",
+        help="y, the default: luma, a border of SCALE pixels left out, as for Set5 and Set14; rgb: the same on RGB; "
+        "div2k: on RGB, a border of 6 + SCALE",
     )
     command.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
@@ -258,17 +235,18 @@ def add_train(commands, parents) -> None:
     )
     command.set_defaults(given=set())
 
-    def add(group, *names, **more) -> None:
-        group.add_argument(*names, action=Given, **more)
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
-    add(
-        command,
-        "--data",
-        nargs="+",
-        metavar="PATH",
-        help="folders of high-resolution images, DIV2K's folder, or HDF5 files of lr and hr",
-    )
-    command.add_argument("--out", metavar="RUN", help="folder of the run; of a decay: RUN-decay-STEP, unless given")
+    def add(group, name: str, **more) -> None:
+        """The option of a field of TrainConfig, whose default, choices and help it has."""
+        told = {key: value for key, value in fields[name].metadata.items() if key != "help"}
+        if fields[name].default is not dataclasses.MISSING:
+            told["default"] = fields[name].default
+        help_text = fields[name].metadata["help"].replace("%", "%%")
+        group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **({"action": Given} | told | more))
+
+    add(command, "data", nargs="+")
+    add(command, "out", action="store")
     command.add_argument(
         "--resume",
         nargs="?",
@@ -276,108 +254,58 @@ def add_train(commands, parents) -> None:
         metavar="RUN",
         help="continue the run in RUN, or in --out; what is not given is as it was",
     )
-    command.add_argument(
-        "--minutes", type=positive, metavar="M", help="save and stop after so long; see --steps auto, --decay auto"
-    )
+    add(command, "minutes", type=positive, action="store")
     network = command.add_argument_group("network")
-    add(network, "--model", default="edsr-baseline", choices=("edsr-baseline", "edsr"), help="which one")
-    add(network, "--scale", type=int, default=2, choices=(2, 3, 4), help="how many times larger")
-    network.add_argument(
-        "--init",
-        metavar="NAME|FILE|none",
-        help="weights to start from; not given: for x3 and x4 the packaged x2's body",
-    )
+    add(network, "model")
+    add(network, "scale", type=int)
+    add(network, "init", action="store")
     recipe = command.add_argument_group("recipe")
-    add(
-        recipe,
-        "--steps",
-        type=auto_or_whole,
-        default=300_000,
-        metavar="N|auto",
-        help="steps in all; auto: as many as fit into --minutes, measured at the start",
-    )
-    add(recipe, "--batch", type=int, default=16, help="patches a step, over all processes")
-    add(recipe, "--patch", type=int, default=48, help="side of a patch in low-resolution pixels")
-    add(recipe, "--lr", type=positive, default=2e-4, help="learning rate at its peak")
-    add(recipe, "--loss", default="l1", choices=("l1", "l2", "charbonnier"), help="what is made small")
-    add(
-        recipe,
-        "--schedule",
-        default="cosine",
-        choices=("cosine", "step", "wsd"),
-        help="how the learning rate falls; wsd: not before --decay, for runs that may be of any length",
-    )
-    recipe.add_argument(
-        "--decay",
-        type=auto_or_whole,
-        metavar="N|auto",
-        help="with --resume RUN: N steps, or as many as fit into --minutes, in which the learning rate falls to 0, "
-        "from a copy of the run's state; they are a run of their own, and RUN stays as it is",
-    )
-    add(recipe, "--seed", type=int, default=0, help="of weights and patches")
-    add(
-        recipe,
-        "--degrade",
-        metavar="SPEC",
-        help="make LR patches what people's images are, each amount drawn from its range: jpeg:40-95, webp:50-90 "
-        "(quality), noise:0-10 (8-bit levels), blur:0-1 (pixels), resize:0.8-1.2 (and back), by commas; clean:0.2 is "
-        "the share left as it is. Best weights are then those of the best mean of clean and degraded PSNR",
-    )
+    add(recipe, "steps", type=auto_or_whole)
+    add(recipe, "batch", type=int)
+    add(recipe, "patch", type=int)
+    add(recipe, "lr", type=positive)
+    add(recipe, "loss")
+    add(recipe, "schedule")
+    add(recipe, "decay", type=auto_or_whole, action="store")
+    add(recipe, "seed", type=int)
+    add(recipe, "degrade")
     recipe.add_argument(
         "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
     )
     images = command.add_argument_group("images")
-    add(images, "--val", metavar="PATH", help="validation images (none: some of --data are held back)")
-    add(images, "--crop", type=int, metavar="N", help="cut images into squares of N pixels beforehand")
-    add(images, "--cache", metavar="DIR", help="keep decoded images there, not in memory")
+    add(images, "val")
+    add(images, "crop", type=int)
+    add(images, "cache")
     machine = command.add_argument_group("execution")
-    often = "default: so often that it takes less than 2 %% of the time"
-    add(
-        machine,
-        "--val-every",
-        type=int,
-        metavar="N",
-        help=f"steps between validations; {often}; 1000 if --deterministic",
-    )
-    add(
-        machine,
-        "--save-every",
-        type=int,
-        metavar="N",
-        help=f"steps between checkpoints; {often}, 30 s apart at least; 1000 if --deterministic",
-    )
-    add(machine, "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 on CUDA")
-    kinds = ("auto", "torch", "triton", "winograd")
-    machine.add_argument("--backend", default="auto", choices=kinds, help="who computes, as with upscale")
+    add(machine, "val_every", type=int)
+    add(machine, "save_every", type=int)
+    add(machine, "precision")
+    add(machine, "backend", action="store")
     add_threads(machine)
-    machine.add_argument("--no-graph", dest="graph", action="store_false", help="without CUDA graphs")
-    add(
-        machine,
-        "--deterministic",
-        nargs=0,
-        const=True,
-        default=False,
-        help="the same bits in every run, on CUDA too; nothing goes by the clock then",
-    )
+    machine.add_argument("--no-graph", dest="graph", action="store_false", help=fields["graph"].metadata["help"])
+    add(machine, "deterministic", nargs=0, const=True)
 
 
 def add_info(commands, parents) -> None:
-    info = commands.add_parser("info", parents=parents, help="what a weights file, or a mixture of them, holds")
-    info.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth, packaged name or NAME:SHARE+NAME:SHARE")
-    info.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights (2)")
-    info.add_argument("--json", action="store_true", help="as one JSON document")
+    info = commands.add_parser("info", parents=parents, help="show what a weights file, or a mixture, holds")
+    info.add_argument(
+        "file", metavar="FILE", help=".safetensors, .pt or .pth, a packaged name, or NAME:SHARE+NAME:SHARE"
+    )
+    info.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights; default: 2")
+    info.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
 def add_convert(commands, parents) -> None:
     convert = commands.add_parser(
         "convert",
         parents=parents,
-        help="bring another project's checkpoint into this one's layout",
+        help="convert another project's checkpoint, or store a mixture",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic, and mixtures.",
+        description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic, and mixtures, and\n"
+        "writes a weights file for --model.",
         epilog="examples:\n"
-        "  python cli.py convert edsr_x4.pt edsr_x4.safetensors\n"
-        "  python cli.py convert edsr-baseline:0.3+edsr-photo:0.7 mine.safetensors --scale 3",
+        "  %(prog)s edsr_x4.pt edsr_x4.safetensors\n"
+        "  %(prog)s edsr-baseline:0.3+edsr-photo:0.7 mine.safetensors --scale 3",
     )
     convert.add_argument("input", metavar="IN", help="a checkpoint, a packaged name, or NAME:SHARE+NAME:SHARE")
     convert.add_argument("output", metavar="OUT", help="a .safetensors file")
@@ -385,8 +313,8 @@ def add_convert(commands, parents) -> None:
         "--residual-scale",
         type=float,
         metavar="X",
-        help="where the file does not tell (0.1 for 256 features)",
+        help="of the residual blocks, for files that do not hold it; default: 0.1 for 256 features",
     )
-    convert.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights (2)")
-    convert.add_argument("--half", action="store_true", help="store as fp16, half the size")
+    convert.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights; default: 2")
+    convert.add_argument("--half", action="store_true", help="store as fp16, which takes half the space")
     convert.add_argument("--overwrite", action="store_true", help="replace an existing OUT")

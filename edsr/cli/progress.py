@@ -1,48 +1,54 @@
-"""Progress bars on a terminal, drawn by rich on standard error; where nobody watches, nothing."""
+"""Progress bars, drawn by rich on standard error where that is a terminal.
+
+Lines that are printed meanwhile, those of the log too, go above the bars.
+"""
 
 import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from edsr.errors import printable
+from edsr.progress import BatchProgress, Silent
 
-class ImageProgress:
-    """An image being enlarged: rows done, megapixels of input per second, time left."""
+if TYPE_CHECKING:
+    from edsr.training import Progress as TrainingProgress
 
-    def __init__(self, progress: Progress | None, name: str, width: int, height: int):
+
+class ImageBar:
+    """An image that is upscaled: rows done, megapixels of input per second, time left."""
+
+    def __init__(self, progress: Progress, name: str, width: int, height: int):
         self._progress, self._width = progress, width
-        self._done, self._begun = 0, time.perf_counter()
-        self._task = None if progress is None else progress.add_task(name, total=height, unit="rows", speed="")
+        self._done, self._start = 0, time.perf_counter()
+        self._task = progress.add_task(name, total=height, unit="rows", speed="")
 
     def advance(self, rows: int) -> None:
-        if self._progress is None or self._task is None:
-            return
         self._done += rows
-        speed = self._done * self._width / 1e6 / (time.perf_counter() - self._begun)
+        speed = self._done * self._width / 1e6 / (time.perf_counter() - self._start)
         self._progress.update(self._task, advance=rows, speed=f"{speed:.2f} Mpx/s")
 
     def end(self) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.refresh()  # a small image might not be seen at all
-            self._progress.remove_task(self._task)
+        self._progress.refresh()  # a small image might not be seen at all
+        self._progress.remove_task(self._task)
 
 
-class BatchProgress:
-    """A line for the batch, if it has more than one file, and one for each file that is worked on."""
+class BatchBars:
+    """A bar for the batch, if it has more than one file, and one for each file that is worked on."""
 
-    def __init__(self, progress: Progress | None, files: int):
+    def __init__(self, progress: Progress, files: int):
         self._progress = progress
-        several = progress is not None and files > 1
-        self._batch = progress.add_task("all", total=files, unit="files", speed="") if progress and several else None
+        self._batch = progress.add_task("all", total=files, unit="files", speed="") if files > 1 else None
 
     @contextlib.contextmanager
-    def file(self, name: str, width: int, height: int) -> Iterator[ImageProgress]:
-        """The line of an image of width x height."""
-        bar = ImageProgress(self._progress, name, width, height)
+    def file(self, name: str, width: int, height: int) -> Iterator[ImageBar]:
+        """The bar of an image of width x height."""
+        bar = ImageBar(self._progress, printable(name), width, height)
         try:
             yield bar
         finally:
@@ -50,40 +56,40 @@ class BatchProgress:
 
     def done(self) -> None:
         """A file of the batch has ended, well or not."""
-        if self._progress is not None and self._batch is not None:
+        if self._batch is not None:
             self._progress.advance(self._batch)
 
 
 class TrainingBar:
     """The run: steps done, loss, validation PSNR, patches per second, time left.
 
-    loss: its mean over about 20 of what was shown; one batch differs from the next by more than a run gains in hours.
-    After a step back it is that of the steps from there on: what went astray is undone.
+    The loss is the mean over about 20 reports: one batch differs from the next by more than a run gains in hours. After
+    a rollback it begins anew, as what diverged is undone.
     """
 
     def __init__(self, progress: Progress | None):
         self._progress, self._validated = progress, ""
-        self.loss, self._shown, self._step = 0.0, 0, -1
+        self.loss, self._shown = 0.0, 0
 
-    def show(self, step: int, steps: int, loss: float, speed: float, validated: str) -> None:
-        """steps: in all, which a run may not know before its first. validated: what a validation just gave, or ""."""
-        self._shown = min(self._shown + 1, 20)
-        self.loss = loss if self._shown == 1 else self.loss + (loss - self.loss) / self._shown
-        if step <= self._step:
+    def show(self, report: "TrainingProgress") -> None:
+        """Shows what a run reports."""
+        if report.rolled_back:
             self._shown = 0
-        self._step = step
+        else:
+            self._shown = min(self._shown + 1, 20)
+            self.loss = report.loss if self._shown == 1 else self.loss + (report.loss - self.loss) / self._shown
         if self._progress is None:
             return
         if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on
-            self._progress.add_task("", total=steps, completed=step - 1, text="")
-        self._validated = f"  {validated}" if validated else self._validated
-        text = f"loss {self.loss:.5f}{self._validated}  {speed:.1f} images/s"
-        self._progress.update(self._progress.task_ids[0], completed=step, text=text)
+            self._progress.add_task("", total=report.steps, completed=report.step - 1, text="")
+        self._validated = f"  {report.validated}" if report.validated else self._validated
+        text = f"loss {self.loss:.5f}{self._validated}  {report.speed:.1f} patches/s"
+        self._progress.update(self._progress.task_ids[0], completed=report.step, text=text)
 
 
 @contextlib.contextmanager
 def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
-    """Bars for so many files; silent ones if `quiet` or where standard error is no terminal."""
+    """Bars for so many files; nothing is shown if `quiet` or where standard error is no terminal."""
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
         BarColumn(),
@@ -92,7 +98,7 @@ def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
         TimeRemainingColumn(compact=True),
     )
     with _drawn(quiet, columns, transient=True) as progress:
-        yield BatchProgress(progress, files)
+        yield Silent() if progress is None else BatchBars(progress, files)
 
 
 @contextlib.contextmanager
@@ -114,7 +120,8 @@ def _drawn(quiet: bool, columns: tuple, transient: bool) -> Iterator[Progress | 
         yield None
         return
     console = Console(stderr=True)
-    # Lines printed meanwhile go above the bars; where standard output is no terminal, they must stay as they are.
+    # What goes to standard error is put above the bars by default; what goes to standard output only where that is a
+    # terminal, too: elsewhere it must stay as it is.
     shared = sys.stdout.isatty()
     with Progress(*columns, console=console, transient=transient, redirect_stdout=shared) as progress:
         yield progress

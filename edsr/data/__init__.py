@@ -8,18 +8,17 @@ if TYPE_CHECKING:
     from .dataset import load_dataset as load_dataset
     from .dataset import train_val_split as train_val_split
     from .degradation import Degradation as Degradation
-    from .degradation import degraded as degraded
+    from .degradation import degrade as degrade
     from .degradation import parse_degradation as parse_degradation
     from .patches import PatchLoader as PatchLoader
     from .store import PairedImages as PairedImages
-    from .store import pack as pack
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "dataset": ["load_dataset", "train_val_split"],
-        "degradation": ["Degradation", "degraded", "parse_degradation"],
+        "degradation": ["Degradation", "degrade", "parse_degradation"],
         "patches": ["PatchLoader"],
-        "store": ["PairedImages", "pack"],
+        "store": ["PairedImages"],
     },
 )

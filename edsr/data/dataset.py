@@ -1,10 +1,11 @@
-"""Images to train on: found (`edsr.data.sources`), decoded once, reduced once, and kept (`edsr.data.store`).
+"""Images to train on: found (`edsr.data.sources`), decoded and downscaled once, and stored (`edsr.data.store`).
 
 `load_dataset` reads folders (with those inside), single files, DIV2K's layout, and HDF5 in the layout of the 91-image
-files, and gives what to train on; and what to validate on, where DIV2K's layout brings it. Elsewhere
+files. It gives images to train on, and images to validate on where DIV2K's layout brings them; elsewhere
 `train_val_split` takes some images out of training for that.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,38 +22,46 @@ import torch
 from edsr.errors import DataError, ImageError
 from edsr.images import matlab_downscale, to_depth
 
-from .sources import File, ImageGroup, LoadSpec, div2k, find, measure
-from .store import DiskCache, DiskCacheWriter, MemoryStore, PairedImages, pack
+from .sources import ImageGroup, LoadSpec, SourceFile, find_div2k, find_files, scan_file
+from .store import HEIGHT, HR_START, IMAGE, LR_START, WIDTH, DiskCache, DiskCacheWriter, MemoryStore, PairedImages
 
-__all__ = ["DataError", "PairedImages", "load_dataset", "pack", "train_val_split"]
+logger = logging.getLogger(__name__)
 
-VALIDATION = 10  # images of DIV2K's validation set that are used
+MAX_VALIDATION = 10  # images of DIV2K's validation set that are used
 
 
 def load_dataset(
     sources: Sequence[str | Path],
     scale: int,
     patch: int,
-    say: Callable[[str], None],
     *,
     crop: int | None = None,
     cache: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[PairedImages, PairedImages | None]:
-    """(images to train on, images to validate on or None).
+    """Loads images to train on, and to validate on where DIV2K's layout brings them.
 
-    sources: folders, in which images are looked for at any depth; image files; HDF5 files (*.h5, *.hdf5) with
-    datasets `lr` and `hr`, [N, h, w], [N, h, w, C] or [N, C, h, w], or groups of those names with a dataset for each
-    image; folders that hold DIV2K_train_HR, from which DIV2K_train_LR_bicubic/X{scale} is used where it is there,
-    and the first 10 images of DIV2K_valid_HR are given to validate on. HDF5 values: uint8, uint16, or floating
-    point in 0..1 or 0..255, which is rounded to 8 bits.
-    patch: LR pixels a side; smaller images are left out. say: told in one line what is left out, and why.
-    crop: cuts every image into squares of so many HR pixels, from its top left corner on, leaving the rest out;
-    each is then an image of its own, reduced by itself, also where there are LR files.
-    cache: a folder in which the buffers are kept as files, mapped into memory, and found by the next run; images
-    are decoded again if one of the files has changed. Without it, they are held in memory.
-    device: where images are reduced, if it is a CUDA device; else on the CPU.
-    Raises DataError.
+    What is left out, and why, is logged.
+
+    Args:
+        sources: Folders, in which images are looked for at any depth; image files; HDF5 files (*.h5, *.hdf5) with
+            datasets `lr` and `hr`, [N, h, w], [N, h, w, C] or [N, C, h, w], or groups of those names with a dataset
+            for each image; folders that hold DIV2K_train_HR, from which DIV2K_train_LR_bicubic/X{scale} is used where
+            it is there, and the first 10 images of DIV2K_valid_HR are used for validation. HDF5 values: uint8,
+            uint16, or floating point in 0..1 or 0..255, which is rounded to 8 bits.
+        scale: The upscaling factor.
+        patch: LR pixels a side of a training patch; smaller images are left out.
+        crop: Cuts every image into squares of so many HR pixels, from its top left corner on, leaving the rest out;
+            each is then an image of its own, downscaled by itself, also where there are LR files.
+        cache: A folder in which the buffers are kept as files, mapped into memory, and found by the next run; images
+            are decoded again if one of the files has changed. Without it, they are held in memory.
+        device: Where images are downscaled, if it is a CUDA device; else that is done on the CPU.
+
+    Returns:
+        The images to train on, and those to validate on or None.
+
+    Raises:
+        DataError: A source or option is unfit, no image is left, or memory or disk do not suffice.
     """
     if crop is not None and (crop < 1 or crop % scale or crop // scale < patch):
         raise DataError(f"--crop must be a multiple of {scale} and at least a patch, {patch * scale}, not {crop}")
@@ -60,118 +69,128 @@ def load_dataset(
     for source in sources:
         path = Path(source)
         if (path / "DIV2K_train_HR").is_dir():
-            training += div2k(path, "train", scale)
+            training += find_div2k(path, "train", scale)
             if (path / "DIV2K_valid_HR").is_dir():
-                validation += div2k(path, "valid", scale)[:VALIDATION]
+                validation += find_div2k(path, "valid", scale)[:MAX_VALIDATION]
         else:
-            training += find(path)
+            training += find_files(path)
     if not training:
         raise DataError("no images given; name folders with --data")
     target = torch.device(device)
-    plan = LoadSpec(scale, patch, crop, target if target.type == "cuda" else torch.device("cpu"))
+    spec = LoadSpec(scale, patch, crop, target if target.type == "cuda" else torch.device("cpu"))
     names = [os.path.abspath(source) for source in sources]
 
-    def collect(part: str, files: list[File], plan: LoadSpec) -> PairedImages:
-        kept = None
+    def load(split: str, files: list[SourceFile], spec: LoadSpec) -> PairedImages:
+        store = None
         if cache is not None:
             paths = [path for file in files for path in file if path is not None]
-            kept = DiskCache(Path(cache), scale, [part, *names], (plan.patch, plan.crop), paths)
-        return _collect(files, plan, say, kept)
+            store = DiskCache(Path(cache), scale, [split, *names], (spec.patch, spec.crop), paths)
+        return load_files(files, spec, store)
 
-    images = collect("train", training, plan)
-    return images, collect("validate", validation, plan._replace(patch=1, crop=None)) if validation else None
+    images = load("train", training, spec)
+    return images, load("validate", validation, spec._replace(patch=1, crop=None)) if validation else None
 
 
 def train_val_split(images: PairedImages, count: int = 20, side: int = 192) -> tuple[PairedImages, PairedImages | None]:
-    """(the images without some, the middles of those), for validation.
+    """Takes some images out of training, for validation.
 
-    Of n images n / 10 are held back, at least one and at most `count`, evenly spread; none if there is but one.
-    Their middles have at most `side` LR pixels each way: enough to compare steps by, and quick. Of an image cut into
-    crops as many are taken as make up that area, and none of the others stays in training.
+    Of n images n / 10 are held out, at least one and at most `count`, evenly spread; none if there is only one. Of an
+    image cut into crops as many crops as make up the area of one validation image are used, and none of the others
+    stays in training.
+
+    Args:
+        images: The images to split.
+        count: The most images that are held out.
+        side: The most LR pixels each way of a validation image, which is the center of the image held out: enough to
+            compare steps by, and quick.
+
+    Returns:
+        The images to train on, and those to validate on or None.
     """
-    numbers = images.table[:, 4]
+    numbers = images.index[:, IMAGE]
     distinct = np.unique(numbers)
-    held = min(count, max(1, len(distinct) // 10)) if len(distinct) > 1 else 0
-    if held == 0:
+    held_out = min(count, max(1, len(distinct) // 10)) if len(distinct) > 1 else 0
+    if held_out == 0:
         return images, None
-    chosen = distinct[(2 * np.arange(held) + 1) * len(distinct) // (2 * held)]
-    middles = []
+    chosen = distinct[(2 * np.arange(held_out) + 1) * len(distinct) // (2 * held_out)]
+    centers = []
     for number in chosen:
         rows = np.flatnonzero(numbers == number)
-        low, _ = images.pair(rows[0])
-        fit = max(1, side**2 // (low.shape[0] * low.shape[1]))
+        lr, _ = images.pair(rows[0])
+        fit = max(1, side**2 // (lr.shape[0] * lr.shape[1]))
         skip = max(0, len(rows) - fit) // 2
-        middles += [_middle(*images.pair(row), side, images.scale) for row in rows[skip : skip + fit]]
-    rest = replace(images, table=images.table[~np.isin(numbers, chosen)])
-    return rest, pack(middles, images.scale)
+        centers += [_center_crop(*images.pair(row), side, images.scale) for row in rows[skip : skip + fit]]
+    rest = replace(images, index=images.index[~np.isin(numbers, chosen)])
+    return rest, PairedImages.from_pairs(centers, images.scale)
 
 
-def _middle(low: np.ndarray, high: np.ndarray, side: int, s: int) -> tuple[np.ndarray, np.ndarray]:
-    height, width = min(side, low.shape[0]), min(side, low.shape[1])
-    y, x = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
-    return low[y : y + height, x : x + width], high[y * s : (y + height) * s, x * s : (x + width) * s]
+def _center_crop(lr: np.ndarray, hr: np.ndarray, side: int, s: int) -> tuple[np.ndarray, np.ndarray]:
+    height, width = min(side, lr.shape[0]), min(side, lr.shape[1])
+    y, x = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
+    return lr[y : y + height, x : x + width], hr[y * s : (y + height) * s, x * s : (x + width) * s]
 
 
-def _collect(
-    files: Sequence[File], plan: LoadSpec, say: Callable[[str], None], cache: DiskCache | None
-) -> PairedImages:
-    found = cache.open(say) if cache else None
-    if found is not None:
-        return found
-    stacks, small = [], []
-    for measured in _in_order(partial(measure, plan=plan), files):
+def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | None = None) -> PairedImages:
+    """Decodes files, or takes what the cache has of them. Raises DataError if no image is left."""
+    cached = cache.open() if cache else None
+    if cached is not None:
+        return cached
+    groups, small = [], []
+    least = spec.crop or spec.patch * spec.scale
+    for scanned in _map_in_threads(partial(scan_file, spec=spec), files):
         try:
-            for stack in measured.result():
-                enough = min(stack.height, stack.width) >= (plan.crop or plan.patch * plan.scale)
-                (stacks if enough else small).append(stack)
+            for group in scanned.result():
+                (groups if min(group.height, group.width) >= least else small).append(group)
         except ImageError as error:
-            say(str(error))
-    _tell_small(small, plan.crop or plan.patch * plan.scale, say)
-    if not stacks:
+            logger.warning(str(error))
+    _log_too_small(small, least)
+    if not groups:
         raise DataError("no image left; give other folders or a smaller --patch")
-    say(f"reading {sum(stack.count for stack in stacks)} images")
-    dtype = np.dtype(np.uint16 if any(stack.sixteen for stack in stacks) else np.uint8)
-    pixels = sum(stack.pixels(plan) for stack in stacks)
-    kept = DiskCacheWriter(cache, pixels, dtype) if cache else nullcontext(MemoryStore(pixels, plan.scale, dtype))
-    with kept as buffers:
-        table, number, used = [np.empty((0, 5), np.int64)], 0, 0
-        prepare = partial(_prepare, plan=plan, dtype=dtype)
-        for stack, prepared in zip(stacks, _in_order(prepare, stacks), strict=True):
+    logger.info(f"reading {sum(group.count for group in groups)} images")
+    dtype = np.dtype(np.uint16 if any(group.is_16bit for group in groups) else np.uint8)
+    pixels = sum(group.kept_pixels(spec) for group in groups)
+    store = DiskCacheWriter(cache, pixels, dtype) if cache else nullcontext(MemoryStore(pixels, spec.scale, dtype))
+    with store as buffers:
+        index, number, filled = [np.empty((0, 5), np.int64)], 0, 0
+        read = partial(_read_pairs, spec=spec, dtype=dtype)
+        for group, pairs in zip(groups, _map_in_threads(read, groups), strict=True):
             try:
-                hr, lr = prepared.result()
+                hr, lr = pairs.result()
             except ImageError as error:
-                say(str(error))
+                logger.warning(str(error))
                 continue
             buffers.add(hr, lr)
             count, height, width = lr.shape[:3]
-            start = used + np.arange(count) * height * width
+            start = filled + np.arange(count) * height * width
             rows = np.empty((count, 5), np.int64)
-            rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = start * plan.scale**2, start, height, width
-            rows[:, 4] = number + np.arange(count) // (count // stack.count)
-            table.append(rows)
-            number, used = number + stack.count, used + count * height * width
-        if used == 0:
+            rows[:, HR_START], rows[:, LR_START] = start * spec.scale**2, start
+            rows[:, HEIGHT], rows[:, WIDTH] = height, width
+            rows[:, IMAGE] = number + np.arange(count) // (count // group.count)
+            index.append(rows)
+            number, filled = number + group.count, filled + count * height * width
+        if filled == 0:
             raise DataError("no image left that can be read; give other folders")
-        return buffers.finish(np.concatenate(table))
+        return buffers.finish(np.concatenate(index))
 
 
-def _prepare(stack: ImageGroup, plan: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """HR [n, s·h, s·w, 3] and LR [n, h, w, 3] as they are kept. Raises ImageError."""
-    hr, *given = stack.read()
-    if hr.shape[:3] != (stack.count, stack.height, stack.width):
-        raise ImageError(f"{stack.name}: has changed since it was opened")
-    unit = plan.crop or plan.scale
+def _read_pairs(group: ImageGroup, spec: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """HR [n, s·h, s·w, 3] and LR [n, h, w, 3] as they are stored. Raises ImageError."""
+    hr, *given = group.read()
+    if hr.shape[:3] != (group.count, group.height, group.width):
+        raise ImageError(f"{group.name}: has changed since it was opened")
+    unit = spec.crop or spec.scale
     down, across = hr.shape[1] // unit, hr.shape[2] // unit
     hr = hr[:, : down * unit, : across * unit]
-    if plan.crop:
+    if spec.crop:
         hr = hr.reshape(len(hr), down, unit, across, unit, -1).swapaxes(2, 3).reshape(-1, unit, unit, hr.shape[3])
     hr = to_depth(hr, dtype)
-    if given and not plan.crop:
+    if given and not spec.crop:
         lr = to_depth(given[0], dtype)
     else:
         n, height, width, channels = hr.shape
-        small = matlab_downscale(hr.transpose(1, 2, 0, 3).reshape(height, width, -1), plan.scale, plan.device)
-        lr = small.reshape(*small.shape[:2], n, channels).transpose(2, 0, 1, 3)
+        stacked = hr.transpose(1, 2, 0, 3).reshape(height, width, -1)  # images as channels of one: [H, W, n·C]
+        lr = matlab_downscale(stacked, spec.scale, spec.device)
+        lr = lr.reshape(*lr.shape[:2], n, channels).transpose(2, 0, 1, 3)
     return _to_rgb(hr), _to_rgb(lr)
 
 
@@ -179,17 +198,17 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
 
 
-def _tell_small(stacks: list[ImageGroup], least: int, say: Callable[[str], None]) -> None:
-    lines = [f"{s.name}: {s.width} x {s.height} is smaller than {least} x {least} pixels" for s in stacks]
+def _log_too_small(groups: list[ImageGroup], least: int) -> None:
+    lines = [f"{g.name}: {g.width} x {g.height} is smaller than {least} x {least} pixels" for g in groups]
     if len(lines) > 5:
-        count = sum(stack.count for stack in stacks)
-        lines = [f"{count} images are smaller than {least} x {least} pixels, the first of them {stacks[0].name}"]
+        count = sum(group.count for group in groups)
+        lines = [f"{count} images are smaller than {least} x {least} pixels, the first of them {groups[0].name}"]
     for line in lines:
-        say(f"{line}: left out")
+        logger.warning(f"{line}: left out")
 
 
-def _in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
-    """What `work` gives for each item, done by a few threads, a few items ahead of who takes it."""
+def _map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
+    """The results of `work` in order, computed by a few threads, a few items ahead of the caller."""
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future] = deque()

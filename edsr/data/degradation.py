@@ -1,7 +1,7 @@
-"""Images as people have them: blurred a little, noisy, resized and saved as JPEG or WebP, all of it by drawn amounts.
+"""Random degradations: images blurred a little, noisy, resized and compressed as JPEG or WebP, as people have them.
 
 What is done to a patch follows from (seed, step, index in the batch) alone, by a counter-based generator, so that a
-resumed run, and each of several processes, has the same bits. Pillow blurs, resizes and saves; all is in 8 bits.
+resumed run, and each of several processes, gets the same bits. Pillow blurs, resizes and compresses, in 8 bits.
 """
 
 import io
@@ -15,130 +15,160 @@ from PIL import Image, ImageFilter
 
 from edsr.images import to_depth
 
-CELL = 16  # pixels between blocks of a 4:2:0 JPEG, chroma's included, and between macroblocks of WebP
-TWICE = 0.2  # of the images saved have been saved once before
-WEBP = 0.25  # of the images saved are WebP, where both are asked for
-CLEAN = 0.2  # of the patches stay as they are, unless told
+BLOCK_GRID = 16  # pixels between blocks of a 4:2:0 JPEG, chroma's included, and between macroblocks of WebP
+SAVED_TWICE = 0.2  # of the images compressed have been compressed once before
+WEBP_SHARE = 0.25  # of the images compressed are WebP, where both are asked for
+CLEAN_SHARE = 0.2  # of the patches stay as they are, unless told
 SUBSAMPLINGS = ((0.7, "4:2:0"), (0.85, "4:2:2"), (1.0, "4:4:4"))  # each up to its number of a draw in 0..1
-FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
-TILT = 0.25  # how much more or less noise there is, at most, in black and in white than in middle gray
-_PAGE = 1 << 64  # words of a generator for one patch; and the other half of its key, so that no Sampler has its words
+RESIZE_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+MAX_NOISE_SLOPE = 0.25  # how much more or less noise there is, at most, in black and in white than in middle gray
+_STRIDE = 1 << 64  # random words for one patch; also added to the key, so that no PatchSampler has its words
 
 
 class Range(NamedTuple):
-    """What an amount is drawn from, evenly, ends included."""
+    """A range that an amount is drawn from uniformly, ends included."""
 
     low: float
     high: float
 
-    def at(self, share: float) -> float:
+    def interpolate(self, share: float) -> float:
         return self.low + share * (self.high - self.low)
 
-    def whole(self, share: float) -> int:
-        """Of whole numbers; share: below 1."""
+    def pick_integer(self, share: float) -> int:
+        """One of the whole numbers in the range; share: below 1."""
         return int(self.low) + int(share * (self.high - self.low + 1))
 
 
-class Save(NamedTuple):
-    """How an image was saved. at: rows and columns, 1..CELL, that its grid of blocks begins before what is kept."""
+class Compression(NamedTuple):
+    """How an image was compressed. offset: rows and columns, 1..BLOCK_GRID, of its grid of blocks before the crop."""
 
-    kind: str
+    codec: str
     quality: int
     subsampling: str
-    at: tuple[int, int]
+    offset: tuple[int, int]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.quality} {self.subsampling}"
+        return f"{self.codec} {self.quality} {self.subsampling}"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is done to one image. blur: sigma in pixels. noise: sigma in 8-bit levels at middle gray; tilt: how much
-    more of it in white. resize: to so many times the size, and back. saves: first to last."""
+class DegradationParams:
+    """The degradation of one image.
+
+    Attributes:
+        blur: Sigma in pixels.
+        noise: Sigma in 8-bit levels at middle gray.
+        noise_slope: How much more noise there is in white, as a share of `noise`; and less in black.
+        resize: The image is resized to so many times its size, and back.
+        filter: Of resizing.
+        compressions: First to last.
+        generator: Of the noise.
+    """
 
     blur: float
     noise: float
-    tilt: float
+    noise_slope: float
     resize: float
     filter: Image.Resampling
-    saves: tuple[Save, ...]
-    normal: np.random.Generator
+    compressions: tuple[Compression, ...]
+    generator: np.random.Generator
 
     def __str__(self) -> str:
         amounts = {"blur": self.blur, "noise": self.noise, "resize": 0 if self.resize == 1 else self.resize}
-        return ", ".join([f"{name} {value:.2f}" for name, value in amounts.items() if value] + [*map(str, self.saves)])
+        parts = [f"{name} {value:.2f}" for name, value in amounts.items() if value]
+        return ", ".join([*parts, *map(str, self.compressions)])
 
-    def reach(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Pixels around an image of this size that `apply` wants: ((above, below), (left, right))."""
-        above, tall = self._outermost(height, 0)
-        left, wide = self._outermost(width, 1)
-        around = self._around
+    def padding(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels that `apply` needs around an image of this size: ((above, below), (left, right))."""
+        above, tall = self._coded_extent(height, 0)
+        left, wide = self._coded_extent(width, 1)
+        around = self._filter_margin
         return (above + around, tall - above - height + around), (left + around, wide - left - width + around)
 
-    def apply(self, window: np.ndarray, height: int, width: int) -> np.ndarray:
-        """uint8 [height, width, 3], degraded, from uint8 [.., .., 3] with what `reach` wants around it. Once only: the
-        noise is drawn here."""
-        image = Image.fromarray(np.ascontiguousarray(window))
+    def apply(self, padded: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Degrades an image; only once, because the noise is drawn here.
+
+        Args:
+            padded: uint8 or uint16 [..., ..., 3], the image with what `padding` asks for around it.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+
+        Returns:
+            [height, width, 3] in the same dtype; of 16 bits only 8 are left.
+        """
+        if padded.dtype != np.uint8:
+            return to_depth(self.apply(to_depth(padded, np.uint8), height, width), padded.dtype)
+        image = Image.fromarray(np.ascontiguousarray(padded))
         if self.blur:
             image = image.filter(ImageFilter.GaussianBlur(self.blur))
         if self.noise:
-            image = Image.fromarray(self._noisy(np.asarray(image)))
+            image = Image.fromarray(self._add_noise(np.asarray(image)))
         if self.resize != 1:
             size = image.size
             image = image.resize([max(1, round(side * self.resize)) for side in size], self.filter)  # pyright: ignore[reportArgumentType]: any sequence will do
             image = image.resize(size, self.filter)
-        top = left = self._around
-        tall, wide = self._spans(height, 0), self._spans(width, 1)
-        for save, h, w in zip(self.saves, tall, wide, strict=True):
-            image = _saved(image.crop((left, top, left + w, top + h)), save)
-            top, left = save.at
+        top = left = self._filter_margin
+        tall, wide = self._coded_sizes(height, 0), self._coded_sizes(width, 1)
+        for compression, h, w in zip(self.compressions, tall, wide, strict=True):
+            image = _compress(image.crop((left, top, left + w, top + h)), compression)
+            top, left = compression.offset
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
     @property
-    def _around(self) -> int:
+    def _filter_margin(self) -> int:
         """Pixels on each side for blur and resizing, whose ends are not those of the image."""
         return math.ceil(3 * self.blur) + (0 if self.resize == 1 else math.ceil(3 / min(1, self.resize)))
 
-    def _spans(self, size: int, axis: int) -> list[int]:
-        """Rows, or columns, that each save saves: whole blocks, and one pixel more at least than is kept of it."""
-        spans = []
-        for save in reversed(self.saves):
-            size = -(-(save.at[axis] + size + 1) // CELL) * CELL
-            spans.append(size)
-        return spans[::-1]
+    def _coded_sizes(self, size: int, axis: int) -> list[int]:
+        """Rows, or columns, that each compression codes: whole blocks, and at least one pixel more than is kept."""
+        sizes = []
+        for compression in reversed(self.compressions):
+            size = -(-(compression.offset[axis] + size + 1) // BLOCK_GRID) * BLOCK_GRID
+            sizes.append(size)
+        return sizes[::-1]
 
-    def _outermost(self, size: int, axis: int) -> tuple[int, int]:
-        """(where the image begins in what is saved first, how much that is)."""
-        return sum(save.at[axis] for save in self.saves), (*self._spans(size, axis), size)[0]
+    def _coded_extent(self, size: int, axis: int) -> tuple[int, int]:
+        """(where the image begins in what is coded first, how much that is)."""
+        start = sum(compression.offset[axis] for compression in self.compressions)
+        return start, (*self._coded_sizes(size, axis), size)[0]
 
-    def _noisy(self, image: np.ndarray) -> np.ndarray:
+    def _add_noise(self, image: np.ndarray) -> np.ndarray:
         levels = image.astype(np.float32)
-        noise = self.normal.standard_normal(levels.shape, np.float32)
-        noise *= levels * np.float32(self.noise * self.tilt / 127.5) + np.float32(self.noise * (1 - self.tilt))
+        noise = self.generator.standard_normal(levels.shape, np.float32)
+        slope = self.noise_slope
+        noise *= levels * np.float32(self.noise * slope / 127.5) + np.float32(self.noise * (1 - slope))
         noise += levels
         return np.rint(noise, out=noise).clip(0, 255, out=noise).astype(np.uint8)
 
 
-def _saved(image: Image.Image, save: Save) -> Image.Image:
+def _compress(image: Image.Image, compression: Compression) -> Image.Image:
     file = io.BytesIO()  # which the image opened keeps until it is decoded
-    if save.kind == "webp":
-        image.save(file, "WEBP", quality=save.quality)
+    if compression.codec == "webp":
+        image.save(file, "WEBP", quality=compression.quality)
     else:
-        image.save(file, "JPEG", quality=save.quality, subsampling=save.subsampling)
-    return Image.open(file, formats=[save.kind.upper()])
+        image.save(file, "JPEG", quality=compression.quality, subsampling=compression.subsampling)
+    return Image.open(file, formats=[compression.codec.upper()])
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """What may be done to images, None what is not. jpeg, webp: quality. noise: sigma in 8-bit levels. blur: sigma in
-    pixels. resize: a factor. clean: the share left as it is."""
+    """Ranges that degradations are drawn from; None: not done.
+
+    Attributes:
+        jpeg: Quality, 1..100.
+        webp: Quality, 1..100.
+        noise: Sigma in 8-bit levels.
+        blur: Sigma in pixels.
+        resize: Factor.
+        clean: The share of patches that stay as they are.
+    """
 
     jpeg: Range | None = None
     webp: Range | None = None
     noise: Range | None = None
     blur: Range | None = None
     resize: Range | None = None
-    clean: float = CLEAN
+    clean: float = CLEAN_SHARE
 
     BOUNDS: ClassVar = {
         "jpeg": Range(1, 100),
@@ -149,46 +179,47 @@ class Degradation:
     }
 
     def __str__(self) -> str:
-        """As `parse_degradation` reads it; one spelling for all that mean the same."""
+        """As `parse_degradation` reads it; equal degradations are spelled alike."""
         ranges = {name: getattr(self, name) for name in self.BOUNDS}
-        parts = [f"{name}:{_exact(r.low)}-{_exact(r.high)}" for name, r in ranges.items() if r is not None]
-        return ",".join([*parts, f"clean:{_exact(self.clean)}"])
+        parts = [f"{name}:{_format(r.low)}-{_format(r.high)}" for name, r in ranges.items() if r is not None]
+        return ",".join([*parts, f"clean:{_format(self.clean)}"])
 
-    def draw(self, seed: int, step: int, index: int) -> Plan | None:
-        """What is done to one patch, by its index in the whole batch; None: nothing.
+    def draw(self, seed: int, step: int, index: int) -> DegradationParams | None:
+        """Draws the degradation of one patch, by its index in the whole batch; None: it stays clean.
 
-        Every amount has its own word, drawn whether it is needed or not: asking for more changes nothing of the rest.
+        Every amount has a random word of its own, drawn whether it is needed or not, so that another kind of
+        degradation changes nothing of the others.
         """
         # 256 bits of counter: the lowest 64 count the words of one patch.
-        words = np.random.Philox(key=seed % _PAGE + _PAGE, counter=(step * _PAGE + index) * _PAGE)
+        words = np.random.Philox(key=seed % _STRIDE + _STRIDE, counter=(step * _STRIDE + index) * _STRIDE)
         random = np.random.Generator(words)
-        clean, blur, noise, tilt, resize, kernel, kind, twice, *saves = random.random(16).tolist()
+        clean, blur, noise, slope, resize, kernel, codec, twice, *rest = random.random(16).tolist()
         if clean < self.clean:
             return None
-        return Plan(
-            blur=self.blur.at(blur) if self.blur else 0.0,
-            noise=self.noise.at(noise) if self.noise else 0.0,
-            tilt=TILT * (2 * tilt - 1),
-            resize=self.resize.at(resize) if self.resize else 1.0,
-            filter=FILTERS[int(kernel * len(FILTERS))],
-            saves=self._saves(kind, twice, saves),
-            normal=random,
+        return DegradationParams(
+            blur=self.blur.interpolate(blur) if self.blur else 0.0,
+            noise=self.noise.interpolate(noise) if self.noise else 0.0,
+            noise_slope=MAX_NOISE_SLOPE * (2 * slope - 1),
+            resize=self.resize.interpolate(resize) if self.resize else 1.0,
+            filter=RESIZE_FILTERS[int(kernel * len(RESIZE_FILTERS))],
+            compressions=self._draw_compressions(codec, twice, rest),
+            generator=random,
         )
 
-    def _saves(self, kind: float, twice: float, words: list[float]) -> tuple[Save, ...]:
-        qualities = self.webp if self.jpeg is None or (self.webp and kind < WEBP) else self.jpeg
+    def _draw_compressions(self, codec: float, twice: float, words: list[float]) -> tuple[Compression, ...]:
+        qualities = self.webp if self.jpeg is None or (self.webp and codec < WEBP_SHARE) else self.jpeg
         if qualities is None:
             return ()
-        name, saves = "webp" if qualities is self.webp else "jpeg", []
-        for quality, subsampling, down, right in (words[:4], words[4:])[: 2 if twice < TWICE else 1]:
+        name, compressions = "webp" if qualities is self.webp else "jpeg", []
+        for quality, subsampling, down, right in (words[:4], words[4:])[: 2 if twice < SAVED_TWICE else 1]:
             sampled = "4:2:0" if name == "webp" else next(text for end, text in SUBSAMPLINGS if subsampling < end)
-            at = 1 + int(down * CELL), 1 + int(right * CELL)
-            saves.append(Save(name, qualities.whole(quality), sampled, at))
-        return tuple(saves)
+            at = 1 + int(down * BLOCK_GRID), 1 + int(right * BLOCK_GRID)
+            compressions.append(Compression(name, qualities.pick_integer(quality), sampled, at))
+        return tuple(compressions)
 
 
 def parse_degradation(spec: str) -> Degradation:
-    """What "jpeg:40-95,noise:0-10,clean:0.3" means. Raises ValueError, in one line that says what is known."""
+    """Parses "jpeg:40-95,noise:0-10,clean:0.3". Raises ValueError, with a line that names what is known."""
     found: dict[str, Range | float] = {}
     for part in spec.split(","):
         name, _, values = part.strip().partition(":")
@@ -197,13 +228,13 @@ def parse_degradation(spec: str) -> Degradation:
             raise ValueError(f"{part.strip()!r} is not known; there are {known} and clean:SHARE")
         if name in found:
             raise ValueError(f"{name} is named twice")
-        found[name] = _share(values) if name == "clean" else _range(name, values)
+        found[name] = _parse_share(values) if name == "clean" else _parse_range(name, values)
     if not found.keys() - {"clean"}:
         raise ValueError(f"clean alone degrades nothing; add one of {', '.join(Degradation.BOUNDS)}")
     return Degradation(**found)  # pyright: ignore[reportArgumentType]: by name
 
 
-def _range(name: str, text: str) -> Range:
+def _parse_range(name: str, text: str) -> Range:
     whole, bounds = name in ("jpeg", "webp"), Degradation.BOUNDS[name]
     number = "[0-9]{1,9}" if whole else r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
     match = re.fullmatch(f"({number})(?:-({number}))?", text.strip())
@@ -216,44 +247,49 @@ def _range(name: str, text: str) -> Range:
     return Range(low, high)
 
 
-def _exact(number: float) -> str:
+def _format(number: float) -> str:
     return np.format_float_positional(number, trim="-")
 
 
-def _share(text: str) -> float:
+def _parse_share(text: str) -> float:
     if not re.fullmatch(r"[0-9](\.[0-9]{1,9})?", text.strip()) or float(text) > 1:
         raise ValueError(f"clean:{text} must be clean:SHARE, a number from 0 to 1")
     return float(text)
 
 
-def window(image: np.ndarray, y: int, x: int, side: int, turn: int, plan: Plan | None) -> np.ndarray:
-    """The patch [side, side, 3] at (y, x) of an image [h, w, 3], turned as in `edsr.data.patches.patch_offsets`; with
-    what a plan wants around it, beyond the image's ends its outermost pixels. It is the turned patch that is saved: a
-    camera stands upright on its side, too. A view where possible."""
-    rows, columns = ((0, 0), (0, 0)) if plan is None else plan.reach(side, side)
-    if turn & 4:
+def crop_padded(
+    image: np.ndarray, y: int, x: int, side: int, dihedral: int, params: DegradationParams | None
+) -> np.ndarray:
+    """Crops a patch, flipped and rotated, with the padding that its degradation needs; a view where possible.
+
+    The flipped and rotated patch is what is degraded: a camera stands upright on its side, too. Beyond the ends of the
+    image its outermost pixels are repeated.
+
+    Args:
+        image: [h, w, 3].
+        y: First row of the patch.
+        x: First column of the patch.
+        side: Pixels a side of the patch, without padding.
+        dihedral: 0..7, as in `edsr.data.patches.patch_offsets`.
+        params: The degradation; None: no padding.
+    """
+    rows, columns = ((0, 0), (0, 0)) if params is None else params.padding(side, side)
+    if dihedral & 4:
         rows, columns = columns, rows
-    rows, columns = rows[:: -1 if turn & 1 else 1], columns[:: -1 if turn & 2 else 1]
+    rows, columns = rows[:: -1 if dihedral & 1 else 1], columns[:: -1 if dihedral & 2 else 1]
     (top, bottom), (left, right) = (y - rows[0], y + side + rows[1]), (x - columns[0], x + side + columns[1])
     height, width = image.shape[:2]
-    cut = image[max(top, 0) : bottom, max(left, 0) : right]
+    crop = image[max(top, 0) : bottom, max(left, 0) : right]
     beyond = (max(-top, 0), max(bottom - height, 0)), (max(-left, 0), max(right - width, 0))
     if any(map(any, beyond)):
-        cut = np.pad(cut, (*beyond, (0, 0)), mode="edge")
-    cut = cut[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
-    return cut.transpose(1, 0, 2) if turn & 4 else cut
+        crop = np.pad(crop, (*beyond, (0, 0)), mode="edge")
+    crop = crop[:: -1 if dihedral & 1 else 1, :: -1 if dihedral & 2 else 1]
+    return crop.transpose(1, 0, 2) if dihedral & 4 else crop
 
 
-def degraded(image: np.ndarray, plan: Plan | None) -> np.ndarray:
-    """A whole image [h, w, 3], uint8 or uint16, in its dtype; with a plan 8 bits are left of 16."""
-    if plan is None:
+def degrade(image: np.ndarray, params: DegradationParams | None) -> np.ndarray:
+    """Degrades a whole image [h, w, 3], uint8 or uint16, in its dtype; None: the image as it is."""
+    if params is None:
         return image
     h, w = image.shape[:2]
-    return applied(plan, np.pad(image, (*plan.reach(h, w), (0, 0)), mode="edge"), h, w)
-
-
-def applied(plan: Plan, window: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Plan.apply for uint8 or uint16, in its dtype."""
-    if window.dtype == np.uint8:
-        return plan.apply(window, height, width)
-    return to_depth(plan.apply(to_depth(window, np.uint8), height, width), np.uint16)
+    return params.apply(np.pad(image, (*params.padding(h, w), (0, 0)), mode="edge"), h, w)

@@ -1,6 +1,6 @@
-"""Training patches: which ones belong to a step, and how they are cut, all of a batch in one gather on the device.
+"""Training patches: which ones belong to a step, and how they are cropped, a whole batch in one gather on the device.
 
-LR patches that are degraded are cut and degraded on the host instead, by threads, ahead of the steps.
+LR patches that are degraded are cropped and degraded on the host instead, by threads, ahead of the steps.
 """
 
 import os
@@ -11,63 +11,84 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .degradation import Degradation, applied, window
-from .store import PairedImages
+from .degradation import Degradation, crop_padded
+from .store import HEIGHT, HR_START, LR_START, WIDTH, PairedImages
 
-THREADS = 8  # that degrade patches, at most: much of it holds Python's lock
+THREADS = 8  # that degrade patches, at most: much of the work holds Python's lock
 
 
-class Sampler:
-    """Which patches belong to which step: (seed, step) alone decides, so that a resumed run needs no state.
+class PatchSampler:
+    """Draws the patches of each step from (seed, step) alone, so that a resumed run needs no state.
 
-    table: as in Images. patch: LR pixels a side. Every position in every image is as likely as any other, so
-    images are drawn in proportion to how many they have; each of the eight turns of a square is as likely as any.
-    Raises ValueError if no image is as large as a patch.
+    Every position in every image is as likely as any other, so images are drawn in proportion to how many they have;
+    each of the eight flips and rotations is as likely as any other.
+
+    Args:
+        index: `PairedImages.index`.
+        patch: LR pixels a side.
+        batch: Patches a step.
+        seed: Any whole number.
+
+    Raises:
+        ValueError: No image is as large as a patch.
     """
 
-    def __init__(self, table: np.ndarray, patch: int, batch: int, seed: int):
-        self.batch, self._key = batch, seed % 2**64
-        down, self._across = (np.maximum(table[:, column] - patch + 1, 0) for column in (2, 3))
+    def __init__(self, index: np.ndarray, patch: int, batch: int, seed: int):
+        self.batch, self._seed = batch, seed % 2**64
+        down, self._across = (np.maximum(index[:, column] - patch + 1, 0) for column in (HEIGHT, WIDTH))
         self._ends = np.cumsum(down * self._across)
-        if len(table) == 0 or self._ends[-1] == 0:
+        if len(index) == 0 or self._ends[-1] == 0:
             raise ValueError(f"no image has {patch} LR pixels a side")
 
     def draw(self, first: int, count: int) -> np.ndarray:
-        """int64 [count, batch, 4] for steps first, first + 1, ...: row of the table, LR row, LR column, turn 0..7."""
-        # A counter-based generator: words of any step are had without those before. It gives four to a count.
+        """int64 [count, batch, 4] for steps first, first + 1, ...: row of index, LR row, LR column, dihedral 0..7."""
+        # A counter-based generator: the words of any step are had without those before. It gives four words a count.
         counts = -(-self.batch // 4)
-        words = np.random.Philox(key=self._key, counter=first * counts).random_raw(count * counts * 4)
+        words = np.random.Philox(key=self._seed, counter=first * counts).random_raw(count * counts * 4)
         words = words.reshape(count, counts * 4)[:, : self.batch]
         # The remainder favors some places, by less than 2^-64 times their number.
-        place, turn = np.divmod((words % np.uint64(8 * self._ends[-1])).astype(np.int64), 8)
+        place, dihedral = np.divmod((words % np.uint64(8 * self._ends[-1])).astype(np.int64), 8)
         row = np.searchsorted(self._ends, place, side="right")
         y, x = np.divmod(place - np.concatenate(([0], self._ends))[row], self._across[row])
-        return np.stack([row, y, x, turn], 2)
+        return np.stack([row, y, x, dihedral], 2)
 
 
 def patch_offsets(images: PairedImages, drawn: np.ndarray, patch: int) -> np.ndarray:
-    """Where drawn patches lie in the flat buffers: int64 [count, 2, 3, batch], for LR and HR what `gather_patches`
-    takes.
+    """Where patches lie in the flat buffers.
 
-    drawn: as Sampler.draw gives it. Turn: 1 flips rows, 2 flips columns, 4 then swaps them, and their sums.
+    Args:
+        images: The images that the patches were drawn from.
+        drawn: int64 [count, batch, 4], as `PatchSampler.draw` gives it. Of dihedral, 1 flips rows, 2 flips columns,
+            4 then swaps them; these are added up.
+        patch: LR pixels a side.
+
+    Returns:
+        int64 [count, 2, 3, batch]: for LR and for HR corner, down and right, as `gather_patches` takes them.
     """
-    row, y, x, turn = np.moveaxis(drawn, 2, 0)
-    found = []
-    for column, factor in (1, 1), (0, images.scale):
-        pitch, last = images.table[row, 3] * factor, patch * factor - 1
-        flip_down, flip_right, swap = turn & 1, turn >> 1 & 1, turn >> 2
+    row, y, x, dihedral = np.moveaxis(drawn, 2, 0)
+    offsets = []
+    for column, factor in (LR_START, 1), (HR_START, images.scale):
+        pitch, last = images.index[row, WIDTH] * factor, patch * factor - 1
+        flip_down, flip_right, swap = dihedral & 1, dihedral >> 1 & 1, dihedral >> 2
         down, right = pitch * (1 - 2 * flip_down), 1 - 2 * flip_right
-        corner = images.table[row, column] + y * factor * pitch + x * factor
+        corner = images.index[row, column] + y * factor * pitch + x * factor
         corner = corner + last * (flip_down * pitch + flip_right)
-        found.append(np.stack([corner, np.where(swap, right, down), np.where(swap, down, right)], 1))
-    return np.stack(found, 1)
+        offsets.append(np.stack([corner, np.where(swap, right, down), np.where(swap, down, right)], 1))
+    return np.stack(offsets, 1)
 
 
 def gather_patches(pixels: Tensor, corner: Tensor, down: Tensor, right: Tensor, side: int) -> Tensor:
-    """Patches as the network takes them: float32 [B, 3, side, side] in 0..1, channels_last.
+    """Crops patches as the network takes them.
 
-    pixels: [P, 3], uint8 or int16 as in Images. corner, down, right: int64 [B], where in `pixels` the first pixel
-    of each patch lies, and how far it is from a pixel to the one below and to the one on its right.
+    Args:
+        pixels: [P, 3], uint8 or int16, as in PairedImages.
+        corner: int64 [B]: where in `pixels` the first pixel of each patch lies.
+        down: int64 [B]: how far it is from a pixel to the one below.
+        right: int64 [B]: how far it is from a pixel to the one on its right.
+        side: Pixels a side of a patch.
+
+    Returns:
+        float32 [B, 3, side, side] in 0..1, channels_last.
     """
     return _to_unit(_gather(pixels, corner, down, right, side))
 
@@ -88,58 +109,72 @@ def _to_unit(pixels: Tensor) -> Tensor:
     return values.permute(0, 3, 1, 2)
 
 
-class Degraded:
-    """Degraded LR patches, each step's made by a thread, of steps that may be asked for soon.
+class PatchDegrader:
+    """Degrades the LR patches of coming steps in threads, one step a task.
 
-    images: their LR pixels on the host. first: index, in the whole batch, of the first patch of a step. ahead: how
-    many steps may be under way at once.
+    Args:
+        images: Images with LR pixels on the host.
+        patch: LR pixels a side.
+        seed: Of what is drawn, with step and index.
+        degradation: What is drawn from.
+        first: Index in the whole batch of the first patch of a step.
+        ahead: How many steps may be under way at once.
     """
 
     def __init__(self, images: PairedImages, patch: int, seed: int, degradation: Degradation, first: int, ahead: int):
         pixels = images.lr.numpy()
         self._pixels = pixels.view(np.uint16) if pixels.dtype == np.int16 else pixels
-        self._table, self._patch, self._seed, self._degradation = images.table, patch, seed, degradation
+        self._index, self._patch, self._seed, self._degradation = images.index, patch, seed, degradation
         self._first, self._ahead = first, ahead
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(min(THREADS, cores), "degrade")
-        self._coming: dict[int, Future[np.ndarray]] = {}
+        self.pending: dict[int, Future[np.ndarray]] = {}
 
-    def begin(self, first: int, drawn: np.ndarray) -> None:
-        """Has steps first, first + 1, ... made of what was drawn for them, but for those that are under way, and
-        forgets what is far from them."""
-        for step in [step for step in self._coming if not first <= step < first + self._ahead]:
-            self._coming.pop(step).cancel()
+    def submit(self, first: int, drawn: np.ndarray) -> None:
+        """Starts steps first, first + 1, ... from patches drawn, but for those under way; drops steps out of reach."""
+        for step in [step for step in self.pending if not first <= step < first + self._ahead]:
+            self.pending.pop(step).cancel()
         for step, places in enumerate(drawn, first):
-            if step not in self._coming:
-                self._coming[step] = self._pool.submit(self._make, step, places)
+            if step not in self.pending:
+                self.pending[step] = self._pool.submit(self._degrade_batch, step, places)
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """[count, b, p, p, 3] of steps that were begun, as Images holds them; waits for those not yet made."""
-        made = np.stack([self._coming.pop(step).result() for step in range(first, first + count)])
+        """[count, b, p, p, 3] of steps submitted, in PairedImages' dtype; waits for those not yet done."""
+        made = np.stack([self.pending.pop(step).result() for step in range(first, first + count)])
         return made.view(np.int16) if made.dtype == np.uint16 else made
 
     def close(self) -> None:
-        """Makes no more."""
+        """Cancels what is pending."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _make(self, step: int, places: np.ndarray) -> np.ndarray:
-        return np.stack([self._one(step, k, *place) for k, place in enumerate(places.tolist(), self._first)])
+    def _degrade_batch(self, step: int, places: np.ndarray) -> np.ndarray:
+        return np.stack([self._degrade_patch(step, k, *place) for k, place in enumerate(places.tolist(), self._first)])
 
-    def _one(self, step: int, index: int, row: int, y: int, x: int, turn: int) -> np.ndarray:
-        _, start, height, width, _ = self._table[row].tolist()
+    def _degrade_patch(self, step: int, index: int, row: int, y: int, x: int, dihedral: int) -> np.ndarray:
+        _, start, height, width, _ = self._index[row].tolist()
         image = self._pixels[start : start + height * width].reshape(height, width, 3)
-        plan = self._degradation.draw(self._seed, step, index)
-        cut = window(image, y, x, self._patch, turn, plan)
-        return cut if plan is None else applied(plan, cut, self._patch, self._patch)
+        params = self._degradation.draw(self._seed, step, index)
+        crop = crop_padded(image, y, x, self._patch, dihedral, params)
+        return crop if params is None else params.apply(crop, self._patch, self._patch)
 
 
 class PatchLoader:
     """Batches for the training step, from buffers of fixed addresses, so that a CUDA graph may hold them.
 
-    steps: the most that are loaded at once. share: (rank, world): of each batch of `batch` patches only the rank's
-    part; ValueError if `batch` cannot be divided so. Images that fit lie on the device and only places are uploaded
-    for each step; else patches are gathered on the host and uploaded. degradation: of LR patches, which then are
-    uploaded always; HR patches stay as they are.
+    Args:
+        images: The images to crop patches from.
+        patch: LR pixels a side.
+        batch: Patches a step, of all processes together.
+        seed: Of what is drawn.
+        device: Where batches are wanted.
+        steps: The most steps that are loaded at once.
+        share: (rank, world): only this rank's part of each batch is loaded.
+        degradation: What is done to LR patches, which are then always uploaded; HR patches stay as they are.
+        resident: Whether images lie on the device, and only offsets are uploaded for each step; if not, patches are
+            gathered on the host and uploaded. By default they do if they take less than half of its free memory.
+
+    Raises:
+        ValueError: `batch` cannot be divided by world, or no image is as large as a patch.
     """
 
     def __init__(
@@ -152,40 +187,41 @@ class PatchLoader:
         steps: int,
         share: tuple[int, int] = (0, 1),
         degradation: Degradation | None = None,
+        resident: bool | None = None,
     ):
         rank, world = share
         if batch % world:
             raise ValueError(f"a batch of {batch} cannot be shared by {world} processes")
         self.steps, self._device = steps, torch.device(device)
-        self._sampler = Sampler(images.table, patch, batch, seed)
+        self._sampler = PatchSampler(images.index, patch, batch, seed)
         size = batch // world
-        self._mine = slice(rank * size, (rank + 1) * size)
-        self._sides = patch, patch * images.scale
-        self._degraded = None
+        self._share = slice(rank * size, (rank + 1) * size)
+        self._sizes = patch, patch * images.scale
+        self._degrader = None
         if degradation is not None:
-            self._degraded = Degraded(images, patch, seed, degradation, self._mine.start, 2 * steps)
-        self._resident = _fits(images.nbytes, self._device)
+            self._degrader = PatchDegrader(images, patch, seed, degradation, self._share.start, 2 * steps)
+        self._resident = _fits_on_device(images.nbytes, self._device) if resident is None else resident
         if self._resident and degradation is None:
             images = images.to(self._device)
         elif self._resident:  # LR pixels stay where they are degraded
             images = replace(images, hr=images.hr.to(self._device))
         self._images = images
-        uploaded = self._sides if not self._resident else self._sides[:1] if degradation is not None else ()
+        uploaded = self._sizes if not self._resident else self._sizes[:1] if degradation is not None else ()
         kinds = [((size, side, side, 3), images.hr.dtype) for side in uploaded]
         kinds += [((2, 3, size), torch.int64)] if self._resident else []
-        self._loaded = [torch.zeros(steps, *shape, dtype=dtype, device=self._device) for shape, dtype in kinds]
+        self.buffers = [torch.zeros(steps, *shape, dtype=dtype, device=self._device) for shape, dtype in kinds]
         self._prepared: tuple[int, int, list[Tensor]] | None = None
 
     def prepare(self, first: int, count: int) -> None:
-        """Does what of `load` can be done while the device still works through the steps loaded before."""
+        """Does the part of `load` that can be done while the device still works through the steps loaded before."""
         if self._prepared is None or self._prepared[:2] != (first, count):
-            drawn = self._sampler.draw(first, count)[:, self._mine]
-            if self._degraded is not None:
-                self._degraded.begin(first, drawn)
+            drawn = self._sampler.draw(first, count)[:, self._share]
+            if self._degrader is not None:
+                self._degrader.submit(first, drawn)
             self._prepared = (first, count, self._uploads(drawn))
 
     def load(self, first: int, count: int) -> None:
-        """Makes steps first, first + 1, ..., first + count - 1 what `batch` gives; waits for nothing on the device.
+        """Loads steps first, first + 1, ..., first + count - 1 for `batch`; waits for nothing on the device.
 
         The upload goes to the current stream, where `batch` must follow it. Raises ValueError if count > steps.
         """
@@ -194,9 +230,9 @@ class PatchLoader:
         self.prepare(first, count)
         assert self._prepared is not None
         uploads = self._prepared[2]
-        if self._degraded is not None:
-            uploads = [self._pinned(torch.from_numpy(self._degraded.take(first, count))), *uploads]
-        for buffer, values in zip(self._loaded, uploads, strict=True):
+        if self._degrader is not None:
+            uploads = [self._pinned(torch.from_numpy(self._degrader.take(first, count))), *uploads]
+        for buffer, values in zip(self.buffers, uploads, strict=True):
             buffer[:count].copy_(values, non_blocking=True)
         self._prepared = None
 
@@ -205,31 +241,33 @@ class PatchLoader:
 
         i: int64 [1] or [] on the device. Works on the device alone, so that it can be recorded in a CUDA graph.
         """
-        values = [buffer.index_select(0, i.view(1))[0] for buffer in self._loaded]
+        values = [buffer.index_select(0, i.view(1))[0] for buffer in self.buffers]
         if not self._resident:
             return _to_unit(values[0]), _to_unit(values[1])
-        low, high = values[-1]
-        small, large = self._sides
-        patches = gather_patches(self._images.lr, *low, side=small) if self._degraded is None else _to_unit(values[0])
-        return patches, gather_patches(self._images.hr, *high, side=large)
+        lr_offsets, hr_offsets = values[-1]
+        lr_side, hr_side = self._sizes
+        hr = gather_patches(self._images.hr, *hr_offsets, side=hr_side)
+        if self._degrader is not None:
+            return _to_unit(values[0]), hr
+        return gather_patches(self._images.lr, *lr_offsets, side=lr_side), hr
 
     def close(self) -> None:
-        """Degrades no more patches; nothing is to be loaded after that."""
-        if self._degraded is not None:
-            self._degraded.close()
+        """Stops degrading patches; nothing can be loaded after that."""
+        if self._degrader is not None:
+            self._degrader.close()
 
     def _uploads(self, drawn: np.ndarray) -> list[Tensor]:
-        """What is uploaded, but for degraded patches."""
-        places = torch.from_numpy(patch_offsets(self._images, drawn, self._sides[0]))
+        """What is uploaded for these patches, except degraded ones."""
+        places = torch.from_numpy(patch_offsets(self._images, drawn, self._sizes[0]))
         if self._resident:
             return [self._pinned(places)]
         pin, gathered = self._device.type == "cuda", []
-        pixels = [(self._images.lr, 0), (self._images.hr, 1)][self._degraded is not None :]
+        pixels = [(self._images.lr, 0), (self._images.hr, 1)][self._degrader is not None :]
         for flat, k in pixels:
-            shape = (*drawn.shape[:2], self._sides[k], self._sides[k], 3)
+            shape = (*drawn.shape[:2], self._sizes[k], self._sizes[k], 3)
             gathered.append(torch.empty(shape, dtype=flat.dtype, pin_memory=pin))
             for step in range(len(drawn)):
-                gathered[-1][step] = _gather(flat, *places[step, k], side=self._sides[k])
+                gathered[-1][step] = _gather(flat, *places[step, k], side=self._sizes[k])
         return gathered
 
     def _pinned(self, values: Tensor) -> Tensor:
@@ -237,6 +275,6 @@ class PatchLoader:
         return values.pin_memory() if self._device.type == "cuda" else values
 
 
-def _fits(size: int, device: torch.device) -> bool:
-    """Whether images of so many bytes go onto the device: into less than half of what a GPU has free."""
+def _fits_on_device(size: int, device: torch.device) -> bool:
+    """Whether so many bytes are less than half of what a GPU has free; on the CPU they always fit."""
     return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2

@@ -1,4 +1,4 @@
-"""What training images lie in: folders, DIV2K's layout, image files, HDF5; found and measured, not yet decoded."""
+"""Where training images come from: folders, DIV2K's layout, image files, HDF5; found and scanned, not yet decoded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,37 +14,38 @@ from edsr.errors import DataError, ImageError
 from edsr.images import ImageReader, find_images, read_image, to_depth
 
 _HDF5 = (".h5", ".hdf5")
-_BLOCK = 2**22  # HR pixels read at once from HDF5
 
 
-class File(NamedTuple):
-    """An image or HDF5 file; low: the file of its reduction, where the layout has one."""
+class SourceFile(NamedTuple):
+    """An image or HDF5 file; lr_path: the file of its LR image, where the layout has one."""
 
     path: Path
-    low: Path | None = None
+    lr_path: Path | None = None
 
 
-def find(path: Path) -> list[File]:
+def find_files(path: Path) -> list[SourceFile]:
+    """The file of this name, or all images in the folder, at any depth. Raises DataError."""
     if not path.is_dir():
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; give another with --data")
-        return [File(path)]
-    found = _list(path, recursive=True)
+        return [SourceFile(path)]
+    found = _find_images(path, recursive=True)
     for file in found:
         if "DIV2K_train_HR" in file.parts[len(path.parts) :]:
-            # Taken as any folder, its reductions and its validation images would be trained on as well.
+            # Taken as any folder, its LR images and its validation images would be trained on as well.
             root = Path(*file.parts[: file.parts.index("DIV2K_train_HR")])
             raise DataError(f"{path}: DIV2K lies deeper in it; give {root} itself with --data")
-    return [File(file) for file in found]
+    return [SourceFile(file) for file in found]
 
 
-def div2k(folder: Path, part: str, scale: int) -> list[File]:
-    low = folder / f"DIV2K_{part}_LR_bicubic" / f"X{scale}"
-    pairs = [(path, low / f"{path.stem}x{scale}.png") for path in _list(folder / f"DIV2K_{part}_HR")]
-    return [File(path, low if low.is_file() else None) for path, low in pairs]
+def find_div2k(folder: Path, split: str, scale: int) -> list[SourceFile]:
+    """The images of DIV2K's "train" or "valid". Raises DataError."""
+    lr_folder = folder / f"DIV2K_{split}_LR_bicubic" / f"X{scale}"
+    pairs = [(path, lr_folder / f"{path.stem}x{scale}.png") for path in _find_images(folder / f"DIV2K_{split}_HR")]
+    return [SourceFile(path, lr_path if lr_path.is_file() else None) for path, lr_path in pairs]
 
 
-def _list(folder: Path, recursive: bool = False) -> list[Path]:
+def _find_images(folder: Path, recursive: bool = False) -> list[Path]:
     try:
         return find_images(folder, recursive)
     except ImageError as error:
@@ -52,56 +53,65 @@ def _list(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 class LoadSpec(NamedTuple):
+    """How images are loaded: see `load_dataset`. block: HR pixels read at once from HDF5."""
+
     scale: int
     patch: int
-    crop: int | None
-    device: torch.device
+    crop: int | None = None
+    device: torch.device = torch.device("cpu")
+    block: int = 2**22
 
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """Images of one size that are read together: a file's one, or many from HDF5. height, width: HR pixels.
+    """Images of one size that are read together: the one of a file, or many from HDF5.
 
-    sixteen: whether any of it has 16 bits. read: gives HR [count, height, width, 1 or 3], uint8 or uint16, and LR if
-    that is there as well; raises ImageError.
+    Attributes:
+        name: What messages call them.
+        count: How many there are.
+        height: Of each, in HR pixels.
+        width: Of each, in HR pixels.
+        is_16bit: Whether HR or LR has 16 bits.
+        read: Gives HR [count, height, width, 1 or 3], uint8 or uint16, and LR where the source has it. Raises
+            ImageError.
     """
 
     name: str
     count: int
     height: int
     width: int
-    sixteen: bool
+    is_16bit: bool
     read: Callable[[], tuple[np.ndarray, ...]]
 
-    def pixels(self, plan: LoadSpec) -> int:
-        """HR pixels that are kept."""
-        unit = plan.crop or plan.scale
+    def kept_pixels(self, spec: LoadSpec) -> int:
+        """HR pixels that are stored: whole crops, or whole LR pixels."""
+        unit = spec.crop or spec.scale
         return self.count * (self.height // unit * unit) * (self.width // unit * unit)
 
 
-def measure(file: File, plan: LoadSpec) -> list[ImageGroup]:
-    """What a file holds, without decoding it. Raises ImageError, or DataError for HDF5."""
+def scan_file(file: SourceFile, spec: LoadSpec) -> list[ImageGroup]:
+    """The images in a file, without decoding them. Raises ImageError, or DataError for HDF5."""
     if file.path.suffix.lower() in _HDF5:
-        return _measure_hdf5(file.path, plan.scale)
-    low = None if plan.crop else file.low
+        return _scan_hdf5(file.path, spec)
+    lr_path = None if spec.crop else file.lr_path
     with ImageReader(file.path, sixteen=True) as reader:
-        size, sixteen = (reader.height, reader.width), reader.dtype == np.uint16
-    if low is not None:
-        with ImageReader(low, sixteen=True) as reader:
-            if (reader.height, reader.width) != (size[0] // plan.scale, size[1] // plan.scale):
-                sizes = f"{reader.width} x {reader.height} pixels, {file.path} {size[1]} x {size[0]}"
-                raise ImageError(f"{low}: has {sizes}, not {plan.scale} times as many each way")
-            sixteen = sixteen or reader.dtype == np.uint16
-    return [ImageGroup(str(file.path), 1, *size, sixteen, partial(_read_image, file.path, low))]
+        height, width, is_16bit = reader.height, reader.width, reader.dtype == np.uint16
+    if lr_path is not None:
+        with ImageReader(lr_path, sixteen=True) as reader:
+            if (reader.height, reader.width) != (height // spec.scale, width // spec.scale):
+                sizes = f"{reader.width} x {reader.height} pixels, {file.path} {width} x {height}"
+                raise ImageError(f"{lr_path}: has {sizes}, not {spec.scale} times as many each way")
+            is_16bit = is_16bit or reader.dtype == np.uint16
+    return [ImageGroup(str(file.path), 1, height, width, is_16bit, partial(_read_image, file.path, lr_path))]
 
 
-def _read_image(path: Path, low: Path | None) -> tuple[np.ndarray, ...]:
-    return tuple(read_image(p, sixteen=True)[None] for p in (path, low) if p is not None)
+def _read_image(hr_path: Path, lr_path: Path | None) -> tuple[np.ndarray, ...]:
+    return tuple(read_image(path, sixteen=True)[None] for path in (hr_path, lr_path) if path is not None)
 
 
 @contextmanager
 def _open_hdf5(path: Path, kind: type[Exception]) -> Iterator[Any]:
-    """An h5py.File; whatever goes wrong with it becomes one line of this kind of exception."""
+    """An h5py.File; whatever goes wrong with it becomes an exception of this kind, with a message of one line."""
     try:
         import h5py
     except ImportError:
@@ -114,14 +124,14 @@ def _open_hdf5(path: Path, kind: type[Exception]) -> Iterator[Any]:
         raise kind(f"{path}: cannot be read as HDF5 ({why}), get an intact copy") from None
 
 
-def _measure_hdf5(path: Path, scale: int) -> list[ImageGroup]:
+def _scan_hdf5(path: Path, spec: LoadSpec) -> list[ImageGroup]:
     with _open_hdf5(path, DataError) as file:
         many = hasattr(file.get("hr"), "ndim")  # a dataset with all images, not a group with one for each
         names = [""] if many else [f"/{name}" for name in sorted(file.get("hr") or [""], key=lambda n: (len(n), n))]
         keys = [(f"lr{name}", f"hr{name}") for name in names]
         _check_datasets(path, file, [key for pair in keys for key in pair], (3, 4) if many else (2, 3))
-        white = _white(file, [high for _, high in keys])
-        return [stack for pair in keys for stack in _measure_pair(path, file, *pair, many, white, scale)]
+        white = _detect_white(file, [hr_key for _, hr_key in keys], spec.block)
+        return [group for pair in keys for group in _scan_pair(path, file, *pair, many, white, spec)]
 
 
 def _check_datasets(path: Path, file: Any, keys: list[str], axes: tuple[int, int]) -> None:
@@ -129,39 +139,42 @@ def _check_datasets(path: Path, file: Any, keys: list[str], axes: tuple[int, int
         data = file.get(key)
         if not hasattr(data, "ndim"):
             raise DataError(f"{path}: holds no {key}; in the 91-image layout there are lr and hr, of equal number")
-        shape = _to_stack(_hollow(data), axes == (3, 4)).shape if data.ndim in axes else (0,)
+        shape = _to_nhwc(_placeholder(data), axes == (3, 4)).shape if data.ndim in axes else (0,)
         if not (data.dtype.kind == "f" or data.dtype in (np.uint8, np.uint16)) or shape[-1] not in (1, 3):
             kinds = "gray or RGB images of uint8, uint16 or floating point"
             raise DataError(f"{path}: {key} is {data.dtype} {list(data.shape)}, not {kinds}")
 
 
-def _hollow(data: Any) -> np.ndarray:
+def _placeholder(data: Any) -> np.ndarray:
     """An array of a dataset's shape, with no memory behind it."""
     return np.broadcast_to(np.uint8(0), data.shape)
 
 
-def _measure_pair(path: Path, file: Any, low: str, high: str, many: bool, white: float, scale: int) -> list[ImageGroup]:
-    lr, hr = (_to_stack(_hollow(file[key]), many) for key in (low, high))
-    if hr.shape[:3] != (len(lr), lr.shape[1] * scale, lr.shape[2] * scale):
+def _scan_pair(
+    path: Path, file: Any, lr_key: str, hr_key: str, many: bool, white: float, spec: LoadSpec
+) -> list[ImageGroup]:
+    lr, hr = (_to_nhwc(_placeholder(file[key]), many) for key in (lr_key, hr_key))
+    if hr.shape[:3] != (len(lr), lr.shape[1] * spec.scale, lr.shape[2] * spec.scale):
         why = "; files written for SRCNN hold enlarged lr, of no use here" if lr.shape == hr.shape else ""
-        raise DataError(f"{path}: {high} {list(file[high].shape)} is not {scale} x {low} {list(file[low].shape)}{why}")
-    sixteen = np.uint16 in (file[low].dtype, file[high].dtype)
-    step = max(1, _BLOCK // max(1, hr.shape[1] * hr.shape[2]))
-    stacks = []
+        shapes = f"{hr_key} {list(file[hr_key].shape)} is not {spec.scale} x {lr_key} {list(file[lr_key].shape)}"
+        raise DataError(f"{path}: {shapes}{why}")
+    is_16bit = np.uint16 in (file[lr_key].dtype, file[hr_key].dtype)
+    step = max(1, spec.block // max(1, hr.shape[1] * hr.shape[2]))
+    groups = []
     for start in range(0, len(hr), step):
         stop = min(start + step, len(hr))
-        name = f"{path}: {high}[{start}:{stop}]" if many else f"{path}: {high}"
-        read = partial(_read_hdf5, path, (high, low), slice(start, stop) if many else (), white)
-        stacks.append(ImageGroup(name, stop - start, hr.shape[1], hr.shape[2], sixteen, read))
-    return stacks
+        name = f"{path}: {hr_key}[{start}:{stop}]" if many else f"{path}: {hr_key}"
+        read = partial(_read_hdf5, path, (hr_key, lr_key), slice(start, stop) if many else (), white)
+        groups.append(ImageGroup(name, stop - start, hr.shape[1], hr.shape[2], is_16bit, read))
+    return groups
 
 
-def _white(file: Any, keys: list[str]) -> float:
-    """1 if floating point values are in 0..1, else 255: told by whether any is well above 1."""
+def _detect_white(file: Any, keys: list[str], block: int) -> float:
+    """1 if floating point values are in 0..1, else 255: whether any is well above 1."""
     for key in keys:
         if file[key].dtype.kind != "f":
             return 255.0
-        step = max(1, _BLOCK // max(1, int(np.prod(file[key].shape[1:]))))
+        step = max(1, block // max(1, int(np.prod(file[key].shape[1:]))))
         if any((file[key][start : start + step] > 2).any() for start in range(0, len(file[key]), step)):
             return 255.0
     return 1.0
@@ -169,18 +182,18 @@ def _white(file: Any, keys: list[str]) -> float:
 
 def _read_hdf5(path: Path, keys: tuple[str, str], rows: slice | tuple[()], white: float) -> tuple[np.ndarray, ...]:
     with _open_hdf5(path, ImageError) as file:
-        return tuple(_to_levels(_to_stack(file[key][rows], rows != ()), white, f"{path}: {key}") for key in keys)
+        return tuple(_to_integers(_to_nhwc(file[key][rows], rows != ()), white, f"{path}: {key}") for key in keys)
 
 
-def _to_stack(values: np.ndarray, many: bool) -> np.ndarray:
-    """[N, h, w, C] from the axes that HDF5 files have; without N if not `many`."""
+def _to_nhwc(values: np.ndarray, many: bool) -> np.ndarray:
+    """[N, h, w, C] from the axes that HDF5 files have; `many`: whether N is one of them."""
     values = values if many else values[None]
     if values.ndim == 3:
         return values[..., None]
     return np.moveaxis(values, 1, 3) if values.shape[3] not in (1, 3) and values.shape[1] in (1, 3) else values
 
 
-def _to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
+def _to_integers(values: np.ndarray, white: float, name: str) -> np.ndarray:
     if values.dtype in (np.uint8, np.uint16):
         return values
     if not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""Image files <-> rows of pixels, in bounded memory, nothing lost without a word.
+"""Image files read and written as rows of pixels, in bounded memory; whatever is lost is reported.
 
 Pixels are numpy arrays [rows, width, channels] of uint8, uint16 or float32 (1.0 is white), channels 1 (gray), 2 (gray
 and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied), top row first and already upright: an EXIF orientation is
@@ -8,8 +8,8 @@ as 8-bit, CMYK as sRGB. Animations and files of several pages are refused, and s
 (Lab, uncompressed YCbCr, HDR). Second images inside a JPEG (previews, gain maps) are left out, and so are EXIF's
 thumbnails.
 
-libvips decodes and encodes row by row; what is held whole instead is told by `ImageReader.buffered_bytes` and by
-`ImageWriter`.
+libvips decodes and encodes row by row; `buffered_bytes` of `ImageReader` and `ImageWriter` says what is held as a whole
+instead. Its cache of operations is switched off when it is first used here.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""How much an image file was compressed, told from its header alone; its pixels are not looked at.
+"""How strongly an image file was compressed, from its header alone; pixels are not decoded.
 
 A JPEG holds its quantization tables, and a lossy WebP its quantizers: these say how coarsely it was coded. What was
-lost before, when the same image was saved another time, no header tells.
+lost earlier, when the same image was saved another time, no header says.
 """
 
 import io
@@ -15,43 +15,51 @@ from PIL.JpegImagePlugin import JpegImageFile
 from . import exif
 from .probe import identify
 
-MIDDLE = 75
-"""The quality that is taken for a file that does not tell; what most programs save JPEGs with if nobody chooses."""
+ASSUMED_QUALITY = 75
+"""The quality assumed of a file that does not say; what most programs save JPEGs with by default."""
 
 
 class LossyCompression(NamedTuple):
-    """format: as people call it. quality: 1 (worst) to 100, as libjpeg counts. known: or whether it is MIDDLE."""
+    """A lossy compression.
+
+    format: its name. quality: 1 (worst) to 100, as libjpeg counts. known: whether the file says so; else it is
+    `ASSUMED_QUALITY`.
+    """
 
     format: str
     quality: int
     known: bool
 
     def __str__(self) -> str:
-        return f"{self.format} quality {self.quality}" if self.known else f"{self.format}, quality taken for {MIDDLE}"
+        return (
+            f"{self.format} quality {self.quality}"
+            if self.known
+            else f"{self.format}, quality taken for {ASSUMED_QUALITY}"
+        )
 
 
 def detect_compression(path: Path) -> LossyCompression | None:
-    """What compression has cost the image in a file; None where it has cost nothing, or there is no image.
+    """Find out by what lossy compression a file was made; None if by none, or if there is no image.
 
     - JPEG, and JPEG in TIFF: the quality of libjpeg whose tables come nearest to the file's. For an encoder that
       scales the standard's tables, as most do, that is the number that it was given.
     - Lossy WebP: the number that libwebp makes such quantizers of. Animations: the first frame's.
-    - AVIF, HEIC, old-style JPEG and WebP in TIFF, and JPEGs without usable tables: not known, MIDDLE.
+    - AVIF, HEIC, old-style JPEG and WebP in TIFF, and JPEGs without usable tables: not known, `ASSUMED_QUALITY`.
     - PNG, other TIFF, lossless WebP, and AVIF and HEIC whose samples are RGB, as lossless encoders have them: None.
 
-    Never raises: what a damaged file lacks is said by whoever reads it.
+    Never raises: a damaged file is reported when its pixels are read.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(16)
             file.seek(0)
-            return _READERS.get(identify(head), lambda _: None)(file)
+            return _DETECTORS.get(identify(head), lambda _: None)(file)
     except (OSError, ValueError, OverflowError):
         return None
 
 
 def _known(name: str, quality: int | None) -> LossyCompression:
-    return LossyCompression(name, MIDDLE if quality is None else quality, quality is not None)
+    return LossyCompression(name, ASSUMED_QUALITY if quality is None else quality, quality is not None)
 
 
 # --- JPEG
@@ -72,7 +80,7 @@ def _scaled(most: int) -> np.ndarray:
 
 
 def jpeg_quality(file: BinaryIO) -> int | None:
-    """1 to 100: that of libjpeg whose tables are nearest to those of the JPEG that begins here; None if it has none.
+    """The quality, 1 to 100, of libjpeg's tables nearest to those of the JPEG that begins here; None if it has none.
 
     Nearest in the sum of squares of the logarithms of steps, luma counting double: tables that are no multiple of the
     standard's differ most in their coarse steps, which an image feels least. On a photograph, for Photoshop's
@@ -99,7 +107,7 @@ def jpeg_quality(file: BinaryIO) -> int | None:
 
 _COMPRESSION, _STRIPS, _TILES, _TABLES = 259, 273, 324, 347  # tags
 _JPEG, _OLD_JPEG, _WEBP = 7, 6, 50001  # of _COMPRESSION
-_PART = 2**16  # bytes of a strip or tile that are read; its header comes first
+_PART_BYTES = 2**16  # bytes of a strip or tile that are read; its header comes first
 
 
 def _tiff(file: BinaryIO) -> LossyCompression | None:
@@ -114,33 +122,33 @@ def _tiff(file: BinaryIO) -> LossyCompression | None:
     if compression != _JPEG:
         return None
 
-    tables = exif.read_value(file, form, entries[_TABLES], _PART) if _TABLES in entries else None
+    tables = exif.read_value(file, form, entries[_TABLES], _PART_BYTES) if _TABLES in entries else None
     places = entries.get(_STRIPS) or entries.get(_TILES)
     start = _first_number(file, form, places) if places else None
     if start is None:
         return _known("JPEG in TIFF", None)
     file.seek(start)
-    part = file.read(_PART)
+    part = file.read(_PART_BYTES)
     # The tables that all parts share stand in the directory, as a JPEG of tables alone; without its end and the
     # part's beginning they make one.
     whole = tables.data.removesuffix(b"\xff\xd9") + part[2:] if tables else part
     return _known("JPEG in TIFF", jpeg_quality(io.BytesIO(whole)))
 
 
-def _first_number(file: BinaryIO, form: exif.Form, entry: exif.Entry) -> int | None:
-    """The first of an entry's numbers, wherever they are."""
-    size = {3: 2, 4: 4, 16: 8}.get(entry.kind, 0)  # SHORT, LONG, LONG8
-    if size * entry.count > len(entry.data):
+def _first_number(file: BinaryIO, form: exif.TiffForm, entry: exif.Entry) -> int | None:
+    """The first of an entry's numbers, in the entry or elsewhere in the file."""
+    size = {3: 2, 4: 4, 16: 8}.get(entry.field_type, 0)  # SHORT, LONG, LONG8
+    if size * entry.value_count > len(entry.data):
         file.seek(form.offset.unpack(entry.data)[0])
         entry = entry._replace(data=file.read(size))
-    return exif.read_number(form, entry._replace(count=min(entry.count, 1)))
+    return exif.read_number(form, entry._replace(value_count=min(entry.value_count, 1)))
 
 
 # --- WebP
 
 
 def _webp(file: BinaryIO) -> LossyCompression | None:
-    """RFC 9649, section 2."""
+    """Detect the compression of a WebP (RFC 9649, section 2)."""
     file.seek(12)
     while len(start := file.read(8)) == 8:
         kind, length = start[:4], int.from_bytes(start[4:], "little")
@@ -154,13 +162,13 @@ def _webp(file: BinaryIO) -> LossyCompression | None:
 
 
 def vp8_quality(data: bytes) -> int | None:
-    """1 to 100: the number that libwebp makes such quantizers of, from the beginning of a VP8 frame; None if damaged.
+    """The quality, 1 to 100, for which libwebp makes such quantizers; None if damaged. data: a VP8 frame's beginning.
 
     Segments of different quantizers count by how many macroblocks are expected in them (RFC 6386, section 9.3).
     """
     if len(data) < 20 or data[0] & 1 or data[3:6] != b"\x9d\x01\x2a":
         return None
-    bits = _Bits(data[10:])
+    bits = _BoolDecoder(data[10:])
     bits.number(2)  # color space, clamping
     steps, shares, absolute = [0.0] * 4, [1.0, 0.0, 0.0, 0.0], False
     if bits.number(1):
@@ -186,8 +194,8 @@ def vp8_quality(data: bytes) -> int | None:
     return min(100, max(1, round(100 * (1.5 * linear if linear < 0.5 else (linear + 1) / 2))))
 
 
-class _Bits:
-    """The boolean decoder of RFC 6386, section 7, for bits of equal chances; past the end come zeros."""
+class _BoolDecoder:
+    """The boolean decoder of RFC 6386, section 7, for bits of even probability; past the end come zeros."""
 
     def __init__(self, data: bytes):
         self._data, self._at = data, 2
@@ -209,14 +217,14 @@ class _Bits:
         return bit
 
     def number(self, bits: int) -> int:
-        """So many bits, the highest first."""
+        """Read a number of so many bits, the highest first."""
         value = 0
         for _ in range(bits):
             value = 2 * value + self._bit()
         return value
 
     def signed(self, bits: int) -> int:
-        """A number and its sign behind a bit that says whether they are there; else 0."""
+        """Read a number and its sign, after a bit that says whether they are there; else 0."""
         if not self._bit():
             return 0
         value = self.number(bits)
@@ -227,7 +235,7 @@ class _Bits:
 
 
 def _heif(name: str, file: BinaryIO) -> LossyCompression | None:
-    """Quantisers stand within the coded image, differently in each of its parts; they are not looked for."""
+    """Detect lossless AVIF and HEIC. Quantizers are within the coded image, different in each part, and not read."""
     boxes = file.read(2**16)  # what describes the images comes before them
     colors = boxes.find(b"colrnclx")
     if colors >= 0 and boxes[colors + 12 : colors + 14] == b"\0\0":  # of ITU-T H.273: no matrix
@@ -235,7 +243,7 @@ def _heif(name: str, file: BinaryIO) -> LossyCompression | None:
     return _known(name, None)
 
 
-_READERS = {
+_DETECTORS = {
     "JPEG": lambda file: _known("JPEG", jpeg_quality(file)),
     "TIFF": _tiff,
     "WebP": _webp,

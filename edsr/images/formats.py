@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,21 +12,24 @@ import pyvips
 from edsr.errors import ImageError
 from edsr.system import available_memory
 
-# Operations kept for reuse hold memory, and would answer for a file that has changed since.
-pyvips.cache_set_max(0)
-
-
-LONGEST = 100_000_000
-"""Pixels a side, where libvips ends."""
+MAX_SIDE = 100_000_000
+"""The most pixels of width or height in libvips."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format that is written.
+    """A format that can be written.
 
-    saver, options: the libvips operation and its options. bits: most bits of a sample; 32 is floating point.
-    gray: whether one channel can be stored; else it becomes three equal ones. longest: pixels a side. held: bytes of
-    memory a pixel that the encoder takes for the whole image, as measured; twice that with alpha or 16 bits.
+    Attributes:
+        name: such as "PNG".
+        saver: the libvips operation that writes it.
+        options: of that operation.
+        bits: the most bits of a sample; 32 is floating point.
+        alpha: whether it can be transparent.
+        gray: whether one channel can be stored; otherwise it becomes three equal ones.
+        max_side: the most pixels of width or height.
+        buffered_bytes: that the encoder takes for each pixel of the whole image, as measured; twice that with alpha or
+            16 bits.
     """
 
     name: str
@@ -34,7 +38,7 @@ class Format:
     bits: int
     alpha: bool = True
     gray: bool = True
-    longest: int = LONGEST
+    max_side: int = MAX_SIDE
     buffered_bytes: int = 0
 
 
@@ -42,12 +46,12 @@ class Format:
 _PNG = Format("PNG", "pngsave", {"compression": 3, "filter": "paeth"}, bits=16)
 # Full-resolution color. Optimized Huffman tables would save 3 %, but hold the whole image to do so.
 # JPEG's format ends at 65,535 pixels, its library at 65,500.
-_JPEG = Format("JPEG", "jpegsave", {"Q": 95, "subsample_mode": "off"}, bits=8, alpha=False, longest=65_500)
-_WEBP = Format("WebP", "webpsave", {"Q": 95}, bits=8, gray=False, longest=16_383, buffered_bytes=18)
+_JPEG = Format("JPEG", "jpegsave", {"Q": 95, "subsample_mode": "off"}, bits=8, alpha=False, max_side=65_500)
+_WEBP = Format("WebP", "webpsave", {"Q": 95}, bits=8, gray=False, max_side=16_383, buffered_bytes=18)
 _TIFF = Format("TIFF", "tiffsave", {"compression": "deflate", "predictor": "horizontal", "level": 3}, bits=32)
 # Effort 4, the library's own choice, takes eight times as long for 1 % less at 1 dB more.
 _AVIF_OPTIONS = {"compression": "av1", "Q": 90, "effort": 2, "subsample_mode": "off"}
-_AVIF = Format("AVIF", "heifsave", _AVIF_OPTIONS, bits=12, gray=False, longest=16_384, buffered_bytes=38)
+_AVIF = Format("AVIF", "heifsave", _AVIF_OPTIONS, bits=12, gray=False, max_side=16_384, buffered_bytes=38)
 
 FORMATS = {
     ".png": _PNG,
@@ -61,11 +65,11 @@ FORMATS = {
 """File name extension (lower case) -> the format written under it."""
 
 READABLE = (*FORMATS, ".heic", ".heif")
-"""File name extensions (lower case) that are taken for images."""
+"""File name extensions (lower case) of images that can be read."""
 
 
 class Storage(NamedTuple):
-    """An image as a format stores it. warnings: one line for each thing that is lost."""
+    """How a format stores an image. warnings: one line for each thing that is lost."""
 
     channels: int
     dtype: np.dtype
@@ -73,9 +77,15 @@ class Storage(NamedTuple):
 
 
 def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
-    """What becomes of samples `dtype` (uint8, uint16, float32) in `channels` in a file of that extension.
+    """How an image is stored in a file with the given extension.
 
-    channels: 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha. Raises ImageError for an unknown extension.
+    Args:
+        extension: with its dot, in any case.
+        channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha).
+        dtype: uint8, uint16 or float32.
+
+    Raises:
+        ImageError: for an unknown extension.
     """
     form = FORMATS.get(extension.lower())
     if form is None:
@@ -91,8 +101,17 @@ def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
     return Storage(channels, dtype, tuple(warnings))
 
 
+@cache
+def set_up_libvips() -> None:
+    """Switch off libvips' cache, at its first use here, so that merely importing this leaves other programs' as it is.
+
+    Operations kept for reuse hold memory, and would answer for a file that has changed since.
+    """
+    pyvips.cache_set_max(0)
+
+
 def to_srgb(image: pyvips.Image) -> pyvips.Image:
-    """The image in sRGB, of as many bits, through its own color profile; CMYK without one through a standard's."""
+    """Convert to sRGB, at the same depth, by the image's own color profile; CMYK without one by a standard profile."""
     depth, profile = (16 if image.format == "ushort" else 8), "cmyk" if image.interpretation == "cmyk" else "srgb"
     return image.icc_transform(
         "srgb", embedded=True, input_profile=profile, intent="relative", black_point_compensation=True, depth=depth
@@ -100,7 +119,8 @@ def to_srgb(image: pyvips.Image) -> pyvips.Image:
 
 
 def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
-    """uint8 [H, W, 1 or 3] -> [H, W, 3] in sRGB, through a color profile; as they are where libvips cannot use it."""
+    """Convert uint8 [H, W, 1 or 3] to [H, W, 3] in sRGB by an ICC profile; as it is if libvips cannot use that."""
+    set_up_libvips()
     image = pyvips.Image.new_from_array(pixels)
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
     try:
@@ -110,27 +130,31 @@ def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
 
 
 def check_memory(path: Path, needed: int) -> None:
-    """Raises ImageError, about the file `path`, unless `needed` bytes of memory are available."""
+    """Raise ImageError, about the file `path`, unless `needed` bytes of memory are available."""
     free = available_memory()
     if needed > free:
         sizes = f"{needed / 1e6:,.0f} MB of memory, where {free / 1e6:,.0f} MB are free"
         raise ImageError(f"{path}: needs {sizes}; PNG and TIFF are coded row by row")
 
 
-def reason(error: Exception) -> str:
-    """The one line of a libvips error that says most: the system's own, else the first."""
+def describe_error(error: Exception) -> str:
+    """The most telling line of a libvips error: the system's own, else the first."""
     # Looking for the end of an AVIF leaves "bad seek", with or without an error, for whatever error comes next.
     lines = [line.strip() for line in getattr(error, "detail", str(error)).splitlines() if ": bad seek to " not in line]
     system = [line for line in lines if line.startswith("system error: ") and "Unknown error" not in line]
-    said = [line for line in (*system, *lines, getattr(error, "message", "")) if line]
-    return said[0].removeprefix("system error: ") if said else type(error).__name__
+    candidates = [line for line in (*system, *lines, getattr(error, "message", "")) if line]
+    return candidates[0].removeprefix("system error: ") if candidates else type(error).__name__
 
 
 def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
-    """The files in `folder` with a known extension (in any case), sorted; hidden ones left out.
+    """Find the files in `folder` with a known extension, in any case, sorted; hidden ones are left out.
 
-    recursive: also those in folders in it, at any depth; hidden folders left out, links followed once.
-    Raises ImageError if there are none, or no such folder.
+    Args:
+        folder: where to look.
+        recursive: whether folders in it are searched, too, at any depth; hidden ones are left out, links followed once.
+
+    Raises:
+        ImageError: if there are none, or no such folder.
     """
     found: list[Path] = []
     _list_images(Path(folder), found, set() if recursive else None)
@@ -140,7 +164,7 @@ def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
 
 
 def _list_images(folder: Path, found: list[Path], seen: set[str] | None) -> None:
-    """Appends the images in `folder` to `found`; goes into the folders in it unless `seen`, those done, is None."""
+    """Append the images in `folder` to `found`; and those in folders in it, unless `seen`, the ones done, is None."""
     try:
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say and libvips does not: its format, animation, colors it would misread."""
+"""What libvips does not say about an image file, from its first bytes: format, animation, colors it would misread."""
 
 import os
 import struct
@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 from edsr.errors import ImageError
 
 from . import exif
-from .formats import FORMATS, LONGEST
+from .formats import FORMATS, MAX_SIDE
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -20,11 +20,12 @@ _SIGNATURES = {
 }
 EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"}
 """Format -> its usual file name extension."""
-_LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}  # the others: heifload
-_HEIF = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
+LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}
+"""Format -> the libvips operation that reads it; the others are read by heifload."""
+_HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
 # Of the color codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
 _PRIMARIES, _TRANSFERS = (1, 2, 5, 6), (1, 2, 4, 5, 6, 13, 14, 15)
-_PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by another white than the file's
+_UNSUPPORTED_PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by another white than the file's
     4: "a transparency mask",
     6: "YCbCr",
     8: "CIELab",
@@ -38,10 +39,15 @@ _PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by anot
 
 
 class Header(NamedTuple):
-    """Of a file: the format's name, the libvips operation that reads it, and what that leaves out.
+    """What a file's header says.
 
-    gray: its colors are all gray, though the decoder gives RGB. Of a TIFF: tags of the first directory, 0 if not a
-    number; exif, as `edsr.images.exif.pack` makes it, and whether that is all of it.
+    Attributes:
+        format: its name.
+        loader: the libvips operation that reads it.
+        gray: whether all colors are gray, though the decoder gives RGB.
+        tags: of a TIFF, the numbers in its first IFD; 0 for what is not a number.
+        exif: of a TIFF, as `edsr.images.exif.pack` makes it.
+        exif_whole: whether `exif` is all of it.
     """
 
     format: str
@@ -53,37 +59,37 @@ class Header(NamedTuple):
 
 
 def identify(head: bytes) -> str:
-    """The format that a file's first 16 bytes say it has; "" if that is none of EXTENSIONS."""
+    """The format of a file, from its first 16 bytes; "" if it is none of `EXTENSIONS`."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
-        return _HEIF.get(head[8:12], "")
+        return _HEIF_BRANDS.get(head[8:12], "")
     return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), "")
 
 
 def probe(path: Path) -> Header:
-    """Looks at the file. Raises ImageError if it is missing, no image, animated or of misleading colors."""
+    """Read a file's header. Raises ImageError if it is missing, no image, animated or in colors that are misread."""
     if os.path.isdir(path):
         raise ImageError(f"{path}: is a folder, not an image")
     if os.path.exists(path) and not os.path.isfile(path):
         raise ImageError(f"{path}: is not a regular file")
     try:
         with open(path, "rb") as file:
-            return _look(path, file)
+            return _read_header(path, file)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
-def _look(path: Path, file: BinaryIO) -> Header:
+def _read_header(path: Path, file: BinaryIO) -> Header:
     head = file.read(16)
     if not head:
         raise ImageError(f"{path}: is empty, get an intact copy")
     name = identify(head)
     if not name:
         raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF or AVIF image")
-    loader = _LOADERS.get(name, "heifload")
+    loader = LOADERS.get(name, "heifload")
     if name == "PNG":
         _check_png(path, file)
     if name == "TIFF":
@@ -115,7 +121,7 @@ def _check_tiff(path: Path, file: BinaryIO) -> dict[int, int]:
     if form is None or form.name != "TIFF":
         raise ImageError(f"{path}: is a TIFF or camera raw file; a TIFF must be named .tif or .tiff")
     tags = _read_tags(file)
-    color = _PHOTOMETRIC.get(tags.get(262, 2), "")
+    color = _UNSUPPORTED_PHOTOMETRIC.get(tags.get(262, 2), "")
     if color and not (color == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
         raise ImageError(f"{path}: the color space {color} is not supported, convert it to RGB")
     if tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(262) not in (2, 5):  # of which libvips makes noise
@@ -132,7 +138,7 @@ def _read_tags(file: BinaryIO) -> dict[int, int]:
 
 
 def _check_heif(path: Path, file: BinaryIO) -> bool:
-    """Whether it is gray throughout."""
+    """Whether all of the image is gray. Raises ImageError for what is not read."""
     file.seek(0)
     boxes = file.read(2**16)  # what describes the images comes before them
     if boxes[8:12] in (b"avis", b"hevc", b"hevx"):
@@ -141,8 +147,8 @@ def _check_heif(path: Path, file: BinaryIO) -> bool:
             path, "animation frames", int.from_bytes(boxes[sizes + 12 : sizes + 16], "big") if sizes > 0 else 0
         )
     for size in boxes.split(b"ispe")[1:]:  # version, width, height
-        if len(size) >= 12 and max(struct.unpack_from(">II", size, 4)) > LONGEST:  # libvips would print a warning
-            raise ImageError(f"{path}: damaged, get an intact copy (more than {LONGEST} pixels a side)")
+        if len(size) >= 12 and max(struct.unpack_from(">II", size, 4)) > MAX_SIDE:  # libvips would print a warning
+            raise ImageError(f"{path}: damaged, get an intact copy (more than {MAX_SIDE} pixels a side)")
     coded = boxes.find(b"colrnclx")
     if coded > 0 and b"colrprof" not in boxes and b"colrrICC" not in boxes and len(boxes) >= coded + 12:
         _check_colors(path, *struct.unpack_from(">HH", boxes, coded + 8))
@@ -157,5 +163,5 @@ def _check_colors(path: Path, primaries: int, transfer: int) -> None:
 
 
 def refuse_pages(path: Path, what: str, count: int) -> None:
-    """Raises the ImageError of a file that holds more than one image. count: 0 if that is unknown."""
+    """Raise the ImageError of a file that holds more than one image. count: 0 if that is unknown."""
     raise ImageError(f"{path}: has {count or 'several'} {what}, save each as an image of its own")

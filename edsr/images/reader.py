@@ -1,11 +1,11 @@
-"""Image files as rows of pixels, decoded as they are asked for."""
+"""Image files read as rows of pixels, which are decoded as they are needed."""
 
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyvips
@@ -13,43 +13,68 @@ import pyvips
 from edsr.errors import ImageError
 
 from . import exif, reorder
-from .formats import check_memory, reason, to_srgb
+from .formats import check_memory, describe_error, set_up_libvips, to_srgb
 from .probe import probe, refuse_pages
 from .samples import rescale
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
-_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
+_COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
     "uchar": {"b-w": (1, 2), "srgb": (3, 4), "cmyk": (4, 5)},
     "ushort": {"grey16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
-_SAMPLES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
+_SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
 _METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "exif-data", "image-description", "resolution-unit")
-_LARGE = 2**26  # bytes that a row of strips or tiles may take before it counts as held
-_FETCHED = 128  # rows at once; many more take libvips memory, and quadratic time
-_BLOCK = 2**21  # bytes decoded at once where the rows are not handed out as they come
+_FETCH_ROWS = 128  # rows at once; many more take libvips memory, and quadratic time
+
+
+class ReadLimits(NamedTuple):
+    """Sizes in bytes that decide how an ImageReader works.
+
+    spooled: up to this many bytes of pixels that must be reordered stay in memory; more take a temporary file.
+    block: how much is decoded at once where rows are not handed out as they come.
+    strips: a row of strips or tiles in a TIFF counts as buffered above this.
+    """
+
+    spooled: int = 2**24
+    block: int = 2**21
+    strips: int = 2**26
+
+
+DEFAULT_LIMITS = ReadLimits()
 
 
 class ImageReader:
-    """An image file, open for reading.
+    """An image file, open for reading. Also a context manager, which closes it.
 
-    full: whether every kind of image is read; otherwise only 8-bit gray and RGB, with `sixteen` 16-bit as well,
-    and the rest is refused. folder: where temporary files go, by default the system's place for them.
+    Args:
+        path: the file.
+        sixteen: whether 16-bit gray and RGB are read besides 8-bit; other kinds of images are refused.
+        full: whether every kind is read: alpha, floating point and CMYK, too.
+        folder: where temporary files go, by default the system's folder for them.
+        limits: sizes at which it uses a temporary file, and others.
 
-    Attributes: `path`; `format`, its name; `width` and `height` in pixels, upright; `channels`, 1 (gray), 2 (gray and
-    alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied); `alpha`, whether the last is alpha; `dtype`, uint8,
-    uint16 or float32; `resolution`, pixels per mm each way; `metadata`, (libvips type, name, value) of what a Writer
-    keeps; `warnings`, a line for each thing that does not come out as it stands in the file; `buffered_bytes`, about
-    how many bytes the decoder needs for the image as a whole, 0 where it goes row by row:
+    Attributes:
+        path: the file.
+        format: the format's name, such as "PNG".
+        width, height: pixels, upright.
+        channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied).
+        alpha: whether the last channel is alpha.
+        dtype: uint8, uint16 or float32.
+        resolution: pixels per mm, horizontally and vertically.
+        metadata: (libvips type, name, value) of what an ImageWriter can keep.
+        warnings: a line for each thing that does not come out as it stands in the file.
+        buffered_bytes: about how many bytes the decoder needs for the image as a whole, 0 where it goes row by row:
 
-    - progressive JPEG 2 a sample, for its coefficients; WebP 10 a pixel; AVIF and HEIF 20 a pixel, 26 with more
-      than 8 bits; TIFF whose strips or tiles hold more than 64 MB a row of them, that much. The decoders work so;
-      no temporary file would lessen it.
-    - interlaced PNG of up to 16 MB of pixels, that much. Larger ones, and any image that is to be turned upright,
-      pass through a temporary file as large as their pixels (up to 16 MB it stays in memory).
+            - Progressive JPEG: 2 a sample, for its coefficients. WebP: 10 a pixel. AVIF and HEIF: 20 a pixel, 26 with
+              more than 8 bits. TIFF: a row of strips or tiles, where that is more than 64 MB. The decoders work so; no
+              temporary file would lessen it.
+            - Interlaced PNG of up to 16 MB of pixels: that much. Larger ones, and any image that must be turned
+              upright, pass through a temporary file as large as their pixels (up to 16 MB it stays in memory).
 
-    Raises ImageError if the file is missing, unreadable, no image, damaged or of a kind that is not read, or if
-    memory or temporary space do not suffice for it.
+    Raises:
+        ImageError: if the file is missing, unreadable, no image, damaged or of a kind that is not read, or if memory
+            or temporary space do not suffice for it.
     """
 
     def __init__(
@@ -58,17 +83,20 @@ class ImageReader:
         sixteen: bool = False,
         full: bool = False,
         folder: str | os.PathLike[str] | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
+        set_up_libvips()
         self.path = Path(path)
+        self._limits = limits
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)
         self.format = self._header.format
-        with self._in_one_line():
+        with self._as_image_errors():
             image = self._load()
-            self.buffered_bytes = self._measure_held(image)
-            self._interlaced = self.format == "PNG" and _field(image, "interlaced") == 1 and not self.buffered_bytes
-            self._orientation = _field(image, "orientation") or 1
-            self.warnings = tuple(self._list_losses(image))
+            self.buffered_bytes = self._count_buffered(image)
+            self._interlaced = self.format == "PNG" and _get_field(image, "interlaced") == 1 and not self.buffered_bytes
+            self._orientation = _get_field(image, "orientation") or 1
+            self.warnings = tuple(self._list_warnings(image))
             image = self._convert(image)
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = np.dtype(_DTYPES[str(image.format)])
@@ -87,7 +115,7 @@ class ImageReader:
             self.height, self.width = self.width, self.height
             self.resolution = self.resolution[1], self.resolution[0]
         self.alpha = self.channels in (2, 4)
-        self._check_room()
+        self._check_resources()
         self._image: pyvips.Image | None = image
 
     def __enter__(self) -> "ImageReader":
@@ -97,15 +125,17 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. The attributes stay; rows() opens it again."""
+        """Close the file. The attributes stay; rows() opens it again."""
         self._image = None
 
     def rows(self, count: int) -> Iterator[np.ndarray]:
-        """The whole image from its top, as arrays [count, width, channels] of `dtype`; the last may be shorter.
+        """Decode the image from its top, in arrays [count, width, channels] of `dtype`; the last may be shorter.
 
-        Decodes as it goes, for one thread at a time; each call starts again at the top.
-        Raises ImageError when it comes to a damaged or missing part of the file, or to floating-point samples that
-        are not numbers; ValueError if count < 1.
+        For one thread at a time; each call starts again at the top.
+
+        Raises:
+            ImageError: at a damaged or missing part of the file, or at floating-point samples that are not numbers.
+            ValueError: if count < 1.
         """
         if count < 1:
             raise ValueError(f"count must be 1 or more, got {count}")
@@ -116,47 +146,49 @@ class ImageReader:
                 yield rows[:, ::-1]
         else:
             _, width, channels = self._stored
-            rows = self._decode(max(1, _BLOCK // (width * channels * self.dtype.itemsize)))
-            turned = reorder.reorient(rows, self._stored, self.dtype, self._orientation, count, self._folder)
-            yield from self._guard(turned)
+            rows = self._decode(max(1, self._limits.block // (width * channels * self.dtype.itemsize)))
+            upright = reorder.reorient(
+                rows, self._stored, self.dtype, self._orientation, count, self._folder, self._limits.spooled
+            )
+            yield from self._with_image_errors(upright)
 
     def _decode(self, count: int) -> Iterator[np.ndarray]:
-        """The rows as they are stored, not turned."""
-        with self._in_one_line():
+        """Yield the rows in the order in which they are stored, not yet upright."""
+        with self._as_image_errors():
             image, self._image = self._image or self._convert(self._load()), None  # can be read once only
             shape = image.height, image.width, image.bands
             if shape != self._stored or _DTYPES[str(image.format)] != self.dtype:
                 raise ImageError(f"{self.path}: has changed since it was opened, run again")
-            bits = _field(image, "bits-per-sample") or 16
+            bits = _get_field(image, "bits-per-sample") or 16
         if self._interlaced:
-            rows = reorder.interlaced(self.path, image.width, image.height, count, self._folder)
+            rows = reorder.deinterlace(self.path, image.width, image.height, count, self._folder)
         else:
             rows = _fetch(image, self.dtype, count)
-        for part in self._guard(rows):
+        for part in self._with_image_errors(rows):
             if self.dtype == np.float32 and not np.isfinite(part).all():
                 raise ImageError(f"{self.path}: holds samples that are no numbers (NaN or infinite)")
             stretched = self._header.loader == "heifload" and self.dtype == np.uint16
             yield _stretch(part, bits) if stretched else part
 
-    def _guard(self, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same rows; what goes wrong on the way becomes an ImageError."""
+    def _with_image_errors(self, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the same rows; what goes wrong on the way becomes an ImageError."""
         while True:
-            with self._in_one_line():
+            with self._as_image_errors():
                 part = next(rows, None)
             if part is None:
                 return
             yield part
 
     @contextmanager
-    def _in_one_line(self) -> Iterator[None]:
-        """Turns what decoders and temporary files raise into ImageErrors."""
+    def _as_image_errors(self) -> Iterator[None]:
+        """Turn what decoders and temporary files raise into an ImageError of one line."""
         try:
             yield
         except (pyvips.Error, zlib.error, UnicodeError, MemoryError) as error:
-            why = reason(error)
+            why = describe_error(error)
             rare = any(text in why for text in ("upported", "out of range", "not a whole number"))
-            trouble = "cannot be decoded here, convert it to PNG" if rare else "damaged or cut off, get an intact copy"
-            raise ImageError(f"{self.path}: {trouble} ({why})") from None
+            advice = "cannot be decoded here, convert it to PNG" if rare else "damaged or cut off, get an intact copy"
+            raise ImageError(f"{self.path}: {advice} ({why})") from None
         except OSError as error:
             raise ImageError(f"{self.path}: a temporary file cannot be written ({error.strerror})") from None
 
@@ -165,17 +197,17 @@ class ImageReader:
         name, options = os.fsencode(self.path), {"unlimited": True} if self.format == "TIFF" else {}
         # "error", not "truncated": libvips fills the missing part of a cut-off TIFF with black otherwise.
         image = pyvips.Operation.call(self._header.loader, name, access="sequential", fail_on="error", **options)
-        self._refuse(image)
+        self._check_supported(image)
         return image
 
-    def _refuse(self, image: pyvips.Image) -> None:
-        """Raises the ImageError of a kind of image that is not read."""
+    def _check_supported(self, image: pyvips.Image) -> None:
+        """Raise an ImageError if this kind of image is not read."""
         kind, space = str(image.format), str(image.interpretation)
-        if (pages := _field(image, "n-pages") or 1) != 1:
+        if (pages := _get_field(image, "n-pages") or 1) != 1:
             refuse_pages(self.path, "animation frames" if self.format == "WebP" else "pages", pages)
-        if kind not in _SPACES:
-            why = f"{_SAMPLES.get(kind, kind)} samples are"
-        elif image.bands not in _SPACES[kind].get(space, ()):
+        if kind not in _COLOR_SPACES:
+            why = f"{_SAMPLE_NAMES.get(kind, kind)} samples are"
+        elif image.bands not in _COLOR_SPACES[kind].get(space, ()):
             why = f"the color space {space.upper()} ({image.bands} channels) is"
         elif kind == "float" and image.bands == 2 and self._header.tags.get(338) == 1:
             why = "premultiplied alpha in floating-point gray is"  # libvips divides as if 255 were opaque
@@ -184,7 +216,7 @@ class ImageReader:
         elif self._full:
             return
         elif kind == "float" or (kind == "ushort" and not self._sixteen):
-            why = f"{_SAMPLES[kind]} samples are"
+            why = f"{_SAMPLE_NAMES[kind]} samples are"
         elif image.hasalpha():
             why = "transparency (alpha) is"
         elif space == "cmyk":
@@ -195,66 +227,71 @@ class ImageReader:
         raise ImageError(f"{self.path}: {why} not supported here, convert it to {kinds} RGB or gray image")
 
     def _convert(self, image: pyvips.Image) -> pyvips.Image:
-        """CMYK to sRGB; RGB to gray where the file holds gray."""
+        """Convert CMYK to sRGB, and RGB to gray where the file holds gray."""
         if image.interpretation == "cmyk":
             return to_srgb(image)
         if self._header.gray and image.bands >= 3:
             return image[0] if image.bands == 3 else image[0].bandjoin(image[3])
         return image
 
-    def _list_losses(self, image: pyvips.Image) -> Iterator[str]:
+    def _list_warnings(self, image: pyvips.Image) -> Iterator[str]:
         if image.interpretation == "cmyk":
-            profile = _field(image, "icc-profile-data") or b""
+            profile = _get_field(image, "icc-profile-data") or b""
             which = "its own profile" if profile[16:20] == b"CMYK" else "a standard profile, as it has none"
             yield f"CMYK is converted to sRGB through {which}"
         if not self._header.exif_whole:
-            yield exif.loss(exif.MAX_READ)
+            yield exif.incomplete_warning(exif.MAX_READ)
 
-    def _measure_held(self, image: pyvips.Image) -> int:
-        """`buffered_bytes`, in bytes."""
+    def _count_buffered(self, image: pyvips.Image) -> int:
+        """The value of `buffered_bytes`."""
         pixels = image.width * image.height
         size = image.bands * np.dtype(_DTYPES[str(image.format)]).itemsize  # of a pixel
         if self.format == "JPEG":
-            return 2 * image.bands * pixels if _field(image, "jpeg-multiscan") else 0
+            return 2 * image.bands * pixels if _get_field(image, "jpeg-multiscan") else 0
         if self.format == "PNG":
-            return pixels * size if _field(image, "interlaced") and pixels * size <= reorder.SPOOLED else 0
+            return pixels * size if _get_field(image, "interlaced") and pixels * size <= self._limits.spooled else 0
         if self.format == "TIFF":
             tags = self._header.tags
             rows = min(tags.get(323) or tags.get(278, image.height), image.height)  # of a tile, of a strip
             block = rows * image.width * size
             by_row = 323 not in tags and tags.get(284, 1) == 1 and tags.get(259, 1) == 1  # contiguous, not compressed
-            return 0 if by_row or block <= _LARGE else block
+            return 0 if by_row or block <= self._limits.strips else block
         return pixels * (10 if self.format == "WebP" else 20 if size == image.bands else 26)
 
-    def _check_room(self) -> None:
-        """Raises ImageError unless there are memory and temporary space for what is not read row by row."""
+    def _check_resources(self) -> None:
+        """Raise ImageError unless there are memory and temporary space for what is not read row by row."""
         height, width, channels = self._stored
         row = width * channels * self.dtype.itemsize
         check_memory(self.path, self.buffered_bytes + 30 * row)  # of which libvips has as many at a time
         passes = int(self._interlaced) + (self._orientation > 2)
         if passes:
-            reorder.check_space(self.path, passes * height * row, self._folder)
+            reorder.check_space(self.path, passes * height * row, self._folder, self._limits.spooled)
 
 
-def read_image(path: str | os.PathLike[str], sixteen: bool = False, full: bool = False) -> np.ndarray:
-    """The whole image, [height, width, channels], of the dtypes and channels that Reader reads with these options.
+def read_image(
+    path: str | os.PathLike[str], sixteen: bool = False, full: bool = False, limits: ReadLimits = DEFAULT_LIMITS
+) -> np.ndarray:
+    """Read a whole image, [height, width, channels].
 
-    Raises ImageError, as Reader and rows() do.
+    The arguments are those of `ImageReader`, and so are channels and dtype.
+
+    Raises:
+        ImageError: as `ImageReader` and its rows() do, or if there is no memory for the pixels.
     """
-    with ImageReader(path, sixteen, full) as reader:
+    with ImageReader(path, sixteen, full, limits=limits) as reader:
         try:
             image = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
         except MemoryError:
             size = f"{reader.width} x {reader.height}"
             raise ImageError(f"{path}: {size} pixels do not fit in memory, read it in rows") from None
         y = 0
-        for rows in reader.rows(max(1, _BLOCK // (reader.width * reader.channels))):
+        for rows in reader.rows(max(1, limits.block // (reader.width * reader.channels))):
             image[y : y + len(rows)] = rows
             y += len(rows)
     return image
 
 
-def _field(image: pyvips.Image, name: str) -> Any:
+def _get_field(image: pyvips.Image, name: str) -> Any:
     """A field of the image's header; None if there is no such field."""
     return image.get(name) if image.get_typeof(name) else None
 
@@ -264,12 +301,12 @@ def _fetch(image: pyvips.Image, dtype: np.dtype, count: int) -> Iterator[np.ndar
     for top in range(0, image.height, count):
         bottom = min(top + count, image.height)
         parts = [
-            np.frombuffer(region.fetch(0, y, image.width, min(_FETCHED, bottom - y)), dtype)
-            for y in range(top, bottom, _FETCHED)
+            np.frombuffer(region.fetch(0, y, image.width, min(_FETCH_ROWS, bottom - y)), dtype)
+            for y in range(top, bottom, _FETCH_ROWS)
         ]
         yield (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, image.width, image.bands)
 
 
 def _stretch(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Samples of fewer bits, which libvips shifts up, so that white is 65535."""
+    """Scale samples of fewer bits, which libvips has shifted up, so that white is 65535."""
     return rescale(rows >> (16 - bits), 2**bits - 1, 65535).astype(np.uint16)

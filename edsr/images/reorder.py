@@ -1,6 +1,6 @@
-"""Images that are not stored in the order of their rows, put in order by way of an unnamed temporary file.
+"""Images that are not stored row by row from the top, put in order through a temporary file.
 
-The file has no name, so nothing is left of it, whatever happens. Up to SPOOLED bytes are kept in memory instead.
+The file has no name, so nothing is left of it, whatever happens.
 """
 
 import io
@@ -19,21 +19,23 @@ import pyvips
 
 from edsr.errors import ImageError
 
-SPOOLED = 2**24
-_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of Adam7: first column, first row, columns apart, rows apart (PNG, third edition, section 8.1)."""
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG color type -> samples of a pixel
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def check_space(path: Path, needed: int, folder: Path | None) -> None:
-    """Raises ImageError, about the image `path`, unless `needed` bytes are free in `folder` (None: the system's)."""
+def check_space(path: Path, needed: int, folder: Path | None, spooled: int) -> None:
+    """Raise ImageError, about the image `path`, unless `needed` bytes are free in `folder` (None: the system's).
+
+    spooled: bytes up to which there will be no temporary file.
+    """
     place = folder or gettempdir()
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:
         raise ImageError(f"{path}: {place} cannot serve for temporary files ({error.strerror})") from None
-    if needed > SPOOLED and needed > free:
+    if needed > spooled and needed > free:
         sizes = f"{needed / 1e6:,.0f} MB of temporary space in {place}, where {free / 1e6:,.0f} MB are free"
         raise ImageError(f"{path}: is not stored row by row and needs {sizes}")
 
@@ -45,17 +47,26 @@ def reorient(
     orientation: int,
     count: int,
     folder: Path | None,
+    spooled: int,
 ) -> Iterator[np.ndarray]:
-    """An image turned upright, as [count, width, channels]; the last may be shorter.
+    """Turn an image upright. Yields arrays [count, width, channels]; the last may be shorter.
 
-    blocks: its successive rows [any number, width, channels] as stored. shape: height, width and channels, as stored.
-    orientation: EXIF's, 2 to 8 (Exif 2.32, table 6): whether rows become columns, and what is then reversed.
-    Raises OSError if the temporary file cannot be written.
+    Args:
+        blocks: its successive rows [any number, width, channels] as stored.
+        shape: height, width and channels, as stored.
+        dtype: of the blocks.
+        orientation: EXIF's, 2 to 8 (Exif 2.32, table 6): whether rows become columns, and what is then reversed.
+        count: rows at once.
+        folder: where the temporary file goes; None: the system's folder for them.
+        spooled: bytes of pixels up to which they stay in memory instead.
+
+    Raises:
+        OSError: if the temporary file cannot be written.
     """
     transposed, down, across = orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     height, width, channels = shape
     pixel = channels * dtype.itemsize
-    with io.BytesIO() if height * width * pixel <= SPOOLED else TemporaryFile(dir=folder) as file:
+    with io.BytesIO() if height * width * pixel <= spooled else TemporaryFile(dir=folder) as file:
         heights = []
         for block in blocks:
             # Transposed, the rows wanted of a block lie together.
@@ -80,15 +91,18 @@ def reorient(
             yield out[:: -1 if down else 1, :: -1 if across else 1]
 
 
-def interlaced(path: Path, width: int, height: int, count: int, folder: Path | None) -> Iterator[np.ndarray]:
-    """The rows of an interlaced PNG as [count, width, channels]; the last may be shorter.
+def deinterlace(path: Path, width: int, height: int, count: int, folder: Path | None) -> Iterator[np.ndarray]:
+    """Read an interlaced PNG. Yields arrays [count, width, channels]; the last may be shorter.
 
-    Each of its seven passes is a PNG but for the head, so each is put into a file of its own and decoded in step
-    with the others. Raises OSError or zlib.error or pyvips.Error for what cannot be decoded or written.
+    Each of its seven passes is a PNG but for the header, so each is put into a file of its own and decoded in step
+    with the others.
+
+    Raises:
+        OSError, zlib.error, pyvips.Error: for what cannot be written or decoded.
     """
     with ExitStack() as stack:
         passes = []
-        for place, file in _split(path, width, height, folder, stack):
+        for place, file in _split_passes(path, width, height, folder, stack):
             source = pyvips.Source.new_from_descriptor(file.fileno())
             image = pyvips.Operation.call("pngload_source", source, access="sequential", fail_on="error")
             passes.append((place, image, pyvips.Region.new(image)))
@@ -105,10 +119,10 @@ def interlaced(path: Path, width: int, height: int, count: int, folder: Path | N
             yield out
 
 
-def _split(
+def _split_passes(
     path: Path, width: int, height: int, folder: Path | None, stack: ExitStack
 ) -> list[tuple[tuple[int, int, int, int], BinaryIO]]:
-    """The passes that hold pixels, each as a PNG of its own."""
+    """The passes that hold pixels, each as (its place in `_ADAM7`, a file that is a PNG of its own)."""
     with open(path, "rb") as png:
         png.seek(8)
         length, kind = _read_head(png)
@@ -119,8 +133,8 @@ def _split(
             length, kind = _read_head(png)
         head = chunks[b"IHDR"]
         bits = head[8] * _SAMPLES[head[9]]
-        pixels, found = _Inflated(png, length), []
-        for place in _PASSES:
+        pixels, found = _IdatReader(png, length), []
+        for place in _ADAM7:
             x, y, dx, dy = place
             columns, rows = -((x - width) // dx), -((y - height) // dy)
             if columns < 1 or rows < 1:
@@ -146,15 +160,15 @@ def _split(
         return found
 
 
-class _Inflated:
-    """What the IDAT chunks of a PNG hold, inflated. png: at the data of the first, which is `length` bytes long."""
+class _IdatReader:
+    """Reads and inflates the IDAT chunks of a PNG. png: at the data of the first, which is `length` bytes long."""
 
     def __init__(self, png: BinaryIO, length: int) -> None:
         self._png, self._left, self._check = png, length, zlib.crc32(b"IDAT")
         self._inflate = zlib.decompressobj()
 
     def read(self, size: int) -> bytes:
-        """1 to `size` bytes. Raises zlib.error if there are no more, or not as they were written."""
+        """Read 1 to `size` bytes. Raises zlib.error if there are no more, or not as they were written."""
         data = b""
         while not data:
             data = self._inflate.decompress(self._inflate.unconsumed_tail or self._next(), size)
@@ -175,7 +189,7 @@ class _Inflated:
         return data
 
     def finish(self) -> None:
-        """Reads the rest of the chunk. Raises zlib.error if it is damaged."""
+        """Read the rest of the chunk. Raises zlib.error if it is damaged."""
         while self._left:
             self._next()
         if self._png.read(4) != self._check.to_bytes(4, "big"):
@@ -183,7 +197,7 @@ class _Inflated:
 
 
 def _read_head(png: BinaryIO) -> tuple[int, bytes]:
-    """Length and kind of the next chunk. Raises zlib.error if there is none."""
+    """Read length and kind of the next chunk. Raises zlib.error if there is none."""
     head = png.read(8)
     if len(head) < 8:
         raise zlib.error("it ends too early")

@@ -1,4 +1,4 @@
-"""Bicubic resizing as MATLAB's `imresize(image, scale, "bicubic")` does it: what every paper's LR files are made with.
+"""Bicubic resizing as MATLAB's `imresize(image, scale, "bicubic")` does it, with which every paper makes its LR images.
 
 The kernel is Keys' cubic with a = -0.5, widened by the factor when reducing (antialiasing). As in
 MATLAB, rows are resized first, then columns, and integer images are rounded after each pass.
@@ -12,24 +12,36 @@ import torch.nn.functional as F
 
 
 def matlab_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The image at another size.
+    """Resize an image.
 
-    image: [H, W] or [H, W, C]; uint8 gives uint8, rounded half up and clamped after each pass; floating
-    point is computed and returned in its own precision, not clamped. Sizes in pixels, at least 1.
-    Raises TypeError for other dtypes.
+    Args:
+        image: [H, W] or [H, W, C]; uint8 gives uint8, rounded half up and clamped after each pass; floating point is
+            computed and returned in its own precision, not clamped.
+        height: in pixels, at least 1.
+        width: likewise.
+
+    Raises:
+        TypeError: for other dtypes.
     """
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
-        raise TypeError(f"bicubic takes uint8 or floating point images, not {image.dtype}")
+        raise TypeError(f"matlab_bicubic takes uint8 or floating point images, not {image.dtype}")
     return _resize(image, height, width, torch.device("cpu"))
 
 
 def matlab_downscale(image: np.ndarray, scale: int, device: torch.device | str = "cpu") -> np.ndarray:
-    """The LR image of a HR one: cropped at right and bottom to a multiple of `scale`, then reduced by it.
+    """Make the LR image of an HR one: crop it at right and bottom to a multiple of `scale`, then reduce it.
 
-    image: [H, W] or [H, W, C] uint8 or uint16, at least `scale` pixels each way, else ValueError.
-    device: where to compute, in fp64. For 2, 3 and 4 the bits are the same everywhere, whatever the order of the sums:
-    at 2 and 4 the weights are whole multiples of 1/256 and 1/4096, so that nothing is rounded before the end; at 3
-    they are multiples of 1/81, so that no exact result is nearer than 1/162 to where rounding changes.
+    For scales 2, 3 and 4 the bits are the same on every device, whatever the order of the sums: at 2 and 4 the weights
+    are whole multiples of 1/256 and 1/4096, so that nothing is rounded before the end; at 3 they are multiples of 1/81,
+    so that no exact result is nearer than 1/162 to where rounding changes.
+
+    Args:
+        image: [H, W] or [H, W, C] uint8 or uint16, at least `scale` pixels each way.
+        scale: a whole number.
+        device: where to compute, in fp64.
+
+    Raises:
+        ValueError: if the image is too small.
     """
     height, width = image.shape[0] // scale, image.shape[1] // scale
     if height == 0 or width == 0:
@@ -38,12 +50,12 @@ def matlab_downscale(image: np.ndarray, scale: int, device: torch.device | str =
 
 
 def matlab_round(image: np.ndarray) -> np.ndarray:
-    """Floating point in 0..255 and a little beyond -> uint8 as MATLAB has it: rounded half up and clamped."""
+    """Convert floating point in 0..255 and a little beyond to uint8 as MATLAB does: rounded half up and clamped."""
     return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
 
 
 def _resize(image: np.ndarray, height: int, width: int, device: torch.device) -> np.ndarray:
-    """[H, W] or [H, W, C]; integers (uint8, uint16) are computed in fp64, floating point in its own precision."""
+    """Resize [H, W] or [H, W, C]: integers (uint8, uint16) in fp64, floating point in its own precision."""
     flat = np.ascontiguousarray(image if image.ndim == 3 else image[:, :, None])
     integer = np.issubdtype(image.dtype, np.integer)
     most = np.iinfo(image.dtype).max if integer else None
@@ -67,7 +79,7 @@ def _resize_columns(x: torch.Tensor, size: int) -> torch.Tensor:
     length = x.shape[3]
     if size == length:
         return x.clone()
-    # Interpolation knows no replicated border: it renormalises the weights there. So the image is extended
+    # Interpolation knows no replicated border: it renormalizes the weights there. So the image is extended
     # by more than the kernel reaches (2 taps, widened when reducing), by a whole number of output pixels.
     reach = 3 * max(1, -(-length // size))
     unit = length // math.gcd(length, size)  # input pixels to a whole number of output pixels

@@ -75,9 +75,10 @@ def over_white(samples: np.ndarray, white: float = 1) -> np.ndarray:
 
 
 class TargetSize(NamedTuple):
-    """What an image is reduced to. width, height: pixels, no more than it has. dtype: uint8, uint16 or float32.
+    """The size and depth that an image is reduced to.
 
-    linear: whether light is averaged, as an sRGB display would give it off, and not the values that stand for it.
+    width, height: pixels, no more than it has. dtype: uint8, uint16 or float32. linear: whether light is averaged, as
+    an sRGB display would emit it, and not the values that stand for it.
     """
 
     width: int
@@ -87,25 +88,30 @@ class TargetSize(NamedTuple):
 
 
 def resample(image: pyvips.Image, to: TargetSize) -> pyvips.Image:
-    """Lanczos reduction (three lobes), rows and columns, in order of rows and in floating point.
+    """Reduce an image by a Lanczos kernel of three lobes, row by row and in floating point.
 
-    image: float samples in 0..1, of 1 to 4 channels; with 2 or 4 the last is alpha. Colors are averaged in the measure
-    in which they are opaque. Gives float samples, which overshoot 0..1 beside sharp edges.
+    Args:
+        image: float samples in 0..1, of 1 to 4 channels; with 2 or 4 the last is alpha. Colors are weighted by
+            their opacity.
+        to: the size; its dtype is not used here.
+
+    Returns:
+        Float samples, which overshoot 0..1 beside sharp edges.
     """
     across, down = image.width / to.width, image.height / to.height
     alpha = image.bands in (2, 4)
     if to.linear:
-        image = _colors(image, _to_light)
+        image = _apply_to_colors(image, _to_light)
     if alpha:
         image = image.premultiply(max_alpha=1)
     image = image.reduce(across, down, kernel="lanczos3")
     if alpha:
         image = image.unpremultiply(max_alpha=1)
-    return _colors(image, _from_light) if to.linear else image
+    return _apply_to_colors(image, _from_light) if to.linear else image
 
 
 def quantize(image: pyvips.Image, dtype: np.dtype, bits: int) -> pyvips.Image:
-    """What `to_depth` makes of float samples in 0..1, of an image of libvips: uint8, or uint16 of `bits` upper bits."""
+    """`to_depth` for an image of libvips with float samples in 0..1: to uint8, or to uint16 of `bits` upper bits."""
     size = 8 * dtype.itemsize
     used = min(bits, size)
     kind = "uchar" if size == 8 else "ushort"
@@ -115,8 +121,8 @@ def quantize(image: pyvips.Image, dtype: np.dtype, bits: int) -> pyvips.Image:
     return levels.copy(interpretation=spaces[image.bands >= 3])
 
 
-def _colors(image: pyvips.Image, function) -> pyvips.Image:
-    """The function of all bands but alpha."""
+def _apply_to_colors(image: pyvips.Image, function) -> pyvips.Image:
+    """Apply a function to all bands but alpha."""
     if image.bands in (1, 3):
         return function(image)
     colors = function(image[0 : image.bands - 1])
@@ -124,11 +130,11 @@ def _colors(image: pyvips.Image, function) -> pyvips.Image:
 
 
 def _to_light(values: pyvips.Image) -> pyvips.Image:
-    """IEC 61966-2-1: of sRGB's values in 0..1 the light."""
+    """From sRGB values in 0..1 to linear light (IEC 61966-2-1)."""
     return (values <= 0.04045).ifthenelse(values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def _from_light(light: pyvips.Image) -> pyvips.Image:
-    """The inverse. What overshoots below 0 stays below."""
+    """From linear light to sRGB values. What overshoots below 0 stays below."""
     small = light <= 0.0031308
     return small.ifthenelse(light * 12.92, 1.055 * small.ifthenelse(0.0031308, light) ** (1 / 2.4) - 0.055)

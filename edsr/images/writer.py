@@ -1,4 +1,4 @@
-"""Image files written row by row, complete or not at all."""
+"""Image files written row by row, whole or not at all."""
 
 import io
 import os
@@ -7,7 +7,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,36 +15,46 @@ import numpy as np
 import pyvips
 
 from edsr.errors import ImageError
-from edsr.system import lock, rename_into_place, temporary
+from edsr.system import atomic_file
 
 from . import exif
-from .formats import FORMATS, Format, check_memory, reason, storage_for, to_srgb
+from .formats import FORMATS, Format, check_memory, describe_error, set_up_libvips, storage_for, to_srgb
 from .reader import ImageReader
 from .samples import TargetSize, over_white, quantize, resample, to_depth
 
-_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
-_CHUNK = 2**20  # bytes handed to the encoder at once
-_BIGTIFF = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
+_PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
+_CHUNK_BYTES = 2**20  # bytes handed to the encoder at once
+BIGTIFF_ABOVE = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
 
 class ImageWriter:
     """An image file being written, row by row; encoding runs beside the caller's own work.
 
-    path: its extension chooses the format (FORMATS). width, height: pixels. channels, dtype: of the rows to come, 1
-    (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied) of uint8, uint16 or float32 in 0..1;
-    stored as `fitting` says, rounded to nearest. WebP and AVIF store gray as RGB. like: the Reader whose metadata
-    is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC profile. quality: 1..100 for JPEG, WebP and
-    AVIF; PNG and TIFF are lossless at any. reduced: what the image is reduced to on its way to the file; its dtype is
-    then what `fitting` starts from. `warnings`: a line for each thing the file will not hold.
+    Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when the
+    context is left; if it is left by an exception or with rows missing, nothing has changed.
 
-    Use it as a context manager and write() all rows inside. The file appears, whole and synced to disk, when
-    the context is left; if it is left by an exception or with rows missing, nothing has changed. An existing
-    file stays untouched unless `overwrite`, which replaces it in one step.
+    Args:
+        path: its extension chooses the format (`FORMATS`).
+        width: of the rows, in pixels.
+        height: how many rows there will be.
+        channels: of the rows: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied). WebP and
+            AVIF store gray as RGB.
+        like: the ImageReader whose metadata is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC
+            profile.
+        overwrite: whether an existing file is replaced, in one step; otherwise it stays untouched.
+        quality: 1 to 100 for JPEG, WebP and AVIF; PNG and TIFF are lossless at any.
+        dtype: of the rows: uint8, uint16 or float32 in 0..1. Stored as `storage_for` says, rounded to nearest.
+        reduced: what the image is reduced to on its way to the file; its dtype is then what is stored, if possible.
+        bigtiff_above: bytes of pixels above which a TIFF is written as a BigTIFF.
 
-    `held`: about how many bytes the encoder needs for the image as a whole. 0 for PNG, JPEG and TIFF, which go row by
-    row; the encoders of WebP and AVIF hold it all, 18 and 38 bytes a pixel, twice that with alpha or 16 bits.
+    Attributes:
+        warnings: a line for each thing that the file will not hold.
+        buffered_bytes: about how many bytes the encoder needs for the image as a whole: 0 for PNG, JPEG and TIFF, which
+            go row by row; 18 a pixel for WebP and 38 for AVIF, twice that with alpha or 16 bits.
 
-    Raises ImageError, before any work, for what can be known to fail; ValueError for a wrong argument.
+    Raises:
+        ImageError: before any work, for what can be known to fail; and when the file cannot be written.
+        ValueError: for a wrong argument.
     """
 
     def __init__(
@@ -58,10 +68,17 @@ class ImageWriter:
         quality: int | None = None,
         dtype: Any = np.uint8,
         reduced: TargetSize | None = None,
+        bigtiff_above: int = BIGTIFF_ABOVE,
     ) -> None:
+        set_up_libvips()
         self.dtype = np.dtype(dtype)
         self._reduced = reduced or TargetSize(width, height, self.dtype)
-        if width < 1 or height < 1 or channels not in _COLORS or self.dtype not in (np.uint8, np.uint16, np.float32):
+        if (
+            width < 1
+            or height < 1
+            or channels not in _PNG_COLOR_TYPES
+            or self.dtype not in (np.uint8, np.uint16, np.float32)
+        ):
             raise ValueError(f"cannot write {width} x {height} pixels of {channels} channels of {self.dtype}")
         if not (1 <= self._reduced.width <= width and 1 <= self._reduced.height <= height):
             raise ValueError(f"cannot reduce {width} x {height} to {self._reduced.width} x {self._reduced.height}")
@@ -71,50 +88,47 @@ class ImageWriter:
         self.width, self.height, self.channels = width, height, channels
         self._overwrite = overwrite
         self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
-        self._stored = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
+        self._storage = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
         # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
-        self._sent = np.dtype(np.float32) if reduced else self._stored.dtype
-        more = self._stored.channels in (2, 4) or self._stored.dtype != np.uint8
+        self._piped_dtype = np.dtype(np.float32) if reduced else self._storage.dtype
+        more = self._storage.channels in (2, 4) or self._storage.dtype != np.uint8
         self.buffered_bytes = (
             self._reduced.width * self._reduced.height * self._format.buffered_bytes * (2 if more else 1)
         )
         check_memory(self.path, self.buffered_bytes)
-        self._options = self._choose_options(quality)
+        self._options = self._choose_options(quality, bigtiff_above)
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
-        self.warnings = self._stored.warnings + tuple(self._drop_metadata())
-        # Created with open(), for the usual permissions.
-        self._temporary = temporary(self.path)
-        self._lock: BinaryIO | None = None
+        self.warnings = self._storage.warnings + tuple(self._drop_metadata())
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
-        self._thread = threading.Thread()
+        self._context = self._writing()
 
-    def _choose_options(self, quality: int | None) -> dict[str, Any]:
+    def _choose_options(self, quality: int | None, bigtiff_above: int) -> dict[str, Any]:
         options = dict(self._format.options)
         if quality is not None and "Q" in options:
             options["Q"] = quality
-        stored = self._stored.dtype
+        stored = self._storage.dtype
         if self._format.name == "TIFF":
-            size = self._reduced.width * self._reduced.height * self._stored.channels * stored.itemsize
-            options |= {"bigtiff": size > _BIGTIFF} | ({"predictor": "float"} if stored == np.float32 else {})
+            size = self._reduced.width * self._reduced.height * self._storage.channels * stored.itemsize
+            options |= {"bigtiff": size > bigtiff_above} | ({"predictor": "float"} if stored == np.float32 else {})
         if self._format.name == "AVIF":
             options["bitdepth"] = 12 if stored == np.uint16 else 8
         return options
 
     def _drop_metadata(self) -> Iterator[str]:
-        """Leaves out of the metadata what does not suit the file. A line for each such thing."""
+        """Leave out of the metadata what does not suit the file. Yields a line for each such thing."""
         profile = next((value[16:20] for _, name, value in self._metadata if name == "icc-profile-data"), None)
-        own, of = (b"GRAY", "gray") if self.channels <= 2 else (b"RGB ", "RGB")
-        if profile is not None and profile != own:
-            yield f"the color profile is left out, it is not for {of} images"
+        suitable, name = (b"GRAY", "gray") if self.channels <= 2 else (b"RGB ", "RGB")
+        if profile is not None and profile != suitable:
+            yield f"the color profile is left out, it is not for {name} images"
             self._metadata = [entry for entry in self._metadata if entry[1] != "icc-profile-data"]
         blob = next((value for _, name, value in self._metadata if name == "exif-data"), b"")
         self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
         if self._format.name == "TIFF":
             if blob and not whole:
-                yield exif.loss(exif.MAX_READ)
+                yield exif.incomplete_warning(exif.MAX_READ)
             if exif.DESCRIPTION in self._exif.ifds.get(0, {}):  # byte for byte; libvips would keep UTF-8 only
                 self._metadata = [entry for entry in self._metadata if entry[1] != "image-description"]
         elif unknown := exif.list_unknown(self._exif):
@@ -122,115 +136,96 @@ class ImageWriter:
         if self._format.name != "TIFF" and len(blob) > exif.MAX_WRITTEN:
             trimmed = exif.trim(self._exif, exif.MAX_WRITTEN)
             if not whole or trimmed != self._exif:
-                yield exif.loss(exif.MAX_WRITTEN)
+                yield exif.incomplete_warning(exif.MAX_WRITTEN)
             self._metadata = [entry for entry in self._metadata if entry[1] != "exif-data"]
             if packed := exif.pack(trimmed):
                 self._metadata.append((pyvips.GValue.blob_type, "exif-data", packed))
 
     def __enter__(self) -> "ImageWriter":
         try:
-            self._begin()
-        except BaseException as error:  # a signal, too: no __exit__ will follow
-            if self._pipe is not None:
-                self._pipe.close()
-            if self._thread.is_alive():
-                self._thread.join()  # it might create the file again otherwise
-            self._unlock()
-            with suppress(OSError):
-                self._temporary.unlink()
-            if isinstance(error, OSError):
-                raise ImageError(f"{self.path}: cannot write into its folder ({error.strerror})") from None
-            raise
+            self._context.__enter__()
+        except OSError as error:
+            raise ImageError(f"{self.path}: cannot write into its folder ({error.strerror})") from None
         return self
 
-    def _begin(self) -> None:
-        self._lock = open(self._temporary, "xb")  # noqa: SIM115 - closed by _unlock
-        with suppress(OSError):  # a file system without locks, where abandoned files stay
-            lock(self._lock)
-        source, sink = os.pipe()
-        self._pipe = open(sink, "wb")  # noqa: SIM115 - closed by __exit__
-        self._thread = threading.Thread(target=self._encode, args=(source,), daemon=True)
-        self._thread.start()
-        # libvips takes rows as they come in one way only: as an image format it can read from a pipe. PNG
-        # with "stored" (level 0) data is the one that every build has; it costs a copy and two checksums.
-        # PNG has no floats: each goes as a pixel of four 8-bit samples, its bytes.
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._context.__exit__(*error)
+        except FileExistsError:
+            raise ImageError(_exists_message(self.path)) from None
+        except OSError as failure:
+            raise ImageError(f"{self.path}: cannot be written ({failure.strerror})") from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Start the encoder, wait while rows are written, then finish the file, which gets its name."""
+        with atomic_file(self.path, self._overwrite) as file:
+            source, sink = os.pipe()
+            encoder = threading.Thread(target=self._encode, args=(source, file.name), daemon=True)
+            with open(sink, "wb") as self._pipe:
+                try:
+                    encoder.start()
+                    self._begin_png()
+                    yield
+                    if self._written < self.height:
+                        missing = self.height - self._written
+                        raise ImageError(f"{self.path}: not saved, {missing} of {self.height} rows are missing")
+                    self._write_chunk(b"IDAT", self._deflate.flush())
+                    self._write_chunk(b"IEND", b"")
+                finally:
+                    self._pipe.close()  # a stream that ends too early makes the encoder give up
+                    self._pipe = None
+                    if encoder.is_alive():
+                        encoder.join()
+            self._raise_error()
+            if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
+                self.warnings += ("EXIF data is left out, the file would become larger than 4 GB",)
+
+    def _begin_png(self) -> None:
+        """Begin the stream of rows to the encoder.
+
+        libvips takes rows as they come in one way only: as an image format it can read from a pipe. PNG with "stored"
+        (level 0) data is the one that every build has; it costs a copy and two checksums. PNG has no floats: each goes
+        as a pixel of four 8-bit samples, its bytes.
+        """
+        assert self._pipe is not None
         self._deflate = zlib.compressobj(level=0)
         self._pipe.write(b"\x89PNG\r\n\x1a\n")
-        channels = self._stored.channels
-        if self._sent == np.float32:
+        channels = self._storage.channels
+        if self._piped_dtype == np.float32:
             layout = self.width * channels, self.height, 8, 6, 0, 0, 0
         else:
-            layout = self.width, self.height, self._sent.itemsize * 8, _COLORS[channels], 0, 0, 0
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
+            layout = self.width, self.height, self._piped_dtype.itemsize * 8, _PNG_COLOR_TYPES[channels], 0, 0, 0
+        self._write_chunk(b"IHDR", struct.pack(">IIBBBBB", *layout))
 
     def write(self, rows: np.ndarray) -> None:
-        """Append rows, [any number, width, channels] of `dtype`. Does not keep a reference to them.
+        """Append rows, [any number, width, channels] of `dtype`; no reference to them is kept.
 
-        Raises ImageError if the encoder has failed (disk full, ...); ValueError for rows of another shape or
-        type, for more rows than height, and outside the context.
+        Raises:
+            ImageError: if the encoder has failed, as when the disk is full.
+            ValueError: for rows of another shape or dtype, for more rows than `height`, and outside the context.
         """
         if self._pipe is None:
-            raise ValueError("write() works inside the Writer's context only")
+            raise ValueError("write() works inside the ImageWriter's context only")
         if rows.dtype != self.dtype or rows.ndim != 3 or rows.shape[1:] != (self.width, self.channels):
             expected = f"{self.dtype} [rows, {self.width}, {self.channels}]"
             raise ValueError(f"expected {expected}, got {rows.dtype} {list(rows.shape)}")
         if self._written + len(rows) > self.height:
             raise ValueError(f"{self._written + len(rows)} rows for an image of {self.height}")
-        step = max(1, _CHUNK // (self.width * self.channels * self.dtype.itemsize))
+        step = max(1, _CHUNK_BYTES // (self.width * self.channels * self.dtype.itemsize))
         for y in range(0, len(rows), step):
             part = rows[y : y + step]
-            part = over_white(part) if self.channels > self._stored.channels else part
-            part = to_depth(part, self._sent, self._format.bits)
+            part = over_white(part) if self.channels > self._storage.channels else part
+            part = to_depth(part, self._piped_dtype, self._format.bits)
             part = part.astype(part.dtype.newbyteorder(">") if part.dtype == np.uint16 else part.dtype, "C", copy=False)
             data = part.view(np.uint8).reshape(len(part), -1)
             lines = np.zeros((len(part), 1 + data.shape[1]), np.uint8)  # first the filter: none
             lines[:, 1:] = data
-            self._chunk(b"IDAT", self._deflate.compress(lines.data))
+            self._write_chunk(b"IDAT", self._deflate.compress(lines.data))
             self._raise_error()
         self._written += len(rows)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._pipe is not None
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._pipe.close()  # a stream that ends too early makes the encoder give up
-            self._pipe = None
-            self._thread.join()
-            self._unlock()
-            with suppress(OSError):
-                self._temporary.unlink()  # there is none after success
-
-    def _finish(self) -> None:
-        assert self._pipe is not None
-        if self._written < self.height:
-            missing = self.height - self._written
-            raise ImageError(f"{self.path}: not saved, {missing} of {self.height} rows are missing")
-        self._chunk(b"IDAT", self._deflate.flush())
-        self._chunk(b"IEND", b"")
-        self._pipe.close()
-        self._thread.join()
-        self._raise_error()
-        try:
-            with open(self._temporary, "rb+") as file:
-                if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
-                    self.warnings += ("EXIF data is left out, the file would become larger than 4 GB",)
-                file.flush()
-                os.fsync(file.fileno())
-            self._unlock()  # Windows renames no open files
-            rename_into_place(self._temporary, self.path, self._overwrite)
-        except FileExistsError:
-            raise ImageError(_exists(self.path)) from None
-        except OSError as error:
-            raise ImageError(f"{self.path}: cannot be written ({error.strerror})") from None
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def _chunk(self, kind: bytes, data: bytes) -> None:
+    def _write_chunk(self, kind: bytes, data: bytes) -> None:
         assert self._pipe is not None
         check = zlib.crc32(data, zlib.crc32(kind))
         self._pipe.write(b"".join((struct.pack(">I4s", len(data), kind), data, struct.pack(">I", check))))
@@ -239,27 +234,27 @@ class ImageWriter:
         if self._error:
             raise ImageError(f"{self.path}: cannot be written ({self._error})")
 
-    def _encode(self, source: int) -> None:
-        """The encoder thread: from the pipe to the temporary file."""
+    def _encode(self, source: int, output: str | bytes) -> None:
+        """The encoder's thread: from the pipe `source` to the temporary file `output`."""
         try:
-            self._save(source)
+            self._save(source, output)
         except Exception as error:
-            self._error = reason(error)
+            self._error = describe_error(error)
         # Until the writing end is closed, take what still comes, so that it never blocks nor breaks.
         with open(source, "rb", buffering=0) as rest:
             while rest.read(2**16):
                 pass
 
-    def _save(self, source: int) -> None:
+    def _save(self, source: int, output: str | bytes) -> None:
         stream = pyvips.Source.new_from_descriptor(source)
         image = pyvips.Operation.call("pngload_source", stream, access="sequential", fail_on="error")
-        channels, dtype, _ = self._stored
-        if self._sent == np.float32:
+        channels, dtype, _ = self._storage
+        if self._piped_dtype == np.float32:
             image = image.copy(format="float", bands=1, interpretation="b-w").bandfold(factor=channels)
             image = image.copy(interpretation="scrgb" if channels >= 3 else "b-w")
         if self._reduced[:2] != (self.width, self.height):
             image = resample(image, self._reduced)
-        if dtype != self._sent:
+        if dtype != self._piped_dtype:
             image = quantize(image, dtype, self._format.bits)
         image = image.copy()
         for kind, name, value in self._metadata:
@@ -273,11 +268,11 @@ class ImageWriter:
         image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # else the one inside exif-data is used
         if channels <= 2 and not self._format.gray and image.get_typeof("icc-profile-data"):
             image = to_srgb(image)  # what is stored is RGB
-        pyvips.Operation.call(self._format.saver, image, os.fsencode(self._temporary), **self._options)
+        pyvips.Operation.call(self._format.saver, image, os.fsencode(output), **self._options)
 
 
 def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:
-    """The format that `path` is written in, after all checks that need no work."""
+    """The format that `path` is written in, after all checks that need no work. Raises ImageError."""
     found = FORMATS.get(path.suffix.lower())
     folder = path.parent
     if os.path.isdir(path):
@@ -295,12 +290,12 @@ def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format
     except (OSError, ValueError) as error:  # a name too long, ...
         raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', error)})") from None
     if taken and not overwrite:
-        raise ImageError(_exists(path))
-    if max(width, height) > found.longest:
+        raise ImageError(_exists_message(path))
+    if max(width, height) > found.max_side:
         size = f"{width} x {height}"
-        raise ImageError(f"{path}: {size} is more than this format's {found.longest} pixels a side, use .png or .tif")
+        raise ImageError(f"{path}: {size} is more than this format's {found.max_side} pixels a side, use .png or .tif")
     return found
 
 
-def _exists(path: Path) -> str:
+def _exists_message(path: Path) -> str:
     return f"{path}: exists; add --overwrite to replace it"

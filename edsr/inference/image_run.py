@@ -1,232 +1,219 @@
-"""One image's way through a network, top to bottom, whatever happens on it.
+"""One image's run through a network, top to bottom, whatever happens on the way.
 
-A device that runs out of memory, or a reduced precision that overflows, does not end it: rows are computed again, from
-as many above the row reached as the network looks back, in smaller bands or in fp32. What comes out is the same.
+If the device runs out of memory, or a reduced precision overflows, the run goes on: rows are computed again, from as
+many above the row reached as the network looks back, in smaller bands or in fp32. The result is the same.
 """
 
 import contextlib
 import gc
+import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from edsr.kernels import MAX_VALUE, OutputSpec, quantize
+from edsr.kernels import OutputSpec
 
-from .cuda import DeviceCopier
-from .streaming import MIN_TILE, Stream
+from .cuda import DeviceCopier, PendingCopy
+from .executor import Executor
+from .pixels import flat_alpha, from_network, to_network
+from .plan import smallest_tile
+from .streaming import Stream
 
-RECORDED = 1 << 20  # pixels of a band up to which it becomes a CUDA graph; larger ones hide their launches, and graphs
+logger = logging.getLogger(__name__)
+
+GRAPH_PIXELS = 1 << 20  # of a band up to which it becomes a CUDA graph; larger ones hide their launches, and graphs
 # hold feature maps of their own. Predicted, not measured: 1 Mpx takes an H200 4 ms, launching it takes the CPU 3 ms.
-ALPHA_WINDOW = 5  # pixels a side; where alpha is the same extreme in all of it, it is that in the result
 
 
 class Overflow(Exception):
-    """A value is NaN or infinite, in a precision that may not reach far enough."""
+    """A value is NaN or infinite, in a precision whose range may be too small."""
 
 
 class OutOfMemory(Exception):
     """Not even the smallest bands fit into the device's memory."""
 
 
-class Computing(Protocol):
-    """What a passage needs of an `edsr.inference.upscaler.Upscaler`."""
+class InputRows(NamedTuple):
+    """Rows of the image as they came. first: number of the first of them. last: whether the image ends with them."""
 
-    device: torch.device
-    precision: str
-    scale: int
-    tile: int
-    graphs: bool
-    ops: Any
-    model: Any
-    say: Callable[[str], None]
-    compute_lock: Any  # a lock
+    first: int
+    last: bool
+    rows: np.ndarray
 
-    def plan(self, width: int, height: int | None = None) -> tuple[int, int]: ...
-    def networks(self, precision: str, self_ensemble: bool = False) -> list[Any]: ...
-    def whole(self, precision: str) -> Callable[[Tensor, OutputSpec], Tensor]: ...
-    def current(self) -> AbstractContextManager: ...
+    @property
+    def stop(self) -> int:
+        return self.first + len(self.rows)
 
 
 class ImageRun:
-    """The passage of one image, `width` pixels wide, through `upscaler`; see `Upscaler.bands`."""
+    """An iterator over the rows of one upscaled image; see `Upscaler.bands`.
 
-    def __init__(self, upscaler: Computing, rows: Iterable[np.ndarray], width: int, self_ensemble: bool):
-        self._upscaler, self._width, self._ensemble = upscaler, width, self_ensemble
+    The plan of a run begins as the executor's. Precision and memory budget change for this image alone.
+    """
+
+    def __init__(self, executor: Executor, rows: Iterable[np.ndarray], width: int, self_ensemble: bool):
+        self._executor, self._plan = executor, executor.plan
+        self._width, self._self_ensemble = width, self_ensemble
         self._source = _mark_last(rows)
-        self._radius = upscaler.model.config.receptive_radius
-        self._precision = upscaler.precision
-        self._kept: deque[tuple[int, bool, np.ndarray]] = deque()  # input: (first row, whether it is the last, rows)
-        self._taken = 0  # rows of input
-        self._reached = 0  # rows of input whose output has been given away
+        self._buffered: deque[InputRows] = deque()  # input that may be needed again
+        self._rows_taken = 0  # of input
+        self._rows_done = 0  # of input whose output has been given away
 
     def __iter__(self) -> Iterator[np.ndarray]:
         while True:
             try:
                 for y in self._attempt():
-                    self._reached += len(y) // self._upscaler.scale
-                    while self._kept and self._kept[0][0] + len(self._kept[0][2]) <= self._reached - self._radius:
-                        self._kept.popleft()
+                    self._rows_done += len(y) // self._executor.scale
+                    self._forget_rows()
                     yield y
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                trouble = OutOfMemory
+                overflowed = False
             except Overflow:
-                trouble = Overflow
+                overflowed = True
             # Not in the handlers: there the traceback would keep the feature maps alive.
-            if trouble is Overflow:
-                self._upscaler.say(f"the network overflows in {self._precision}: going on in fp32")
-                self._precision = "fp32"
+            if overflowed:
+                logger.warning("the network overflows in %s: going on in fp32", self._plan.precision)
+                self._plan = replace(self._plan, precision="fp32")
             else:
                 self._halve_budget()
 
-    def _halve_budget(self) -> None:
-        """Bands of half as many pixels, for this image and later ones."""
-        upscaler = self._upscaler
-        gc.collect()
-        if upscaler.device.type == "cuda":
-            torch.cuda.empty_cache()
-        tallest = max(len(rows) for _, _, rows in self._kept)
-        tile = int(min(upscaler.tile, math.isqrt(self._width * tallest)) / math.sqrt(2))
-        if tile < MIN_TILE:
-            raise OutOfMemory(f"{upscaler.device} has too little free memory even for bands of {MIN_TILE} x {MIN_TILE}")
-        upscaler.say(f"{upscaler.device} ran out of memory: going on with --tile {tile}")
-        upscaler.tile = tile
+    def _forget_rows(self) -> None:
+        """Drops input that nothing still to come can see."""
+        needed = self._rows_done - self._plan.receptive_radius
+        while self._buffered and self._buffered[0].stop <= needed:
+            self._buffered.popleft()
 
-    def _input(self) -> Iterator[tuple[int, bool, np.ndarray]]:
+    def _halve_budget(self) -> None:
+        """Bands of half as many pixels for the rest of this image."""
+        plan = self._plan
+        gc.collect()
+        if plan.device.type == "cuda":
+            torch.cuda.empty_cache()
+        tallest = max(len(part.rows) for part in self._buffered)
+        tile = int(min(plan.tile, math.isqrt(self._width * tallest)) / math.sqrt(2))
+        smallest = smallest_tile(plan.receptive_radius)
+        if tile < smallest:
+            raise OutOfMemory(f"{plan.device} has too little free memory even for bands of {smallest} x {smallest}")
+        logger.warning("%s ran out of memory: going on with --tile %d", plan.device, tile)
+        self._plan = replace(plan, tile=tile)
+
+    def _input(self) -> Iterator[InputRows]:
         """From as far above the row reached as matters: what has been taken before, then more."""
-        yield from list(self._kept)
+        yield from list(self._buffered)
         for last, rows in self._source:
-            self._kept.append((self._taken, last, rows))
-            self._taken += len(rows)
-            yield self._kept[-1]
+            self._buffered.append(InputRows(self._rows_taken, last, rows))
+            self._rows_taken += len(rows)
+            yield self._buffered[-1]
 
     def _attempt(self) -> Iterator[np.ndarray]:
-        """Output from the row reached on; as long as all goes well, to the end."""
-        upscaler, s = self._upscaler, self._upscaler.scale
-        transfers, arriving, streams = DeviceCopier(upscaler.device), None, []
-        precise = self._precision == "fp32"
-        overflow = None if precise else torch.zeros(1, dtype=torch.int32, device=upscaler.device)
-        models = upscaler.networks(self._precision, self._ensemble)
-        step, columns = upscaler.plan(self._width)
-        at = None  # row of input that the next row of output belongs to
+        """Output from the row reached on; as long as all goes well, to the end.
+
+        On CUDA each part is copied to the host while the next is computed.
+        """
+        on_cuda, copier = self._plan.device.type == "cuda", DeviceCopier(self._plan.device)
+        pending: PendingCopy | None = None
+        for copy in self._compute(copier):
+            if pending is not None:
+                yield _finished(pending)
+            pending = copy
+            if not on_cuda:
+                yield _finished(pending)
+                pending = None
+        if pending is not None:
+            yield _finished(pending)
+
+    def _compute(self, copier: DeviceCopier) -> Iterator[PendingCopy]:
+        """Copies to the host of successive parts of the output, and of the mark of overflow if there may be any."""
+        executor, plan, scale = self._executor, self._plan, self._executor.scale
+        overflow = None if plan.precision == "fp32" else torch.zeros(1, dtype=torch.int32, device=plan.device)
+        compute, step = None, 0
+        at = 0  # row of input that the next row of output belongs to
         for first, ending, rows in self._input():
-            at = first if at is None else at
-            if ending and first == 0:
-                step, columns = upscaler.plan(self._width, len(rows))
+            if compute is None:
+                at = first
+                step, columns = plan.band_shape(self._width, len(rows) if ending and first == 0 else None)
+                compute = _BandComputer(executor, plan.precision, self._self_ensemble, self._width, (step, columns))
             for i in range(0, len(rows), step):
                 piece, last = rows[i : i + step], ending and i + step >= len(rows)
-                x, rounded = _to_network(transfers.to_device(piece))
-                # The tail rounds colors by itself; whatever else is done comes before rounding.
-                rounded = rounded and not self._ensemble
-                result = OutputSpec(x.dtype if rounded else None, overflow)
-                with upscaler.compute_lock, torch.no_grad(), upscaler.current():
-                    if not streams and last and columns == self._width and len(models) == 1:
-                        y = upscaler.whole(self._precision)(x, result)
-                    else:
-                        recorded = upscaler.graphs and len(models) == 1 and columns * step <= RECORDED
-                        streams = streams or [
-                            Stream(model, self._width, columns, upscaler.ops, result, recorded) for model in models
-                        ]
-                        y = streams[0](x, last)
-                        for stream in streams[1:]:
-                            y = y + stream(x, last)
-                        y = y / len(streams) if len(streams) > 1 else y
-                    done = y.shape[2] // s
-                    y = y[:, :, max(0, min(done, self._reached - at)) * s :]
-                    top, at = at + done - y.shape[2] // s, at + done
+                x, quantized = to_network(copier.to_device(piece))
+                # The tail quantizes colors by itself; averaging comes before that.
+                quantized = quantized and not self._self_ensemble
+                with executor.compute_lock, torch.no_grad(), executor.on_device():
+                    y = compute(x, last, OutputSpec(x.dtype if quantized else None, overflow))
+                    done = y.shape[2] // scale
+                    y = y[:, :, max(0, min(done, self._rows_done - at)) * scale :]
+                    top, at = at + done - y.shape[2] // scale, at + done
                     if y.shape[2] == 0:
                         continue
-                    if not rounded:
-                        y = self._from_network(y, piece, top)
-                    else:
-                        y = y[0].permute(1, 2, 0)
-                following = transfers.to_host(y.contiguous(), *(() if overflow is None else (overflow,)))
-                if arriving is not None:
-                    yield _arrived(arriving)
-                arriving = following
-                if upscaler.device.type != "cuda":
-                    yield _arrived(arriving)
-                    arriving = None
-        if arriving is not None:
-            yield _arrived(arriving)
+                    y = y[0].permute(1, 2, 0) if quantized else self._to_samples(y, piece, top)
+                yield copier.to_host(y.contiguous(), *(() if overflow is None else (overflow,)))
 
-    def _from_network(self, y: Tensor, like: np.ndarray, top: int) -> Tensor:
-        """[rows, s·W, C] of the kind of `like` from [1 or 2, 3, rows, s·W] as computed. top: LR row it begins with."""
-        channels, s = like.shape[2], self._upscaler.scale
-        color = y[0].mean(0, keepdim=True) if channels < 3 else y[0]
+    def _to_samples(self, y: Tensor, like: np.ndarray, top: int) -> Tensor:
+        """[rows, s·W, C] of the dtype and channels of `like`. top: the LR row with which y begins."""
+        channels, scale = like.shape[2], self._executor.scale
         if channels in (1, 3):
-            return finish(color.permute(1, 2, 0), like.dtype)
+            return from_network(y, channels, like.dtype)
+        alpha = np.concatenate([part.rows[:, :, -1] for part in self._buffered])
         clear, opaque = (
-            mask.to(y.device).repeat_interleave(s, 0).repeat_interleave(s, 1)
-            for mask in self._flat_alpha(top, y.shape[2] // s)
+            mask.to(y.device).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+            for mask in flat_alpha(alpha, top - self._buffered[0].first, y.shape[2] // scale)
         )
-        alpha = y[1].mean(0).masked_fill(clear, 0).masked_fill(opaque, 1)
-        # Before alpha is clamped: where the network sharpens it beyond 1, it has done so to the colors, too.
-        color = torch.where(alpha > 0, color / alpha.clamp_min(1e-6), 0)
-        return finish(torch.cat([color, alpha[None]]).permute(1, 2, 0), like.dtype)
+        return from_network(y, channels, like.dtype, (clear, opaque))
 
-    def _flat_alpha(self, top: int, count: int) -> tuple[Tensor, Tensor]:
-        """bool [count, W]: where alpha is nothing in the whole window around a pixel of the input, and where full."""
-        reach = ALPHA_WINDOW // 2
-        first = self._kept[0][0]
-        known = np.concatenate([rows[:, :, -1] for _, _, rows in self._kept])
-        start, end = max(first, top - reach), min(first + len(known), top + count + reach)
-        part = torch.from_numpy(known[start - first : end - first].astype(np.float32))[None, None]
-        # Beyond the image (or what is known of it, above rows that will be dropped) as at its edge.
-        part = F.pad(part, (reach, reach, start - top + reach, top + count + reach - end), mode="replicate")
-        white = MAX_VALUE[torch_dtype(known.dtype)] if known.dtype != np.float32 else 1.0
-        highest = F.max_pool2d(part, ALPHA_WINDOW, 1)[0, 0]
-        lowest = -F.max_pool2d(-part, ALPHA_WINDOW, 1)[0, 0]
-        return highest <= 0, lowest >= white
+
+class _BandComputer:
+    """Computes the bands of one attempt: at once if the image is one band, else by a Stream for each network.
+
+    band_shape: (rows, columns), see `ExecutionPlan.band_shape`.
+    """
+
+    def __init__(
+        self, executor: Executor, precision: str, self_ensemble: bool, width: int, band_shape: tuple[int, int]
+    ):
+        self._executor, self._precision = executor, precision
+        self._networks = executor.networks(precision, self_ensemble)
+        self._width, (self._rows, self._columns) = width, band_shape
+        self._streams: list[Stream] = []
+
+    def __call__(self, x: Tensor, last: bool, result: OutputSpec) -> Tensor:
+        """x: [N, 3, n, W], the next rows. Gives [N, 3, s·n', s·W], as `result` says, which is always the same."""
+        single = len(self._networks) == 1
+        if not self._streams and last and self._columns == self._width and single:
+            return self._executor.compute_whole(x, result, self._precision)
+        if not self._streams:
+            graphs = self._executor.plan.uses_graphs and single and self._columns * self._rows <= GRAPH_PIXELS
+            self._streams = [
+                Stream(network, self._width, self._columns, self._executor.ops, result, graphs)
+                for network in self._networks
+            ]
+        y = self._streams[0](x, last)
+        for stream in self._streams[1:]:
+            y = y + stream(x, last)
+        return y if single else y / len(self._streams)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error is about: on a CPU torch says so in words alone."""
+    """Whether that is what an error is about; on a CPU torch says so only in words."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def _to_network(rows: Tensor) -> tuple[Tensor, bool]:
-    """([N, 3, n, W] for the network, whether it can give the rows' own dtype) from [n, W, C].
-
-    Gray is repeated. With alpha, N is 2: colors times alpha in 0..1, and alpha.
-    """
-    x = rows.permute(2, 0, 1)
-    if len(x) == 3:
-        return x[None], x.dtype != torch.float32
-    if len(x) == 1:
-        return x[None].expand(1, 3, -1, -1), False
-    values = x.float() / (MAX_VALUE[x.dtype] if x.dtype != torch.float32 else 1.0)
-    alpha = values[-1:]
-    return torch.stack([(values[:-1] * alpha).expand(3, -1, -1), alpha.expand(3, -1, -1)]), False
-
-
-def finish(y: Tensor, dtype: np.dtype) -> Tensor:
-    """Values as computed, clamped to 0..1 and, for whole numbers, of full range and rounded. In place."""
-    kind = torch_dtype(dtype)
-    return quantize(y, kind) if kind in (torch.uint8, torch.uint16) else y.clamp_(0, 1).float()
-
-
-def torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return getattr(torch, np.dtype(dtype).name)
-
-
-def _arrived(arriving) -> np.ndarray:
-    y, *overflow = arriving.wait()
+def _finished(copy: PendingCopy) -> np.ndarray:
+    y, *overflow = copy.wait()
     if overflow and overflow[0].item():
         raise Overflow
     return y.numpy()
 
 
-def _mark_last(items: Iterable) -> Iterator[tuple[bool, np.ndarray]]:
+def _mark_last(items: Iterable[np.ndarray]) -> Iterator[tuple[bool, np.ndarray]]:
     """(False, item), …, (True, last item): a stream must know where its image ends."""
     iterator = iter(items)
     with contextlib.suppress(StopIteration):

@@ -1,4 +1,4 @@
-"""Items made in a thread of their own, a few ahead of who takes them."""
+"""Items produced in a thread of their own, a few ahead of the consumer."""
 
 import threading
 from collections import deque
@@ -9,19 +9,19 @@ T = TypeVar("T")
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-    """The items of an iterable, up to `count` of them made before they are asked for.
+    """The items of an iterable, up to `count` of them produced before they are asked for.
 
-    What the iterable raises is raised here, after the items before it. A context manager: at its end the thread has
-    ended too, and a generator among its makers has been closed, whether all items were taken or not.
+    What the iterable raises is raised here, after the items before it. It is a context manager: when that ends the
+    thread has ended, too, and if the iterable is a generator it has been closed, whether all items were taken or not.
     """
 
     def __init__(self, items: Iterable[T], count: int = 2):
         self._items, self._count = items, count
         self._ready: deque[T] = deque()
         self._changed = threading.Condition()
-        self._ended = self._left = False
+        self._finished = self._closed = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._make, daemon=True)
+        self._thread = threading.Thread(target=self._produce, daemon=True)
         self._thread.start()
 
     def __enter__(self) -> "Prefetcher[T]":
@@ -29,14 +29,14 @@ class Prefetcher(Iterator[T], Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._left = True
+            self._closed = True
             self._changed.notify_all()
         self._thread.join()
 
     def __next__(self) -> T:
         with self._changed:
-            # In turns of a second, because Windows tells a waiting thread of Ctrl-C only afterwards.
-            while not self._changed.wait_for(lambda: self._ready or self._ended, timeout=1):
+            # With a timeout, because Windows delivers Ctrl-C to a waiting thread only after the wait.
+            while not self._changed.wait_for(lambda: self._ready or self._finished, timeout=1):
                 pass
             if self._ready:
                 self._changed.notify_all()
@@ -46,12 +46,12 @@ class Prefetcher(Iterator[T], Generic[T]):
             raise error
         raise StopIteration
 
-    def _make(self) -> None:
+    def _produce(self) -> None:
         try:
             for item in self._items:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._left or len(self._ready) < self._count)
-                    if self._left:
+                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._count)
+                    if self._closed:
                         break
                     self._ready.append(item)
                     self._changed.notify_all()
@@ -61,5 +61,5 @@ class Prefetcher(Iterator[T], Generic[T]):
             self._error = error
         finally:
             with self._changed:
-                self._ended = True
+                self._finished = True
                 self._changed.notify_all()

@@ -1,40 +1,32 @@
-"""Exact execution band by band: ops that remember rows.
+"""Exact execution band by band: operations that remember rows.
 
-Every convolution keeps the last rows of its input from the band before, so a band of T rows gives T rows,
-late by the convolution's radius; every skip is a delay line that hands out as many rows as the
-convolution produced. Nothing is computed twice, nothing is approximated at a seam, and memory does not
-depend on the image's height. Where an image is too wide for the budget, columns are split as well,
-with the network's whole receptive radius as overlap.
+Every convolution keeps the last rows of its input from the band before, so a band of T rows gives T rows, late by the
+convolution's radius. Every skip connection is a delay line that hands out as many rows as the convolution produced.
+Nothing is computed twice, nothing is approximated at a seam, and memory does not depend on the image's height. Where an
+image is too wide for the budget, columns are split as well, with the network's receptive radius as overlap.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from edsr.kernels import RAW_OUTPUT, OutputSpec, empty_feature_map, load_ops
+from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, TensorOps, empty_feature_map, load_ops
 from edsr.models import EDSR
 
 from .cuda import BandGraph
-
-reference = load_ops("torch")
-
-HEADROOM, FOOTROOM = (
-    4,
-    2,
-)  # rows before and after a band, for what a convolution of radius 1 or 2 carries and pads
-MIN_ROWS = 8  # thinner bands than this split columns instead
-MIN_TILE = 32
+from .plan import FOOTROOM, HEADROOM, split_columns
 
 
 class Band(NamedTuple):
     """Rows of a feature map with room around them, so that the next convolution finds all its rows in one piece.
 
-    buffer: [N, C, HEADROOM + rows + FOOTROOM, W]. Only the convolution that reads a band writes to its rooms.
+    Attributes:
+        buffer: [N, C, HEADROOM + rows + FOOTROOM, W]. Only the convolution that reads a band writes to its rooms.
+        rows: How many.
     """
 
     buffer: Tensor
@@ -50,51 +42,54 @@ class Band(NamedTuple):
         return self.buffer[:, :, HEADROOM : HEADROOM + self.rows]
 
 
-class StreamingOps:
-    """The namespace of ops for one image (or one batch, or some columns of it), with a memory for each call.
+class StreamingOps(Ops[Band]):
+    """The operations for one image (or one batch, or some columns of it), with a LineBuffer for each call.
 
-    ops: the namespace that computes, `edsr.kernels.reference` or `edsr.kernels.triton.ops`. Calls are told apart by
-    their order, so `begin` must precede every forward pass.
+    A feature map is the band of rows that are there so far. Calls are told apart by their order, so `begin` must
+    precede every forward pass.
+
+    Args:
+        ops: The operations that compute; PyTorch by default.
     """
 
-    def __init__(self, ops: Any = reference):
-        self._ops = ops
-        self._memories: list[LineBuffer] = []
+    def __init__(self, ops: TensorOps | None = None):
+        self._ops = load_ops("torch") if ops is None else ops
+        self._buffers: list[LineBuffer] = []
         self._calls = 0
         self._flushing = range(0)
 
-    def begin(self, flushing: range) -> None:
-        """Announces a pass. closing: the ops, by their order, whose input ends with it."""
+    def begin(self, flushing: range = range(0)) -> None:
+        """Announces a forward pass. flushing: the calls, by their order, whose input ends with it."""
         self._calls, self._flushing = 0, flushing
 
     def state(self) -> list[Tensor]:
-        """All that is remembered, in one order."""
-        memories = self._memories
-        return [x for m in memories for x in (*([] if m.carried is None else [m.carried]), *m.delayed)]
+        """All that is remembered, in a fixed order."""
+        buffers = self._buffers
+        return [x for b in buffers for x in (*([] if b.carried is None else [b.carried]), *b.delayed)]
 
     def restore(self, state: list[Tensor]) -> None:
-        """Puts tensors of the same shapes in the place of what `state` gives."""
+        """Puts tensors of the same shapes in the place of those that `state` gives."""
         tensors = iter(state)
-        for memory in self._memories:
-            if memory.carried is not None:
-                memory.carried = next(tensors)
-            memory.delayed = deque([next(tensors) for _ in memory.delayed])
+        for buffer in self._buffers:
+            if buffer.carried is not None:
+                buffer.carried = next(tensors)
+            buffer.delayed = deque([next(tensors) for _ in buffer.delayed])
 
     def __len__(self) -> int:
-        """How many ops a pass has, known after the first."""
-        return len(self._memories)
+        """How many calls a pass has, known after the first."""
+        return len(self._buffers)
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Band:
-        memory = self._memory()
+        buffer = self._next_buffer()
         band = Band.empty(x, x.shape[1], x.shape[2], x.shape[3], x.dtype)
         band.content.copy_(x)
-        # The padding is zero once the mean is gone, so it cannot stand among the pixels.
-        top, bottom = int(not memory.begun), int(memory.closing)
-        window = memory.extend(band, 1, padded=False)
+        # The padding is zero once the mean is subtracted, so it cannot be among the pixels.
+        top, bottom = int(not buffer.started), int(buffer.flushing)
+        window = buffer.extend(band, 1, padded=False)
         rows = max(0, window.shape[2] - 2 + top + bottom)
         out = Band.empty(x, weight.shape[0], rows, x.shape[3], weight.dtype)
         if rows:
-            memory.begun = True
+            buffer.started = True
             self._ops.head(window, weight, bias, mean, padding=(top, bottom), out=out.content)
         return out
 
@@ -108,13 +103,13 @@ class StreamingOps:
         skip: Band | None = None,
         shuffle: int = 1,
     ) -> Band:
-        memory = self._memory()
-        window = memory.extend(x, 1)
+        buffer = self._next_buffer()
+        window = buffer.extend(x, 1)
         rows, columns = max(0, window.shape[2] - 2), window.shape[3]
         r = shuffle
         out = Band.empty(window, weight.shape[0] // (r * r), rows * r, columns * r, weight.dtype)
         # Straight into the next convolution's buffer, and from wherever the skip's rows are: no copy of either.
-        pieces = [(0, rows, None)] if skip is None else memory.take(skip, rows)
+        pieces = [(0, rows, None)] if skip is None else buffer.take(skip, rows)
         for first, n, piece in pieces:
             if n:
                 target = out.content[:, :, r * first : r * (first + n)]
@@ -129,7 +124,7 @@ class StreamingOps:
         return self.conv3x3(y, weight2, bias2, scale=scale, skip=x)
 
     def tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
-        window = self._memory().extend(x, 1)
+        window = self._next_buffer().extend(x, 1)
         if window.shape[2] <= 2:
             return _no_rows(window, window.shape[3], result)
         return self._ops.tail(window, weight, bias, mean, result, padding=0)
@@ -137,31 +132,38 @@ class StreamingOps:
     def collapsed_tail(
         self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int, result: OutputSpec
     ) -> Tensor:
-        memory = self._memory()
-        window = memory.extend(x, 2)
+        buffer = self._next_buffer()
+        window = buffer.extend(x, 2)
         if window.shape[2] <= 4:
             return _no_rows(window, window.shape[3] * shuffle, result)
-        ends = (not memory.begun, memory.closing)
-        memory.begun = True
+        ends = (not buffer.started, buffer.flushing)
+        buffer.started = True
         return self._ops.collapsed_tail(window, weight, bias, mean, shuffle, result, padding=0, ends=ends)
 
-    def _memory(self) -> "LineBuffer":
-        if self._calls == len(self._memories):
-            self._memories.append(LineBuffer())
-        memory = self._memories[self._calls]
-        memory.closing = self._calls in self._flushing
+    def _next_buffer(self) -> "LineBuffer":
+        if self._calls == len(self._buffers):
+            self._buffers.append(LineBuffer())
+        buffer = self._buffers[self._calls]
+        buffer.flushing = self._calls in self._flushing
         self._calls += 1
-        return memory
+        return buffer
 
 
 class LineBuffer:
-    """What one call of an op remembers from band to band."""
+    """The rows that one call remembers from band to band.
+
+    Attributes:
+        carried: Rows of the input that are still needed.
+        delayed: Rows of the skip connection that have not been handed out yet.
+        started: Whether any row came out.
+        flushing: Whether no row of input will follow this band.
+    """
 
     def __init__(self):
-        self.carried: Tensor | None = None  # input rows still needed
-        self.delayed: deque[Tensor] = deque()  # skip rows not handed out yet
-        self.begun = False  # whether any row came out
-        self.closing = False  # whether no row of input will follow this band
+        self.carried: Tensor | None = None
+        self.delayed: deque[Tensor] = deque()
+        self.started = False
+        self.flushing = False
 
     def extend(self, band: Band, radius: int, padded: bool = True) -> Tensor:
         """The rows a convolution can read now: those carried, the band's, and the padding at either end."""
@@ -171,7 +173,7 @@ class LineBuffer:
             carried = buffer.new_zeros(buffer.shape[0], buffer.shape[1], radius * padded, buffer.shape[3])
         start, stop = HEADROOM - carried.shape[2], HEADROOM + band.rows
         buffer[:, :, start:HEADROOM] = carried
-        if self.closing and padded:
+        if self.flushing and padded:
             buffer[:, :, stop : stop + radius] = 0
             stop += radius
         window = buffer[:, :, start:stop]
@@ -179,7 +181,7 @@ class LineBuffer:
         return window
 
     def take(self, skip: Band, rows: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Adds a skip's band to those delayed; gives the oldest `rows` rows in pieces: (start, n, [N, C, n, W])."""
+        """Adds a band to those delayed and gives the oldest `rows` rows in pieces: (start, n, [N, C, n, W])."""
         late = sum(piece.shape[2] for piece in self.delayed)
         if len(self.delayed) == 1 and late <= HEADROOM:
             # The few rows before this band belong right before it, where there is room: one piece, one kernel.
@@ -204,12 +206,17 @@ def _no_rows(like: Tensor, columns: int, result: OutputSpec) -> Tensor:
 
 
 class Stream:
-    """One image, top to bottom, through `model` in bands.
+    """One image, top to bottom, through a network in bands.
 
-    width: LR columns. columns: widest piece computed at once, overlap included (see `plan`), None for all.
-    ops: the namespace that computes. result: what is asked of the tail. recorded: whether bands of equal height
-    are to be a CUDA graph (see `edsr.inference.cuda.BandGraph`). Pieces advance in step, so that whole rows come out in
-    order.
+    Pieces of columns advance in step, so that whole rows come out in order.
+
+    Args:
+        model: The network.
+        width: LR columns of the image.
+        columns: How many are computed at once, overlap included (see `edsr.inference.plan.band_shape`); None for all.
+        ops: The operations that compute; PyTorch by default.
+        result: Dtype of the output, and whether to look for overflow.
+        graphs: Whether bands of equal height become a CUDA graph (see `edsr.inference.cuda.BandGraph`).
     """
 
     def __init__(
@@ -217,74 +224,59 @@ class Stream:
         model: EDSR,
         width: int,
         columns: int | None = None,
-        ops: Any = reference,
+        ops: TensorOps | None = None,
         result: OutputSpec = RAW_OUTPUT,
-        recorded: bool = False,
+        graphs: bool = False,
     ):
-        self.model, self.width, self.ops, self.result = model, width, ops, result
+        self.model, self.width, self.result = model, width, result
+        self.ops = load_ops("torch") if ops is None else ops
         self._tallest = 1  # rows of the tallest band so far
         radius = model.config.receptive_radius
-        if columns is None or columns >= width:
-            cuts = [0, width]
-        else:
-            pieces = -(-width // (columns - 2 * radius))
-            cuts = [width * i // pieces for i in range(pieces + 1)]
-        # (first and end column of the piece as computed, of the part kept, its ops)
-        self._pieces = [
-            (max(0, a - radius), min(width, b + radius), a, b, StreamingOps(ops)) for a, b in itertools.pairwise(cuts)
-        ]
-        self._bands = [
-            BandGraph(partial(self._band, piece[-1], range(0)), piece[-1]) for piece in self._pieces if recorded
-        ]
+        count = 1 if columns is None or columns >= width else -(-width // (columns - 2 * radius))
+        self._pieces = [(part, StreamingOps(self.ops)) for part in split_columns(width, count, radius)]
+        self._graphs = [BandGraph(partial(self._compute, ops), ops) for _, ops in self._pieces if graphs]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, last: bool = False) -> Tensor:
-        """x: [N, 3, T, W], the next rows. Gives [N, 3, s·T', s·W]: T' is less than T at first and more at last."""
+        """Computes the next rows.
+
+        Args:
+            x: [N, 3, T, W].
+            last: Whether the image ends with them.
+
+        Returns:
+            [N, 3, s·T', s·W]. T' is less than T at first, and more at last.
+
+        Raises:
+            ValueError: x has another width than the image.
+        """
         if x.shape[3] != self.width:
             raise ValueError(f"the stream is {self.width} pixels wide, not {x.shape[3]}")
-        first_band = not len(self._pieces[0][-1])
-        if first_band and last:
+        _, ops = self._pieces[0]
+        if last and not len(ops):
             return self._pass(x, None)  # the whole image at once: nothing to remember
         self._tallest = max(self._tallest, x.shape[2], 1)
         passes = [self._pass(x, range(0))]
-        # Each op still owes the rows its padding gives. Were all of them closed at once, the last op would see
-        # its band grow by the owings of all before it; so only as many at a time as a band has rows.
-        ops = len(self._pieces[0][-1])
-        for first in range(0, ops if last else 0, self._tallest):
+        # Each operation still owes the rows that its padding gives. Were all flushed at once, the band of the last
+        # would grow by what all before it owe; so only as many are flushed at a time as a band has rows.
+        for first in range(0, len(ops) if last else 0, self._tallest):
             passes.append(self._pass(x[:, :, :0], range(first, first + self._tallest)))
         return passes[0] if len(passes) == 1 else torch.cat(passes, 2)
 
-    def _pass(self, x: Tensor, closing: range | None) -> Tensor:
-        s, parts = self.model.config.scale, []
-        for i, (left, right, first, end, ops) in enumerate(self._pieces):
-            part = x[:, :, :, left:right]
-            if closing is None:
-                y = self.model(part, self.ops, self.result)
-            elif self._bands and not closing:
-                y = self._bands[i](part)
+    def _pass(self, x: Tensor, flushing: range | None) -> Tensor:
+        """One forward pass of all pieces. flushing: see `StreamingOps.begin`; None for a whole image."""
+        parts = []
+        for i, (part, ops) in enumerate(self._pieces):
+            columns = x[:, :, :, part.start : part.stop]
+            if flushing is None:
+                y = self.model(columns, self.ops, self.result)
+            elif self._graphs and not flushing:
+                y = self._graphs[i](columns)
             else:
-                y = self._band(ops, closing, part)
-            parts.append(y[:, :, :, (first - left) * s : (end - left) * s])
+                y = self._compute(ops, columns, flushing)
+            parts.append(y[:, :, :, part.kept(self.model.config.scale)])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
 
-    def _band(self, ops: StreamingOps, closing: range, x: Tensor) -> Tensor:
-        ops.begin(closing)
+    def _compute(self, ops: StreamingOps, x: Tensor, flushing: range = range(0)) -> Tensor:
+        ops.begin(flushing)
         return self.model(x, ops, self.result)
-
-
-def plan(width: int, tile: int, radius: int) -> tuple[int, int]:
-    """(rows of a band, columns of a piece) so that no feature map is larger than one of tile x tile pixels.
-
-    Bands are as wide as the image unless they would be thinner than MIN_ROWS; then columns are split,
-    a piece being no narrower than four radii, so that its overlap at most doubles the work. Rows come in fours, because
-    the kernels for CPUs compute four at a time. Raises ValueError for a tile below MIN_TILE.
-    """
-    if tile < MIN_TILE:
-        raise ValueError(f"a tile of {tile} is too small; give {MIN_TILE} or more")
-    room = HEADROOM + FOOTROOM
-    budget = tile * tile
-    columns = width
-    if budget // width - room < MIN_ROWS:
-        columns = min(width, max(budget // (MIN_ROWS + room), 4 * radius))
-    rows = budget // columns - room
-    return (rows - rows % 4 if rows > 4 else max(1, rows)), columns

@@ -1,19 +1,18 @@
 """EDSR (Lim et al., CVPRW 2017): the network, written once against a handful of ops.
 
-Pixel values are RGB in 0..1 at both ends; inside, they are the same values minus `EDSRConfig.mean`.
-That is the one value range of this project: checkpoints that count in 0..255 are brought to it when
-they are loaded (`edsr.weights`), exactly, because the network is homogeneous: dividing every bias by
-255 divides the output by 255.
+Pixel values are RGB in 0..1 at both ends; inside, they are the same values minus `EDSRConfig.mean`. That is the only
+value range of this project: checkpoints in 0..255 are converted when they are loaded (`edsr.weights`), exactly, because
+the network is homogeneous: dividing every bias by 255 divides the output by 255.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor, nn
 
-from edsr.kernels import RAW_OUTPUT, OutputSpec, load_ops
+from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, load_ops
 
-reference = load_ops("torch")
+M = TypeVar("M")  # a feature map, of whatever type the operations hand on
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB, of full range; from the authors' code
 SCALES = (2, 3, 4)
@@ -23,9 +22,15 @@ SCALES = (2, 3, 4)
 class EDSRConfig:
     """The shape of a network.
 
-    scale: 2, 3 or 4. blocks: residual blocks. features: channels between them. residual_scale: factor on
-    each block's branch (0.1 keeps wide networks trainable, section 3.3 of the paper). mean: RGB in 0..1,
-    subtracted before the head and added after the tail. Raises ValueError on values no network can have.
+    Attributes:
+        scale: 2, 3 or 4.
+        blocks: How many residual blocks.
+        features: Channels between them.
+        residual_scale: Factor on each block's branch; 0.1 keeps wide networks trainable (section 3.3 of the paper).
+        mean: RGB in 0..1, subtracted before the head and added after the tail.
+
+    Raises:
+        ValueError: No network has such a shape.
     """
 
     scale: int = 2
@@ -66,17 +71,15 @@ class ResBlock(nn.Module):
         self.conv2 = conv(features, features)
         self.residual_scale = residual_scale
 
-    def forward(self, x, ops):
-        first, second = self.conv1, self.conv2
-        return ops.resblock(x, first.weight, first.bias, second.weight, second.bias, self.residual_scale)
+    def forward(self, x: M, ops: Ops[M]) -> M:
+        return ops.resblock(x, *weight_and_bias(self.conv1), *weight_and_bias(self.conv2), self.residual_scale)
 
 
 class EDSR(nn.Module):
     """The network of figure 3 of the paper.
 
-    `forward` never touches a feature map itself: it hands each to the next op of `ops`, a namespace such
-    as `edsr.kernels.reference` or an object such as `edsr.inference.streaming.StreamingOps` that remembers rows between
-    calls.
+    `forward` never touches a feature map itself: it hands each to the next operation of `ops`, which may be a backend
+    (`edsr.kernels.load_ops`), or an object that remembers rows between calls (`edsr.inference.streaming.StreamingOps`).
     """
 
     def __init__(self, config: EDSRConfig):
@@ -89,21 +92,38 @@ class EDSR(nn.Module):
         self.upsampler = nn.ModuleList(conv(c, r * r * c) for r in config.shuffle_factors)
         self.tail = conv(c, 3)
 
-    def forward(self, x: Tensor, ops: Any = reference, result: OutputSpec = RAW_OUTPUT) -> Tensor:
-        """x: [N, 3, H, W] RGB in 0..1, or uint8 or uint16 of full range. Gives [N, 3, s·H, s·W], see `OutputSpec`."""
-        x = ops.head(x, self.head.weight, self.head.bias, self.config.mean)
-        y = x
+    def forward(self, x: Tensor, ops: Ops[M] | None = None, result: OutputSpec = RAW_OUTPUT) -> Tensor:
+        """Upscales images.
+
+        Args:
+            x: [N, 3, H, W] RGB in 0..1, or uint8 or uint16 of full range.
+            ops: What executes the network; PyTorch by default.
+            result: Dtype of the output, and whether to look for overflow.
+
+        Returns:
+            [N, 3, s·H, s·W] RGB, as `result` says.
+        """
+        if ops is None:
+            return self.forward(x, load_ops("torch"), result)
+        start = ops.head(x, *weight_and_bias(self.head), self.config.mean)
+        y = start
         for block in self.body:
             y = block(y, ops)
-        y = ops.conv3x3(y, self.body_end.weight, self.body_end.bias, skip=x)
+        y = ops.conv3x3(y, *weight_and_bias(self.body_end), skip=start)
         return self.reconstruct(y, ops, result)
 
-    def reconstruct(self, x, ops, result=RAW_OUTPUT):
-        """Body to image: the linear part of the network, which `edsr.models.folding` replaces by one convolution."""
+    def reconstruct(self, x: M, ops: Ops[M], result: OutputSpec = RAW_OUTPUT) -> Tensor:
+        """From features to the image: the linear end, which `edsr.models.folding` replaces by one convolution."""
         for layer, r in zip(self.upsampler, self.config.shuffle_factors, strict=True):
-            x = ops.conv3x3(x, layer.weight, layer.bias, shuffle=r)
-        return ops.tail(x, self.tail.weight, self.tail.bias, self.config.mean, result)
+            x = ops.conv3x3(x, *weight_and_bias(layer), shuffle=r)
+        return ops.tail(x, *weight_and_bias(self.tail), self.config.mean, result)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Those of a convolution made by `conv`."""
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    return layer.weight, layer.bias

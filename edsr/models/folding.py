@@ -1,12 +1,12 @@
-"""Exact algebra before inference: the same function in less work.
+"""Folding a network before inference: the same function with less work.
 
-Residual scale goes into the second convolution of each block. Upsampler and tail, linear from the body
-to the image, become one 5x5 convolution from C to 3·s² channels followed by one pixel shuffle: 12.4 %
-(s = 2), 12.4 % (3) and 10.0 % (4) of their multiplications at C = 64.
+The residual scale goes into the second convolution of each block. Upsampler and tail, which are linear from the body to
+the image, become one 5x5 convolution from C to 3·s² channels followed by one pixel shuffle: 12.4 % (s = 2), 12.4 % (3)
+and 10.0 % (4) of their multiplications at C = 64.
 
-Only in the outermost ring of LR pixels does the 5x5 convolution differ, because the plain network pads
-with zeros at high resolution too. So there are sixteen sets of weights, for a pixel whose row is inner,
-first, last or the only one, and whose column is likewise.
+The 5x5 convolution differs only in the outermost ring of LR pixels, because the plain network pads with zeros at high
+resolution, too. So there are sixteen sets of weights, for a pixel whose row is inner, first, last or the only one, and
+whose column likewise.
 """
 
 import copy
@@ -16,13 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edsr.kernels import FIRST, INNER, LAST, ONLY, RAW_OUTPUT, load_ops
+from edsr.kernels import FIRST, INNER, LAST, ONLY, RAW_OUTPUT, Ops, OutputSpec, load_ops
 
-from .edsr import EDSR, ResBlock
+from .edsr import EDSR, M, ResBlock, weight_and_bias
 
-reference = load_ops("torch")
-
-# Border class -> (an image's length in which some pixel has it, that pixel, where its window starts in 5 taps).
+# Border class -> (length of an image that has such a pixel, that pixel, where its window starts in the 5 taps).
 BORDER_CLASSES = {
     INNER: (5, 2, 0),
     FIRST: (3, 0, 2),
@@ -32,9 +30,13 @@ BORDER_CLASSES = {
 
 
 class FoldedEDSR(EDSR):
-    """An EDSR with the same output as the one it is made from, to rounding, for inference only.
+    """An EDSR for inference, with the same output to rounding as the model it is made from.
 
-    Composed in fp64, stored in the dtype, device and memory format of `model`, which is left untouched.
+    Its tail is composed in fp64 and stored in the dtype and on the device of `model`, which is left untouched.
+
+    Attributes:
+        tail_weight: [4, 4, 3·s², C, 5, 5], indexed by the border class of row and column; C is innermost in memory.
+        tail_bias: [4, 4, 3·s²], likewise.
     """
 
     tail_weight: Tensor
@@ -59,39 +61,45 @@ class FoldedEDSR(EDSR):
         self.requires_grad_(False)
         self.eval()
 
-    def reconstruct(self, x, ops, result=RAW_OUTPUT):
+    def reconstruct(self, x: M, ops: Ops[M], result: OutputSpec = RAW_OUTPUT) -> Tensor:
         c = self.config
         return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, c.mean, c.scale, result)
 
 
 def dihedral(model: FoldedEDSR, flip_rows: bool = False, flip_columns: bool = False, swap: bool = False) -> FoldedEDSR:
-    """The network that does to an image what `model` does to it turned, and turns the result back.
+    """The network that does what `model` does between transforming an image and transforming the result back.
 
-    The turn: rows flipped, columns flipped, then rows and columns swapped, each if asked for. Instead it is the weights
-    that are turned, so that an image can be streamed row by row through all eight (section 3.4 of the paper).
+    It is the weights that are transformed, so an image can be streamed row by row through all eight of the
+    self-ensemble (section 3.4 of the paper). Flips come first, then the swap.
+
+    Args:
+        model: Left untouched.
+        flip_rows: Whether the image is flipped upside down.
+        flip_columns: Whether it is flipped left to right.
+        swap: Whether rows and columns change places.
     """
-    back = copy.deepcopy(model)
+    result = copy.deepcopy(model)
     with torch.no_grad():
-        for module in back.modules():
+        for module in result.modules():
             if isinstance(module, nn.Conv2d):
-                module.weight.copy_(_turn_back(module.weight.clone(), (2, 3), flip_rows, flip_columns, swap))
+                module.weight.copy_(_undo(module.weight.clone(), (2, 3), flip_rows, flip_columns, swap))
         r = model.config.scale
         # [row class, column class, color, row and column of a pixel's r x r, channel, row and column of the kernel]
         weight = model.tail_weight.unflatten(2, (3, r, r))
         bias = model.tail_bias.unflatten(2, (3, r, r))
         for rows, columns in ((0, 1), (3, 4), (6, 7)):
-            weight = _turn_back(weight, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
+            weight = _undo(weight, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
         for rows, columns in ((0, 1), (3, 4)):
-            bias = _turn_back(bias, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
-        back.tail_weight = _channels_innermost(weight.flatten(2, 4))
-        back.tail_bias = bias.flatten(2, 4).contiguous()
-    return back
+            bias = _undo(bias, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
+        result.tail_weight = _channels_innermost(weight.flatten(2, 4))
+        result.tail_bias = bias.flatten(2, 4).contiguous()
+    return result
 
 
-def _turn_back(
+def _undo(
     x: Tensor, axes: tuple[int, int], flip_rows: bool, flip_columns: bool, swap: bool, classes: bool = False
 ) -> Tensor:
-    """The turn undone in two axes of x; in axes of border classes a flip exchanges first and last alone."""
+    """Undoes the transform in two axes of x. Along border classes a flip exchanges only first and last."""
     x = x.transpose(*axes) if swap else x
     for axis, flip in zip(axes, (flip_rows, flip_columns), strict=True):
         if flip and classes:
@@ -110,9 +118,9 @@ def _channels_innermost(weight: Tensor) -> Tensor:
 @torch.inference_mode(False)
 @torch.no_grad()
 def collapse(model: EDSR) -> tuple[Tensor, Tensor]:
-    """Upsampler and tail as one 5x5 convolution: ([4, 4, 3·s², C, 5, 5], [4, 4, 3·s²]) in fp64.
+    """Upsampler and tail as one 5x5 convolution: weight [4, 4, 3·s², C, 5, 5] and bias [4, 4, 3·s²] in fp64.
 
-    The first two axes are the border classes of row and column (`edsr.kernels.reference.INNER` and on).
+    The first two axes are the border classes of row and column (`edsr.kernels.INNER` and so on).
     """
     s, c = model.config.scale, model.config.features
     device = model.tail.weight.device
@@ -134,18 +142,18 @@ def collapse(model: EDSR) -> tuple[Tensor, Tensor]:
             chosen[:, :, rows, columns] = each_output
             matrix = _transposed(plain, chosen)
             weight[row_class, column_class, :, :, top : top + height, left : left + width] = matrix
-            nothing = plain.reconstruct(torch.zeros(1, c, height, width, **kind), reference)
-            bias[row_class, column_class] = nothing[0, :, rows, columns].reshape(outputs) - mean
+            constant = plain.reconstruct(torch.zeros(1, c, height, width, **kind), load_ops("torch"))
+            bias[row_class, column_class] = constant[0, :, rows, columns].reshape(outputs) - mean
     return weight, bias
 
 
 def _transposed(model: EDSR, y: Tensor) -> Tensor:
-    """The transpose of `EDSR.reconstruct`'s matrix times y, [N, 3, s·H, s·W] -> [N, C, H, W]: for an output, its row.
+    """The transpose of `EDSR.reconstruct`'s matrix times y, [N, 3, s·H, s·W] -> [N, C, H, W]: its row for one output.
 
-    As differentiating would give it, by which PyTorch imports sympy: half a second and 60 MB.
+    Autograd would compute it, too, but with it PyTorch imports sympy: half a second and 60 MB.
     """
     x = F.conv_transpose2d(y, model.tail.weight, padding=1)
     for layer, r in reversed(list(zip(model.upsampler, model.config.shuffle_factors, strict=True))):
-        assert isinstance(layer, nn.Conv2d)
-        x = F.conv_transpose2d(F.pixel_unshuffle(x, r), layer.weight, padding=1)
+        weight, _ = weight_and_bias(layer)
+        x = F.conv_transpose2d(F.pixel_unshuffle(x, r), weight, padding=1)
     return x

@@ -7,6 +7,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
     from .preview import write_preview as write_preview
+    from .progress import Progress as Progress
     from .trainer import train as train
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -14,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "config": ["TrainConfig"],
         "preview": ["write_preview"],
+        "progress": ["Progress"],
         "trainer": ["train"],
     },
 )

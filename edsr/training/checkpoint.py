@@ -1,14 +1,14 @@
-"""What a stopped run continues from: a folder of files of at most 15 MB, which appears whole or not at all.
+"""Checkpoints, from which a stopped run continues: folders that appear whole or not at all.
 
-`checkpoint-00001000/` holds `state.json` (numbers, and length and CRC-32 of each other file) and
-`00.safetensors`, ... (tensors). The newest two are kept: should one be damaged, the other serves.
+`checkpoint-00001000/` holds `state.json` (numbers, and length and CRC-32 of each other file) and shards of at most
+15 MB, `00.safetensors`, ... (tensors). The newest two are kept: should one be damaged, the other serves.
 """
 
 import json
-import os
+import logging
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +16,34 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from edsr.errors import CheckpointError
+from edsr.system import atomic_folder, remove_abandoned
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 15_000_000  # bytes of tensors in a file, but for a larger single tensor: small enough to be sent anywhere
 KEPT = 2
-VERSION = 1
+VERSION = 2
+# Names of version 1 and what they are now: keys of the record, and the first part of tensors' names.
+VERSION_1_NAMES = {
+    "best": "best_psnr",
+    "factor": "lr_factor",
+    "setbacks": "rollbacks",
+    "watch": "divergence",
+    "pictures": "images",
+    "misfit": "initial_error",
+    "average": "ema",
+    "adam": "optimizer",
+}
 
 
 class Checkpoint(NamedTuple):
-    """step: steps done. tensors: by name, on the CPU. record: whatever JSON can say."""
+    """The state of a run.
+
+    Args:
+        step: Steps done.
+        tensors: By name, on the CPU: `model.*`, `ema.*` (averaged weights) and `optimizer.*`.
+        record: The rest, in values that JSON has.
+    """
 
     step: int
     tensors: dict[str, Tensor]
@@ -31,31 +51,26 @@ class Checkpoint(NamedTuple):
 
 
 def write(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes it under `run`, synced to disk before it gets its name, and removes all but the newest KEPT.
+    """Writes a checkpoint under `run`, synced to disk before it gets its name, and removes all but the newest KEPT.
 
-    Raises CheckpointError if the disk refuses; what was there before stays.
+    Raises:
+        CheckpointError: The disk refuses. What was there before stays.
     """
     folder = run / f"checkpoint-{checkpoint.step:08d}"
-    part = run / f".{folder.name}.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        files = {}
-        for i, tensors in enumerate(_shards(checkpoint.tensors)):
-            name, data = f"{i:02d}.safetensors", save(tensors)
-            _write(part / name, data)
-            files[name] = [len(data), zlib.crc32(data)]
-        state = {"version": VERSION, "step": checkpoint.step, "files": files, "record": checkpoint.record}
-        _write(part / "state.json", json.dumps(state, indent=1).encode())
-        _sync(part)
-        if folder.exists():  # the same step once more
-            shutil.rmtree(folder)
-        os.rename(part, folder)
-        _sync(run)
+        run.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(run)
+        with atomic_folder(folder) as part:
+            files = {}
+            for i, tensors in enumerate(_shards(checkpoint.tensors)):
+                name, data = f"{i:02d}.safetensors", save(tensors)
+                (part / name).write_bytes(data)
+                files[name] = [len(data), zlib.crc32(data)]
+            state = {"version": VERSION, "step": checkpoint.step, "files": files, "record": checkpoint.record}
+            (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for old in _folders(run)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         last = next((f"; step {_step(old)} is safe" for old in _folders(run)), "")
         raise CheckpointError(
             f"{folder}: cannot be written ({error.strerror}){last}; make room, then continue with --resume"
@@ -67,49 +82,69 @@ def exists(run: Path) -> bool:
     return bool(_folders(run))
 
 
-def load_latest(run: Path, say: Callable[[str], None], before: int | None = None) -> Checkpoint:
-    """The newest intact checkpoint under `run`, of step `before` or earlier; the oldest if none is so early.
+def load_latest(run: Path, before: int | None = None) -> Checkpoint:
+    """Reads the newest intact checkpoint under `run`, of step `before` or earlier; the oldest if none is so early.
 
-    say: told of damaged ones. Raises CheckpointError if none is intact.
+    Damaged ones are passed over, with a warning.
+
+    Raises:
+        CheckpointError: None is intact.
     """
     folders = _folders(run)
     if before is not None:
         folders = [p for p in folders if _step(p) <= before] + [p for p in folders if _step(p) > before][::-1]
     for folder in folders:
         try:
-            return _read(folder)
+            return read(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"{folder}: damaged ({str(error).splitlines()[0]}); trying another")
+            logger.warning(f"{folder}: damaged ({str(error).splitlines()[0]}); trying another")
     raise CheckpointError(f"{run}: holds no intact checkpoint; leave --resume out and choose another --out")
 
 
-def _read(folder: Path) -> Checkpoint:
+def read(folder: Path) -> Checkpoint:
+    """Reads one checkpoint, of this version or version 1.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: It is damaged.
+    """
     state = json.loads((folder / "state.json").read_bytes())
-    if state["version"] != VERSION:
-        raise ValueError(f"version {state['version']}, this program reads {VERSION}")
+    version = state["version"]
+    if version not in (1, VERSION):
+        raise ValueError(f"version {version}, this program reads 1 and {VERSION}")
     tensors = {}
     for name, (length, crc) in state["files"].items():
         data = (folder / name).read_bytes()
         if (len(data), zlib.crc32(data)) != (length, crc):
             raise ValueError(f"{name} is not as it was written")
         tensors |= load(data)
-    return Checkpoint(state["step"], tensors, state["record"])
+    record = state["record"]
+    if version == 1:
+        record = {VERSION_1_NAMES.get(key, key): value for key, value in record.items()}
+        tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
+    return Checkpoint(state["step"], tensors, record)
+
+
+def _renamed(tensor: str) -> str:
+    """The name of a tensor of version 1 today."""
+    first, dot, rest = tensor.partition(".")
+    return VERSION_1_NAMES.get(first, first) + dot + rest
 
 
 def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    piece: dict[str, Tensor] = {}
+    """The tensors in groups of at most SHARD_BYTES, each of at least one."""
+    shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors.items():
-        if piece and size + tensor.nbytes > SHARD_BYTES:
-            yield piece
-            piece, size = {}, 0
-        piece[name] = tensor.detach().cpu().contiguous()
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.detach().cpu().contiguous()
         size += tensor.nbytes
-    yield piece
+    yield shard
 
 
 def _folders(run: Path) -> list[Path]:
-    """Newest first."""
+    """The checkpoints, newest first."""
     found = [p for p in run.glob("checkpoint-*") if p.is_dir() and _step(p) >= 0] if run.is_dir() else []
     return sorted(found, key=_step, reverse=True)
 
@@ -117,21 +152,3 @@ def _folders(run: Path) -> list[Path]:
 def _step(folder: Path) -> int:
     digits = folder.name.removeprefix("checkpoint-")
     return int(digits) if digits.isdecimal() else -1
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder last, where the system can (Windows cannot, and need not)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,7 +1,8 @@
-"""A sheet of training patches to look at before a run: what `--degrade` makes of them, beside what is to come out."""
+"""A sheet of training patches to look at before a run: LR patches as `--degrade` makes them, beside their targets."""
 
+import logging
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,71 +14,75 @@ from edsr.data import PairedImages, PatchLoader
 from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
 from edsr.images import to_depth
-from edsr.system import rename_into_place, temporary
+from edsr.system import atomic_file
 
 from . import setup
-from .config import TrainConfig, check
+from .config import TrainConfig
+from .consistency import check
+
+logger = logging.getLogger(__name__)
 
 PATCHES, COLUMNS = 20, 4
-GAP, LINE, LINES = 8, 13, 3  # pixels between pairs; height of a line of text below a pair, and how many there may be
-LETTERS = 6  # pixels that a letter takes across
-NARROWEST = 240  # what a pair has across, so that its text fits
+GAP, LINE_HEIGHT, LINES = 8, 13, 3  # pixels between pairs; of a line of text below a pair; lines there at most
+LETTER_WIDTH = 6  # pixels
+MIN_WIDTH = 240  # pixels of a pair, so that its text fits
 
 
-def write_preview(options: TrainConfig, folder: str, say: Callable[[str], None] = lambda line: None) -> None:
-    """Writes `folder`/degrade.png, in place of one that is there: `sheet` of the run that `options` would begin.
-    Nothing is trained, and `options.out` not looked at. Raises DataError, BackendError, TrainError or WeightsError."""
-    ranks = ProcessGroup(options.device)
-    say = say if ranks.is_main else lambda line: None
+def write_preview(config: TrainConfig, folder: str) -> None:
+    """Writes `folder`/degrade.png, in place of one that is there: patches of the run that `config` would begin.
+
+    Nothing is trained, and `config.out` is not looked at.
+
+    Raises:
+        DataError, BackendError, TrainError, WeightsError: The run could not be begun, or the file not written.
+    """
+    group = ProcessGroup(config.device)
     try:
-        check(replace(options, out=folder, resume=False), ranks.world, False, "--preview")
-        images, _ = setup.images(options, ranks, say)
-        if ranks.is_main:
+        check(replace(config, out=folder, resume=False), group.world_size, False, "--preview")
+        images, _ = setup.load_images(config, group)
+        if group.is_main:
             path = Path(folder) / "degrade.png"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                part = temporary(path)
-                sheet(images, options).save(part, "PNG")
-                rename_into_place(part, path, overwrite=True)
+                with atomic_file(path) as file:
+                    render_sheet(images, config).save(file, "PNG")
             except OSError as error:
                 why = f"cannot be written ({error.strerror})"
                 raise TrainError(f"{path}: {why}; choose another folder with --preview") from None
-            say(f"{path} shows {PATCHES} patches of {options.degradation or 'images as they are'}")
+            logger.info(f"{path} shows {PATCHES} patches of {config.degradation or 'images as they are'}")
     finally:
-        ranks.leave()
+        group.leave()
 
 
-def sheet(images: PairedImages, options: TrainConfig) -> Image.Image:
-    """The run's first PATCHES patches, in the order of its steps: LR | HR, LR enlarged by repeating its pixels, and
-    below what was done to it."""
-    side = options.patch * options.scale
-    across, down = max(2 * side, NARROWEST) + GAP, side + LINE * LINES + GAP
+def render_sheet(images: PairedImages, config: TrainConfig) -> Image.Image:
+    """Draws the run's first PATCHES patches, in the order of its steps: LR | HR, LR enlarged by repeating its pixels,
+    and below it what was done to it."""
+    side = config.patch * config.scale
+    across, down = max(2 * side, MIN_WIDTH) + GAP, side + LINE_HEIGHT * LINES + GAP
     image = Image.new("RGB", (COLUMNS * across + GAP, -(-PATCHES // COLUMNS) * down + GAP), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(LINE - 3)
-    for k, (low, high, told) in zip(range(PATCHES), _patches(images, options), strict=False):
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(LINE_HEIGHT - 3)
+    for k, (low, high, done) in zip(range(PATCHES), _patches(images, config), strict=False):
         x, y = GAP + k % COLUMNS * across, GAP + k // COLUMNS * down
         image.paste(Image.fromarray(low).resize((side, side), Image.Resampling.NEAREST), (x, y))
         image.paste(Image.fromarray(high), (x + side, y))
-        lines = textwrap.wrap(told, (across - GAP) // LETTERS)[:LINES]
+        lines = textwrap.wrap(done, (across - GAP) // LETTER_WIDTH)[:LINES]
         draw.multiline_text((x, y + side), "\n".join(lines), "black", font, spacing=1)
     return image
 
 
-def _patches(images: PairedImages, options: TrainConfig) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+def _patches(images: PairedImages, config: TrainConfig) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """(LR [p, p, 3], HR [s·p, s·p, 3], what was done), uint8, from step 0 on, without an end."""
-    degradation = options.degradation
-    feed = PatchLoader(images, options.patch, options.batch, options.seed, "cpu", 1, degradation=degradation)
+    degradation = config.degradation
+    loader = PatchLoader(images, config.patch, config.batch, config.seed, "cpu", 1, degradation=degradation)
     try:
         step = 0
         while True:
-            feed.load(step, 1)
-            low, high = (
-                to_depth(values.permute(0, 2, 3, 1).contiguous().numpy(), np.uint8)
-                for values in feed.batch(torch.tensor(0))
-            )
-            for index in range(options.batch):
-                plan = degradation.draw(options.seed, step, index) if degradation else None
+            loader.load(step, 1)
+            batch = (values.permute(0, 2, 3, 1).contiguous().numpy() for values in loader.batch(torch.tensor(0)))
+            low, high = (to_depth(values, np.uint8) for values in batch)
+            for index in range(config.batch):
+                plan = degradation.draw(config.seed, step, index) if degradation else None
                 yield low[index], high[index], "clean" if plan is None else str(plan)
             step += 1
     finally:
-        feed.close()
+        loader.close()

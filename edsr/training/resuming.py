@@ -1,6 +1,5 @@
-"""Where a run comes from: it is begun, resumed, or the decay of another."""
+"""Where a run starts: anew, from its own checkpoint, or as the decay of another."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,73 +9,88 @@ from edsr.errors import TrainError
 
 from . import checkpoint, recipe
 from .checkpoint import Checkpoint
-from .config import AUTO, TrainConfig, check, recall
+from .config import AUTO, TrainConfig
+from .consistency import check, recall
 
 
 class Decay(NamedTuple):
-    """The end of a run, after `first` steps of the one in `source`, where the learning rate was `share` of its peak."""
+    """The end of a run, in which the learning rate falls to 0.
+
+    Args:
+        source: Folder of the run that it continues.
+        first: Steps of that run.
+        lr_share: Share of its peak that the learning rate had there.
+    """
 
     source: str
     first: int
-    share: float
+    lr_share: float
 
-    def rate(self, step: int, steps: int, peak: float) -> float:
-        """Of learning, at a step of this end, which comes after `steps` steps."""
-        return recipe.decayed(step, self.first, steps, self.share * peak)
+    def learning_rate(self, step: int, steps: int, peak: float) -> float:
+        """At a step of this end, which comes after `steps` steps."""
+        return recipe.linear_decay(step, self.first, steps, self.lr_share * peak)
 
 
-class Origin(NamedTuple):
-    """options: complete. found: what to go on from, in the first process alone. begins: whether the run's folder is yet
-    to be made. decay: set for a run that is one, begun now or before."""
+class RunStart(NamedTuple):
+    """Where a run starts.
 
-    options: TrainConfig
-    found: Checkpoint | None = None
-    begins: bool = True
+    Args:
+        config: Its options, complete.
+        checkpoint: What to go on from, in the main process alone; None for a run that starts anew.
+        is_new: Whether the run's folder is yet to be made.
+        decay: Set for a run that is one, begun now or before.
+    """
+
+    config: TrainConfig
+    checkpoint: Checkpoint | None = None
+    is_new: bool = True
     decay: Decay | None = None
 
 
-def find(options: TrainConfig, ranks: ProcessGroup, say: Callable[[str], None]) -> Origin:
-    """What the options ask for; the first process alone looks at folders, and tells the others.
+def resolve_start(config: TrainConfig, group: ProcessGroup) -> RunStart:
+    """Finds where the run starts; the main process alone looks at folders, and tells the others. Writes nothing.
 
-    Raises TrainError, WeightsError or CheckpointError if it cannot be done. Writes nothing.
+    Raises:
+        TrainError, WeightsError, CheckpointError: It cannot be done.
     """
-    origin = Origin(options)
-    if options.resume:
-        found = told = None
-        if ranks.is_main:
-            run, out, begins, found = _resumed(options, say) if options.decay is None else _split_off(options, say)
-            told = {"run": str(run), "out": str(out), "begins": begins, "record": found.record}
-        told = ranks.broadcast([], told)
-        assert told is not None
-        if options.decay is not None:  # says how many more, and what that makes is in the record
-            options = replace(options, steps=AUTO)
-        options = replace(recall(options, told["record"], Path(told["run"])), out=told["out"])
-        decay = told["record"].get("decay")
-        origin = Origin(options, found, told["begins"], decay and Decay(*decay))
-    check(origin.options, ranks.world, ranks.is_main)
-    return origin
+    start = RunStart(config)
+    if config.resume:
+        loaded = message = None
+        if group.is_main:
+            run, out, is_new, loaded = _branch_off(config) if config.decay is not None else _continue(config)
+            message = {"run": str(run), "out": str(out), "is_new": is_new, "record": loaded.record}
+        message = group.broadcast([], message)
+        assert message is not None
+        if config.decay is not None:  # says how many more, and what that makes is in the record
+            config = replace(config, steps=AUTO)
+        config = replace(recall(config, message["record"], Path(message["run"])), out=message["out"])
+        decay = message["record"].get("decay")
+        start = RunStart(config, loaded, message["is_new"], decay and Decay(*decay))
+    check(start.config, group.world_size, group.is_main)
+    return start
 
 
-def _resumed(options: TrainConfig, say: Callable[[str], None]) -> tuple[Path, Path, bool, Checkpoint]:
-    run = Path(options.out)
-    return run, run, False, _newest(run, say)
+def _continue(config: TrainConfig) -> tuple[Path, Path, bool, Checkpoint]:
+    """As `_branch_off`, of a run that goes on in its own folder."""
+    run = Path(config.out)
+    return run, run, False, _load(run)
 
 
-def _split_off(options: TrainConfig, say: Callable[[str], None]) -> tuple[Path, Path, bool, Checkpoint]:
+def _branch_off(config: TrainConfig) -> tuple[Path, Path, bool, Checkpoint]:
     """The run, the folder of its decay, whether that is yet to be made, and what to go on from."""
-    run = Path(options.source or "")
-    last = _newest(run, say)
+    run = Path(config.source or "")
+    last = _load(run)
     before = last.record["options"]
     share = recipe.learning_rate(last.step, before["steps"], 1.0, before["schedule"])
     if last.record.get("decay") is not None:
-        share = Decay(*last.record["decay"]).rate(last.step, before["steps"], 1.0)
+        share = Decay(*last.record["decay"]).learning_rate(last.step, before["steps"], 1.0)
     if share <= 0:
         raise TrainError(f"{run} is at its end, where its learning rate is 0 already")
     decay = Decay(str(run.resolve()), last.step, share)
-    steps = AUTO if options.decay in (AUTO, None) else last.step + options.decay
-    out = Path(options.out) if options.out else run.resolve().with_name(f"{run.resolve().name}-decay-{last.step}")
+    steps = AUTO if config.decay in (AUTO, None) else last.step + config.decay
+    out = Path(config.out) if config.out else run.resolve().with_name(f"{run.resolve().name}-decay-{last.step}")
     if checkpoint.exists(out):
-        found = checkpoint.load_latest(out, say)
+        found = checkpoint.load_latest(out)
         same = steps in (AUTO, found.record["options"]["steps"]) and found.record.get("decay") == [*decay]
         if not same:
             raise TrainError(f"{out} holds another run; continue that with --resume {out}, or choose another --out")
@@ -85,11 +99,11 @@ def _split_off(options: TrainConfig, say: Callable[[str], None]) -> tuple[Path, 
     if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
         raise TrainError(f"{out} exists; choose another --out")
     record = last.record | {"options": before | {"steps": steps}, "decay": [*decay]}
-    record |= {"best": None, "setbacks": 0, "misfit": None}  # it is judged by what it begins with
+    record |= {"best_psnr": None, "rollbacks": 0, "initial_error": None}  # it is judged by what it begins with
     return run, out, True, last._replace(record=record)
 
 
-def _newest(run: Path, say: Callable[[str], None]) -> Checkpoint:
+def _load(run: Path) -> Checkpoint:
     if not checkpoint.exists(run):
         raise TrainError(f"{run} holds no run to resume; leave --resume out to start one")
-    return checkpoint.load_latest(run, say)
+    return checkpoint.load_latest(run)

@@ -1,97 +1,154 @@
-"""What a run starts with: images, weights, what computes, and how many steps at once."""
+"""What a run starts with: images, weights, the ops and dtype that it computes with, and how many steps at once."""
 
-import importlib.util
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from edsr.data import PairedImages, load_dataset, train_val_split
+from edsr.data import PairedImages, PatchLoader, load_dataset, train_val_split
 from edsr.devices import ProcessGroup
-from edsr.errors import BackendError, WeightsError
-from edsr.kernels import load_ops, load_training_ops
-from edsr.models import EDSR
+from edsr.errors import BackendError, DataError, WeightsError
+from edsr.kernels import Ops, compile_ahead, is_faster_in_training, load_training_ops, unavailable_reason
+from edsr.models import EDSR, PRESETS, worth_collapsing
 from edsr.weights import list_packaged, load_model
 
 from .config import TrainConfig
-from .step import BLOCK_FLOPS
+from .step import CHUNK_FLOPS, TrainStep
 
-reference = load_ops("torch")
+logger = logging.getLogger(__name__)
 
-
-def images(
-    options: TrainConfig, ranks: ProcessGroup, say: Callable[[str], None]
-) -> tuple[PairedImages, PairedImages | None]:
-    """To train on, and to validate on if there are any."""
-    more = {"crop": options.crop, "cache": options.cache, "device": ranks.device}
-    if ranks.local > 0 and options.cache:
-        ranks.barrier()  # for the first process of this machine to make the cache
-    training, held = load_dataset(options.data, options.scale, options.patch, say, **more)
-    if ranks.local == 0 and options.cache:
-        ranks.barrier()
-    if options.val:
-        held, _ = load_dataset([options.val], options.scale, 1, say)
-    elif held is None:
-        training, held = train_val_split(training)
-    say(f"{len(training)} images to train on, {len(held) if held else 0} to validate on")
-    return training, held
+MIN_VALIDATED = 3  # LR pixels a side: of less, nothing is left when the border has been left out
 
 
-def initialize(model: EDSR, options: TrainConfig, say: Callable[[str], None]) -> None:
+def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages, PairedImages | None]:
+    """Loads images to train on, and to validate on if there are any.
+
+    Validation images too small to be scored are left out.
+
+    Raises:
+        DataError: There is nothing to train on, or nothing in `config.val` to validate on.
+    """
+    say = logger.info if group.is_main else lambda line: None
+    more = {"crop": config.crop, "cache": config.cache, "device": group.device}
+    if group.local_rank > 0 and config.cache:
+        group.barrier()  # for the first process of this machine to make the cache
+    training, validation = load_dataset(config.data, config.scale, config.patch, **more)
+    if group.local_rank == 0 and config.cache:
+        group.barrier()
+    if config.val:
+        validation, _ = load_dataset([config.val], config.scale, 1)
+    elif validation is None:
+        training, validation = train_val_split(training)
+    if validation is not None:
+        validation = _leave_out_tiny(validation, say)
+    if config.val and validation is None:
+        least = MIN_VALIDATED * config.scale
+        raise DataError(f"{config.val}: no image of {least} x {least} pixels or more; give another --val")
+    say(f"{len(training)} images to train on, {len(validation) if validation else 0} to validate on")
+    return training, validation
+
+
+def _leave_out_tiny(images: PairedImages, say: Callable[[str], None]) -> PairedImages | None:
+    """The images that can be scored; None if none can."""
+    enough = np.array([min(images.pair(i)[0].shape[:2]) >= MIN_VALIDATED for i in range(len(images))])
+    if not enough.all():
+        least = MIN_VALIDATED * images.scale
+        say(f"{np.sum(~enough)} of {len(images)} validation images smaller than {least} x {least} pixels: left out")
+    return replace(images, index=images.index[enough]) if enough.any() else None
+
+
+def build_model(config: TrainConfig, group: ProcessGroup) -> EDSR:
+    """The network that a run starts with, on its device; its weights follow from the options.
+
+    Raises:
+        WeightsError: `config.init` names none that fit.
+    """
+    torch.manual_seed(config.seed)
+    model = EDSR(replace(config.network or PRESETS[config.model], scale=config.scale))
+    if not config.resume:
+        _initialize(model, config, group)
+    return model.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
+
+
+def _initialize(model: EDSR, config: TrainConfig, group: ProcessGroup) -> None:
     """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body.
 
-    A packaged name means its weights of this scale, if there are such, else of x2; nothing, for x3 and x4, x2's.
+    A packaged name means its weights of this scale, if there are such, else of x2; no name, for x3 and x4, x2's.
     """
-    source, scales = options.init, list_packaged().get(options.init or options.model, ())
-    scale = options.scale if source is not None and options.scale in scales else 2
-    if source is None and options.scale > 2 and 2 in scales:
-        source = options.model
+    source, scales = config.init, list_packaged().get(config.init or config.model, ())
+    scale = config.scale if source is not None and config.scale in scales else 2
+    if source is None and config.scale > 2 and 2 in scales:
+        source = config.model
     if source is None or source == "none":
-        say("starting from random weights")
+        if group.is_main:
+            logger.info("starting from random weights")
         return
-    named = source in list_packaged()
-    start = load_model(source, scale=scale if named else None).state_dict()
+    packaged = source in list_packaged()
+    start = load_model(source, scale=scale if packaged else None).state_dict()
     own = model.state_dict()
     taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
     if "head.weight" not in taken:
-        raise WeightsError(f"{source}: not a network of the shape of {options.model}; give another --init")
+        raise WeightsError(f"{source}: not a network of the shape of {config.model}; give another --init")
     own.update(taken)
     model.load_state_dict(own)
-    say(f"starting from {source}{f' x{scale}' if named else ''}: {len(taken)} of {len(own)} tensors")
+    if group.is_main:
+        of_scale = f" x{scale}" if packaged else ""
+        logger.info(f"starting from {source}{of_scale}: {len(taken)} of {len(own)} tensors")
 
 
-def dtype(options: TrainConfig, ranks: ProcessGroup) -> torch.dtype:
-    auto = "bf16" if ranks.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[auto if options.precision == "auto" else options.precision]
+def step_factory(
+    config: TrainConfig, group: ProcessGroup, model: EDSR, images: PairedImages
+) -> Callable[[float], TrainStep]:
+    """What makes the TrainStep of a run for a given decay of the averaged weights.
+
+    Raises:
+        BackendError: The backend asked for cannot be had.
+    """
+    share = (group.rank, group.world_size)
+    chunk = _steps_per_chunk(config, model, group)
+    loader = PatchLoader(
+        images, config.patch, config.batch, config.seed, group.device, chunk, share, config.degradation
+    )
+    dtype = _compute_dtype(config, group.device)
+    ops = _choose_ops(config, group.device, dtype, model.config.features)
+    collapsed = worth_collapsing(group.device, config.batch // group.world_size * config.patch**2)
+
+    def make(ema_decay: float) -> TrainStep:
+        return TrainStep(model, loader, group, config.loss, ema_decay, dtype, ops, config.graph, collapsed, config.clip)
+
+    return make
 
 
-def ops(options: TrainConfig, ranks: ProcessGroup, dtype: torch.dtype, features: int, say: Callable[[str], None]):
-    """The ops to train with: on kernels of ours if asked for, or where they were measured to be faster."""
-    triton = ranks.device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    if options.backend == "triton" and not triton:
-        raise BackendError(f"--backend triton needs an NVIDIA GPU and triton, not {ranks.device}; use --backend torch")
-    if ranks.device.type == "cpu":
-        return _on_cpu(options, dtype, features)
-    if options.backend == "torch" or not triton:
-        return reference
-    training = load_training_ops("triton")
-    return training if options.backend == "triton" or training.fastest(dtype, features, ranks.device) else reference
+def _compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    auto = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[auto if config.precision == "auto" else config.precision]
 
 
-def _on_cpu(options: TrainConfig, dtype: torch.dtype, features: int):
-    if options.backend == "torch":
-        return reference
-    winograd, training = load_ops("winograd"), load_training_ops("winograd")
-    reason = winograd.unavailable_reason("cpu", dtype, features) or winograd.compile_ahead(training=True)
-    if options.backend == "winograd" and reason:
-        raise BackendError(f"--backend winograd: {reason}; use --backend torch")
-    return reference if reason else training
+def _choose_ops(config: TrainConfig, device: torch.device, dtype: torch.dtype, features: int) -> Ops[Tensor]:
+    """The ops to train with: of the backend asked for, or of one of ours where it was measured to be faster."""
+    auto = {"cuda": "triton", "cpu": "winograd"}.get(device.type, "torch")
+    backend = auto if config.backend == "auto" else config.backend
+    # Triton's interpreter would do on a CPU, too, but nobody waits for that.
+    if backend == "triton" and device.type != "cuda":
+        reason = f"needs an NVIDIA GPU, not {device}"
+    else:
+        reason = unavailable_reason(backend, device, dtype, features)
+    if config.backend == "auto" and not reason and not is_faster_in_training(backend, device, dtype, features):
+        return load_training_ops("torch")
+    reason = reason or compile_ahead(backend, device, training=True)
+    if reason and config.backend != "auto":
+        raise BackendError(f"--backend {backend}: {reason}; use --backend torch")
+    return load_training_ops("torch" if reason else backend)
 
 
-def block(options: TrainConfig, model: EDSR, ranks: ProcessGroup) -> int:
+def _steps_per_chunk(config: TrainConfig, model: EDSR, group: ProcessGroup) -> int:
     """Steps handed to the device at once; by arithmetic, so that all processes agree."""
-    if ranks.device.type != "cuda":
+    if group.device.type != "cuda":
         return 1
     # Each weight works on a pixel three times: forward, and for either gradient; the upsampler's on more, a little.
-    pixels = options.batch // ranks.world * options.patch**2
+    pixels = config.batch // group.world_size * config.patch**2
     flops = 6 * pixels * sum(p.numel() for p in model.parameters())
-    return max(1, min(250, int(BLOCK_FLOPS / flops)))
+    return max(1, min(250, int(CHUNK_FLOPS / flops)))

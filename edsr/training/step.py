@@ -1,14 +1,13 @@
-"""One step of training: patches, forward, backward, clipping, Adam, averaging; on CUDA all of it one CUDA graph.
+"""One step of training: patches, forward, backward, clipping, Adam, averaging; on CUDA all of it is one CUDA graph.
 
-What a small network is short of on a GPU is not arithmetic but launches, some 600 a step. A graph makes them one,
-and works from buffers of fixed addresses; so does everything here. Nothing in it waits for the device.
+What limits a small network on a GPU is not arithmetic but launches, some 600 a step. A graph makes them one, and works
+on buffers at fixed addresses; so does everything here. Nothing in it waits for the device.
 """
 
 import contextlib
 import copy
+import logging
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,56 +18,73 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from edsr.data import PatchLoader
 from edsr.devices import ProcessGroup
 from edsr.inference import CapturedGraph, capture_stream
+from edsr.kernels import Ops
 from edsr.models import EDSR, CollapsedEDSR
 
 from . import recipe
-from .recipe import GRAD_CLIP_NORM
+from .config import GRAD_CLIP_NORM
 
-BLOCK_FLOPS = 1e14  # work handed to a GPU at once, half a second or less; then losses are read and signals heard
-EAGER_STEPS = 3  # before a graph is recorded: they compile kernels, choose algorithms, and make gradients' buckets
-EAGER_STEPS_OF_MANY = 11  # DistributedDataParallel's own number, from PyTorch's notes on CUDA graphs
+logger = logging.getLogger(__name__)
+
+CHUNK_FLOPS = 1e14  # work handed to a GPU at once, half a second or less; then losses are read and signals heard
+EAGER_STEPS = 3  # before a graph is captured: they compile kernels, choose algorithms, and make gradients' buckets
+EAGER_STEPS_DISTRIBUTED = 11  # DistributedDataParallel's own number, from PyTorch's notes on CUDA graphs
 
 
 class TrainStep:
-    """Trains `model`, fp32 on its device, in place.
+    """Trains a network in place.
 
-    feed: where patches come from. loss: one of recipe.LOSSES. decay: of the averaged weights. dtype: what the network
-    computes in; other than fp32, it works on a copy of the weights in that dtype, made anew each step, while Adam,
-    clipping and averaging keep to fp32. ops: `edsr.kernels.reference` or `edsr.kernels.triton.autograd`. graph: on
-    CUDA, whether to record one; `say` is told if that fails, and steps are then launched one by one, with the same
-    result. collapsed: whether steps compute upsampler and tail as one convolution, with the same result to rounding
-    (`edsr.models.collapsed`).
+    Args:
+        model: In fp32, on its device.
+        loader: Where patches come from.
+        group: The processes that share each batch.
+        loss: One of `edsr.training.config.LOSSES`.
+        ema_decay: Share of the averaged weights that stays in each step.
+        dtype: What the network computes in. Other than fp32, it works on a copy of the weights in that dtype, made anew
+            each step, while Adam, clipping and averaging keep to fp32.
+        ops: What `edsr.kernels.load_training_ops` gives.
+        graph: Whether to capture a CUDA graph, on CUDA. If that fails, a line is logged, and steps are launched one by
+            one, with the same result.
+        collapsed: Whether steps compute upsampler and tail as one convolution, with the same result to rounding
+            (`edsr.models.CollapsedEDSR`).
+        clip: Largest norm of the gradient; a larger one is scaled down to it.
+
+    Attributes:
+        model: The network.
+        ema: Its averaged weights.
+        graph_error: Why there is no CUDA graph, where that failed; None otherwise.
     """
 
     def __init__(
         self,
         model: EDSR,
-        feed: PatchLoader,
-        ranks: ProcessGroup,
+        loader: PatchLoader,
+        group: ProcessGroup,
         loss: str,
-        decay: float,
+        ema_decay: float,
         dtype: torch.dtype,
-        ops: Any,
+        ops: Ops[Tensor],
         graph: bool,
-        say: Callable[[str], None],
         collapsed: bool = False,
+        clip: float = GRAD_CLIP_NORM,
     ):
-        device = ranks.device
+        device = group.device
         self.model, self.ema = model, copy.deepcopy(model).requires_grad_(False)
-        self._feed, self._loss, self._say = feed, loss, say
+        self.graph_error: str | None = None
+        self._loader, self._group, self._loss, self._clip = loader, group, loss, clip
         self._parameters: list[Tensor] = [*model.parameters()]
-        self._averages: list[Tensor] = [*self.ema.parameters()]
-        worker = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        self._worker_parameters: list[Tensor] = [*worker.parameters()]
-        self._mixed = worker is not model
+        self._ema_parameters: list[Tensor] = [*self.ema.parameters()]
+        compute = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        self._compute_parameters: list[Tensor] = [*compute.parameters()]
+        self._mixed = compute is not model
         self._device = device
-        with self._on_its_stream():
-            net: nn.Module = _WithOps(CollapsedEDSR(worker) if collapsed else worker, ops)
-            if ranks.world > 1:
+        with self._stream():
+            net: nn.Module = _WithOps(CollapsedEDSR(compute) if collapsed else compute, ops)
+            if group.world_size > 1:
                 ids = [device.index] if device.type == "cuda" else None
                 net = DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
         self._net = net
-        self._update_average = get_ema_multi_avg_fn(decay)
+        self._update_ema = get_ema_multi_avg_fn(ema_decay)
 
         self._rate = torch.zeros((), device=device)
         capturable = device.type == "cuda"
@@ -81,97 +97,99 @@ class TrainStep:
             if self._mixed:
                 p.grad = torch.zeros_like(p)
 
-        self._rates = torch.zeros(feed.steps, device=device)
-        self._losses = torch.zeros(feed.steps, device=device)
-        self._at = torch.zeros(1, dtype=torch.int64, device=device)
-        self._wanted = graph and device.type == "cuda"
+        self._rates = torch.zeros(loader.steps, device=device)
+        self._losses = torch.zeros(loader.steps, device=device)
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._to_capture = graph and device.type == "cuda"
         self._graph: CapturedGraph[None] | None = None
-        self._eager_left = (EAGER_STEPS_OF_MANY if ranks.world > 1 else EAGER_STEPS) if self._wanted else 1
+        self._eager_left = (EAGER_STEPS_DISTRIBUTED if group.world_size > 1 else EAGER_STEPS) if self._to_capture else 1
 
     @property
-    def most(self) -> int:
+    def max_steps(self) -> int:
         """Steps that one `run` can take."""
-        return self._feed.steps
+        return self._loader.steps
 
     @property
-    def slow(self) -> int:
-        """How many of the next steps are to make ready for the others, which are faster."""
-        return self._eager_left + self._wanted
+    def warm_up_steps(self) -> int:
+        """How many of the next steps are slower, as they prepare the others."""
+        return self._eager_left + self._to_capture
 
-    def finite(self) -> bool:
-        """Whether all weights and what Adam remembers of them are finite numbers. Waits for the device once."""
+    def is_finite(self) -> bool:
+        """Whether all weights and moments of Adam are finite. Waits for the device once."""
         largest = torch._foreach_norm([*self.tensors().values()], math.inf)  # pyright: ignore[reportPrivateImportUsage]
         return bool(torch.stack(largest).isfinite().all())
 
     def close(self) -> None:
-        """Ends what makes patches ready for later steps."""
-        self._feed.close()
+        """Ends the preparing of patches."""
+        self._loader.close()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that steps change, by name: read it to save a run, copy into it to restore one."""
+        """Everything that steps change, by name: read to save a run, copied into to restore one."""
         state = {}
-        for (name, p), average in zip(self.model.named_parameters(), self._averages, strict=True):
-            state[f"model.{name}"], state[f"average.{name}"] = p.detach(), average.detach()
-            state |= {f"adam.{name}.{key}": value for key, value in self._optimizer.state[p].items()}
+        for (name, p), ema in zip(self.model.named_parameters(), self._ema_parameters, strict=True):
+            state[f"model.{name}"], state[f"ema.{name}"] = p.detach(), ema.detach()
+            state |= {f"optimizer.{name}.{key}": value for key, value in self._optimizer.state[p].items()}
         return state
 
     def run(self, first: int, rates: list[float]) -> list[float]:
-        """Steps first, first + 1, ..., one for each learning rate; their losses, of this process's patches."""
+        """Takes steps first, first + 1, ..., one for each learning rate; gives the losses of this process's patches."""
         count = len(rates)
-        self._feed.load(first, count)
+        self._loader.load(first, count)
         self._rates[:count].copy_(torch.tensor(rates))
-        self._at.zero_()
+        self._index.zero_()
         before = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        with self._on_its_stream() as stream:
+        with self._stream() as stream:
             if stream is not None and before is not None:
                 stream.wait_stream(before)
             # While the device works through these. A CPU does so at once; there, what threads do goes on meanwhile.
             if self._device.type == "cpu":
-                self._feed.prepare(first + count, count)
+                self._loader.prepare(first + count, count)
             for _ in range(count):
                 self._advance()
-            self._feed.prepare(first + count, count)
+            self._loader.prepare(first + count, count)
             return self._losses[:count].tolist()
 
     def _advance(self) -> None:
         if self._graph is not None:
             self._graph.replay()
             return
-        if self._wanted and self._eager_left == 0:
-            self._record()
+        if self._to_capture and self._eager_left == 0:
+            self._capture()
             self._advance()
             return
         self._eager_left -= self._eager_left > 0
         self._step()
 
-    def _on_its_stream(self) -> contextlib.AbstractContextManager[torch.cuda.Stream | None]:
-        """On CUDA steps and their recording share a stream: gradients that a graph writes were made on it."""
+    def _stream(self) -> contextlib.AbstractContextManager[torch.cuda.Stream | None]:
+        """On CUDA steps and their capture share a stream: gradients that a graph writes were made on it."""
         return capture_stream(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
-    def _record(self) -> None:
-        self._wanted = False
+    def _capture(self) -> None:
+        self._to_capture = False
         try:
             self._graph = CapturedGraph(self._step)
         except RuntimeError as error:
-            self._say(f"no CUDA graph of the step ({str(error).splitlines()[0]}); steps are launched one by one")
+            self.graph_error = str(error).splitlines()[0]
+            if self._group.is_main:
+                logger.warning(f"no CUDA graph of the step ({self.graph_error}); steps are launched one by one")
 
     def _step(self) -> None:
-        self._rate.copy_(self._rates[self._at].view(()))
-        low, high = self._feed.batch(self._at)
+        self._rate.copy_(self._rates[self._index].view(()))
+        low, high = self._loader.batch(self._index)
         if self._mixed:
             with torch.no_grad():
-                _copy_all(self._worker_parameters, self._parameters)
-        for p in self._worker_parameters:
+                _copy_all(self._compute_parameters, self._parameters)
+        for p in self._compute_parameters:
             p.grad = None
         loss = recipe.loss(self._loss, self._net(low), high)
         loss.backward()
         if self._mixed:
-            _copy_all(_gradients(self._parameters), _gradients(self._worker_parameters))
-        clip_grad_norm_(self._parameters, GRAD_CLIP_NORM)
+            _copy_all(_gradients(self._parameters), _gradients(self._compute_parameters))
+        clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
-        self._update_average(self._averages, self._parameters, None)
-        self._losses.index_copy_(0, self._at, loss.detach().float().view(1))
-        self._at.add_(1)
+        self._update_ema(self._ema_parameters, self._parameters, None)
+        self._losses.index_copy_(0, self._index, loss.detach().float().view(1))
+        self._index.add_(1)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -185,7 +203,7 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 class _WithOps(nn.Module):
     """A network whose forward takes the image alone, as DistributedDataParallel wants it."""
 
-    def __init__(self, net: EDSR, ops: Any):
+    def __init__(self, net: EDSR, ops: Ops[Tensor]):
         super().__init__()
         self.net, self._ops = net, ops
 

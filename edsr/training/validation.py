@@ -1,4 +1,4 @@
-"""How good a network is while it is trained: cheap enough to be asked often."""
+"""How good a network is while it is trained, measured cheaply enough to be done often."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -6,53 +6,59 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edsr.data import Degradation, PairedImages, degraded, pack
+from edsr.data import Degradation, PairedImages, degrade
 from edsr.evaluation import psnr, scored_region
 from edsr.images import matlab_bicubic, to_depth
 from edsr.models import EDSR
 
-PROBED = 4  # images from which a run judges whether it has learnt at all, and of each so many LR pixels a side
-PROBE = 48
-SEED = 0  # of what is done to validation images: the same in every run, so that runs can be compared
+PROBE_IMAGES = 4  # from which a run judges whether it has learned at all
+PROBE_SIDE = 48  # LR pixels of each
+DEGRADATION_SEED = 0  # of validation images: the same in every run, so that runs can be compared
+SAMPLES, SAMPLE_SIDE = 3, 192  # images of which details are shown, of so many HR pixels a side at most
 
 
 class Scores(NamedTuple):
-    """psnr: of the images as they are, in dB. degraded: of the same with their LR side degraded, if asked for."""
+    """PSNR in dB of a network.
+
+    Args:
+        psnr: Of the validation images as they are.
+        degraded: Of the same with LR sides degraded, in a run that trains on such.
+    """
 
     psnr: float
     degraded: float | None = None
 
     @property
-    def both(self) -> float:
-        """What the best weights are best by: the mean of the two."""
+    def mean(self) -> float:
+        """Of both, where there are two: the best weights are best by this."""
         return self.psnr if self.degraded is None else (self.psnr + self.degraded) / 2
 
 
-def worsened(images: PairedImages, degradation: Degradation) -> PairedImages:
-    """The images with LR sides all degraded, whole; HR sides as they are."""
+def degrade_images(images: PairedImages, degradation: Degradation) -> PairedImages:
+    """The images with all LR sides degraded; HR sides as they are."""
     every = replace(degradation, clean=0.0)
     pairs = [images.pair(i) for i in range(len(images))]
-    lows = [degraded(low, every.draw(SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
-    return pack([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], images.scale)
+    lows = [degrade(low, every.draw(DEGRADATION_SEED, 0, i)) for i, (low, _) in enumerate(pairs)]
+    return PairedImages.from_pairs([(low, high) for low, (_, high) in zip(lows, pairs, strict=True)], images.scale)
 
 
-def probe(images: PairedImages, degradation: Degradation | None) -> PairedImages:
-    """Middles of a few images, degraded if that is asked for: what `misfit` takes a second for on one core."""
+def probe_patches(images: PairedImages, degradation: Degradation | None) -> PairedImages:
+    """Centers of a few images, degraded if that is asked for: `mean_absolute_error` takes a second on one core."""
     s, pairs = images.scale, []
-    for i in np.unique(np.linspace(0, len(images) - 1, PROBED).astype(int)):
+    for i in np.unique(np.linspace(0, len(images) - 1, PROBE_IMAGES).astype(int)):
         low, high = images.pair(i)
-        height, width = (min(PROBE, side) for side in low.shape[:2])
+        height, width = (min(PROBE_SIDE, side) for side in low.shape[:2])
         y, x = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
         low, high = low[y : y + height, x : x + width], high[s * y : s * (y + height), s * x : s * (x + width)]
         pairs.append((low, high))
-    middles = pack(pairs, s)
-    return middles if degradation is None else worsened(middles, degradation)
+    centers = PairedImages.from_pairs(pairs, s)
+    return centers if degradation is None else degrade_images(centers, degradation)
 
 
-def misfit(model: EDSR, images: PairedImages) -> float:
-    """Mean absolute difference of network and original, values being 0..1; may be infinite or NaN.
+def mean_absolute_error(model: EDSR, images: PairedImages) -> float:
+    """Mean absolute difference of the network's output and the target, in values of 0..1; may be infinite or NaN.
 
-    The network's are not cut off at 0 and 1, so that one that has diverged is told from one that knows nothing.
+    The output is not clamped, so that a network that has diverged differs from one that has learned nothing.
     """
     device = next(model.parameters()).device
     means = []
@@ -70,8 +76,8 @@ def misfit(model: EDSR, images: PairedImages) -> float:
     return float(np.mean(means))
 
 
-def plain(images: PairedImages) -> float:
-    """What bicubic enlargement has where `validate` gives a network's PSNR, in dB."""
+def bicubic_psnr(images: PairedImages) -> float:
+    """PSNR in dB of bicubic upscaling, measured as `validate` measures a network's."""
     scores = []
     for i in range(len(images)):
         low, high = (np.ascontiguousarray(to_depth(image, np.uint8)) for image in images.pair(i))
@@ -80,8 +86,12 @@ def plain(images: PairedImages) -> float:
 
 
 def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean PSNR in dB on luma, a border of `scale` pixels left out; and of the first three images details at most
-    192 pixels a side, uint8: bicubic, network and original side by side."""
+    """Measures a network on validation images.
+
+    Returns:
+        Mean PSNR in dB on luma, a border of `scale` pixels left out; and by name, of the first SAMPLES images, a detail
+        of at most SAMPLE_SIDE pixels a side, uint8: bicubic, output and target side by side.
+    """
     device = next(model.parameters()).device
     scores, samples = [], {}
     for i in range(len(images)):
@@ -90,8 +100,8 @@ def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict
             x = torch.from_numpy(np.ascontiguousarray(low)).to(device).permute(2, 0, 1)[None].float().div_(255)
             y = model(x).clamp_(0, 1).mul_(255).round_().byte()[0].permute(1, 2, 0).cpu().numpy()
         scores.append(psnr(*scored_region(y, high, scale)))
-        if i < 3:
-            h, w = (min(192 // scale, side) * scale for side in low.shape[:2])
+        if i < SAMPLES:
+            h, w = (min(SAMPLE_SIDE // scale, side) * scale for side in low.shape[:2])
             views = matlab_bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
             samples[f"sample/{i}"] = np.concatenate(views, axis=1)
     return float(np.mean(scores)), samples

@@ -6,23 +6,21 @@ Needs what `edsr.kernels.triton.ops` needs. Maps and weights are channels_last; 
 dtype of what they are of. They cannot be differentiated again.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd, reference
-from ..reference import head, tail
-from . import conv3x3_backward, launch
-from .conv3x3 import conv3x3 as convolve
+from ..reference import collapsed_tail, head, tail
+from . import conv3x3_backward, ops
 from .launch import KernelError
 
-__all__ = ["KernelError", "conv3x3", "fastest", "head", "resblock", "tail"]
+__all__ = ["KernelError", "collapsed_tail", "conv3x3", "head", "resblock", "tail"]
 
 
 class _Products:
-    """What `edsr.kernels.autograd` computes with."""
+    """The products that `edsr.kernels.autograd` is built on."""
 
-    convolve = staticmethod(convolve)
+    convolve = staticmethod(ops.conv3x3)
 
     @staticmethod
     def dgrad(dy: Tensor, weight: Tensor, scale: float = 1.0, **maps: Tensor) -> Tensor:
@@ -31,11 +29,6 @@ class _Products:
     @staticmethod
     def wgrad(x: Tensor, dy: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         return conv3x3_backward.wgrad(x, dy, scale, weight.dtype)
-
-
-def fastest(dtype: torch.dtype, features: int, device: torch.device) -> bool:
-    """Whether a step of training with these ops was measured to be faster than with PyTorch's on this kind of GPU."""
-    return launch.choice("training_step", f"{launch.NAMES[dtype]} {features}", device) == "triton"
 
 
 def conv3x3(
@@ -49,13 +42,13 @@ def conv3x3(
     padding: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
-    """pixel_shuffle(skip + scale * relu(x * weight + bias)) on operands as `edsr.kernels.triton.conv3x3.conv3x3`
+    """pixel_shuffle(skip + scale * relu(x * weight + bias)) on operands as `edsr.kernels.triton.ops.conv3x3`
     takes them.
 
     In one kernel, but with a ReLU, after which PyTorch does the rest. PyTorch does all of it where channels are no
     multiple of 16, and for bands (padding 0) and `out`, which training has no use for.
     """
-    if not _served(weight) or padding != 1 or out is not None:
+    if not _has_kernels(weight) or padding != 1 or out is not None:
         return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
     if not relu:
         return autograd.Conv.apply(_Products, x, weight, bias, False, scale, skip, shuffle)  # pyright: ignore[reportReturnType]
@@ -75,11 +68,11 @@ def resblock(
     out: Tensor | None = None,
 ) -> Tensor:
     """x + scale * conv3x3(relu(conv3x3(x))). Operands and exceptions as of `conv3x3`."""
-    if not (_served(weight1) and _served(weight2)) or out is not None:
+    if not (_has_kernels(weight1) and _has_kernels(weight2)) or out is not None:
         return reference.resblock(x, weight1, bias1, weight2, bias2, scale, out)
     return autograd.ResBlock.apply(_Products, x, weight1, bias1, weight2, bias2, scale)  # pyright: ignore[reportReturnType]
 
 
-def _served(weight: Tensor) -> bool:
+def _has_kernels(weight: Tensor) -> bool:
     """Whether there are kernels for as many channels, in and out."""
     return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0

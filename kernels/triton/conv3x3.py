@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .hopper import dispatch
-from .launch import Config, KernelError
+from .launch import Config
 
 # Columns below which there is a configuration of its own. Patches for training, 48 wide as a rule, would leave a
 # quarter of blocks 32 wide empty, and smaller blocks give all multiprocessors work at once.
@@ -24,8 +23,8 @@ NARROW = 64
 @triton.jit(do_not_specialize=["H", "W"])
 def _conv3x3(
     x_ptr,  # [N, H + 2 - 2*PADDING, W, Ci]
-    weight_ptr,  # [Co, 3, 3, Ci], or [Ci, 3, 3, Co] to be TURNED: read with taps in reverse and channels exchanged
-    bias_ptr,  # [Co]; a turned convolution has none
+    weight_ptr,  # [Co, 3, 3, Ci], or [Ci, 3, 3, Co] if FLIPPED: read with taps in reverse and channels exchanged
+    bias_ptr,  # [Co]; a flipped convolution has none
     mask_ptr,  # [N, H, W, Co]
     skip_ptr,  # [N, H, W, Co]
     out_ptr,  # [N, H, W, Co] or [N, SHUFFLE*H, SHUFFLE*W, Co // SHUFFLE**2]
@@ -43,7 +42,7 @@ def _conv3x3(
     Ci: tl.constexpr,
     Co: tl.constexpr,
     PADDING: tl.constexpr,
-    TURNED: tl.constexpr,
+    FLIPPED: tl.constexpr,
     RELU: tl.constexpr,
     SCALE: tl.constexpr,
     MASK: tl.constexpr,
@@ -89,14 +88,14 @@ def _conv3x3(
         mask = (h >= 0) & (h < rows) & (w >= 0) & (w < W)
         offset = x_offset + (dy * x_row + dx * Ci + c0)
         x = tl.load(x_ptr + offset[:, None] + ci[None, :], mask=mask[:, None], other=0.0)
-        if TURNED:
+        if FLIPPED:
             weight_offset = ((c0 + ci) * (9 * Co) + (8 - tap) * Co)[None, :] + co[:, None]
         else:
             weight_offset = co[:, None] * (9 * Ci) + (tap * Ci + c0) + ci[None, :]
         weight = tl.load(weight_ptr + weight_offset, mask=mask_co[:, None], other=0.0)
         acc = tl.dot(weight, x.T, acc, input_precision=PRECISION)
 
-    if not TURNED:
+    if not FLIPPED:
         acc += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[:, None]
     if RELU:
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)  # or an overflow would end here unseen
@@ -121,57 +120,6 @@ def _conv3x3(
     tl.store(out_ptr + pixels[:, None] + channels[None, :], y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def conv3x3(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    relu: bool = False,
-    scale: float = 1.0,
-    skip: Tensor | None = None,
-    shuffle: int = 1,
-    padding: int = 1,
-    out: Tensor | None = None,
-) -> Tensor:
-    """pixel_shuffle(skip + scale * relu(x * weight + bias)), computed in fp32 and rounded once.
-
-    x: [N, Ci, H, W], Ci a multiple of 16. weight: [Co, Ci, 3, 3]. bias: [Co]. skip: [N, Co, H', W]. padding: rows
-    of zeros above and below x, 1 or 0; H' = H - 2 + 2*padding. All in fp16, bf16 or fp32 on one device, maps and
-    weight channels_last; the rows of a map may lie apart. shuffle: 1, 2 or 3.
-    out: where to write, [N, Co / shuffle², shuffle*H', shuffle*W], not overlapping x; may be skip itself where
-    shuffle is 1. Raises KernelError where an operand is none of these.
-    """
-    launch.check("conv3x3", x, weight=weight, bias=bias, skip=skip, out=out)
-    n, ci, h, w = x.shape
-    co = weight.shape[0]
-    rows = h - 2 + 2 * padding
-    if tuple(weight.shape[1:]) != (ci, 3, 3) or ci % 16 or tuple(bias.shape) != (co,):
-        raise KernelError(
-            f"conv3x3: {ci} channels need weight [Co, {ci}, 3, 3], {ci} a multiple of 16, and bias [Co], "
-            f"not {list(weight.shape)} and {list(bias.shape)}"
-        )
-    if rows < 1 or n < 1 or w < 1 or co % (shuffle * shuffle):
-        raise KernelError(f"conv3x3: nothing comes of {list(x.shape)} with padding {padding}, {co} / {shuffle}²")
-    for name, other in (("weight", weight), ("bias", bias), ("skip", skip), ("out", out)):
-        if other is not None and other.dtype != x.dtype:
-            raise KernelError(f"conv3x3: {name} is {other.dtype}, x {x.dtype}")
-    size = (n, co // (shuffle * shuffle), rows * shuffle, w * shuffle)
-    if out is None:
-        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    for name, other, shape in (("skip", skip, (n, co, rows, w)), ("out", out, size)):
-        if other is not None and tuple(other.shape) != shape:
-            raise KernelError(f"conv3x3: {name} is {list(other.shape)}, not {list(shape)}")
-    if not weight.permute(0, 2, 3, 1).is_contiguous():
-        raise KernelError("conv3x3: the weight is not channels_last")
-    x, out = launch.channels_last("conv3x3", x), launch.channels_last("conv3x3", out)
-    skip = None if skip is None else launch.channels_last("conv3x3", skip)
-
-    if dispatch.should_use(x, weight, shuffle):
-        dispatch.conv3x3(x, weight, bias, relu, scale, skip, padding, out)
-    else:
-        portable(x, weight, bias, relu, scale, skip, shuffle, padding, out)
-    return out
-
-
 def portable(
     x: Tensor,
     weight: Tensor,
@@ -185,19 +133,18 @@ def portable(
     config: Config | None = None,
     mask: Tensor | None = None,
 ) -> None:
-    """`conv3x3` by the plain Triton kernel, its operands already checked.
+    """`edsr.kernels.triton.ops.conv3x3` by the plain Triton kernel, for operands that were checked there.
 
-    Without a bias the weight is turned, see `edsr.kernels.triton.conv3x3_backward.dgrad`: x has the channels that it
+    Without a bias the weight is flipped, see `edsr.kernels.triton.conv3x3_backward.dgrad`: x has the channels that it
     gives, out those that it takes. mask: a map like out; where it is 0 or below, nothing is added to the skip.
     """
     n, ci, _, w = x.shape
-    turned = bias is None
-    co, rows = weight.shape[int(turned)], out.shape[2] // shuffle
+    flipped = bias is None
+    co, rows = weight.shape[int(flipped)], out.shape[2] // shuffle
     if config is None:
-        key = f"{launch.NAMES[x.dtype]} {ci}-{co}" + (" narrow" if w < NARROW else "")
-        config = launch.config(
-            "dgrad" if turned else "conv3x3", key, default_config(ci, co, shuffle, w, x.dtype, x.device), x.device
-        )
+        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}" + (" narrow" if w < NARROW else "")
+        default = default_config(ci, co, shuffle, w, x.dtype, x.device)
+        config = launch.config("dgrad" if flipped else "conv3x3", key, default, x.device)
     blocks = launch.cdiv(rows, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
     launch.run(
         _conv3x3,
@@ -210,19 +157,15 @@ def portable(
         out,
         rows,
         w,
-        x.stride(0),
-        x.stride(2),
-        0 if mask is None else mask.stride(0),
-        0 if mask is None else mask.stride(2),
-        0 if skip is None else skip.stride(0),
-        0 if skip is None else skip.stride(2),
-        out.stride(0),
-        out.stride(2),
+        *launch.row_strides(x),
+        *launch.row_strides(mask),
+        *launch.row_strides(skip),
+        *launch.row_strides(out),
         float(scale),
         Ci=ci,
         Co=co,
         PADDING=padding,
-        TURNED=turned,
+        FLIPPED=flipped,
         RELU=relu,
         SCALE=scale != 1.0,
         MASK=mask is not None,

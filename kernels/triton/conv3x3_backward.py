@@ -1,7 +1,7 @@
 """Gradients of the 3x3 convolution, for training.
 
-By its input (`dgrad`) it is a convolution again, of the turned weight: taps in reverse, channels exchanged. The kernel
-of `edsr.kernels.triton.conv3x3` reads the weight so; a turned copy would be one or two launches more, for patches a
+By its input (`dgrad`) it is a convolution again, of the flipped weight: taps in reverse, channels exchanged. The kernel
+of `edsr.kernels.triton.conv3x3` reads the weight so; a flipped copy would be one or two launches more, for patches a
 third of the convolution's time.
 
 By the weight (`wgrad`) it is a matrix product over all pixels p, for each of nine taps (a, b):
@@ -10,14 +10,16 @@ By the weight (`wgrad`) it is a matrix product over all pixels p, for each of ni
                           = sum over p of dy[p - (a - 1, 0), co] · x[p + (0, b - 1), ci].
 
 Put the second way, the nine products of some pixels take three shifts of dy by rows and three of x by columns: six
-reads from the L2 cache instead of ten or eighteen. A block of threads adds up a run of pixels, for a block of channels
-and all taps, which fills the registers, and writes its sums in fp32; a second kernel adds those of all runs. No order
-depends on chance: the same operands give the same bits.
+reads from the L2 cache instead of ten or eighteen. The sum over pixels is split (split-K): a block of threads adds up
+one split, for a block of channels and all taps, which fills the registers, and writes its sums in fp32; a second kernel
+adds those of all splits. No order depends on chance: the same operands give the same bits.
 
 Predicted for one H200 and not measured, in microseconds for 16 images of 48 x 48, bf16, 64 and 256 channels:
 `dgrad` 12 and 93, all of it reads from L2. `wgrad` 14 (5 for reads, 7 to write and read the sums) and 91 (82, 7).
 With three taps to a block of threads `wgrad` would take 15 and 170; with one tap 18, and 97 in blocks of 128 x 256.
 """
+
+import math
 
 import torch
 import triton
@@ -27,21 +29,21 @@ from torch import Tensor
 from . import launch
 from .conv3x3 import portable, precision
 from .hopper import dispatch
-from .launch import Config, KernelError
+from .launch import Config
 
 ADDED = 128  # elements of a gradient that a program of the second kernel adds: as many programs as fill a GPU
 
 
 # Sizes are not specialized on: a kernel compiled for one image serves all.
-@triton.jit(do_not_specialize=["H", "W", "rectangles", "run"])
+@triton.jit(do_not_specialize=["H", "W", "rectangles", "split"])
 def _wgrad(
     x_ptr,  # [N, H, W, Ci]
     dy_ptr,  # [N, H, W, Co]
-    sums_ptr,  # [runs, Co * 9 * Ci + Co]: gradients of weight [Co, 3, 3, Ci] and bias [Co]
+    sums_ptr,  # [splits, Co * 9 * Ci + Co]: gradients of weight [Co, 3, 3, Ci] and bias [Co]
     H,
     W,
     rectangles,  # of all images
-    run,  # how many of them a program takes
+    split,  # how many of them a program takes
     x_image,  # strides of images and rows, in elements; pixels are dense
     x_row,
     dy_image,
@@ -54,7 +56,7 @@ def _wgrad(
     BLOCK_CO: tl.constexpr,
     BLOCK_CI: tl.constexpr,
 ):
-    # Channel blocks of one run of pixels go side by side, so that they are read from the L2 cache but once.
+    # Channel blocks of one split go side by side, so that they are read from the L2 cache but once.
     blocks_ci: tl.constexpr = Ci // BLOCK_CI
     blocks_co: tl.constexpr = (Co + BLOCK_CO - 1) // BLOCK_CO
     pid = tl.program_id(0)
@@ -80,7 +82,7 @@ def _wgrad(
     bias = tl.zeros((BLOCK_CO, 16), tl.float32)
     zero = tl.zeros((BLOCK_CO, BLOCK_CI), tl.float32)
     acc = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
-    for r in range(pid * run, tl.minimum((pid + 1) * run, rectangles)):
+    for r in range(pid * split, tl.minimum((pid + 1) * split, rectangles)):
         w0 = (r % blocks_w) * BLOCK_W
         h0 = (r // blocks_w % blocks_h) * BLOCK_H
         n = (r // blocks_w // blocks_h).to(tl.int64)
@@ -110,58 +112,63 @@ def _wgrad(
     tl.store(sums_ptr + Co * 9 * Ci + co, tl.sum(bias, 1) / 16, mask=mask_co & (block_ci == 0))
 
 
-@triton.jit(do_not_specialize=["runs"])
+@triton.jit(do_not_specialize=["splits"])
 def _add_splits(
-    sums_ptr,  # [runs, length]
+    sums_ptr,  # [splits, length]
     out_ptr,  # [length]
-    runs,
+    splits,
     length,
     scale,
-    BLOCK_RUNS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = element < length
-    run = tl.arange(0, BLOCK_RUNS)
-    offset = run[:, None] * length + element[None, :]
-    acc = tl.zeros((BLOCK_RUNS, BLOCK), tl.float32)
-    for first in range(0, runs, BLOCK_RUNS):
-        mask_run = first + run < runs
-        acc += tl.load(sums_ptr + first * length + offset, mask=mask_run[:, None] & mask[None, :], other=0.0)
+    split = tl.arange(0, BLOCK_SPLITS)
+    offset = split[:, None] * length + element[None, :]
+    acc = tl.zeros((BLOCK_SPLITS, BLOCK), tl.float32)
+    for first in range(0, splits, BLOCK_SPLITS):
+        mask_split = first + split < splits
+        acc += tl.load(sums_ptr + first * length + offset, mask=mask_split[:, None] & mask[None, :], other=0.0)
     tl.store(out_ptr + element, (tl.sum(acc, 0) * scale).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def dgrad(
     dy: Tensor, weight: Tensor, scale: float = 1.0, mask: Tensor | None = None, skip: Tensor | None = None
 ) -> Tensor:
-    """The gradient of `conv3x3` by its input: skip + scale * (dy * turned weight), the product 0 where mask <= 0.
+    """The gradient of `conv3x3` by its input: skip + scale * (dy * flipped weight), the product 0 where mask <= 0.
 
-    Computed in fp32 and rounded once. dy: [N, Co, H, W], Co a multiple of 16. weight: [Co, Ci, 3, 3]. mask and skip:
-    [N, Ci, H, W], what a ReLU gave and the convolution took, and a gradient to add. All in fp16, bf16 or fp32 on one
-    device, maps and weight channels_last; the rows of a map may lie apart. Gives [N, Ci, H, W]. Raises KernelError
-    where an operand is none of these.
+    Computed in fp32 and rounded once. All operands are in fp16, bf16 or fp32 and on one device, maps and weight
+    channels_last; the rows of a map may lie apart.
+
+    Args:
+        dy: The gradient by the output, [N, Co, H, W], Co a multiple of 16.
+        weight: [Co, Ci, 3, 3].
+        scale: Factor on the product.
+        mask: What a ReLU gave and the convolution took, [N, Ci, H, W].
+        skip: A gradient to add, [N, Ci, H, W].
+
+    Returns:
+        [N, Ci, H, W].
+
+    Raises:
+        KernelError: An operand is none of these.
     """
-    launch.check("dgrad", dy, weight=weight, mask=mask, skip=skip)
     n, co, h, w = dy.shape
     ci = weight.shape[1]
-    if tuple(weight.shape) != (co, ci, 3, 3) or co % 16 or min(n, h, w) < 1:
-        raise KernelError(
-            f"dgrad: {list(dy.shape)} needs weight [{co}, Ci, 3, 3], {co} a multiple of 16, not {list(weight.shape)}"
-        )
-    if weight.dtype != dy.dtype or not weight.permute(0, 2, 3, 1).is_contiguous():
-        raise KernelError(f"dgrad: expects a channels_last weight of {dy.dtype}, not {weight.dtype} {weight.stride()}")
-    dy = launch.channels_last("dgrad", dy)
-    for name, other in (("mask", mask), ("skip", skip)):
-        if other is None:
-            continue
-        if tuple(other.shape) != (n, ci, h, w) or other.dtype != dy.dtype:
-            raise KernelError(f"dgrad: {name} is {other.dtype} {list(other.shape)}, not {dy.dtype} {[n, ci, h, w]}")
-        launch.channels_last("dgrad", other)
+    launch.check_operands(
+        "dgrad",
+        dy,
+        maps={"dy": (dy, (n, co, h, w)), "mask": (mask, (n, ci, h, w)), "skip": (skip, (n, ci, h, w))},
+        parameters={"weight": (weight, (co, ci, 3, 3))},
+        result=(n, ci, h, w),
+        channels=co,
+    )
     dx = torch.empty((n, ci, h, w), dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
-    turned = weight.transpose(0, 1)
-    if mask is None and dispatch.should_use(dy, turned, 1):
-        turned = turned.flip(2, 3).contiguous(memory_format=torch.channels_last)
-        dispatch.conv3x3(dy, turned, weight.new_zeros(ci), False, scale, skip, 1, dx)
+    flipped = weight.transpose(0, 1)
+    if mask is None and dispatch.should_use(dy, flipped, 1):
+        flipped = flipped.flip(2, 3).contiguous(memory_format=torch.channels_last)
+        dispatch.conv3x3(dy, flipped, weight.new_zeros(ci), False, scale, skip, 1, dx)
     else:
         portable(dy, weight, None, False, scale, skip, 1, 1, dx, mask=mask)
     return dx
@@ -172,62 +179,78 @@ def wgrad(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `conv3x3` by its weight and bias, times scale: sums over all pixels of dy times x, and of dy.
 
-    Computed in fp32, in the same order each time, and rounded once to `dtype`. x: [N, Ci, H, W], dy: [N, Co, H, W], Ci
-    and Co multiples of 16, both in fp16, bf16 or fp32 on one device, channels_last; the rows of a map may lie apart.
-    Gives ([Co, Ci, 3, 3] channels_last, [Co]), in one piece of memory. Raises KernelError where an operand is none of
-    these.
+    Computed in fp32, in the same order each time, and rounded once. Both operands are in fp16, bf16 or fp32, on one
+    device and channels_last; the rows of a map may lie apart.
+
+    Args:
+        x: The convolution's input, [N, Ci, H, W], Ci a multiple of 16.
+        dy: The gradient by its output, [N, Co, H, W], Co a multiple of 16.
+        scale: Factor on both gradients.
+        dtype: Of the gradients.
+        config: Launch configuration, None for the one measured.
+
+    Returns:
+        ([Co, Ci, 3, 3] channels_last, [Co]), in one piece of memory.
+
+    Raises:
+        KernelError: An operand is none of these.
     """
-    launch.check("wgrad", x, dy=dy)
     n, ci, h, w = x.shape
     co = dy.shape[1]
-    if tuple(dy.shape) != (n, co, h, w) or dy.dtype != x.dtype or ci % 16 or co % 16 or min(n, h, w) < 1:
-        raise KernelError(
-            f"wgrad: x {x.dtype} {list(x.shape)} needs dy [{n}, Co, {h}, {w}] of its dtype, {ci} and Co multiples of "
-            f"16, not {dy.dtype} {list(dy.shape)}"
-        )
-    x, dy = launch.channels_last("wgrad", x), launch.channels_last("wgrad", dy)
+    launch.check_operands(
+        "wgrad",
+        x,
+        maps={"x": (x, (n, ci, h, w)), "dy": (dy, (n, co, h, w))},
+        parameters={},
+        result=(co, ci, 3, 3),
+        channels=math.gcd(ci, co),
+    )
     if config is None:
-        key = f"{launch.NAMES[x.dtype]} {ci}-{co}"
-        config = launch.config("wgrad", key, default_wgrad_config(ci, x.dtype, x.device), x.device)
+        default = default_wgrad_config(ci, x.dtype, x.device)
+        config = launch.config("wgrad", f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}", default, x.device)
+    sums = _sum_splits(x, dy, config)
+    gradients = torch.empty(sums.shape[1], dtype=dtype, device=x.device)
+    launch.run(
+        _add_splits,
+        (launch.cdiv(sums.shape[1], ADDED),),
+        sums,
+        gradients,
+        *sums.shape,
+        float(scale),
+        BLOCK_SPLITS=32,
+        BLOCK=ADDED,
+        num_warps=4,
+    )
+    weights = co * 9 * ci
+    return gradients[:weights].view(co, 3, 3, ci).permute(0, 3, 1, 2), gradients[weights:]
+
+
+def _sum_splits(x: Tensor, dy: Tensor, config: Config) -> Tensor:
+    """The sums of each split, [splits, Co * 9 * Ci + Co] in fp32; as many splits as fill the GPU."""
+    (n, ci, h, w), co = x.shape, dy.shape[1]
     rectangles = n * launch.cdiv(h, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
     blocks = ci // config["BLOCK_CI"] * launch.cdiv(co, config["BLOCK_CO"])
-    run = launch.cdiv(rectangles, max(1, launch.multiprocessors(x.device) // blocks))
-    runs = launch.cdiv(rectangles, run)
-    weights = co * 9 * ci
-    sums = torch.empty((runs, weights + co), dtype=torch.float32, device=x.device)
+    split = launch.cdiv(rectangles, max(1, launch.multiprocessors(x.device) // blocks))
+    splits = launch.cdiv(rectangles, split)
+    sums = torch.empty((splits, co * 9 * ci + co), dtype=torch.float32, device=x.device)
     launch.run(
         _wgrad,
-        (runs * blocks,),
+        (splits * blocks,),
         x,
         dy,
         sums,
         h,
         w,
         rectangles,
-        run,
-        x.stride(0),
-        x.stride(2),
-        dy.stride(0),
-        dy.stride(2),
+        split,
+        *launch.row_strides(x),
+        *launch.row_strides(dy),
         Ci=ci,
         Co=co,
         PRECISION=precision(x.dtype),
         **config,
     )
-    gradients = torch.empty(weights + co, dtype=dtype, device=x.device)
-    launch.run(
-        _add_splits,
-        (launch.cdiv(weights + co, ADDED),),
-        sums,
-        gradients,
-        runs,
-        weights + co,
-        float(scale),
-        BLOCK_RUNS=32,
-        BLOCK=ADDED,
-        num_warps=4,
-    )
-    return gradients[:weights].view(co, 3, 3, ci).permute(0, 3, 1, 2), gradients[weights:]
+    return sums
 
 
 def default_wgrad_config(ci: int, dtype: torch.dtype, device: torch.device) -> Config:

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +18,18 @@ from typing import Any, NamedTuple
 import torch
 from triton import knobs
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Config = dict[str, int]
 FOLDER = Path(__file__).with_name("configs")
-NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}  # dtypes the kernels compute in
+DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}  # dtypes the kernels compute in
 
 
 class KernelError(ValueError):
     """An operand no kernel takes; one line that names it and what is expected."""
+
+
+# --- running and compiling
 
 
 class _Compiling(NamedTuple):
@@ -40,8 +44,12 @@ _compiling: _Compiling | None = None
 def compile_only(arch: int, collect: Callable[[str, Any], None]) -> Iterator[None]:
     """Inside, `run` compiles for compute capability `arch` (80, 90) and launches nothing.
 
-    Tensors may be on the device "meta". collect: called with the name and the compiled kernel. The caller
-    has made Triton's driver one that needs no GPU (see `edsr.kernels.aot`).
+    Tensors may be on the device "meta". The caller has given Triton a driver that needs no GPU (see
+    `edsr.kernels.aot`).
+
+    Args:
+        arch: Compute capability times ten.
+        collect: Called with the name and the compiled kernel.
     """
     global _compiling
     before, _compiling = _compiling, _Compiling(arch, collect)
@@ -56,6 +64,7 @@ def run(fn: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     if _compiling is not None:
         _compiling.collect(fn.fn.__name__, fn.warmup(*args, grid=grid, **options))
         return
+    _log_compilations()
     device = next(x.device for x in args if isinstance(x, torch.Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):  # Triton launches on the current one
@@ -81,27 +90,28 @@ def architecture(device: torch.device) -> int:
     return _gpu(device).arch if device.type == "cuda" else 0
 
 
-_narrowed: int | None = None
+_multiprocessor_limit: int | None = None
 
 
 @contextlib.contextmanager
-def narrowed(to: int) -> Iterator[None]:
-    """Inside, launchers share work out as if the GPU had `to` multiprocessors.
+def limit_multiprocessors(count: int) -> Iterator[None]:
+    """Inside, launchers distribute work as if the GPU had `count` multiprocessors.
 
-    With one, a block of threads computes the whole of a small problem: only so do the rings in its shared memory turn.
+    With one, a block of threads computes the whole of a small problem: only then do the rings in its shared memory
+    wrap around.
     """
-    global _narrowed
-    before, _narrowed = _narrowed, to
+    global _multiprocessor_limit
+    before, _multiprocessor_limit = _multiprocessor_limit, count
     try:
         yield
     finally:
-        _narrowed = before
+        _multiprocessor_limit = before
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device; a Hopper's where there is none. See `narrowed`, too."""
-    if _narrowed is not None:
-        return _narrowed
+    """Streaming multiprocessors of the device; a Hopper's where there is none. See `limit_multiprocessors`, too."""
+    if _multiprocessor_limit is not None:
+        return _multiprocessor_limit
     return _gpu(device).multiprocessors if device.type == "cuda" else 132
 
 
@@ -117,62 +127,144 @@ def _gpu(device: torch.device) -> _Gpu:
     return _Gpu(properties.name, 10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
-def check(name: str, x: torch.Tensor, /, **others: torch.Tensor | None) -> None:
-    """Raises KernelError where no kernel runs on x's device or computes in its dtype, or `others` lie elsewhere."""
-    if x.device.type != "cuda" and _compiling is None and not interpreted():
-        raise KernelError(f"{name}: the Triton kernels need a CUDA device, not {x.device} (or TRITON_INTERPRET=1)")
-    if x.dtype not in NAMES:
-        raise KernelError(f"{name}: the kernels compute in {', '.join(NAMES.values())}, not {x.dtype}")
-    for what, other in others.items():
-        if other is not None and other.device != x.device:
-            raise KernelError(f"{name}: {what} is on {other.device}, the rest on {x.device}")
+# --- operands
+
+Expected = tuple[torch.Tensor | None, tuple[int, ...]]  # an operand, None where there is none, and its shape
 
 
-def channels_last(name: str, x: torch.Tensor) -> torch.Tensor:
-    """x, [N, C, H, W], if its rows are dense runs of NHWC pixels; rows and images may lie apart.
+def check_device(op: str, like: torch.Tensor, /, **others: torch.Tensor | None) -> None:
+    """Raises KernelError where no kernel runs on the device of `like` or computes in its dtype, or `others` lie
+    elsewhere."""
+    if like.device.type != "cuda" and _compiling is None and not interpreted():
+        raise KernelError(f"{op}: the Triton kernels need a CUDA device, not {like.device} (or TRITON_INTERPRET=1)")
+    if like.dtype not in DTYPE_NAMES:
+        raise KernelError(f"{op}: the kernels compute in {', '.join(DTYPE_NAMES.values())}, not {like.dtype}")
+    for name, other in others.items():
+        if other is not None and other.device != like.device:
+            raise KernelError(f"{op}: {name} is on {other.device}, the rest on {like.device}")
 
-    Raises KernelError otherwise: a copy made silently would cost more than the kernel saves.
+
+def check_operands(
+    op: str,
+    like: torch.Tensor,
+    *,
+    maps: dict[str, Expected],
+    parameters: dict[str, Expected],
+    result: tuple[int, ...],
+    channels: int = 16,
+) -> None:
+    """Raises KernelError unless a kernel can take these operands.
+
+    All must be on the device and of the dtype of `like`, which the kernels must know. A copy made silently to mend
+    a layout would cost more than the kernel saves.
+
+    Args:
+        op: Name of the op, for the message.
+        like: The operand that the others must go with.
+        maps: By name, [N, C, H, W], none of them empty. Rows are dense runs of NHWC pixels; rows and images may lie
+            apart.
+        parameters: By name, weights [.., Ci, k, k] with Ci innermost in memory, and biases; dense.
+        result: Shape of what is computed; not empty.
+        channels: How many are summed over; a multiple of 16.
     """
+    operands = maps | parameters
+    check_device(op, like, **{name: tensor for name, (tensor, _) in operands.items()})
+    if channels % 16:
+        raise KernelError(f"{op}: sums over a multiple of 16 channels, not {channels}")
+    if min(result) < 1:
+        raise KernelError(f"{op}: nothing comes of {list(like.shape)}, the result would be {list(result)}")
+    for name, (tensor, shape) in operands.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape or tensor.dtype != like.dtype:
+            raise KernelError(
+                f"{op}: {name} is {tensor.dtype} {list(tensor.shape)}, which should be {like.dtype} {list(shape)}"
+            )
+        if name in maps and min(shape) < 1:
+            raise KernelError(f"{op}: {name} is empty, {list(shape)}")
+        if not (_has_dense_rows(tensor) if name in maps else _is_dense(tensor)):
+            raise KernelError(f"{op}: {name} is not channels_last: strides {tensor.stride()}, shape {list(shape)}")
+
+
+def row_strides(x: torch.Tensor | None) -> tuple[int, int]:
+    """Strides of a map's images and rows, in elements; zeros where there is no map."""
+    return (0, 0) if x is None else (x.stride(0), x.stride(2))
+
+
+def _has_dense_rows(x: torch.Tensor) -> bool:
     _, c, _, w = x.shape
-    if (c > 1 and x.stride(1) != 1) or (w > 1 and x.stride(3) != c):
-        raise KernelError(f"{name}: expects a channels_last tensor, not strides {x.stride()} of shape {list(x.shape)}")
-    return x
+    return (c == 1 or x.stride(1) == 1) and (w == 1 or x.stride(3) == c)
+
+
+def _is_dense(parameter: torch.Tensor) -> bool:
+    return (parameter.movedim(-3, -1) if parameter.ndim > 3 else parameter).is_contiguous()
+
+
+# --- configurations
+
+_override: ContextVar[Callable[[str, str, Config], Config] | None] = ContextVar("override", default=None)
+
+
+@contextlib.contextmanager
+def override_configs(choose: Callable[[str, str, Config], Config]) -> Iterator[set[tuple[str, str]]]:
+    """Inside, in this thread, launchers use other configurations than those measured.
+
+    Args:
+        choose: Gets op, key and default configuration, and returns the configuration to use.
+
+    Yields:
+        The set of ops and keys that launchers have asked for so far.
+    """
+    requested: set[tuple[str, str]] = set()
+
+    def choose_and_note(op: str, key: str, default: Config) -> Config:
+        requested.add((op, key))
+        return choose(op, key, default)
+
+    token = _override.set(choose_and_note)
+    try:
+        yield requested
+    finally:
+        _override.reset(token)
 
 
 def config(op: str, key: str, default: Config, device: torch.device) -> Config:
-    """The configuration measured for this op and key on this kind of GPU, else `default`."""
+    """The configuration measured for this op and key on this kind of GPU, else `default`; see `override_configs`."""
+    choose = _override.get()
+    if choose is not None:
+        return choose(op, key, default)
     if device.type != "cuda":
         return default
     gpu = _gpu(device).name
-    measured = _record(gpu)["configs"].get(op, {})
+    measured = _load_record(gpu)["configs"].get(op, {})
     if key not in measured:
-        _say_missing(gpu, op, key)
+        _log_missing(gpu, op, key)
     return measured.get(key, default)
 
 
 def choice(op: str, key: str, device: torch.device) -> str | None:
-    """The way to do an op that was measured to be the fastest on this kind of GPU, by the name `bench.ops` has for
-    it; None without a measurement."""
+    """The implementation of an op that was measured to be the fastest on this kind of GPU, by its name in `bench.ops`;
+    None without a measurement."""
     if device.type != "cuda":
         return None
     return choices(_gpu(device).name).get(op, {}).get(key, {}).get("fastest")
 
 
 def choices(gpu: str) -> dict[str, Any]:
-    """What was measured on a kind of GPU of ways to do the same: by op, then key. See
-    `edsr.kernels.triton.hopper.verification`, too."""
-    return _record(gpu).get("choices", {})
+    """Measurements of several implementations of the same, on a kind of GPU: by op, then key. Also what
+    `edsr.kernels.triton.hopper.verification` found."""
+    return _load_record(gpu).get("choices", {})
 
 
 @cache
-def _record(gpu: str) -> dict[str, Any]:
+def _load_record(gpu: str) -> dict[str, Any]:
     path = FOLDER / f"{slug(gpu)}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"configs": {}}
 
 
 @cache
-def _say_missing(gpu: str, op: str, key: str) -> None:
-    log.debug("%s: no measured configuration for %s %s; the default serves (bench/tune.py finds one)", gpu, op, key)
+def _log_missing(gpu: str, op: str, key: str) -> None:
+    logger.debug("%s: no measured configuration for %s %s; the default serves (bench/tune.py finds one)", gpu, op, key)
 
 
 def slug(gpu: str) -> str:
@@ -180,15 +272,17 @@ def slug(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
-def announce_compilation(say: Callable[[str], None]) -> None:
-    """Calls `say` with a line for every kernel that Triton compiles from now on and had not in its cache."""
+@cache
+def _log_compilations() -> None:
+    """From now on, logs every kernel that Triton compiles because it is not in its cache."""
+    if knobs.compilation.listener is None:
+        knobs.compilation.listener = _log_compilation
 
-    def listener(*, src, metadata, metadata_group, times, cache_hit) -> None:
-        if not cache_hit:
-            # Triton keeps microseconds.
-            say(f"compiled {metadata['name']} in {times.total / 1e6:.1f} s; it is kept for later runs")
 
-    knobs.compilation.listener = listener
+def _log_compilation(*, src, metadata, metadata_group, times, cache_hit) -> None:
+    if not cache_hit:
+        seconds = times.total / 1e6  # Triton keeps microseconds
+        logger.info("compiled %s in %.1f s; it is kept for later runs", metadata["name"], seconds)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -1,3 +1,5 @@
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,10 @@ def tree(tmp_path, monkeypatch):
 
 
 def plan(*inputs: str, output: str | None = None, recursive=False) -> dict[str, str]:
-    return {j.source.as_posix(): j.output.as_posix() for j in plan_jobs(inputs, output, "x2", None, recursive)}
+    """Source -> output, of inputs that are all good."""
+    result = plan_jobs(inputs, output, "x2", None, recursive)
+    assert not result.errors
+    return {job.source.as_posix(): job.output.as_posix() for job in result.jobs}
 
 
 def test_beside_each_image(tree):
@@ -66,19 +71,76 @@ def test_lists_patterns_and_repeats(tree):
     assert list(plan("p/in/deep/ä [1].tif")) == ["p/in/deep/ä [1].tif"]  # a name, though it looks like a pattern
 
 
+def test_named_inputs_that_are_left_out_are_told(tree):
+    (tree / "p" / "a_x2.png").touch()
+    assert plan_jobs(["p/a.png", "p/a_x2.png"], None, "x2").left_out == [Path("p/a_x2.png")]
+    assert plan_jobs(["p/a_x2.png", "p"], None, "x2").left_out == [Path("p/a_x2.png")]
+    assert plan_jobs(["p/*.png"], None, "x2").left_out == [Path("p/a_x2.png")]
+    assert plan_jobs(["p"], None, "x2").left_out == []  # found in a folder, nobody has named it
+    assert plan_jobs(["p/a_x2.png"], None, "x2").left_out == []
+
+
+BAD = {
+    "empty/": "empty: no images",
+    "@none.txt": "none.txt: the list cannot be read",
+    "@latin.txt": "latin.txt: the list cannot be read (not UTF-8)",
+    "@blank.txt": "blank.txt: the list is empty",
+    "p/*.gif": "p/*.gif: nothing matches",
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bad_input_does_not_stop_the_others(tree, bad, first):
+    (tree / "empty").mkdir()
+    (tree / "latin.txt").write_bytes(b"\xe4.png\n")
+    (tree / "blank.txt").write_text("\n \n")
+    result = plan_jobs([bad, "p/a.png"] if first else ["p/a.png", bad], "out/", "x2")
+    assert [(job.source, job.output) for job in result.jobs] == [(Path("p/a.png"), Path("out/a_x2.png"))]
+    ((name, error),) = result.errors
+    assert name == bad and BAD[bad] in str(error).replace("empty/:", "empty:") and isinstance(error, ImageError)
+    alone = plan_jobs([bad], "nothing/", "x2")
+    assert alone.jobs == [] and [failed.name for failed in alone.errors] == [bad] and not (tree / "nothing").exists()
+
+
+def test_a_bad_line_of_a_list_does_not_stop_the_others(tree):
+    (tree / "empty").mkdir()
+    (tree / "list.txt").write_text("p/a.png\nempty\np/*.gif\nq\n")
+    result = plan_jobs(["@list.txt"], None, "x2")
+    assert [job.source.as_posix() for job in result.jobs] == ["p/a.png", "q/a.png"]
+    assert [failed.name for failed in result.errors] == ["empty", "p/*.gif"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links")
+def test_an_image_that_would_become_itself_does_not_stop_the_others(tree):
+    (tree / "out").mkdir()
+    (tree / "out" / "a_x2.png").symlink_to(tree / "p" / "a.png")
+    result = plan_jobs(["p/a.png", "p/b.JPG"], "out", "x2")
+    assert [job.source.name for job in result.jobs] == ["b.JPG"]
+    assert [failed.name for failed in result.errors] == ["p/a.png"] and "input itself" in str(result.errors[0].error)
+
+
+def test_an_unlistable_folder_does_not_stop_the_others(tree):
+    (tree / "locked").mkdir(mode=0)
+    if os.access(tree / "locked", os.R_OK):
+        pytest.skip("this user may list every folder")
+    result = plan_jobs(["locked", "p/a.png"], None, "x2")
+    assert len(result.jobs) == 1 and "cannot be listed" in str(result.errors[0].error)
+
+
 @pytest.mark.parametrize(
     ("inputs", "output", "says"),
     [
-        (["p/*.gif"], None, "nothing matches"),
-        (["@none.txt"], None, "none.txt: the list cannot be read"),
-        (["p"], "file.png", "need a folder after -o"),
-        (["nowhere/"], None, None),
+        ([], None, "no images given"),
+        (["p"], "file.png", "2 images need a folder after -o"),
+        (["p/a.png", "p/*.gif"], "file.png", "2 images need a folder after -o"),
     ],
 )
 def test_misuse(tree, inputs, output, says):
-    if says is None:  # a file that is not there is told when it is its turn
-        assert plan_jobs(inputs, output, "x2")[0].source == Path("nowhere")
-        return
     with pytest.raises(ImageError, match=says) as caught:
         plan_jobs(inputs, output, "x2")
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_fails_when_it_is_its_turn(tree):
+    assert plan("nowhere/") == {"nowhere": "nowhere_x2.png"}

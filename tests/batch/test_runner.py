@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from edsr.batch.jobs import Job
+from edsr.batch.jobs import Job, OutputSize
 from edsr.batch.runner import FILES_AT_ONCE, UpscaleOptions, UpscalerPool, upscale_files
-from edsr.batch.sizes import OutputSize
-from edsr.cli.progress import BatchProgress
 from edsr.devices import list_devices
 from edsr.errors import BackendError, WeightsError
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
+from edsr.progress import Silent
 from edsr.weights import load_model, save_model
 from tests.conftest import make_image, network
 from tests.support.image_files import names
 from tests.support.image_files import write as save
 
-SILENT = BatchProgress(None, 0)
+SILENT = Silent()
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_closing_early_leaves_whole_files_only(home, devices):
 
 
 def test_any_size_takes_the_next_larger_network(home):
-    networks = UpscalerPool("edsr-baseline", None, ["cpu"], likely=2.5)
+    networks = UpscalerPool("edsr-baseline", None, ["cpu"], expected_scale=2.5)
     assert networks.scale == 3 and networks.scales == (2, 3, 4)
     for wish, size, scale in (
         (OutputSize(outscale=1.5), (45, 30), 2),
@@ -109,7 +108,7 @@ def test_any_size_takes_the_next_larger_network(home):
         (outcome,) = upscale_files([job], networks, UpscaleOptions(wish), SILENT)
         assert outcome.error is None and outcome.output_size == size
         assert read_image(job.output).shape == (size[1], size[0], 3)
-        assert ("edsr-baseline", scale) in networks._loaded
+        assert ("edsr-baseline", scale) in networks.loaded
     (outcome,) = upscale_files(
         [job._replace(output=home / "out" / "no.png")], networks, UpscaleOptions(OutputSize(5.0)), SILENT
     )
@@ -120,7 +119,7 @@ def test_a_size_asked_of_one_network(home):
     networks = UpscalerPool("edsr-baseline", 4, ["cpu"])
     job = Job(home / "in" / "00.png", home / "out" / "a.png")
     (outcome,) = upscale_files([job], networks, UpscaleOptions(OutputSize(outscale=2.0)), SILENT)
-    assert outcome.output_size == (60, 40) and list(networks._loaded) == [("edsr-baseline", 4)]
+    assert outcome.output_size == (60, 40) and networks.loaded == [("edsr-baseline", 4)]
 
 
 def test_networks_that_cannot_be_had(home):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edsr.batch.sizes import OutputSize, scale_for
+from edsr.batch.jobs import OutputSize, scale_for
 from edsr.images.formats import storage_for
 from edsr.images.reader import ImageReader, read_image
 from edsr.images.samples import TargetSize, resample
@@ -27,7 +27,7 @@ from tests.support.image_files import WHITE, make_image, with_pillow
     ],
 )
 def test_sizes(size, becomes, tag):
-    assert size and size.of(400, 300) == becomes and size.tag(2) == tag
+    assert size and size.resolve(400, 300) == becomes and size.tag(2) == tag
 
 
 def test_no_size():

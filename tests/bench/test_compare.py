@@ -191,7 +191,7 @@ def test_the_default_is_a_candidate(monkeypatch, target):
     monkeypatch.setattr(tune.launch, "run", lambda *operands, **options: None)
     with (
         tune.launch.compile_only(90, lambda name, kernel: None),
-        tune.configured(lambda op, key, default: defaults.append((op, default)) or default),
+        tune.launch.override_configs(lambda op, key, default: defaults.append((op, default)) or default),
     ):
         for op in target.operations(target.sizes.full, "meta"):
             op.cases[target.case].build(op)()
@@ -201,7 +201,7 @@ def test_the_default_is_a_candidate(monkeypatch, target):
 
 def test_configurations_come_back_through_the_launchers(monkeypatch, tmp_path):
     monkeypatch.setattr(tune.launch, "FOLDER", tmp_path / "configs")
-    tune.launch._record.cache_clear()
+    tune.launch._load_record.cache_clear()
     monkeypatch.setattr(tune.launch, "_gpu", lambda device: tune.launch._Gpu("NVIDIA Made-up 1", 90, 132))
     record = tune.read("NVIDIA Made-up 1")
     target = next(target for target in tune.TARGETS if target.op == "conv3x3")
@@ -215,7 +215,7 @@ def test_configurations_come_back_through_the_launchers(monkeypatch, tmp_path):
             assert found == best["config"]
         assert tune.launch.config("conv3x3", "fp32 64-64", {"a": 1}, torch.device("cuda")) == {"a": 1}
     finally:
-        tune.launch._record.cache_clear()
+        tune.launch._load_record.cache_clear()
     again = tune.read("NVIDIA Made-up 1")
     assert again["configs"] == record["configs"]
     assert again["choices"]["relu"]["bf16 64"] == {"fastest": "hopper", "ms": {"portable": 2.0, "hopper": 1.0}}

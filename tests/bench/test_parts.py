@@ -416,10 +416,10 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
         (results / f"{kind}.json").write_text(json.dumps({"kind": kind, "machine": machine} | more))
     cpu = {"kind": "training", "machine": machine | {"device": "cpu", "date": "2020-01-01"}, "workloads": []}
     (results / "cpu.json").write_text(json.dumps(cpu))
-    verdicts = {"c64 fp16": "right", "block fp16": "hangs: nothing after 5 s"}
-    (configs / "made-up.json").write_text(json.dumps({"choices": {"hopper": {"verdicts": verdicts}}}))
+    statuses = {"c64 fp16": "verified", "block fp16": "hangs: nothing after 5 s"}
+    (configs / "made-up.json").write_text(json.dumps({"choices": {"hopper": {"statuses": statuses}}}))
     (run / "metrics.jsonl").write_text(
-        '{"step": 50, "psnr": 37.5, "patches_per_second": 6400}\n{"step": 6000, "patches_per_second": 6600}\n{"ste'
+        '{"step": 50, "psnr": 37.5, "images_per_second": 6400}\n{"step": 6000, "patches_per_second": 6600}\n{"ste'
     )
     (tmp_path / "tests.log").write_bytes(b"..\xff..\n== 3 failed, 183 passed in 58.11s ==\n")
     (tmp_path / "score-Set5.log").write_text("head  0.91\nmean of 5  37.90\n")

@@ -119,7 +119,7 @@ def test_a_way_that_does_not_learn_is_found(monkeypatch):
 
 def test_steps_without_the_graph_they_were_to_have_are_not_timed():
     way = Ours(tiny(), "reference", graph=True)
-    way._said.append("no CUDA graph of the step (why); steps are launched one by one")
+    way._step.graph_error = "why"
     with pytest.raises(AssertionError, match="no CUDA graph"):
         way.run(1)
 
@@ -225,7 +225,7 @@ def test_the_faster_of_ours_is_noted_for_training(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "configs")
     monkeypatch.setattr(launch, "_gpu", lambda device: launch._Gpu("NVIDIA Made-up 1", 90, 132))
-    launch._record.cache_clear()
+    launch._load_record.cache_clear()
     try:
         training.choose("NVIDIA Made-up 1", made_up_entry("edsr-baseline", {"torch": 0.003, "triton": 0.002}))
         training.choose("NVIDIA Made-up 1", made_up_entry("edsr", {"torch": 0.03}))
@@ -233,10 +233,10 @@ def test_the_faster_of_ours_is_noted_for_training(monkeypatch, tmp_path):
         assert launch.choice("training_step", "bf16 64", device) == "triton"
         assert launch.choice("training_step", "bf16 256", device) is None  # there was nothing to choose from
         training.choose("NVIDIA Made-up 1", made_up_entry("edsr-baseline", {"torch": 0.001, "triton": 0.002}))
-        launch._record.cache_clear()
+        launch._load_record.cache_clear()
         assert launch.choice("training_step", "bf16 64", device) == "torch"
     finally:
-        launch._record.cache_clear()
+        launch._load_record.cache_clear()
 
 
 # --- the command

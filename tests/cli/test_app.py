@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -81,7 +80,7 @@ def test_a_batch_survives_bad_files_and_goes_on_where_it_stopped(home, upscale):
     before = (home / "out" / "a_x2.png").stat().st_mtime_ns
     code, out, err = upscale("in", "-o", "out/", "--recursive", "--skip-existing")
     assert code == 1 and out.count("\n") == 1 and "c_x2.png" in out
-    assert "1 of 5 images done, 2 there already, 2 failed:" in err
+    assert "1 of 5 images done, 2 skipped, 2 failed:" in err
     assert (home / "out" / "a_x2.png").stat().st_mtime_ns == before
     assert listing(home / "out" / "deep") == ["b_x2.png", "c_x2.png"]
 
@@ -237,6 +236,47 @@ def test_a_bad_file_does_not_stop_the_others(home, upscale):
     assert code == 1 and "bad.png" in err and "photo_x2.png" in out and (home / "photo_x2.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("bad", "says"), [("empty", "empty: no images"), ("@none.txt", "none.txt: the list"), ("*.gif", "nothing matches")]
+)
+def test_an_input_that_gives_no_images_does_not_stop_the_others(home, upscale, bad, says):
+    (home / "empty").mkdir()
+    code, out, err = upscale("photo.png", bad, "-o", "out/", "--json")
+    assert code == 1 and listing(home / "out") == ["photo_x2.png"]
+    failed, done = map(json.loads, out.splitlines())
+    assert failed["input"] == bad and says in failed["error"] and failed["output"] is None
+    assert set(failed) == set(done) and done["output"] == os.path.join("out", "photo_x2.png")
+    error, summary, again = err.splitlines()
+    assert error.startswith("error: ") and says in error
+    assert summary == "1 of 2 images done, 1 failed:" and says in again
+
+
+def test_named_inputs_that_are_left_out_are_told(home, upscale):
+    for i in range(5):
+        for name in f"{i}.png", f"{i}_x2.png":
+            Image.fromarray(make_image(9, 9)).save(name)
+    named = [f"{i}{end}.png" for i in range(5) for end in ("", "_x2")]
+    code, out, err = upscale(*named, "--skip-existing")
+    note = "note: left out, because other inputs become this: 0_x2.png, 1_x2.png, 2_x2.png and 2 more\n"
+    assert (code, out, err) == (0, "", note + "0 of 5 images done, 5 skipped\n")
+    assert upscale(*named, "--skip-existing", "--quiet") == (0, "", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_names_cannot_break_lines_or_steer_the_terminal(home, upscale):
+    save, lost = "a\n\x1b[31m\udcff.png", "b\r\x07.png"
+    (home / "photo.png").rename(home / save)
+    code, out, err = upscale(save, lost, "-o", "out/")
+    assert code == 1 and out.startswith("out/a??[31m?_x2.png  80 x 60") and out.count("\n") == 1
+    assert err.splitlines() == [
+        "error: b??.png: no such file",
+        "1 of 2 images done, 1 failed:",
+        "  b??.png: no such file",
+    ]
+    code, out, err = upscale(save, "-o", "out/", "--overwrite", "--json")
+    assert code == 0 and json.loads(out)["input"] == save
+
+
 def test_nothing_is_overwritten(home, upscale):
     (home / "photo_x2.png").write_bytes(b"precious")
     code, _, err = upscale("photo.png")
@@ -266,7 +306,7 @@ def test_nothing_is_overwritten(home, upscale):
 )
 def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("edsr.inference.upscaler.cpu_has", lambda precision: False)
+    monkeypatch.setattr("edsr.inference.plan.cpu_has", lambda precision: False)
     before = listing(home), (home / "photo.png").read_bytes()
     code, out, err = upscale("photo.png", *arguments)
     assert code == 1 and out == "" and says in err and err.count("\n") == 1
@@ -385,8 +425,8 @@ def test_sigterm_leaves_no_half_file(home, files, devices):
 
 
 @pytest.fixture
-def compare(run_cli):
-    return partial(run_cli, "compare")
+def compare(run):
+    return lambda *arguments: run("compare", *arguments, "--model", "m.safetensors")
 
 
 def test_compare_draws_a_figure_or_a_page(home, compare):
@@ -483,6 +523,7 @@ def test_a_training_stopped_in_another_process_says_so(home, capsys, monkeypatch
 
     def train(*_):
         yield Progress(3, 9, home / "run", 0.1, 1e-4, 5.0)
+        return True
 
     monkeypatch.setattr("edsr.training.train", train)
     assert cli.main(["train", "--data", "data", "--out", "run"]) == 130
@@ -516,6 +557,16 @@ def test_info_and_convert(home, capsys):
     assert cli.main(["convert", "m.safetensors", "n.pth"]) == 1
     assert cli.main(["info", "photo.png"]) == 1
     assert "photo.png" in capsys.readouterr().err
+
+
+def test_the_version_needs_no_torch():
+    for command in ([ROOT / "cli.py"], ["-m", "edsr"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", *command, "--version"], capture_output=True, text=True, cwd=ROOT
+        )
+        assert (done.returncode, done.stdout) == (0, "edsr-triton 0.1.0\n")
+        for module in "torch", "numpy", "rich":
+            assert not re.search(rf"\| +{module}$", done.stderr, re.M)
 
 
 @pytest.mark.parametrize("command", ["upscale", "compare", "evaluate", "train", "info", "convert"])

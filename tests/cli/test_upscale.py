@@ -168,6 +168,32 @@ def test_pipes_to_and_from_files(home):
     assert (record["input"], record["output"]) == ("standard input", "b.tif")
 
 
+def test_a_pipe_into_a_folder_makes_the_folder(home):
+    done = process("-", "-o", "new/", stdin=(home / "photo.png").read_bytes())
+    assert done.returncode == 0 and names("new") == ["stdin_x2.png"] and done.stdout == b""
+    assert done.stderr.startswith(os.path.join("new", "stdin_x2.png").encode())
+
+
+def test_a_folder_of_one_image_may_go_to_standard_output(home):
+    (home / "in").mkdir()
+    (home / "photo.png").rename(home / "in" / "photo.png")
+    done = process("in", "-o", "-")
+    assert done.returncode == 0 and Image.open(io.BytesIO(done.stdout)).size == (80, 60)
+    save("in/other.png", smooth(9, 9))
+    done = process("in", "-o", "-")
+    assert done.returncode == 1 and done.stdout == b"" and done.stderr.startswith(b"error: -o -: standard output")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_files_called_like_a_stream_are_told_by_their_name(home, upscale):
+    (home / "edsr-samples").mkdir()
+    (home / "photo.png").rename(home / "edsr-samples" / "stdin.png")
+    name = os.path.join("edsr-samples", "stdin.png")
+    code, out, _ = upscale(name, "-o", os.path.join("edsr-samples", "stdout.png"), "--json")
+    record = json.loads(out)
+    assert code == 0 and record["input"] == name and record["output"] == os.path.join("edsr-samples", "stdout.png")
+
+
 @pytest.mark.parametrize("stdin", [b"", b"no image", None])
 def test_a_bad_pipe_is_one_line_and_no_output(home, stdin):
     whole = encoded("jpeg", pillow(smooth(80, 70)))

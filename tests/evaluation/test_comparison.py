@@ -9,7 +9,6 @@ import pytest
 import pyvips
 from PIL import Image, ImageCms
 
-from edsr.cli.progress import BatchProgress
 from edsr.errors import CompareError, ImageError
 from edsr.evaluation import comparison as comparison_module
 from edsr.evaluation import metrics
@@ -27,6 +26,7 @@ from edsr.evaluation.scoring import evaluate
 from edsr.images.resize import matlab_bicubic, matlab_downscale
 from edsr.images.writer import ImageWriter
 from edsr.inference.upscaler import Upscaler
+from edsr.progress import Silent
 from tests.conftest import make_image, network
 
 
@@ -91,7 +91,7 @@ def test_bicubic_does_not_depend_on_bands(scale, block):
 
 
 def test_self_ensemble_and_rows_done(tmp_path, upscaler):
-    class Told(BatchProgress):
+    class Told(Silent):
         rows = 0
 
         @contextlib.contextmanager
@@ -102,7 +102,7 @@ def test_self_ensemble_and_rows_done(tmp_path, upscaler):
         def advance(self, rows):
             self.rows += rows
 
-    progress, low = Told(None, 1), make_image(200, 31)
+    progress, low = Told(), make_image(200, 31)
     found = compare(upscaler, written(tmp_path / "a.png", low), self_ensemble=True, progress=progress)
     np.testing.assert_array_equal(found.images["EDSR+ x2"], upscaler(low, self_ensemble=True))
     assert progress.rows == 200

@@ -8,7 +8,7 @@ import pytest
 import pyvips
 from PIL import Image, features
 
-from edsr.images.compression import MIDDLE, LossyCompression, detect_compression, jpeg_quality
+from edsr.images.compression import ASSUMED_QUALITY, LossyCompression, detect_compression, jpeg_quality
 from tests.conftest import make_image
 from tests.support.image_files import encoded, pillow
 
@@ -116,7 +116,7 @@ def test_a_jpeg_without_usable_tables_is_taken_for_middling(tmp_path, damage):
         "soi": b"\xff\xd8\xff",
     }[damage]
     found = told(tmp_path, bad)
-    assert found == LossyCompression("JPEG", MIDDLE, False) and str(found) == "JPEG, quality taken for 75"
+    assert found == LossyCompression("JPEG", ASSUMED_QUALITY, False) and str(found) == "JPEG, quality taken for 75"
 
 
 def test_only_the_header_is_read(tmp_path):
@@ -152,7 +152,7 @@ def test_other_tiffs_are_lossless(tmp_path, compression):
 
 def test_webp_in_tiff_does_not_tell(tmp_path):
     data = pyvips.Image.new_from_array(PIXELS).tiffsave_buffer(compression="webp", Q=30)
-    assert told(tmp_path, data) == LossyCompression("WebP in TIFF", MIDDLE, False)
+    assert told(tmp_path, data) == LossyCompression("WebP in TIFF", ASSUMED_QUALITY, False)
 
 
 @pytest.mark.parametrize("method", [0, 4, 6])
@@ -185,7 +185,7 @@ def test_extended_webp(tmp_path):
 
 def test_damaged_webp(tmp_path):
     data = encoded("WebP", pillow(PIXELS), quality=50)
-    assert told(tmp_path, data[:30]) == LossyCompression("WebP", MIDDLE, False)
+    assert told(tmp_path, data[:30]) == LossyCompression("WebP", ASSUMED_QUALITY, False)
     assert told(tmp_path, data[:14]) is None
     for i in range(20, 60):  # never an error, whatever the bits
         bad = bytearray(data)
@@ -195,7 +195,9 @@ def test_damaged_webp(tmp_path):
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 def test_avif_and_heic_are_taken_for_middling(tmp_path):
-    assert told(tmp_path, encoded("AVIF", pillow(PIXELS), quality=20)) == LossyCompression("AVIF", MIDDLE, False)
+    assert told(tmp_path, encoded("AVIF", pillow(PIXELS), quality=20)) == LossyCompression(
+        "AVIF", ASSUMED_QUALITY, False
+    )
     assert str(told(tmp_path, b"\0\0\0\x18ftypheic" + bytes(40))) == "HEIC, quality taken for 75"
 
 
@@ -204,7 +206,7 @@ def test_avif_by_libvips(tmp_path):
     assert told(tmp_path, image.heifsave_buffer(compression="av1", lossless=True)) is None
     for mode in "on", "off":
         data = image.heifsave_buffer(compression="av1", Q=60, subsample_mode=mode)
-        assert told(tmp_path, data) == LossyCompression("AVIF", MIDDLE, False)
+        assert told(tmp_path, data) == LossyCompression("AVIF", ASSUMED_QUALITY, False)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "PPM"])

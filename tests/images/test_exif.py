@@ -21,6 +21,7 @@ MAKE, COPYRIGHT, HOST, ORIENTATION = 271, 33432, 316, 274
 EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
 TAKEN, MAKER_NOTE, COMMENT, WIDTH, HEIGHT, TITLE = 0x9003, 0x927C, 0x9286, 0xA002, 0xA003, 0xA436
 LAYOUTS = [(order, big) for order in "<>" for big in (False, True)]
+LIMIT = {False: 10**9, True: 0}  # bytes above which a TIFF is a BigTIFF
 LEFT_OUT = "EXIF data is left out in part"
 
 
@@ -174,13 +175,12 @@ def jpeg_with(data, pixels=None):
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("big", [False, True])
-def test_into_a_tiff(tmp_path, monkeypatch, order, big):
-    monkeypatch.setattr("edsr.images.writer._BIGTIFF", 0 if big else 10**9)
+def test_into_a_tiff(tmp_path, order, big):
     # EXIF data is a TIFF, and this one describes pixels of its own, which say nothing about ours.
     (tmp_path / "a.jpg").write_bytes(jpeg_with(tiff(order, False, make_image(9, 9), **full(order))))
     pixels = make_image(82, 120)
     with ImageReader(tmp_path / "a.jpg") as reader:
-        writer = write(tmp_path / "b.tif", pixels, like=reader)
+        writer = write(tmp_path / "b.tif", pixels, like=reader, bigtiff_above=LIMIT[big])
     assert writer.warnings == () and names(tmp_path) == ["a.jpg", "b.tif"]
     found, own = check(tmp_path / "b.tif", 120, 82)
     assert found[HOST] == "den" and own[COMMENT][8:].decode("utf-16-le") == "höher"
@@ -217,9 +217,8 @@ def test_a_tiff_keeps_what_it_says_itself(tmp_path):
 
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("big", [False, True])
-def test_append(tmp_path, monkeypatch, big, odd):
-    monkeypatch.setattr("edsr.images.writer._BIGTIFF", 0 if big else 10**9)
-    write(tmp_path / "a.tif", make_image())
+def test_append(tmp_path, big, odd):
+    write(tmp_path / "a.tif", make_image(), bigtiff_above=LIMIT[big])
     before = (tmp_path / "a.tif").read_bytes()
     before += bytes((len(before) + odd) % 2)
     (tmp_path / "a.tif").write_bytes(before)
@@ -237,11 +236,11 @@ def test_append(tmp_path, monkeypatch, big, odd):
         assert page.tags[256].value == 41 and page.tags[MAKE].value == "A maker, of an odd length"
         pointers = [page.tags[tag] for tag in (EXIF, GPS)]
         assert [tag.dtype for tag in pointers] == [LONG8 if big else LONG] * 2
-        form = exif.Form("<", big)
+        form = exif.TiffForm("<", big)
         for tag in pointers:
             place = int.from_bytes(after[tag.offset + (12 if big else 8) :][: form.offset.size], "little")
             entries, _ = exif.read_ifd(io.BytesIO(after), form, place)
-            aside = [form.offset.unpack(entry.data)[0] for entry in entries.values() if entry.count > 8]
+            aside = [form.offset.unpack(entry.data)[0] for entry in entries.values() if entry.value_count > 8]
             assert len(aside) == 20 and all(each % 2 == 0 for each in (place, *aside))
         assert np.array_equal(file.asarray(), make_image())
 
@@ -385,10 +384,9 @@ def test_trim(sizes, most):
 
 @linux  # where a file may have holes
 @pytest.mark.parametrize("big", [False, True])
-def test_four_gigabytes(tmp_path, monkeypatch, big):
-    monkeypatch.setattr("edsr.images.writer._BIGTIFF", 0 if big else 10**9)
+def test_four_gigabytes(tmp_path, big):
     path, size = tmp_path / "a.tif", 2**32 - 100
-    write(path, make_image())
+    write(path, make_image(), bigtiff_above=LIMIT[big])
     before = path.read_bytes()
     found = Exif("<", {0: {MAKE: Entry(*text(b"A maker"))}, EXIF: {TAKEN: Entry(*text(b"2020:02:03 04:05:06"))}})
     with open(path, "rb+") as file:

@@ -1,5 +1,5 @@
-"""Files in, files out, as callers use them: round trips, bounded memory, names. Kinds of images are in test_reading
-and test_writing, damage in test_fuzz_files."""
+"""Files in, files out, as callers use them: round trips, bounded memory, names. Kinds of images are in test_reader and
+test_writer, damage in test_fuzz."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import pyvips
 
 from edsr.batch.jobs import output_path
-from edsr.images.formats import FORMATS, find_images
+from edsr.images.formats import FORMATS
 from edsr.images.reader import ImageReader, read_image
 from tests.support.image_files import (
     EXTENSIONS,
@@ -91,17 +91,10 @@ def test_a_second_round_changes_nothing(tmp_path, extension, dtype, channels):
         assert np.abs(again.astype(float) - pixels).mean() < WHITE[pixels.dtype.name] / 100
 
 
-def test_no_cache_is_left(tmp_path):
-    write(tmp_path / "a.png", make_image())
-    write(tmp_path / "a.png", make_image(seed=1), overwrite=True)
-    assert np.array_equal(read_image(tmp_path / "a.png"), make_image(seed=1))
-    assert pyvips.cache_get_size() == 0
-
-
 MEMORY = """
 import sys
 import numpy as np
-from edsr.images import Reader, Writer
+from edsr.images import ImageReader, ImageWriter
 
 def peak():
     with open("/proc/self/status") as status:
@@ -115,10 +108,10 @@ for kind, name, channels in (("uint8", "a.png", 3), ("uint16", "a.png", 4), ("ui
     rows = np.repeat(full[..., :channels], 100, axis=0).astype(kind)
     for height in (1000, 30_000):
         path = f"{sys.argv[1]}/{height}{kind}{name}"
-        with Writer(path, width, height, channels, dtype=kind) as writer:
+        with ImageWriter(path, width, height, channels, dtype=kind) as writer:
             for _ in range(height // 100):
                 writer.write(rows)
-        with Reader(path, full=True) as reader:
+        with ImageReader(path, full=True) as reader:
             assert sum(len(part) for part in reader.rows(100)) == height
         print(kind, name, height, peak())
 """
@@ -134,14 +127,14 @@ def test_bounded_memory(tmp_path):
 DETOURS = """
 import sys
 import numpy as np
-from edsr.images import Reader
+from edsr.images import ImageReader
 
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 for path in sys.argv[1:]:
-    with Reader(path, folder=path.rpartition("/")[0]) as reader:
+    with ImageReader(path, folder=path.rpartition("/")[0]) as reader:
         assert sum(part.sum(dtype=np.int64) for part in reader.rows(20)) > 0
     print(peak())
 """
@@ -211,40 +204,3 @@ def test_output_path_of_a_format(tmp_path):
     refused("b.jpg: its ending is not that of --format webp", output_path, "a.png", "x2", "b.jpg", "webp")
     refused("b.jpg: its ending is not that of --format keep", output_path, "a.png", "x2", "b.jpg", "keep")
     refused("b: its ending", output_path, "a.png", "x2", "b", "png")
-
-
-def test_find_images(tmp_path):
-    refused("no images", find_images, tmp_path)
-    refused("cannot be listed", find_images, tmp_path / "none")
-    for name in ("b.PNG", "a.jpeg", "c.txt", ".hidden.png", "d.tif", "e.heic", "f.avif"):
-        (tmp_path / name).write_bytes(b"")
-    refused("cannot be listed", find_images, tmp_path / "c.txt")
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "deeper").mkdir()
-    (tmp_path / "deeper" / "e.png").write_bytes(b"")
-    assert [path.name for path in find_images(tmp_path)] == ["a.jpeg", "b.PNG", "d.tif", "e.heic", "f.avif"]
-
-
-def test_find_images_in_folders(tmp_path):
-    (tmp_path / "z" / "empty").mkdir(parents=True)
-    refused("no images", find_images, tmp_path, recursive=True)
-    refused("cannot be listed", find_images, tmp_path / "none", recursive=True)
-    for name in ("m.png", "z/b.png", "z/a.txt", "a/deep/c.JPG", ".hidden/d.png", "a/.e.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path, recursive=True)]
-    assert found == ["a/deep/c.JPG", "m.png", "z/b.png"]
-    assert [path.name for path in find_images(tmp_path)] == ["m.png"]
-
-
-@linux
-def test_find_images_follows_links_once(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "b.png").write_bytes(b"")
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(b"")
-    (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "images")
-    (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert [path.name for path in find_images(tmp_path / "images", recursive=True)] == ["a.png", "b.png"]

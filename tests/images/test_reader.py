@@ -12,7 +12,8 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from edsr.images import formats, reorder
-from edsr.images.reader import ImageReader, read_image
+from edsr.images.probe import LOADERS
+from edsr.images.reader import ImageReader, ReadLimits, read_image
 from tests.support.image_files import (
     EXTENSIONS,
     LOSSLESS,
@@ -42,12 +43,13 @@ def whole(path, count=7, **options):
         pixels = np.concatenate(list(reader.rows(count)))
         assert pixels.shape == (reader.height, reader.width, reader.channels)
         assert pixels.dtype == reader.dtype and reader.alpha == (reader.channels in (2, 4))
-    assert np.array_equal(read_image(path, full=True), pixels)
+    options.pop("folder", None)
+    assert np.array_equal(read_image(path, full=True, **options), pixels)
     return pixels
 
 
-def exactly(path, expected):
-    pixels = whole(path)
+def exactly(path, expected, **options):
+    pixels = whole(path, **options)
     assert pixels.dtype == expected.dtype and np.array_equal(pixels, expected)
 
 
@@ -336,12 +338,11 @@ def test_orientation_is_applied_once(tmp_path, extension, orientation):
 
 @pytest.mark.parametrize("count", [1, 7, 100])
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_turned_by_way_of_a_file(tmp_path, monkeypatch, orientation, count):
-    monkeypatch.setattr(reorder, "SPOOLED", 100)
-    monkeypatch.setattr("edsr.images.reader._BLOCK", 30 * 3 * 11)  # blocks of eleven rows
+def test_turned_by_way_of_a_file(tmp_path, orientation, count):
+    limits = ReadLimits(spooled=100, block=30 * 3 * 11)  # blocks of eleven rows
     expected = turned_file(tmp_path / "a.png", orientation, make_image(50, 30))
     (tmp_path / "empty").mkdir()
-    assert np.array_equal(whole(tmp_path / "a.png", count, folder=tmp_path / "empty"), expected)
+    assert np.array_equal(whole(tmp_path / "a.png", count, folder=tmp_path / "empty", limits=limits), expected)
     assert not list((tmp_path / "empty").iterdir())
 
 
@@ -362,43 +363,41 @@ def test_turned_images_cut_off(tmp_path):
 
 # ---- interlaced PNG by way of seven files
 
+BY_FILE = ReadLimits(spooled=0)
+
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 9), (9, 1), (4, 4), (5, 5), (8, 8), (60, 41), (17, 300)])
 @pytest.mark.parametrize("count", [1, 5, 8, 100])
-def test_interlaced_sizes(tmp_path, monkeypatch, height, width, count):
-    monkeypatch.setattr(reorder, "SPOOLED", 0)
+def test_interlaced_sizes(tmp_path, height, width, count):
     (tmp_path / "a.png").write_bytes(png(noise(height, width, 3), interlaced=True))
-    with ImageReader(tmp_path / "a.png", folder=tmp_path) as reader:
+    with ImageReader(tmp_path / "a.png", folder=tmp_path, limits=BY_FILE) as reader:
         assert reader.buffered_bytes == 0
         assert np.array_equal(np.concatenate(list(reader.rows(count))), noise(height, width, 3))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("bits, channels", [(1, 1), (2, 1), (4, 1), (16, 1), (16, 2), (16, 4), (8, 4)])
-def test_interlaced_kinds(tmp_path, monkeypatch, bits, channels):
+def test_interlaced_kinds(tmp_path, bits, channels):
     (tmp_path / "a.png").write_bytes(
         png(noise(channels=channels, top=2**bits - 1, dtype=np.uint16), bits, None, None, True)
     )
-    held = whole(tmp_path / "a.png")
-    monkeypatch.setattr(reorder, "SPOOLED", 0)
-    assert np.array_equal(whole(tmp_path / "a.png"), held)
+    in_memory = whole(tmp_path / "a.png")
+    assert np.array_equal(whole(tmp_path / "a.png", limits=BY_FILE), in_memory)
 
 
-def test_interlaced_palette_and_filters(tmp_path, monkeypatch):
-    monkeypatch.setattr(reorder, "SPOOLED", 0)
+def test_interlaced_palette_and_filters(tmp_path):
     samples, palette = noise(top=15), noise(16, 3)[..., 0]
     (tmp_path / "a.png").write_bytes(png(samples, 4, palette, bytes([9, 8]), True))
     opacity = np.array([9, 8] + [255] * 14, np.uint8)
-    exactly(tmp_path / "a.png", np.column_stack([palette, opacity])[samples[..., 0]])
+    exactly(tmp_path / "a.png", np.column_stack([palette, opacity])[samples[..., 0]], limits=BY_FILE)
     image = pyvips.Image.new_from_array(make_image()).copy(interpretation="srgb")
     image.pngsave(str(tmp_path / "b.png"), interlace=True, filter="all")
-    exactly(tmp_path / "b.png", make_image())
+    exactly(tmp_path / "b.png", make_image(), limits=BY_FILE)
 
 
 @pytest.mark.parametrize("where", [0.3, 0.6, 0.99])
 @pytest.mark.parametrize("cut", [True, False])
-def test_interlaced_damage(tmp_path, monkeypatch, where, cut):
-    monkeypatch.setattr(reorder, "SPOOLED", 0)
+def test_interlaced_damage(tmp_path, where, cut):
     data = bytearray(png(noise(300, 200, 3), interlaced=True))
     at = int(where * len(data))
     if cut:
@@ -406,7 +405,7 @@ def test_interlaced_damage(tmp_path, monkeypatch, where, cut):
     else:
         data[at] ^= 1
     (tmp_path / "a.png").write_bytes(data)
-    refused("damaged or cut off", read_image, tmp_path / "a.png")
+    refused("damaged or cut off", read_image, tmp_path / "a.png", limits=BY_FILE)
 
 
 # ---- room
@@ -417,10 +416,11 @@ def test_no_room_for_a_temporary_file(tmp_path, monkeypatch):
     monkeypatch.setattr(reorder.shutil, "disk_usage", lambda _: usage(10, 9, 1))
     turned_file(tmp_path / "a.png", 6, make_image())
     assert read_image(tmp_path / "a.png").shape == (41, 60, 3)  # in memory
-    monkeypatch.setattr(reorder, "SPOOLED", 0)
-    assert "0 MB are free" in refused("not stored row by row", ImageReader, tmp_path / "a.png", folder=tmp_path)
+    assert "0 MB are free" in refused(
+        "not stored row by row", ImageReader, tmp_path / "a.png", folder=tmp_path, limits=BY_FILE
+    )
     (tmp_path / "b.png").write_bytes(png(noise(), interlaced=True))
-    refused("not stored row by row", ImageReader, tmp_path / "b.png")
+    refused("not stored row by row", ImageReader, tmp_path / "b.png", limits=BY_FILE)
 
 
 def test_disk_full_while_turning(tmp_path, monkeypatch):
@@ -429,10 +429,11 @@ def test_disk_full_while_turning(tmp_path, monkeypatch):
 
     turned_file(tmp_path / "a.png", 6, make_image())
     (tmp_path / "b.png").write_bytes(png(noise(), interlaced=True))
-    monkeypatch.setattr(reorder, "SPOOLED", 1)
     monkeypatch.setattr(reorder, "TemporaryFile", full)
     for name in ("a.png", "b.png"):
-        refused("temporary file cannot be written (No space left on device)", read_image, tmp_path / name)
+        refused(
+            "temporary file cannot be written (No space left on device)", read_image, tmp_path / name, limits=BY_FILE
+        )
 
 
 def test_no_such_folder_for_temporary_files(tmp_path):
@@ -440,7 +441,7 @@ def test_no_such_folder_for_temporary_files(tmp_path):
     refused("cannot serve for temporary files", ImageReader, tmp_path / "a.png", folder=tmp_path / "none")
 
 
-HELD = {
+BUFFERED = {
     "plain.png": (lambda: png(noise()), 0),
     "interlaced.png": (lambda: png(noise(channels=3), interlaced=True), 3),
     "plain.jpg": (lambda: encoded("jpeg"), 0),
@@ -451,21 +452,21 @@ HELD = {
 }
 
 
-@pytest.mark.parametrize("name", HELD)
-def test_held(tmp_path, name):
-    make, each = HELD[name]
+@pytest.mark.parametrize("name", BUFFERED)
+def test_buffered(tmp_path, name):
+    make, each = BUFFERED[name]
     (tmp_path / name).write_bytes(make())
     with ImageReader(tmp_path / name) as reader:
         assert reader.buffered_bytes == each * reader.width * reader.height
 
 
-def test_held_by_large_strips(tmp_path, monkeypatch):
-    monkeypatch.setattr("edsr.images.reader._LARGE", 1000)
+def test_buffered_by_large_strips(tmp_path):
+    limits = ReadLimits(strips=1000)
     for layout, rows in {"plain": 0, "one strip": 60, "tiles": 16, "planes": 60}.items():
         options, pixels = LAYOUTS[layout], make_image()
         stored = np.ascontiguousarray(np.moveaxis(pixels, 2, 0)) if layout == "planes" else pixels
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", **options)
-        assert ImageReader(tmp_path / "a.tif").buffered_bytes == rows * 41 * 3, layout
+        assert ImageReader(tmp_path / "a.tif", limits=limits).buffered_bytes == rows * 41 * 3, layout
 
 
 @linux
@@ -625,7 +626,7 @@ def test_open_errors_are_told(tmp_path, monkeypatch):
 
 def test_a_library_without_the_format(tmp_path, monkeypatch):
     (tmp_path / "a.avif").write_bytes(encoded("avif"))
-    monkeypatch.setattr("edsr.images.probe._LOADERS", {"AVIF": "avifload"})
+    monkeypatch.setitem(LOADERS, "AVIF", "avifload")
     refused("a.avif", ImageReader, tmp_path / "a.avif")
 
 

@@ -14,7 +14,7 @@ from edsr.images import formats
 from edsr.images.formats import FORMATS, storage_for
 from edsr.images.reader import ImageReader, read_image
 from edsr.images.samples import over_white, to_depth
-from edsr.images.writer import ImageWriter
+from edsr.images.writer import BIGTIFF_ABOVE, ImageWriter
 from tests.support.image_files import (
     EXTENSIONS,
     ICC,
@@ -154,12 +154,13 @@ def test_quality(tmp_path, extension):
 
 
 def test_large_tiff_is_bigtiff(tmp_path):
-    # Only the choice is tested: 4 GB of pixels are too many to write here.
-    assert ImageWriter(tmp_path / "a.tif", 40_000, 40_000, 3)._options["bigtiff"] is True
-    assert ImageWriter(tmp_path / "a.tif", 30_000, 30_000, 3)._options["bigtiff"] is False
-    assert ImageWriter(tmp_path / "a.tif", 30_000, 30_000, 3, dtype=np.uint16)._options["bigtiff"] is True
-    write(tmp_path / "b.tif", make_image())
-    assert (tmp_path / "b.tif").read_bytes()[:4] in (b"II*\0", b"MM\0*")
+    size = 60 * 41 * 3
+    for above, big in ((size - 1, True), (size, False), (BIGTIFF_ABOVE, False)):
+        for dtype, each in (("uint8", 1), ("uint16", 2)):
+            write(tmp_path / "a.tif", make_image(dtype=dtype), bigtiff_above=above * each, overwrite=True)
+            with tifffile.TiffFile(tmp_path / "a.tif") as file:
+                assert file.is_bigtiff == big
+    assert 0.9 * 2**32 < BIGTIFF_ABOVE < 2**32 - 2**28  # room for what compression adds, and for metadata
 
 
 def test_rows_in_any_memory_order(tmp_path):
@@ -334,7 +335,7 @@ def test_longest_sides(tmp_path, name, side):
 
 
 @pytest.mark.parametrize("name, each", [("a.png", 0), ("a.jpg", 0), ("a.tif", 0), ("a.webp", 18), ("a.avif", 38)])
-def test_held(tmp_path, name, each, monkeypatch):
+def test_buffered(tmp_path, name, each, monkeypatch):
     assert ImageWriter(tmp_path / name, 10, 20, 3).buffered_bytes == 200 * each
     assert ImageWriter(tmp_path / name, 10, 20, 4).buffered_bytes == (400 * each if name != "a.jpg" else 0)
     monkeypatch.setattr(formats, "available_memory", lambda: 3000)
@@ -453,14 +454,14 @@ FULL_DISK = """
 import os, resource, sys
 import numpy as np
 from edsr.errors import ImageError
-from edsr.images import Writer
+from edsr.images import ImageWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 rows = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
 for late in (False, True):  # the damage shows while rows are written, or only at the end
     for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.avif"):
         height = 150 if late or name == "a.avif" else 4000
         try:
-            with Writer(os.path.join(sys.argv[1], name), 500, height, 3, quality=100) as writer:
+            with ImageWriter(os.path.join(sys.argv[1], name), 500, height, 3, quality=100) as writer:
                 for y in range(0, height, 400):
                     writer.write(rows[:min(400, height - y)])
         except ImageError as error:

@@ -10,9 +10,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from edsr.data.patches import PatchLoader
-from edsr.data.store import pack
+from edsr.data.store import PairedImages
 from edsr.inference import cuda as graphs_module
-from edsr.inference.cuda import KEPT, CapturedGraph, DeviceCopier, GraphCache, capture_stream
+from edsr.inference.cuda import MAX_GRAPHS, CapturedGraph, DeviceCopier, GraphCache, capture_stream
 from edsr.kernels import reference
 from edsr.kernels.interface import OutputSpec
 from edsr.models.edsr import EDSR, EDSRConfig
@@ -65,9 +65,9 @@ def test_the_latest_are_kept(graphs):
     sizes = [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]  # five kinds: the first has to go
     for size in sizes:
         graphs(torch.zeros(1, 3, 2, size), OutputSpec())
-    assert Repeated.made == KEPT + 1 and len(graphs._met) == KEPT
+    assert Repeated.made == MAX_GRAPHS + 1 and len(graphs) == MAX_GRAPHS
     graphs(torch.zeros(1, 3, 2, 2), OutputSpec())
-    assert Repeated.made == KEPT + 1  # met again, as if for the first time
+    assert Repeated.made == MAX_GRAPHS + 1  # met again, as if for the first time
 
 
 def test_without_memory_for_a_graph_there_is_none(graphs, monkeypatch):
@@ -101,7 +101,7 @@ class Face:
         Stream.made = []
         self.default, self.recorded, self.replays = Stream(), [], 0
         self.current = [self.default]
-        monkeypatch.setattr(graphs_module, "_streams", {})
+        monkeypatch.setattr(graphs_module, "_capture_streams", {})
         for name, value in {
             "Stream": Stream,
             "stream": self.stream,
@@ -140,8 +140,9 @@ def test_all_that_is_recorded_on_a_device_is_recorded_on_one_stream(face):
     assert one is other and one.priority == -1 and one.device == 0
     assert [(pool, mode) for _, pool, mode in face.recorded] == [("pool", "thread_local"), (None, "thread_local")]
     assert (first.replay(), second.replay(), face.replays) == (0, 1, 2)
-    transfers = DeviceCopier(torch.device("cuda", 0))
-    assert [transfers._up.priority, transfers._down.priority] == [0, 0]
+    before = len(Stream.made)
+    DeviceCopier(torch.device("cuda", 0))
+    assert [stream.priority for stream in Stream.made[before:]] == [0, 0]
     with capture_stream(torch.device("cuda", 1)) as elsewhere:
         CapturedGraph(lambda: None)
     assert elsewhere is not one and elsewhere.device == 1 and face.recorded[-1][0] is elsewhere
@@ -174,16 +175,16 @@ class OnCpu(TorchFunctionMode):
 
 def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypatch):
     high = make_image(32, 32)
-    images = pack([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
+    images = PairedImages.from_pairs([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
     feed = PatchLoader(images, 8, 2, 0, "cpu", 5)
-    ranks = SimpleNamespace(device=torch.device("cuda", 0), world=1)
+    ranks = SimpleNamespace(device=torch.device("cuda", 0), world_size=1)
     launched = []
     honest = TrainStep._step
     monkeypatch.setattr(TrainStep, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
     with OnCpu():
-        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True, print)
-        assert step.slow == 4
+        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True)
+        assert step.warm_up_steps == 4
         step.run(0, [1e-3] * 5)
     with capture_stream(ranks.device) as stream:
         assert launched == [stream] * 4 and [at for at, *_ in face.recorded] == [stream]
-    assert stream.waited == [face.default] and face.replays == 2 and step.slow == 0
+    assert stream.waited == [face.default] and face.replays == 2 and step.warm_up_steps == 0

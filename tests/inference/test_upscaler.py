@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from edsr.devices import cpu_has
 from edsr.errors import BackendError
-from edsr.inference.upscaler import Upscaler, _tile
+from edsr.inference.upscaler import Upscaler
 from tests.conftest import make_image, network
 
 
@@ -150,14 +152,12 @@ def test_bf16_is_close_where_the_cpu_has_it():
         ({"precision": "fp8"}, "unknown precision"),
         ({"backend": "triton"}, "multiple of 16 features"),
         ({"backend": "tvm"}, "unknown backend"),
-        ({"tile": 31}, "32 or more"),
-        ({"tile": "large"}, "32 or more"),
     ],
 )
 def test_what_cannot_be_had(wrong, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr("edsr.inference.upscaler.cpu_has", lambda precision: False)
+    monkeypatch.setattr("edsr.inference.plan.cpu_has", lambda precision: False)
     with pytest.raises(BackendError, match=says) as caught:
         Upscaler(network(), **wrong)
     assert "\n" not in str(caught.value)
@@ -175,39 +175,6 @@ def test_what_cannot_be_had(wrong, says, monkeypatch):
 def test_shapes_that_are_no_images(image):
     with pytest.raises(ValueError, match="images are"):
         Upscaler(network(), device="cpu")(image)
-
-
-def test_the_tile_fits_a_small_gpu(monkeypatch):
-    cuda, m = torch.device("cuda"), network(features=256)
-    sizes = []
-    for free in (140 << 30, 10 << 30, 1 << 20):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 0))
-        sizes.append(_tile("auto", cuda, m, "fp16", "triton"))
-        assert _tile(640, cuda, m, "fp16", "triton") == 640
-    assert sizes[0] == 2048 and sizes[2] == 32
-    assert sizes[1] ** 2 * 256 * 2 * 5 < 5 << 30 < (sizes[1] + 2) ** 2 * 256 * 2 * 5
-
-
-@pytest.mark.parametrize(
-    ("backend", "features", "tile", "side"),
-    [
-        ("winograd", 64, "auto", 512),
-        ("winograd", 64, 300, 300),
-        ("winograd", 128, "auto", 362),
-        ("winograd", 256, 512, 256),
-        ("winograd", 16, 4096, 512),
-        ("torch", 64, "auto", 256),
-        ("torch", 64, 512, 256),
-        ("torch", 64, 40, 40),
-    ],
-)
-def test_small_images_are_computed_whole(monkeypatch, backend, features, tile, side):
-    """On a CPU up to `side` pixels squared, larger ones in bands within 256 x 256."""
-    monkeypatch.setattr("edsr.kernels.winograd.ops.unavailable_reason", lambda *_: "")
-    up = Upscaler(network(blocks=1, features=features), "cpu", backend=backend, tile=tile)
-    assert up.plan(2 * side, side // 2) == (side // 2, 2 * side)
-    rows, columns = up.plan(2 * side, side // 2 + 1)
-    assert rows < side // 2 and rows * columns <= min(side, 256) ** 2
 
 
 def test_dtypes_that_are_no_images():
@@ -238,3 +205,16 @@ def test_the_model_is_left_alone():
     before = m.head.weight.clone()
     Upscaler(m, device="cpu")(make_image(5, 5))
     assert m.head.weight.dtype == torch.float64 and torch.equal(before, m.head.weight)
+
+
+def test_an_upscaler_that_is_dropped_is_gone_at_once():
+    """Its weights are, too, on whatever device: no cycle waits for the garbage collector."""
+    up = Upscaler(network(), device="cpu", tile=32)
+    list(up.bands([make_image(40, 50)], 50))
+    weights = weakref.ref(up.model.head.weight)
+    gc.disable()
+    try:
+        del up
+        assert weights() is None
+    finally:
+        gc.enable()

@@ -6,8 +6,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from edsr.inference.cuda import KEPT
+from edsr.inference.cuda import MAX_GRAPHS, GraphCache
 from edsr.inference.upscaler import Upscaler
+from edsr.kernels.interface import OutputSpec
 from edsr.kernels.winograd import ops as winograd_cpu
 from tests.conftest import make_image, network
 
@@ -61,28 +62,30 @@ class TestOnCuda:
         up = Upscaler(m, "cuda")
         for size in [(16, 64), (40, 72)] * 3:  # met, recorded, replayed
             image = make_image(*size, seed=size[0])
-            plain = up._whole._forward(*_operands(image))
+            plain = up.model(*_operands(image, up.ops))
             assert torch.equal(up.frame(torch.from_numpy(image).cuda()), plain[0].permute(1, 2, 0))
             assert np.array_equal(up(image), plain[0].permute(1, 2, 0).cpu().numpy())
 
     def test_only_the_latest_graphs_are_kept(self):
         up = Upscaler(network(2, blocks=1, features=16), "cuda")
+        graphs = GraphCache(lambda x, result: up.model(x, up.ops, result))
         for width in [*range(40, 60), *range(40, 60)]:
-            up(make_image(8, width))
-        assert len(up._whole._met) == KEPT
+            x, _, result = _operands(make_image(8, width), up.ops)
+            graphs(x, result)
+        assert len(graphs) == MAX_GRAPHS
 
-    def test_overflow_is_seen_through_graphs_and_bands(self):
+    def test_overflow_is_seen_through_graphs_and_bands(self, caplog):
         m = network(2, blocks=1, features=16)
         with torch.no_grad():
             m.body_end.weight.mul_(1e6)
         image = make_image(51, 40)
         want = Upscaler(m, "cuda", "fp32")(image)
         for tile in (32, 256):
-            up, lines = Upscaler(m, "cuda", "fp16", tile=tile), []
-            up.say = lines.append
-            for met in range(1, 4):
+            up = Upscaler(m, "cuda", "fp16", tile=tile)
+            for _ in range(3):
+                caplog.clear()
                 assert np.abs(up(image).astype(int) - want).max() <= 1
-                assert len(lines) == met and "going on in fp32" in lines[-1]
+                assert caplog.messages == ["the network overflows in fp16: going on in fp32"]
 
     def test_bands_overlapped_with_copies_come_in_order(self):
         m, image = network(2, blocks=2, features=64), make_image(1500, 200)
@@ -96,7 +99,5 @@ class TestOnCuda:
             assert ours <= 2 * theirs
 
 
-def _operands(image):
-    from edsr.kernels.interface import OutputSpec
-
-    return torch.from_numpy(image).cuda().permute(2, 0, 1)[None], OutputSpec(torch.uint8)
+def _operands(image, ops):
+    return torch.from_numpy(image).cuda().permute(2, 0, 1)[None], ops, OutputSpec(torch.uint8)

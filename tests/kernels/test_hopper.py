@@ -88,7 +88,7 @@ def kind(case: Case) -> str:
 def emulate(monkeypatch: pytest.MonkeyPatch, seed: int = 0, ring: dict | None = None, multiprocessors: int = 3) -> None:
     """Has the Gluon kernels launched in the emulator, on a GPU of few multiprocessors."""
     monkeypatch.setattr(launch, "run", functools.partial(gluon_emulator.run, seed=seed, lazy=seed % 2 == 1))
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: launch._narrowed or multiprocessors)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: launch._multiprocessor_limit or multiprocessors)
     monkeypatch.setattr(launch, "config", lambda op, key, default, device: default | (ring or {}))
 
 
@@ -267,20 +267,20 @@ def test_the_block_is_served_only_when_measured_to_be_faster(monkeypatch):
         assert not dispatch.should_use_block(meta(1, 256, 9, 100), meta(256, 256, 3, 3))
 
 
-# What is trusted.
+# What is verified.
 
 
-def on_a_hopper(monkeypatch, known: dict[str, str]) -> torch.device:
-    """As if there were a GPU of which so much is known."""
-    monkeypatch.setattr(verification, "settled", lambda device: known)
+def on_a_hopper(monkeypatch, statuses: dict[str, str]) -> torch.device:
+    """As if there were a GPU whose kernels have these statuses."""
+    monkeypatch.setattr(verification, "process_statuses", lambda device: statuses)
     monkeypatch.setattr(launch, "architecture", lambda device: 90)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="NVIDIA Made-up"))
-    dispatch._say_untried.cache_clear()
+    dispatch._log_untried.cache_clear()
     return torch.device("cuda", 0)
 
 
 def test_what_was_not_tried_is_not_launched_and_said_once(monkeypatch, caplog):
-    device = on_a_hopper(monkeypatch, {"c64 bf16": "right"})
+    device = on_a_hopper(monkeypatch, {"c64 bf16": "verified"})
     assert not any(dispatch.is_verified(kernel, torch.float16, device) for kernel in dispatch.KERNELS)
     assert dispatch.is_verified("c64", torch.bfloat16, device)
     (record,) = caplog.records
@@ -288,7 +288,7 @@ def test_what_was_not_tried_is_not_launched_and_said_once(monkeypatch, caplog):
 
 
 def test_a_kernel_that_hangs_is_not_launched_and_nothing_more_is_said(monkeypatch, caplog):
-    device = on_a_hopper(monkeypatch, {"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "right"})
+    device = on_a_hopper(monkeypatch, {"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "verified"})
     assert not dispatch.is_verified("c64", torch.float16, device) and dispatch.is_verified(
         "copies", torch.float16, device
     )
@@ -304,25 +304,25 @@ class OnHopper(torch.Tensor):
 
 
 @pytest.mark.parametrize(
-    ("known", "able", "launched"),
+    ("statuses", "supported", "launched"),
     [
-        ({"c64 fp16": "right", "copies fp16": "right"}, True, "c64"),
-        ({"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "right"}, True, "copies"),
+        ({"c64 fp16": "verified", "copies fp16": "verified"}, True, "c64"),
+        ({"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "verified"}, True, "copies"),
         ({"c64 fp16": "hangs: nothing after 10 s", "copies fp16": "fails: RuntimeError"}, False, None),
-        ({"c64 bf16": "right"}, False, None),
+        ({"c64 bf16": "verified"}, False, None),
     ],
 )
-def test_able_goes_by_the_verdicts(known, able, launched, monkeypatch):
-    on_a_hopper(monkeypatch, known)
+def test_support_goes_by_the_statuses(statuses, supported, launched, monkeypatch):
+    on_a_hopper(monkeypatch, statuses)
     x, weight = (t.as_subclass(OnHopper) for t in (torch.zeros(1, 64, 3, 70), torch.zeros(64, 64, 3, 3)))
     x, weight = (t.half().contiguous(memory_format=NHWC) for t in (x, weight))
-    assert dispatch.supports(x, weight, 1) == able
+    assert dispatch.supports(x, weight, 1) == supported
     assert not dispatch.supports_block(x, weight)
     seen = []
     monkeypatch.setattr(
         dispatch, "KERNELS", {name: lambda *a, name=name: seen.append(name) for name in dispatch.KERNELS}
     )
-    if able:
+    if supported:
         dispatch.conv3x3(x, weight, weight[:, 0, 0, 0], True, 1.0, None, 1, x)
         assert seen == [launched]
 
@@ -400,7 +400,7 @@ def test_the_check_turns_the_rings(kernel, what, check, monkeypatch):
 @pytest.mark.parametrize("what", ["the second consumer never stores", "a slot is let go of 0 times"])
 def test_a_block_of_one_row_hides_what_the_check_finds(kernel, what, check, monkeypatch):
     sabotage(monkeypatch, what)
-    monkeypatch.setattr(launch, "narrowed", lambda to: contextlib.nullcontext())
+    monkeypatch.setattr(launch, "limit_multiprocessors", lambda to: contextlib.nullcontext())
     assert check(kernel) is None
 
 
@@ -527,10 +527,12 @@ def test_sabotage_shows(what, case, monkeypatch):
 def test_on_the_chip(case, together):
     """Spread over the GPU, where a block computes a row or two; and all in one block, where its rings turn."""
     kernel = "block" if case.co is None else "c64" if case.co == 64 else "wide"
-    said = verification.known(torch.device("cuda", 0)).get(verification.key(kernel, case.dtype), verification.RIGHT)
-    if said != verification.RIGHT:
+    said = verification.read_statuses(torch.device("cuda", 0)).get(
+        verification.key(kernel, case.dtype), verification.VERIFIED
+    )
+    if said != verification.VERIFIED:
         pytest.fail(f"the probe says: {said}")  # and a kernel that hangs is not begun once more
-    with launch.narrowed(1) if together else contextlib.nullcontext():
+    with launch.limit_multiprocessors(1) if together else contextlib.nullcontext():
         compute(case, torch.device("cuda"))
 
 

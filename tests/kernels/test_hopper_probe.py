@@ -1,6 +1,7 @@
 """The probe of the kernels for Hopper GPUs: real processes, with kernels that are right, wrong, crash or hang."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -43,8 +44,6 @@ def compile_check(name, of, arch):
     assert arch == 90
     if does == "does not compile":
         raise ValueError("ptxas")
-    if does == "compiles for ever":
-        time.sleep(600)
 
 def zeros(size, device):
     if does == "taken":
@@ -76,7 +75,45 @@ def play(tmp_path):
     return run
 
 
-def test_each_kernel_gets_the_verdict_that_it_earns(play):
+# The lines that such a process exchanges with `probe`, without torch, whose import takes seconds.
+PUPPET = """
+import os, sys, time
+status = dict(pair.split("=") for pair in sys.argv[1].split(",")).get("-".join(sys.argv[2:]), "verified")
+if status == "compiles for ever":
+    time.sleep(600)
+if status == "does not compile":
+    sys.exit(print(status))
+print("compiled", flush=True)
+assert sys.stdin.readline() == "go\\n"
+if status == "hangs":
+    time.sleep(600)
+if status == "crashes":
+    os._exit(11)
+print(status)
+"""
+
+
+def test_what_the_processes_report_and_how_they_end(tmp_path):
+    fates = (
+        "c64-fp16=hangs,copies-fp16=crashes,wide-fp16=differs,block-fp16=compiles for ever,wide-bf16=does not compile"
+    )
+    (tmp_path / "puppet.py").write_text(PUPPET)
+    found = dict(probe.probe([sys.executable, str(tmp_path / "puppet.py"), fates], seconds=1.0, compiling=5.0))
+    assert list(found) == verification.ALL
+    assert found == {
+        "c64 fp16": "hangs: nothing after 1 s",
+        "copies fp16": "crashes: its process ended with exit code 11",
+        "wide fp16": "differs",
+        "block fp16": "untried: not compiled after 5 s",
+        "c64 bf16": "not tried, since it hangs in fp16",
+        "copies bf16": "verified",
+        "wide bf16": "does not compile",
+        "block bf16": "verified",
+    }
+
+
+@pytest.mark.slow
+def test_each_kernel_gets_its_status(play):
     found = play(
         c64_fp16="hangs", c64_bf16="right", copies_fp16="crashes", wide_fp16="raises", block_fp16="wrong",
         copies_bf16="no memory", wide_bf16="does not compile", block_bf16="taken",
@@ -94,29 +131,24 @@ def test_each_kernel_gets_the_verdict_that_it_earns(play):
     }
 
 
-def test_what_never_compiles_says_nothing_of_the_kernel(play):
-    found = play(compiling=0.1, c64_fp16="compiles for ever")
-    assert found["c64 fp16"].startswith("untried: not compiled")
-
-
-def test_a_kernel_that_is_right_is_said_to_be(play):
+@pytest.mark.slow
+def test_a_kernel_that_is_right_is_verified(play):
     found = play(wide_bf16="no memory for Triton")
     assert found.pop("wide bf16") == "untried: RuntimeError: Triton Error [CUDA]: out of memory"
-    assert set(found.values()) == {"right"}
+    assert set(found.values()) == {"verified"}
 
 
 @pytest.mark.parametrize("after", ["compiled", "go"])
 def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path):
     """Somebody has killed it: nobody would end a kernel that hangs."""
     code = (
-        "import sys, time\nfrom types import SimpleNamespace\nfrom edsr.kernels.triton import launch\n"
+        "import sys, time\nfrom edsr.kernels.triton import launch\n"
         "from edsr.kernels.triton.hopper import probe, self_test\n"
         "import torch\ntorch.zeros = lambda size, device: None\nlaunch.architecture = lambda device: 90\n"
         "torch.cuda.device = lambda device: __import__('contextlib').nullcontext()\n"
         "self_test.compile_check = lambda *of: None\n"
         "launched = sys.argv[1]\nself_test.check = lambda *of: (open(launched, 'w').close(), time.sleep(600))\n"
-        "probe.__spec__ = SimpleNamespace(name='probe')\nsys.argv = ['probe', '--one', 'c64', 'fp16']\n"
-        "sys.exit(probe.main())"
+        "sys.exit(probe.main(['--one', 'c64', 'fp16']))"
     )
     launched = tmp_path / "launched"
     process = subprocess.Popen(
@@ -136,14 +168,13 @@ def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path)
     assert launched.exists() == (after == "go")
 
 
-def test_what_a_compiler_prints_is_no_verdict():
+def test_what_a_compiler_prints_is_no_status():
     """A process as the command starts it, whose standard output somebody else writes to as well."""
     code = (
-        "import os, sys\nfrom types import SimpleNamespace\nfrom edsr.kernels.triton.hopper import probe\n"
+        "import os, sys\nfrom edsr.kernels.triton.hopper import probe\n"
         "def try_one(kernel, dtype, index, wait, say):\n"
         "    os.write(1, b'ptxas says\\n')\n    print('so does Triton')\n    say(f'{kernel} {dtype}')\n"
-        "probe.try_one, probe.__spec__ = try_one, SimpleNamespace(name='probe')\n"
-        "sys.argv = ['probe', '--one', 'c64', 'fp16']\nsys.exit(probe.main())"
+        "probe.try_one = try_one\nsys.exit(probe.main(['--one', 'c64', 'fp16']))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "c64 torch.float16\n", result.stderr
@@ -161,18 +192,19 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "configs")
     monkeypatch.setattr(launch, "architecture", lambda device: 90)
-    launch._record.cache_clear()
-    verification.settled.cache_clear()
+    launch._load_record.cache_clear()
+    verification.process_statuses.cache_clear()
     yield torch.device("cuda", 0)
-    launch._record.cache_clear()
-    verification.settled.cache_clear()
+    launch._load_record.cache_clear()
+    verification.process_statuses.cache_clear()
 
 
-def test_verdicts_are_kept_for_this_gpu_driver_triton_and_kernels(gpu, monkeypatch):
-    assert verification.known(gpu) == {}
-    assert verification.keep(gpu, "c64 fp16", "right") and verification.keep(gpu, "block fp16", "differs")
-    assert verification.known(gpu) == {"c64 fp16": "right", "block fp16": "differs"}
-    paths = {verification.path("NVIDIA Made-up"), verification.path("another GPU")}
+def test_statuses_are_kept_for_this_gpu_driver_triton_and_kernels(gpu, monkeypatch):
+    assert verification.read_statuses(gpu) == {}
+    assert verification.save_status(gpu, "c64 fp16", "verified")
+    assert verification.save_status(gpu, "block fp16", "differs")
+    assert verification.read_statuses(gpu) == {"c64 fp16": "verified", "block fp16": "differs"}
+    paths = {verification.cache_path("NVIDIA Made-up"), verification.cache_path("another GPU")}
     for module, name, value in (
         (verification, "driver", lambda: "0"),
         (verification.triton, "__version__", "0"),
@@ -180,8 +212,8 @@ def test_verdicts_are_kept_for_this_gpu_driver_triton_and_kernels(gpu, monkeypat
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
-            paths.add(verification.path("NVIDIA Made-up"))
-            assert verification.known(gpu) == {}
+            paths.add(verification.cache_path("NVIDIA Made-up"))
+            assert verification.read_statuses(gpu) == {}
     assert len(paths) == 5
 
 
@@ -194,93 +226,89 @@ def test_the_fingerprint_is_of_the_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"c64 fp16": "right"}', b'{"c64 fp16": [1, "x"]}']
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"c64 fp16": "verified"}', b'{"c64 fp16": [1, "x"]}']
 )
-def test_a_damaged_file_of_verdicts_is_none(gpu, content):
-    file = verification.path("NVIDIA Made-up")
+def test_a_damaged_file_of_statuses_is_none(gpu, content):
+    file = verification.cache_path("NVIDIA Made-up")
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    assert verification.known(gpu) == {}
-    assert verification.keep(gpu, "c64 fp16", "right") and verification.known(gpu) == {"c64 fp16": "right"}
+    assert verification.read_statuses(gpu) == {}
+    assert verification.save_status(gpu, "c64 fp16", "verified")
+    assert verification.read_statuses(gpu) == {"c64 fp16": "verified"}
 
 
 def test_a_process_goes_by_what_was_known_when_it_first_asked(gpu):
-    assert verification.settled(gpu) == {}
-    verification.keep(gpu, "c64 fp16", "right")
-    assert verification.settled(gpu) == {}
+    assert verification.process_statuses(gpu) == {}
+    verification.save_status(gpu, "c64 fp16", "verified")
+    assert verification.process_statuses(gpu) == {}
 
 
 def ship(record) -> None:
     launch.FOLDER.mkdir(exist_ok=True)
     (launch.FOLDER / "nvidia-made-up.json").write_text(json.dumps({"configs": {}, "choices": {"hopper": record}}))
-    launch._record.cache_clear()
+    launch._load_record.cache_clear()
 
 
-def test_shipped_verdicts_go_before_kept_ones_if_they_are_of_these_kernels(gpu):
-    verification.keep(gpu, "c64 fp16", "right")
-    verification.keep(gpu, "block fp16", "right")
-    ship(verification.to_ship({"c64 fp16": "hangs: nothing after 10 s"}))
-    assert verification.known(gpu) == {"c64 fp16": "hangs: nothing after 10 s", "block fp16": "right"}
+def test_shipped_statuses_go_before_cached_ones_if_they_are_of_these_kernels(gpu):
+    verification.save_status(gpu, "c64 fp16", "verified")
+    verification.save_status(gpu, "block fp16", "verified")
+    ship(verification.shipping_record({"c64 fp16": "hangs: nothing after 10 s"}))
+    assert verification.read_statuses(gpu) == {"c64 fp16": "hangs: nothing after 10 s", "block fp16": "verified"}
     for stale in ("triton", "kernels"):
-        ship(verification.to_ship({"c64 fp16": "hangs: nothing after 10 s"}) | {stale: "of yore"})
-        assert verification.known(gpu)["c64 fp16"] == "right"
+        ship(verification.shipping_record({"c64 fp16": "hangs: nothing after 10 s"}) | {stale: "of yore"})
+        assert verification.read_statuses(gpu)["c64 fp16"] == "verified"
 
 
 # --- the command
 
 
-def command(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["probe", *arguments])
-    monkeypatch.setattr(probe, "__spec__", SimpleNamespace(name="edsr.kernels.triton.hopper.probe"))
-    return probe.main()
-
-
-def test_the_command_keeps_verdicts(gpu, monkeypatch, capsys):
-    found = [(key, "right") for key in verification.ALL[:6]] + [("wide bf16", "untried: busy"), ("block bf16", "hangs")]
+def test_the_command_keeps_statuses(gpu, monkeypatch, capsys):
+    found = [(key, "verified") for key in verification.ALL[:6]]
+    found += [("wide bf16", "untried: busy"), ("block bf16", "hangs")]
     monkeypatch.setattr(probe, "probe", lambda command: iter(found))
-    assert command(monkeypatch) == 1
-    assert verification.known(gpu) == dict(found)
+    assert probe.main([]) == 1
+    assert verification.read_statuses(gpu) == dict(found)
     assert "block bf16: hangs" in capsys.readouterr().out
     monkeypatch.setattr(probe, "probe", lambda command: pytest.fail("all have been tried"))
-    assert command(monkeypatch) == 0
+    assert probe.main([]) == 0
     assert "block bf16: hangs" in capsys.readouterr().out
 
 
 def test_what_chance_had_a_hand_in_is_tried_again_after_a_day(gpu, monkeypatch):
     now = time.time()
     monkeypatch.setattr(verification.time, "time", lambda: now)
-    words = ["right", "untried: busy", "hangs: nothing after 10 s", "not tried, since it hangs in fp16"]
+    words = ["verified", "untried: busy", "hangs: nothing after 10 s", "not tried, since it hangs in fp16"]
     words += ["fails: RuntimeError", "crashes: 11", "differs", "does not compile: ValueError"]
-    for key, verdict in zip(verification.ALL, words, strict=True):
-        assert key in verification.wanting(gpu)
-        verification.keep(gpu, key, verdict)
-    assert verification.wanting(gpu) == []
+    for key, status in zip(verification.ALL, words, strict=True):
+        assert key in verification.pending(gpu)
+        verification.save_status(gpu, key, status)
+    assert verification.pending(gpu) == []
     now += 25 * 3600
-    assert verification.wanting(gpu) == verification.ALL[1:4]
-    ship(verification.to_ship({verification.ALL[2]: "hangs: nothing after 5 s"}))
-    assert verification.wanting(gpu) == [verification.ALL[1], verification.ALL[3]]
+    assert verification.pending(gpu) == verification.ALL[1:4]
+    ship(verification.shipping_record({verification.ALL[2]: "hangs: nothing after 5 s"}))
+    assert verification.pending(gpu) == [verification.ALL[1], verification.ALL[3]]
 
 
-def test_without_a_folder_for_verdicts_the_command_still_tries(gpu, monkeypatch, capsys, tmp_path):
+def test_without_a_folder_for_statuses_the_command_still_tries(gpu, monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(probe, "probe", lambda command: iter([("c64 fp16", "right")]))
-    assert command(monkeypatch) == 0
+    monkeypatch.setattr(probe, "probe", lambda command: iter([("c64 fp16", "verified")]))
+    assert probe.main([]) == 0
     said = capsys.readouterr().out
-    assert "c64 fp16: right" in said and "cannot keep that" in said
+    assert "c64 fp16: verified" in said and "cannot keep that" in said
 
 
 @pytest.mark.parametrize("path", sorted(launch.FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_shipped_verdicts_are_about_these_kernels(path):
+def test_shipped_statuses_are_about_these_kernels(path):
     """A kernel that was edited since is not what was tried; it is, as a rule, time to try again, or to say why not."""
     record = json.loads(path.read_text(encoding="utf-8"))["choices"].get("hopper")
     assert record is None or record["kernels"] == verification.fingerprint()
 
 
 def test_one_probe_at_a_time(gpu, monkeypatch, capsys):
-    with probe.alone(verification.path("NVIDIA Made-up").with_suffix(".lock")) as only:
+    with probe.exclusive_lock(verification.cache_path("NVIDIA Made-up").with_suffix(".lock")) as only:
         assert only
-        assert command(monkeypatch) == 1
+        assert probe.main([]) == 1
     assert "another process" in capsys.readouterr().out
 
 
@@ -295,41 +323,43 @@ def test_without_a_hopper_gpu_it_refuses_in_one_line():
 # --- beside a program
 
 
-def test_begin_starts_a_probe_where_something_was_not_tried(gpu, monkeypatch, tmp_path):
-    started, lines = [], []
+def test_begin_starts_a_probe_where_something_was_not_tried(gpu, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="edsr.kernels")
+    started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append((command, options)))
-    probe.begin(gpu, lines.append)
+    probe.begin(gpu)
     ((command_line, options),) = started
     assert command_line[:3] == [sys.executable, "-m", "edsr.kernels.triton.hopper.probe"] and command_line[3:5] == [
         "--device",
         "0",
     ]
     assert options["env"]["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT) and options["start_new_session"]
-    assert len(lines) == 1 and "portable kernels serve in this run" in lines[0]
+    (record,) = caplog.records
+    assert "portable kernels serve in this run" in record.message
     for key in verification.ALL:
-        verification.keep(gpu, key, "right")
-    probe.begin(gpu, lines.append)
-    assert len(started) == 1 and len(lines) == 1
+        verification.save_status(gpu, key, "verified")
+    probe.begin(gpu)
+    assert len(started) == 1 and len(caplog.records) == 1
 
 
 def test_begin_can_be_switched_off(gpu, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **o: pytest.fail("switched off"))
     monkeypatch.setenv("EDSR_PROBE", "0")
-    probe.begin(gpu, pytest.fail)
+    probe.begin(gpu)
     assert "EDSR_PROBE=0" in (ROOT / "bench" / "machine.sh").read_text()
 
 
 def test_begin_leaves_other_devices_alone(gpu, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **o: pytest.fail("nothing to try"))
-    probe.begin(torch.device("cpu"), pytest.fail)
+    probe.begin(torch.device("cpu"))
     monkeypatch.setattr(launch, "architecture", lambda device: 80)
-    probe.begin(gpu, pytest.fail)
+    probe.begin(gpu)
 
 
 def test_a_probe_started_from_anywhere_finds_the_kernels(tmp_path):
     """As `begin` starts it, from a folder that has no kernels in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONPATH", raising=False)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(probe._roots())}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(probe._import_paths())}
     result = subprocess.run(probe.command(0), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "kernels" in result.stdout and "No module" not in result.stderr

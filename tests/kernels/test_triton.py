@@ -4,6 +4,9 @@ Without a GPU they run in Triton's interpreter; `pytest -m gpu` runs the same te
 """
 
 import inspect
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ pytest.importorskip("triton")
 
 from edsr.kernels import reference
 from edsr.kernels.interface import OutputSpec
-from edsr.kernels.triton import conv3x3, head_tail, launch
+from edsr.kernels.triton import conv3x3, launch
 from edsr.kernels.triton import ops as fused
 
 MEAN = (0.4488, 0.4371, 0.4040)
@@ -199,7 +202,7 @@ def collapsed(ci, shuffle, dtype, device):
 
 
 @pytest.mark.parametrize("case", TAILS)
-def test_collapsed_tail(case, chip, monkeypatch):
+def test_collapsed_tail(case, chip):
     n, ci, shuffle, h, w, padding, ends = case
     x = features(n, ci, h + 4 - 2 * padding, w, dtype=torch.float16, device=chip)
     weight, bias = collapsed(ci, shuffle, torch.float16, chip)
@@ -209,11 +212,11 @@ def test_collapsed_tail(case, chip, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("shuffle", "w"), [(2, 35), (3, 2), (4, 1)])
-def test_collapsed_tail_in_strips(shuffle, w, dtype, chip, monkeypatch):
-    monkeypatch.setattr(head_tail, "PARTIAL_BYTES", 3 * w * 144 * dtype.itemsize)  # 6, 3 and 1 rows at a time
+def test_collapsed_tail_in_strips(shuffle, w, dtype, chip):
+    limit = 3 * w * 144 * dtype.itemsize  # 6, 3 and 1 rows at a time
     x, (weight, bias) = features(1, 16, 7, w, dtype=dtype, device=chip), collapsed(16, shuffle, dtype, chip)
     blocks = {"BLOCK_W": 32, "BLOCK_J": 256, "BLOCK_CI": 16, "num_warps": 8, "num_stages": 2}
-    y = fused.collapsed_tail(x, weight, bias, MEAN, shuffle, config=blocks)
+    y = fused.collapsed_tail(x, weight, bias, MEAN, shuffle, config=blocks, partial_bytes=limit)
     judge(y, reference.collapsed_tail, x, weight, bias, MEAN, shuffle)
 
 
@@ -232,7 +235,7 @@ def test_tail_gives_whole_numbers(kind, chip):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("ops", [fused, reference])
-def test_overflow_is_told(ops, value, chip):
+def test_overflow_is_reported(ops, value, chip):
     x, (weight, bias) = features(1, 16, 6, 6, dtype=torch.float16, device=chip), collapsed(16, 2, torch.float16, chip)
     overflow = torch.zeros(1, dtype=torch.int32, device=chip)
     ops.collapsed_tail(x, weight, bias, MEAN, 2, OutputSpec(torch.uint8, overflow))
@@ -251,7 +254,7 @@ def test_tail(dtype, chip):
 @pytest.mark.parametrize("name", ["head", "conv3x3", "resblock", "tail", "collapsed_tail"])
 def test_every_op_has_a_twin(name):
     ours, twin = (inspect.signature(getattr(ops, name)).parameters for ops in (fused, reference))
-    assert {k: v for k, v in ours.items() if k != "config"} == dict(twin)
+    assert {k: v for k, v in ours.items() if k not in ("config", "partial_bytes")} == dict(twin)
 
 
 def test_what_no_kernel_takes(chip):
@@ -263,7 +266,8 @@ def test_what_no_kernel_takes(chip):
         (x.double(), weight, bias, "float64"),
         (x, weight.float(), bias, "weight is torch.float32"),
         (x, weight.contiguous(), bias, "weight is not channels_last"),
-        (x, weight, bias[:8], "bias"),
+        (x, weight, bias[:8], "bias is torch"),
+        (x, weight, torch.cat([bias, bias])[::2], "bias is not"),
         (x[:, :, :0], weight, bias, "nothing comes"),
         (x, weight, bias, "skip is", x[:, :, :2]),
     ]
@@ -298,7 +302,7 @@ def test_configurations_are_data(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "FOLDER", tmp_path)
     monkeypatch.setattr(launch, "_gpu", lambda device: launch._Gpu("Some (GPU) 9", 90, 132))
     cuda = torch.device("cuda")
-    launch._record.cache_clear()
+    launch._load_record.cache_clear()
     try:
         assert launch.config("conv3x3", "fp16 64-64", {"BLOCK_H": 8}, cuda) == {"BLOCK_H": 4}
         assert launch.config("conv3x3", "fp16 32-32", {"BLOCK_H": 8}, cuda) == {"BLOCK_H": 8}
@@ -306,4 +310,37 @@ def test_configurations_are_data(tmp_path, monkeypatch):
         assert launch.choice("resblock", "fp16 64", cuda) == "portable"
         assert launch.choice("resblock", "bf16 64", cuda) is None
     finally:
-        launch._record.cache_clear()
+        launch._load_record.cache_clear()
+
+
+def test_configurations_are_overridden_inside_and_in_this_thread_alone():
+    def config(key: str = "k") -> dict[str, int]:
+        return launch.config("toy", key, {"BLOCK": 1}, torch.device("cpu"))
+
+    with launch.override_configs(lambda op, key, default: default | {"outer": 1}) as outer:
+        assert config() == {"BLOCK": 1, "outer": 1}
+        with launch.override_configs(lambda op, key, default: {"inner": 1}) as inner:
+            assert config("other") == {"inner": 1}
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(config, "in a thread").result() == {"BLOCK": 1}
+        with pytest.raises(ZeroDivisionError), launch.override_configs(lambda op, key, default: {}):
+            raise ZeroDivisionError
+        assert config() == {"BLOCK": 1, "outer": 1}
+    assert config("after") == {"BLOCK": 1}
+    assert outer == {("toy", "k")} and inner == {("toy", "other")}
+
+
+def test_compilations_are_logged_but_not_those_found_in_the_cache(chip, caplog):
+    caplog.set_level(logging.INFO, logger="edsr.kernels")
+    fused.head(torch.rand(1, 3, 2, 3, device=chip), *layer(16, 3, 3, torch.float32, chip), MEAN)
+    caplog.clear()  # a GPU may have compiled it
+    for cache_hit in (True, False):
+        launch.knobs.compilation.listener(
+            src=None,
+            metadata={"name": "_toy"},
+            metadata_group={},
+            times=SimpleNamespace(total=2_500_000),  # microseconds
+            cache_hit=cache_hit,
+        )
+    (record,) = caplog.records
+    assert record.message.startswith("compiled _toy in 2.5 s") and record.levelno == logging.INFO

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from edsr.kernels import reference
+from edsr.kernels import is_faster_in_training, reference
 from edsr.kernels.autograd import pixel_unshuffled
 from edsr.kernels.triton import autograd as training
 from edsr.kernels.triton import conv3x3_backward, launch
@@ -29,10 +29,13 @@ any_size = settings(max_examples=6, deadline=None, suppress_health_check=[Health
 @pytest.fixture(autouse=True)
 def few_blocks(monkeypatch):
     """The interpreter takes its time for every block."""
-    if launch.interpreted():
-        config, blocks = launch.config, {"BLOCK_H": 4, "BLOCK_W": 16}
-        monkeypatch.setattr(launch, "config", lambda op, *asked: config(op, *asked) | (blocks if op == "wgrad" else {}))
-        monkeypatch.setattr(conv3x3_backward, "ADDED", 2048)
+    if not launch.interpreted():
+        yield
+        return
+    blocks = {"BLOCK_H": 4, "BLOCK_W": 16}
+    monkeypatch.setattr(conv3x3_backward, "ADDED", 2048)
+    with launch.override_configs(lambda op, key, default: default | (blocks if op == "wgrad" else {})):
+        yield
 
 
 def judge(found, truth, yardstick, terms=None):
@@ -146,13 +149,14 @@ def test_gradients_of_any_size(chip, n, ci, co, h, w, dtype):
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 5, 36])
-def test_runs_of_any_length(multiprocessors, chip, monkeypatch):
-    """One run of all pixels, several of different lengths, and more than are added at once."""
+def test_splits_of_any_length(multiprocessors, chip, monkeypatch):
+    """One split of all pixels, several of different lengths, and more than are added at once."""
     monkeypatch.setattr(launch, "multiprocessors", lambda device: multiprocessors)
     blocks = {"BLOCK_H": 1, "BLOCK_W": 16, "BLOCK_CO": 16, "BLOCK_CI": 16, "num_warps": 4, "num_stages": 2}
-    monkeypatch.setattr(launch, "config", lambda *asked: blocks)
     x, dy = (features(3, 16, 6, 30, dtype=torch.float16, device=chip) for _ in range(2))  # 36 rectangles
-    judge_sums(wgrad(x, dy), x, dy)
+    with launch.override_configs(lambda op, key, default: blocks) as requested:
+        judge_sums(wgrad(x, dy), x, dy)
+    assert requested == {("wgrad", "fp16 16-16")}
 
 
 def test_every_configuration_is_right(chip):
@@ -420,22 +424,22 @@ def test_what_no_kernel_takes(chip):
     refused = [
         (lambda: dgrad(dy.contiguous(), weight), "channels_last"),
         (lambda: dgrad(dy.double(), weight), "float64"),
-        (lambda: dgrad(x, weight), "needs weight"),
+        (lambda: dgrad(x, weight), "weight is"),
         (lambda: dgrad(dy[:, :8], weight[:8]), "multiple of 16"),
-        (lambda: dgrad(dy[:, :, :0], weight), "needs weight"),
-        (lambda: dgrad(dy, weight.float()), "weight of torch.float16"),
-        (lambda: dgrad(dy, weight.contiguous()), "channels_last weight"),
+        (lambda: dgrad(dy[:, :, :0], weight), "nothing comes"),
+        (lambda: dgrad(dy, weight.float()), "weight is torch.float32"),
+        (lambda: dgrad(dy, weight.contiguous()), "weight is not channels_last"),
         (lambda: dgrad(dy, weight, mask=dy), "mask is"),
         (lambda: dgrad(dy, weight, mask=x.float()), "mask is"),
         (lambda: dgrad(dy, weight, skip=x[:, :, 1:]), "skip is"),
         (lambda: dgrad(dy, weight, skip=x.contiguous()), "channels_last"),
         (lambda: dgrad(dy, weight, skip=x.to("meta")), "skip is on meta"),
         (lambda: wgrad(x.contiguous(), dy), "channels_last"),
-        (lambda: wgrad(x, dy[:, :, :, ::2]), "needs dy"),
-        (lambda: wgrad(x, dy.float()), "of its dtype"),
-        (lambda: wgrad(x[:, :8], dy), "multiples of 16"),
-        (lambda: wgrad(x, dy[:, :8]), "multiples of 16"),
-        (lambda: wgrad(x[:, :, :0], dy[:, :, :0]), "needs dy"),
+        (lambda: wgrad(x, dy[:, :, :, ::2]), "dy is"),
+        (lambda: wgrad(x, dy.float()), "dy is torch.float32"),
+        (lambda: wgrad(x[:, :8], dy), "multiple of 16"),
+        (lambda: wgrad(x, dy[:, :8]), "multiple of 16"),
+        (lambda: wgrad(x[:, :, :0], dy[:, :, :0]), "empty"),
         (lambda: wgrad(x, dy.to("meta")), "dy is on meta"),
         (lambda: training.conv3x3(x.contiguous(), weight, bias), "channels_last"),
         (lambda: training.conv3x3(x, weight.contiguous(), bias), "weight is not channels_last"),
@@ -468,9 +472,10 @@ def test_the_reference_itself_is_differentiable_with_every_epilogue(more):
     assert torch.autograd.gradcheck(op, operands)
 
 
-def test_the_ops_are_chosen_by_measurement(monkeypatch):
+def test_the_backend_is_chosen_by_measurement(monkeypatch):
     chosen = {("training_step", "bf16 64"): "triton", ("training_step", "bf16 256"): "torch"}
     monkeypatch.setattr(launch, "choice", lambda op, key, device: chosen.get((op, key)))
     device = torch.device("cuda")
-    assert training.fastest(torch.bfloat16, 64, device)
-    assert not training.fastest(torch.bfloat16, 256, device) and not training.fastest(torch.float16, 64, device)
+    assert is_faster_in_training("triton", device, torch.bfloat16, 64)
+    assert not is_faster_in_training("triton", device, torch.bfloat16, 256)
+    assert not is_faster_in_training("triton", device, torch.float16, 64)

@@ -11,7 +11,7 @@ from edsr.data.patches import PatchLoader
 from edsr.devices import ProcessGroup
 from edsr.kernels import reference
 from edsr.models import collapsed as tail
-from edsr.models.collapsed import CollapsedEDSR, compose, maps
+from edsr.models.collapsed import CollapsedEDSR, compose, tap_matrices
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.models.folding import BORDER_CLASSES, collapse
 from edsr.training import recipe
@@ -25,8 +25,9 @@ SIZES = [(1, 1), (1, 2), (2, 1), (1, 4), (4, 1), (2, 5), (3, 3), (7, 6)]  # all 
 
 
 def composed(model):
-    kind = model.tail.weight
-    return compose(model, maps(model.config.shuffle_factors, kind.dtype, kind.device), kind.dtype)
+    weight = model.tail.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return compose(model, tap_matrices(model.config.shuffle_factors, dtype, weight.device), weight.dtype)
 
 
 @pytest.mark.parametrize("features", [8, 16])
@@ -117,7 +118,7 @@ def test_nothing_waits_for_the_device_nor_comes_from_the_host(scale):
 
 def test_half_precision_is_composed_in_fp32_and_rounded_once():
     m = network(2, 1, 16).bfloat16()
-    weights, biases = compose(m, CollapsedEDSR(m)._maps, torch.bfloat16)
+    weights, biases = composed(m)
     exact_weights, exact_biases = composed(m.double())
     for got, want in (weights, exact_weights), (biases, exact_biases):
         for i in range(4):
@@ -129,12 +130,12 @@ def test_half_precision_is_composed_in_fp32_and_rounded_once():
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_steps_are_those_of_the_plain_tail_to_rounding(folder, dtype, apart, scale):
-    images, _ = dataset.load_dataset([folder], scale, 8, print)
+    images, _ = dataset.load_dataset([folder], scale, 8)
     first, found = EDSR(EDSRConfig(scale, 1, 8)), []
     for collapsed in False, True:
         model = copy.deepcopy(first)
         feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 6)
-        step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, print, collapsed)
+        step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, collapsed)
         found.append((step.run(0, [1e-3] * 6), model, [*step.tensors()]))
     (want, plain, names), (got, model, same_names) = found
     assert got == pytest.approx(want, rel=apart) and names == same_names

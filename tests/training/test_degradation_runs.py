@@ -87,7 +87,7 @@ def test_validation_is_of_clean_and_of_degraded_images(runs, folder, tmp_path):
 
 
 def test_the_best_is_best_by_the_mean_of_both(runs, tmp_path, monkeypatch):
-    assert Scores(30.0).both == 30 and Scores(30.0, 20.0).both == 25
+    assert Scores(30.0).mean == 30 and Scores(30.0, 20.0).mean == 25
     scores = iter([30.0, 20.0, 31.0, 18.0, 29.0, 22.0])  # means: 25, 24.5, 25.5
     monkeypatch.setattr("edsr.training.trainer.validate", lambda *_: (next(scores), {}))
     assert [p.psnr for p in runs() if p.psnr is not None] == [30, 31, 29]
@@ -112,7 +112,7 @@ def test_a_sheet_shows_what_the_run_draws(folder, tmp_path, capsys, scale):
     assert [path.name for path in tmp_path.glob("sheet/*")] == ["degrade.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"images", "sheet"}  # no run
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "degrade.png"))
-    loaded = dataset.train_val_split(dataset.load_dataset([str(folder)], scale, 12, lambda line: None)[0])[0]
+    loaded = dataset.train_val_split(dataset.load_dataset([str(folder)], scale, 12)[0])[0]
     feed = PatchLoader(loaded, 12, 3, 0, "cpu", 7, degradation=parse_degradation("jpeg:5-9,clean:0.5"))
     feed.load(0, 7)
     text = sheet.tobytes()

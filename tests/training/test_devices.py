@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,14 +42,16 @@ def command(processes: int, data, out, *more: str) -> subprocess.Popen:
 
 
 def test_alone_there_is_nothing_to_agree_on():
-    ranks = ProcessGroup("cpu")
-    assert ranks.is_main and ranks.world == 1
-    assert ranks.mean([1.0, 2.0]) == [1.0, 2.0] and ranks.any(True) and not ranks.any(False)
+    group = ProcessGroup("cpu")
+    assert group.is_main and group.world_size == 1
+    assert group.mean([1.0, 2.0]) == [1.0, 2.0] and group.any(True) and not group.any(False)
     tensor = torch.randn(3)
     before = tensor.clone()
-    assert ranks.broadcast([tensor], {"step": 1}) == {"step": 1} and torch.equal(tensor, before)
-    ranks.barrier()
-    ranks.leave()
+    assert group.broadcast([tensor], {"step": 1}) == {"step": 1} and torch.equal(tensor, before)
+    assert group.share([3, 1, 2]) == [3, 1, 2] and group.gather("mine") == ["mine"]
+    assert group.local_device("auto") == "auto"
+    group.barrier()
+    group.leave()
 
 
 def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp_path):
@@ -59,8 +62,8 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp
         process = command(processes, data, tmp_path / out, *steps)
         texts.append(process.communicate(timeout=300)[1])
         assert process.returncode == 0, texts[-1]
-    one, two = (checkpoint.load_latest(tmp_path / out, print) for out in ("one", "two"))
-    start = checkpoint._read(tmp_path / "one" / "checkpoint-00000003")
+    one, two = (checkpoint.load_latest(tmp_path / out) for out in ("one", "two"))
+    start = checkpoint.read(tmp_path / "one" / "checkpoint-00000003")
     assert one.step == two.step == 6
     for name in one.tensors:
         if name.startswith("model.") and name.endswith("weight"):
@@ -69,9 +72,10 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp
     # One process speaks.
     assert texts[1].count("images to train on") == 1 and texts[1].count("is ready for upscale") == 1
     last = load_model(tmp_path / "two" / "last.safetensors").state_dict()
-    assert all(torch.equal(last[name], two.tensors[f"average.{name}"]) for name in last)
+    assert all(torch.equal(last[name], two.tensors[f"ema.{name}"]) for name in last)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(data, tmp_path):
     out = tmp_path / "run"
     process = command(2, data, out, "--steps", "100000", "--save-every", "1000000")
@@ -81,29 +85,84 @@ def test_two_processes_stop_together_and_go_on(data, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=100)[1]
-    stopped = checkpoint.load_latest(out, print).step
+    stopped = checkpoint.load_latest(out).step
     assert stopped >= 50, text
     assert f"saved at step {stopped} of 100000" in text
     process = command(2, data, out, "--steps", "100000", "--resume", "--minutes", "0.0001")
     text = process.communicate(timeout=200)[1]
     assert process.returncode == 0, text
     assert f"resuming {out} at step {stopped}" in text and "stopped after 0.0001 minutes" in text
-    assert checkpoint.load_latest(out, print).step == stopped + 1
+    assert checkpoint.load_latest(out).step == stopped + 1
 
 
+def rank_environment(rank: int, port: int) -> dict[str, str]:
+    """As torchrun would have it."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in ranks.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+@pytest.mark.parametrize("more", [pytest.param([], marks=pytest.mark.slow), ["--minutes", "60"]])
+def test_a_signal_to_the_second_process_interrupts_both(data, tmp_path, more):
+    out, port = tmp_path / "run", free_port()
+    command = [sys.executable, str(ROOT / "cli.py"), "train", "--data", str(data), "--out", str(out)]
+    command += ["--device", "cpu", "--batch", "2", "--patch", "8", "--steps", "100000", *more]
+    first, second = (
+        subprocess.Popen(command, env=rank_environment(rank, port), stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+            assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        second.send_signal(signal.SIGTERM)
+        texts = [process.communicate(timeout=100)[1] for process in (first, second)]
+    finally:
+        first.kill(), second.kill()
+    step = checkpoint.load_latest(out).step
+    assert f"interrupted and saved at step {step} of 100000; continue with --resume {out}" in texts[0]
+    assert (first.returncode, second.returncode) == (130, 130) and not any("Traceback" in text for text in texts)
+
+
+GATHER = """
+from edsr.devices import ProcessGroup
+group = ProcessGroup.for_files()
+print(group.local_device("cpu"), group.share(list("abcde")), group.gather(group.rank), group.is_main)
+group.leave()
+"""
+
+
+def test_processes_share_files_and_gather_results():
+    port = free_port()
+    start = [sys.executable, "-c", GATHER]
+    processes = [
+        subprocess.Popen(start, env=rank_environment(rank, port), stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for rank in range(2)
+    ]
+    texts = [process.communicate(timeout=200)[0].strip() for process in processes]
+    assert texts == ["cpu ['a', 'c', 'e'] [0, 1] True", "cpu ['b', 'd'] None False"]
+
+
+@pytest.mark.slow
 def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
     """By the first one's clock. What the others do not know, images and options, it tells them."""
     out = tmp_path / "run"
     process = command(2, data, out, "--steps", "auto", "--minutes", "0.1", "--schedule", "wsd")
     text = process.communicate(timeout=200)[1]
     assert process.returncode == 0, text
-    last = checkpoint.load_latest(out, print)
+    last = checkpoint.load_latest(out)
     steps = last.record["options"]["steps"]
     assert text.count("steps a second") == 1 and f"{steps:,} steps until the 0.1 minutes are over" in text
     process = command(2, None, None, "--resume", str(out), "--decay", "auto", "--minutes", "0.1")
     text = process.communicate(timeout=200)[1]
     assert process.returncode == 0, text
-    decay = checkpoint.load_latest(tmp_path / f"run-decay-{last.step}", print)
+    decay = checkpoint.load_latest(tmp_path / f"run-decay-{last.step}")
     more = decay.record["options"]["steps"] - last.step
     assert f"{more:,} steps until" in text and last.step < decay.step <= last.step + more
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edsr.models.edsr import PRESETS, EDSRConfig
+from edsr.models.edsr import EDSRConfig
 from edsr.training import checkpoint
 from edsr.training.config import TrainConfig
 from edsr.training.trainer import train
@@ -25,13 +25,15 @@ def work(data: str, out: str) -> None:
     from pathlib import Path
 
     torch.set_num_threads(1)
-    PRESETS["edsr-baseline"] = EDSRConfig(blocks=1, features=8)
+    network = EDSRConfig(blocks=1, features=8)
     resume = checkpoint.exists(Path(out))
     sizes = {"steps": STEPS, "batch": 2, "patch": 8, "val_every": 24, "save_every": 3}
-    for _ in train(TrainConfig(data=(data,), out=out, device="cpu", lr=1e-3, resume=resume, **sizes)):
+    config = TrainConfig(data=(data,), out=out, device="cpu", lr=1e-3, resume=resume, network=network, **sizes)
+    for _ in train(config):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path):
     data = tmp_path / "images"
@@ -73,6 +75,6 @@ def compare(whole, killed):
     for name in "last", "best":
         want, got = (load_model(run / f"{name}.safetensors").state_dict() for run in (whole, killed))
         assert all(torch.equal(want[key], got[key]) for key in want), name
-    want, got = (checkpoint.load_latest(run, print) for run in (whole, killed))
+    want, got = (checkpoint.load_latest(run) for run in (whole, killed))
     assert want.step == got.step == STEPS
     assert all(torch.equal(want.tensors[key], got.tensors[key]) for key in want.tensors)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr.training import recipe, run_log
+from edsr.training.config import LOSSES
 from edsr.training.recipe import DivergenceMonitor
 
 
@@ -17,7 +18,7 @@ def test_losses_are_their_formulas():
     assert recipe.loss("l1", y, truth).item() == pytest.approx(np.abs(d).mean())
     assert recipe.loss("l2", y, truth).item() == pytest.approx((d * d).mean())
     assert recipe.loss("charbonnier", y, truth).item() == pytest.approx(np.sqrt(d * d + 1e-6).mean())
-    for kind in recipe.LOSSES:  # differentiable where the network is right, too
+    for kind in LOSSES:  # differentiable where the network is right, too
         at = truth.clone().requires_grad_()
         recipe.loss(kind, at, truth).backward()
         assert at.grad is not None and at.grad.isfinite().all()
@@ -51,7 +52,7 @@ def test_wsd_does_not_ask_how_long_a_run_is():
 
 
 def test_a_decay_falls_in_a_line_to_nothing():
-    rates = [recipe.decayed(step, 700, 710, 1e-3) for step in range(700, 711)]
+    rates = [recipe.linear_decay(step, 700, 710, 1e-3) for step in range(700, 711)]
     assert rates == pytest.approx([1e-4 * left for left in range(10, -1, -1)])
 
 
@@ -76,7 +77,7 @@ def as_kind(kind: str, differences) -> list[float]:
     return [d * d if kind == "l2" else d for d in differences]
 
 
-@pytest.mark.parametrize("kind", recipe.LOSSES)
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("start", [[0.285], [0.004, 0.02, 0.011], [0.3, 0.25, 0.2, 0.17, 0.15, 0.13] * 5])
 def test_the_watch_sees_a_run_that_diverges_from_its_first_steps_on(kind, start):
     """Measured of a network with random weights at a learning rate of 0.02; and the same after a better start."""
@@ -86,11 +87,11 @@ def test_the_watch_sees_a_run_that_diverges_from_its_first_steps_on(kind, start)
     assert seen is not None and seen[0] < max(20, len(start) + 5) and "jumped" in seen[1]
     # One that comes to its end before that is no good either.
     short = DivergenceMonitor(kind)
-    assert short(as_kind(kind, start)) is None and short.doubt is None
-    assert short(as_kind(kind, astray[:3])) is None and short.doubt is not None
+    assert short(as_kind(kind, start)) is None and short.suspicion is None
+    assert short(as_kind(kind, astray[:3])) is None and short.suspicion is not None
 
 
-@pytest.mark.parametrize("kind", recipe.LOSSES)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_the_watch_sees_a_loss_that_creeps_up(kind):
     """By 0.6 % a step, which a mean over 200 steps follows within a factor of 3; the least that it was does not."""
     creeping = [0.02] * 300 + [0.02 * 1.006**i for i in range(1500)]
@@ -100,10 +101,10 @@ def test_the_watch_sees_a_loss_that_creeps_up(kind):
 
 def calm(watch: DivergenceMonitor, losses: list[float]) -> bool:
     """Whether nothing is wrong with the losses, nor would be if the run ended with any of them."""
-    return all(watch([loss]) is None and watch.doubt is None for loss in losses)
+    return all(watch([loss]) is None and watch.suspicion is None for loss in losses)
 
 
-@pytest.mark.parametrize("kind", recipe.LOSSES)
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_watch_takes_patches_easy_and_hard_for_what_they_are(kind, seed):
     """The logarithm spreads by 0.9 where a batch is one patch of 8 x 8, by 0.5 to 0.8 where it is two of 16 x 16."""
@@ -117,13 +118,13 @@ def test_the_watch_takes_patches_easy_and_hard_for_what_they_are(kind, seed):
     assert calm(DivergenceMonitor(kind), as_kind(kind, harder))
 
 
-@pytest.mark.parametrize("kind", recipe.LOSSES)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_the_watch_lets_high_learning_rates_warm_up_and_spike(kind):
     """Measured of random weights at a learning rate of 0.002; later spikes made up."""
     first = [0.285, 0.483, 0.259, 2.26, 0.45, 0.28, 0.22, 0.0987, 0.277, 0.398, 0.157, 0.117]
     rest = [*np.geomspace(0.12, 0.03, 300), 2.0, 5.0, 1.0, 0.2, 0.06, *[0.03] * 40, 300.0, *[0.03] * 60]
     watch = DivergenceMonitor(kind)
-    assert watch(as_kind(kind, first + rest)) is None and watch.doubt is None
+    assert watch(as_kind(kind, first + rest)) is None and watch.suspicion is None
 
 
 def test_squares_are_judged_by_their_roots():
@@ -135,13 +136,13 @@ def test_squares_are_judged_by_their_roots():
     assert DivergenceMonitor("l2")(quiet + [0.15] * 100) is not None
 
 
-@pytest.mark.parametrize("kind", recipe.LOSSES)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_the_watch_takes_the_three_numbers_of_older_checkpoints(kind):
     (level,), (high,) = as_kind(kind, [0.02]), as_kind(kind, [0.2])
     for count in 7, 1000:
         watch = DivergenceMonitor(kind)
         watch.restore([level, level, count])
-        assert watch.doubt is None and watch([level] * 30) is None
+        assert watch.suspicion is None and watch([level] * 30) is None
         seen = watch([high] * 30)
         assert seen is not None and seen[0] < 25
     watch.restore([1e31, 1e31, 300])  # diverged before anybody looked
@@ -156,7 +157,7 @@ def test_the_watch_goes_on_with_a_divergence_after_a_resume(at):
     seen = first(losses[:at])
     if seen is None:
         rest.restore(json.loads(json.dumps(first.state())))
-        assert rest.doubt == first.doubt
+        assert rest.suspicion == first.suspicion
         seen = rest(losses[at:])
         seen = seen and (seen[0] + at, seen[1])
     assert seen == whole and whole is not None
@@ -182,19 +183,30 @@ def test_the_watch_does_not_mind_portions_nor_being_saved(portions, jump_at):
 
 
 def test_the_journal_drops_what_will_be_done_again(tmp_path):
-    first = run_log.RunLogger(tmp_path, 0, lambda line: None)
+    first = run_log.RunLogger(tmp_path, 0)
     for step in 1, 2, 3:
         first.log(step, loss=1 / step, psnr=30.0 + step)
     first._file.write('{"step": 4, "los')  # killed in the middle of a line
     first.close()
-    second = run_log.RunLogger(tmp_path, 2, lambda line: None)
+    second = run_log.RunLogger(tmp_path, 2)
     second.log(3, loss=0.3)
     second.close()
-    lines = run_log.read(tmp_path / "metrics.jsonl")
+    lines = run_log.read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1] == {"step": 3, "loss": 0.3}
 
 
-def test_the_plot_is_a_image(tmp_path):
+def test_metrics_of_earlier_versions_have_the_keys_of_today(tmp_path):
+    old = [{"step": 50, "loss": 0.1, "images_per_second": 9.5}, {"step": 50, "setbacks": 1, "lr_factor": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    run_log.RunLogger(tmp_path, 60).close()  # as a resumed run does
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 50, "loss": 0.1, "patches_per_second": 9.5},
+        {"step": 50, "rollbacks": 1, "lr_factor": 0.5},
+    ]
+
+
+def test_the_plot_is_an_image(tmp_path):
     pytest.importorskip("matplotlib")
     from PIL import Image
 
@@ -206,15 +218,14 @@ def test_the_plot_is_a_image(tmp_path):
     run_log.plot([], tmp_path / "empty.png")
 
 
-def test_without_the_extra_a_line_says_what_is_missing(tmp_path, monkeypatch):
+def test_without_the_extra_a_line_says_what_is_missing(tmp_path, monkeypatch, lines):
     import sys
 
     for name in "torch.utils.tensorboard", "matplotlib.figure", "matplotlib.backends.backend_agg":
         monkeypatch.setitem(sys.modules, name, None)
-    lines: list[str] = []
-    j = run_log.RunLogger(tmp_path, 0, lines.append)
+    j = run_log.RunLogger(tmp_path, 0)
     j.log(1, loss=0.5)
-    j.show(1, {"sample": np.zeros((2, 2, 3), np.uint8)})
+    j.log_images(1, {"sample": np.zeros((2, 2, 3), np.uint8)})
     j.close()
     assert len(lines) == 2 and all("edsr-triton[train]" in line for line in lines)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -222,9 +233,9 @@ def test_without_the_extra_a_line_says_what_is_missing(tmp_path, monkeypatch):
 
 def test_tensorboard_gets_scalars_and_images(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    j = run_log.RunLogger(tmp_path, 0, lambda line: None)
+    j = run_log.RunLogger(tmp_path, 0)
     j.log(1, loss=0.5, psnr=31.0)
-    j.show(1, {"sample/0": np.zeros((4, 6, 3), np.uint8)})
+    j.log_images(1, {"sample/0": np.zeros((4, 6, 3), np.uint8)})
     j.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

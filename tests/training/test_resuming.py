@@ -3,15 +3,17 @@
 import contextlib
 import hashlib
 import json
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from edsr.errors import TrainError
 from edsr.training import checkpoint, recipe
-from edsr.training.config import AUTO, TrainConfig
+from edsr.training.config import AUTO, SCHEDULES, TrainConfig
 from edsr.training.trainer import train
 from edsr.weights import load_model, read_info
 from tests.conftest import make_image, training
@@ -42,7 +44,7 @@ def decay(run: Path, steps, **more) -> TrainConfig:
     return TrainConfig(resume=True, source=str(run), decay=steps, device="cpu", **more)
 
 
-def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch):
+def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch, lines):
     val = tmp_path / "val"
     val.mkdir()
     Image.fromarray(make_image(40, 40, seed=7)).save(val / "v.png")
@@ -51,11 +53,10 @@ def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch):
     list(train(training("images", tmp_path / "whole", **chosen)))
     stopped(training("images", tmp_path / "parts", **chosen), 7)
     monkeypatch.chdir(folder)
-    lines: list[str] = []
-    rest = list(train(resumed(tmp_path / "parts"), lines.append))
+    rest = list(train(resumed(tmp_path / "parts")))
     assert [p.step for p in rest] == list(range(8, 13)) and not any("not those" in line for line in lines)
     assert [p.step for p in rest if p.psnr is not None] == [10, 12]  # --val-every 5
-    whole, parts = (checkpoint.load_latest(tmp_path / run, print) for run in ("whole", "parts"))
+    whole, parts = (checkpoint.load_latest(tmp_path / run) for run in ("whole", "parts"))
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
     assert not any(path.name == "cache" for path in folder.iterdir())
 
@@ -73,7 +74,7 @@ def test_what_is_given_must_be_what_it_was_but_for_what_may_change(folder, tmp_p
 def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_image_is_read(folder, tmp_path, monkeypatch):
     run = stopped(training(folder, tmp_path / "run"), 3)
     before = hashes(run)
-    monkeypatch.setattr("edsr.training.setup.images", lambda *_: pytest.fail("images are read"))
+    monkeypatch.setattr("edsr.training.setup.load_images", lambda *_: pytest.fail("images are read"))
     wrong = {"scale": 3, "steps": 20, "loss": "l2", "degrade": "jpeg:40-90", "init": "elsewhere/other.safetensors"}
     wrong |= {"crop": 64, "lr": 1e-5}  # of which the rate may change
     with pytest.raises(TrainError) as caught:
@@ -108,7 +109,7 @@ def test_weights_to_start_from_are_compared_by_name(folder, tmp_path):
 def test_a_run_remembers_the_rate_that_it_was_given_last(folder, tmp_path):
     run = stopped(training(folder, tmp_path / "run"), 3)
     stopped(resumed(run, "lr", lr=5e-4), 6)
-    assert checkpoint.load_latest(run, print).record["remembered"]["lr"] == 5e-4
+    assert checkpoint.load_latest(run).record["remembered"]["lr"] == 5e-4
     assert read_info(run / "last.safetensors")["training"]["lr"] == 5e-4
     rates = [p.lr for p in train(resumed(run))]
     assert rates == pytest.approx([recipe.learning_rate(step, 12, 5e-4) for step in range(6, 12)])
@@ -120,7 +121,7 @@ def test_a_run_remembers_the_rate_that_it_was_given_last(folder, tmp_path):
 
 def test_a_run_from_before_runs_remembered_needs_its_images_named(folder, tmp_path):
     run = stopped(training(folder, tmp_path / "run"), 3)
-    last = checkpoint.load_latest(run, print)
+    last = checkpoint.load_latest(run)
     del last.record["remembered"], last.record["decay"]
     checkpoint.write(run, last)
     checkpoint.write(run, last._replace(step=4))
@@ -129,29 +130,61 @@ def test_a_run_from_before_runs_remembered_needs_its_images_named(folder, tmp_pa
     assert list(train(resumed(run, "data", data=(str(folder),))))[-1].finished
 
 
-def test_the_length_of_a_wsd_run_may_be_changed_and_changes_nothing_else(folder, tmp_path):
+def to_version_1(run: Path) -> None:
+    """Gives the checkpoints of a run the names that they had in version 1."""
+    record = {"best_psnr": "best", "lr_factor": "factor", "rollbacks": "setbacks", "divergence": "watch"}
+    record |= {"images": "pictures", "initial_error": "misfit"}
+    prefixes = {"model": "model", "ema": "average", "optimizer": "adam"}
+    for folder in run.glob("checkpoint-*"):
+        state = json.loads((folder / "state.json").read_text())
+        state["version"] = 1
+        assert record.keys() <= state["record"].keys()
+        state["record"] = {record.get(key, key): value for key, value in state["record"].items()}
+        for name in state["files"]:
+            tensors = {}
+            for key, tensor in load_file(folder / name).items():
+                first, rest = key.split(".", 1)
+                tensors[f"{prefixes[first]}.{rest}"] = tensor
+            data = save(tensors)
+            (folder / name).write_bytes(data)
+            state["files"][name] = [len(data), zlib.crc32(data)]
+        (folder / "state.json").write_text(json.dumps(state))
+
+
+def test_checkpoints_of_version_1_go_on_to_the_same_bits(folder, tmp_path):
+    list(train(training(folder, tmp_path / "whole")))
+    run = stopped(training(folder, tmp_path / "parts"), 7)
+    to_version_1(run)
+    assert [p.step for p in train(resumed(run))] == list(range(8, 13))
+    whole, parts = (checkpoint.load_latest(where) for where in (tmp_path / "whole", run))
+    assert whole.tensors.keys() == parts.tensors.keys()
+    assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
+    own = {"seconds": None, "remembered": None}  # its time, and the images' folder by its absolute name
+    assert whole.record | own == parts.record | own
+    assert json.loads((run / "checkpoint-00000012" / "state.json").read_text())["version"] == 2
+
+
+def test_the_length_of_a_wsd_run_may_be_changed_and_changes_nothing_else(folder, tmp_path, lines):
     short, long = (training(folder, tmp_path / name, schedule="wsd", steps=n) for name, n in (("a", 6), ("b", 9)))
     assert list(train(short))[-1].finished
     rates = [p.lr for p in train(resumed(tmp_path / "a", "steps", steps=9))]
     assert rates == pytest.approx([1e-3 * step / recipe.WARM_UP for step in (7, 8, 9)])
     list(train(long))
-    one, other = (checkpoint.load_latest(tmp_path / name, print) for name in "ab")
+    one, other = (checkpoint.load_latest(tmp_path / name) for name in "ab")
     assert one.step == other.step == 9
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     # 0.999 of what the averages were stays in each step, however short the run.
-    start = checkpoint._read(tmp_path / "b" / "checkpoint-00000005").tensors["average.head.weight"]
-    end = other.tensors["average.head.weight"]
+    start = checkpoint.read(tmp_path / "b" / "checkpoint-00000005").tensors["ema.head.weight"]
+    end = other.tensors["ema.head.weight"]
     assert (end - start).abs().max() < 5e-3 * (other.tensors["model.head.weight"] - start).abs().max()
-    lines: list[str] = []
-    assert list(train(resumed(tmp_path / "a"), lines.append)) == [] and "9 steps already" in lines[-1]
+    assert list(train(resumed(tmp_path / "a"))) == [] and "9 steps already" in lines[-1]
 
 
-@pytest.mark.parametrize("schedule", recipe.SCHEDULES)
-def test_a_decay_is_a_run_of_its_own_and_leaves_the_other_alone(folder, tmp_path, schedule):
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_decay_is_a_run_of_its_own_and_leaves_the_other_alone(folder, tmp_path, schedule, lines):
     run = stopped(training(folder, tmp_path / "run", schedule=schedule, steps=20), 8)
     before = hashes(run)
-    lines: list[str] = []
-    done = list(train(decay(run, 6), lines.append))
+    done = list(train(decay(run, 6)))
     out = tmp_path / "run-decay-8"
     peak = recipe.learning_rate(8, 20, 1e-3, schedule)
     assert [p.lr for p in done] == pytest.approx([peak * left / 6 for left in (6, 5, 4, 3, 2, 1)])
@@ -176,16 +209,16 @@ def test_a_decay_averages_and_judges_its_own_steps_alone(folder, tmp_path, monke
     list(train(decay(run, 6)))
     out = tmp_path / "run-decay-8"
     assert read_info(out / "best.safetensors")["training"]["steps"] == 14
-    end = checkpoint.load_latest(out, print).tensors
+    end = checkpoint.load_latest(out).tensors
     for name in end:
         if name.startswith("model."):  # a twentieth of six steps
-            assert torch.equal(end[name], end[name.replace("model.", "average.", 1)])
+            assert torch.equal(end[name], end[name.replace("model.", "ema.", 1)])
 
 
 def test_a_decay_begins_with_the_state_of_the_run(folder, tmp_path):
     run = stopped(training(folder, tmp_path / "run", schedule="wsd"), 8)
     stopped(decay(run, 4), 9)
-    old, new = (checkpoint._read(where / "checkpoint-00000008") for where in (run, tmp_path / "run-decay-8"))
+    old, new = (checkpoint.read(where / "checkpoint-00000008") for where in (run, tmp_path / "run-decay-8"))
     assert all(torch.equal(old.tensors[name], new.tensors[name]) for name in old.tensors)
 
 
@@ -197,7 +230,7 @@ def test_a_decay_that_was_stopped_goes_on(folder, tmp_path, again):
     out = tmp_path / "run-decay-8"
     rest = list(train(decay(run, 6) if again == "the same command" else resumed(out)))
     assert [p.step for p in rest] == [12, 13, 14]
-    whole, parts = (checkpoint.load_latest(where, print) for where in (tmp_path / "whole", out))
+    whole, parts = (checkpoint.load_latest(where) for where in (tmp_path / "whole", out))
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
     with pytest.raises(TrainError, match="--steps 14, not 15"):  # wsd as it was, but its end is fixed now
         list(train(resumed(out, "steps", steps=15)))
@@ -240,6 +273,6 @@ def test_a_decay_as_long_as_there_is_time(folder, tmp_path, monkeypatch):
     done = list(train(decay(run, AUTO, minutes=1), clock=clock))
     assert 20 < len(done) < 50 and done[0].step == 9 and done[-1].finished and clock.now < 60
     list(train(decay(run, len(done), out=str(tmp_path / "given"))))
-    auto, given = (checkpoint.load_latest(tmp_path / name, print) for name in ("run-decay-8", "given"))
+    auto, given = (checkpoint.load_latest(tmp_path / name) for name in ("run-decay-8", "given"))
     assert all(torch.equal(auto.tensors[name], given.tensors[name]) for name in given.tensors)
     assert hashes(run) == before

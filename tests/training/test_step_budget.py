@@ -35,22 +35,22 @@ class Clock:
 
 
 def same(one, other) -> bool:
-    a, b = checkpoint.load_latest(one, print), checkpoint.load_latest(other, print)
+    a, b = checkpoint.load_latest(one), checkpoint.load_latest(other)
     return a.step == b.step and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
-def test_the_run_is_the_one_of_so_many_steps_and_ends_in_time(folder, tmp_path, monkeypatch):
-    clock, lines = Clock(monkeypatch, 0.1), []
+def test_the_run_is_the_one_of_so_many_steps_and_ends_in_time(folder, tmp_path, monkeypatch, lines):
+    clock = Clock(monkeypatch, 0.1)
     seldom = {"val_every": 200, "save_every": 300}
     auto = training(folder, tmp_path / "auto", steps=AUTO, minutes=1, **seldom)
-    done = list(train(auto, lines.append, clock=clock))
+    done = list(train(auto, clock=clock))
     steps = done[-1].steps
     assert done[-1].finished and [p.step for p in done] == list(range(1, steps + 1))
     assert f"10 steps a second: {steps} steps until the 1 minutes are over" in lines
     assert 400 < steps < 0.96 * (600 - 100) and clock.now < 60  # ten seconds are gone before it runs as fast
     list(train(training(folder, tmp_path / "given", steps=steps, **seldom)))
     assert same(tmp_path / "auto", tmp_path / "given")
-    record = checkpoint.load_latest(tmp_path / "auto", print).record
+    record = checkpoint.load_latest(tmp_path / "auto").record
     assert record["options"]["steps"] == steps
 
 
@@ -80,24 +80,24 @@ def test_measuring_takes_little_time(minutes, a_step, least, most):
     """At the pace of a GPU, in portions of 50."""
 
     class Stepper:
-        most, slow, taken = 250, 4, 0
+        max_steps, warm_up_steps, taken = 250, 4, 0
 
         def tensors(self):
             return {}
 
         def run(self, first, rates):
-            self.slow = 0
+            self.warm_up_steps = 0
             self.taken += len(rates)
             return [0.0] * len(rates)
 
     class Alone:
-        first = True
+        is_main = True
 
         def mean(self, values):
             return values
 
     stepper = Stepper()
-    got = step_budget.rate(stepper, Alone(), 0, 60.0 * minutes, lambda: stepper.taken * a_step)  # pyright: ignore
+    got = step_budget.measure_speed(stepper, Alone(), 0, 60.0 * minutes, lambda: stepper.taken * a_step)  # pyright: ignore
     assert got == pytest.approx(1 / a_step)
     assert least <= stepper.taken * a_step <= most
 
@@ -116,4 +116,4 @@ def test_auto_without_minutes_is_told_in_one_line(folder, tmp_path):
     ],
 )
 def test_what_was_fixed_is_said(rate, steps, says):
-    assert says in step_budget.told(rate, steps, 15)
+    assert says in step_budget.describe(rate, steps, 15)

@@ -11,6 +11,7 @@ from edsr.data import dataset
 from edsr.errors import BackendError, CheckpointError, DataError, TrainError, WeightsError
 from edsr.images.resize import matlab_downscale
 from edsr.models.edsr import EDSRConfig
+from edsr.training.config import GRAD_CLIP_NORM
 from edsr.training.trainer import train
 from edsr.training.validation import validate
 from edsr.weights import load_model, read_info, save_model
@@ -70,15 +71,14 @@ def test_a_stopped_run_continues_as_if_it_had_not(folder, tmp_path, stop):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
+def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch, lines):
     monkeypatch.setattr("edsr.weights.files.FOLDER", tmp_path)
-    lines: list[str] = []
-    list(train(options(folder, tmp_path / "scratch", scale=3, steps=1, lr=1e-30), lines.append))
+    list(train(options(folder, tmp_path / "scratch", scale=3, steps=1, lr=1e-30)))
     assert any("random" in line for line in lines)
     m = network(2, 1, 8).float()
     save_model(m, tmp_path / "edsr-baseline-x2.safetensors")
     for scale in 3, 4:
-        list(train(options(folder, tmp_path / f"x{scale}", scale=scale, steps=1, lr=1e-30), lines.append))
+        list(train(options(folder, tmp_path / f"x{scale}", scale=scale, steps=1, lr=1e-30)))
         started = load_model(tmp_path / f"x{scale}" / "last.safetensors")
         assert torch.equal(started.body[0].conv1.weight, m.body[0].conv1.weight)
         assert torch.equal(started.head.weight, m.head.weight)
@@ -86,15 +86,14 @@ def test_other_scales_start_from_the_body_of_x2(folder, tmp_path, monkeypatch):
     assert "starting from edsr-baseline x2" in " ".join(lines)
 
 
-def test_a_packaged_name_means_its_weights_of_that_scale(folder, tmp_path, monkeypatch):
+def test_a_packaged_name_means_its_weights_of_that_scale(folder, tmp_path, monkeypatch, lines):
     monkeypatch.setattr("edsr.weights.files.FOLDER", tmp_path)
     packaged = {scale: network(scale, 1, 8).float() for scale in (2, 3)}
     for scale, m in packaged.items():
         save_model(m, tmp_path / f"edsr-baseline-x{scale}.safetensors")
     for scale, source in (2, 2), (3, 3), (4, 2):
-        lines: list[str] = []
         one = options(folder, tmp_path / f"x{scale}", scale=scale, steps=1, lr=1e-30, init="edsr-baseline")
-        list(train(one, lines.append))
+        list(train(one))
         assert f"starting from edsr-baseline x{source}" in " ".join(lines)
         started = load_model(tmp_path / f"x{scale}" / "last.safetensors")
         assert torch.equal(started.head.weight, packaged[source].head.weight)
@@ -111,10 +110,44 @@ def test_validation_is_psnr_of_rounded_luma_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "edsr.evaluation.metrics.ssim", lambda a, b: pytest.fail("SSIM takes ten times as long, and is not asked for")
     )
-    psnr, samples = validate(m, dataset.load_dataset([tmp_path / "a.png"], 2, 1, print)[0], 2)
+    psnr, samples = validate(m, dataset.load_dataset([tmp_path / "a.png"], 2, 1)[0], 2)
     assert psnr == pytest.approx(want, abs=1e-3)
     (sample,) = samples.values()
     assert sample.shape == (40, 120, 3) and np.array_equal(sample[:, 80:], image)
+
+
+def icons(where, *sides):
+    where.mkdir()
+    for side in sides:
+        Image.fromarray(make_image(side, side)).save(where / f"{side}.png")
+    return str(where)
+
+
+def test_validation_images_too_small_to_be_scored_are_left_out(folder, tmp_path, lines):
+    val = icons(tmp_path / "icons", 4, 5, 6, 40)
+    steps = train(options(folder, tmp_path / "run", steps=5, val=val))
+    next(steps)
+    assert "2 of 4 validation images smaller than 6 x 6 pixels: left out" in lines
+    assert np.isfinite([p.psnr for p in steps if p.psnr is not None]).all()
+    only = icons(tmp_path / "only", 4)
+    with pytest.raises(DataError, match="only: no image of 6 x 6 pixels or more; give another --val"):
+        list(train(options(folder, tmp_path / "none", val=only)))
+    assert not (tmp_path / "none").exists()
+    # Held out of images that are small themselves.
+    list(train(options(icons(tmp_path / "tiny", 4, 5), tmp_path / "small", steps=2, patch=2)))
+    assert "1 images to train on, 0 to validate on" in lines
+
+
+def test_a_gradient_is_clipped_and_a_network_given(folder, tmp_path):
+    network = EDSRConfig(blocks=2, features=4)
+    ends = {}
+    for name, more in ("usual", {}), ("small", {"clip": 1e-9}), ("none", {"clip": float("inf")}):
+        list(train(options(folder, tmp_path / name, steps=3, network=network, **more)))
+        model = load_model(tmp_path / name / "last.safetensors")
+        assert model.config == network
+        ends[name] = model.head.weight
+    # Gradients of these images are small enough for the usual clip.
+    assert torch.equal(ends["usual"], ends["none"]) and not torch.equal(ends["small"], ends["none"])
 
 
 @pytest.mark.parametrize(
@@ -147,16 +180,17 @@ def test_a_run_is_not_overwritten_nor_mixed(folder, tmp_path):
         list(train(options(folder, tmp_path / "run", resume=True, batch=3)))
     with pytest.raises(TrainError, match="lies in"):
         list(train(options(folder, folder / "run")))
+    with pytest.raises(TrainError, match="images is a folder of images to train on; choose another --out"):
+        list(train(options(folder, folder / "." / ".." / folder.name)))
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError, match="is a file"):
         list(train(options(folder, tmp_path / "file")))
 
 
-def test_other_images_are_noticed(folder, tmp_path):
-    lines: list[str] = []
+def test_other_images_are_noticed(folder, tmp_path, lines):
     list(train(options(folder, tmp_path / "run")))
     Image.fromarray(make_image(50, 50, seed=9)).save(folder / "new.png")
-    list(train(options(folder, tmp_path / "run", resume=True), lines.append))
+    list(train(options(folder, tmp_path / "run", resume=True)))
     assert any("not those this run began with" in line for line in lines)
 
 
@@ -176,7 +210,7 @@ def test_a_run_stops_when_told_and_can_go_on(folder, tmp_path, stopper):
     assert list(train(options(folder, out, resume=True))) == []
 
 
-def test_a_run_astray_goes_back_with_half_the_learning_rate(folder, tmp_path, monkeypatch):
+def test_a_run_astray_goes_back_with_half_the_learning_rate(folder, tmp_path, monkeypatch, lines):
     """A loss that is wrong for a while: as if a weight had overflowed at step 9."""
     from edsr.training.step import TrainStep
 
@@ -188,8 +222,7 @@ def test_a_run_astray_goes_back_with_half_the_learning_rate(folder, tmp_path, mo
         return [float("nan")] if first == 8 and len(calls) < 12 else losses
 
     monkeypatch.setattr(TrainStep, "run", run)
-    lines: list[str] = []
-    done = list(train(options(folder, tmp_path / "run"), lines.append))
+    done = list(train(options(folder, tmp_path / "run")))
     assert [step for step, _ in calls] == [*range(9), *range(12)]  # back to the step 0 checkpoint
     rates = [rate for _, rate in calls]
     assert rates[9:17] == pytest.approx([rate / 2 for rate in rates[:8]])
@@ -197,10 +230,9 @@ def test_a_run_astray_goes_back_with_half_the_learning_rate(folder, tmp_path, mo
     assert done[-1].finished
 
 
-def test_a_run_astray_for_good_is_given_up_and_keeps_a_checkpoint(folder, tmp_path):
-    lines: list[str] = []
+def test_a_run_astray_for_good_is_given_up_and_keeps_a_checkpoint(folder, tmp_path, lines):
     with pytest.raises(TrainError, match="smaller --lr") as caught:
-        list(train(options(folder, tmp_path / "run", lr=1e30), lines.append))
+        list(train(options(folder, tmp_path / "run", lr=1e30)))
     assert "\n" not in str(caught.value)
     assert sum("back to step" in line for line in lines) == 3
     assert (tmp_path / "run" / "checkpoint-00000000").is_dir()
@@ -221,6 +253,21 @@ def test_a_weight_that_is_not_finite_is_never_saved(folder, tmp_path, monkeypatc
     with pytest.raises(TrainError, match="a weight is not finite"):
         list(train(options(folder, tmp_path / "run")))
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000000"]
+
+
+def test_weights_that_cannot_be_written_end_the_run_with_a_line(folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise WeightsError("last.safetensors: cannot be written: No space left on device")
+
+    steps = train(options(folder, tmp_path / "run"))
+    for progress in steps:
+        if progress.step == 6:
+            break
+    with monkeypatch.context() as patch:
+        patch.setattr("edsr.training.publishing.save_model", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device; step 5 is safe.*--resume"):
+            list(steps)
+    assert next(iter(train(options(folder, tmp_path / "run", resume=True)))).step == 6
 
 
 def test_a_full_disk_ends_the_run_with_a_line(folder, tmp_path, monkeypatch):
@@ -251,14 +298,13 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
     from edsr.devices import ProcessGroup
     from edsr.kernels import reference
     from edsr.models.edsr import EDSR
-    from edsr.training.recipe import GRAD_CLIP_NORM
     from edsr.training.step import TrainStep
 
-    images, _ = dataset.load_dataset([folder], 2, 8, print)
+    images, _ = dataset.load_dataset([folder], 2, 8)
     feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 3)
     model = EDSR(TINY)
     plain, average = copy.deepcopy(model), copy.deepcopy(model)
-    step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, print)
+    step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True)
     rates = [1e-3, 2e-3, 5e-4]
     losses = step.run(0, rates)
     adam = torch.optim.Adam(plain.parameters())
@@ -297,7 +343,7 @@ def test_unless_told_a_run_looks_at_and_saves_itself_by_the_clock(folder, tmp_pa
     fixed = options(folder, tmp_path / "fixed", deterministic=True, **by_clock)
     done = list(train(fixed, clock=Clock(monkeypatch, 1000.0)))
     assert [p.step for p in done if p.psnr is not None] == [130] and saved == [0, 130]
-    assert fixed.every(None) == 1000 and fixed.every(7) == 7
+    assert fixed.interval(None) == 1000 and fixed.interval(7) == 7
 
 
 def test_the_best_of_a_killed_run_is_not_replaced_by_worse(folder, tmp_path, monkeypatch):
@@ -326,15 +372,15 @@ def test_what_is_not_finite_is_found_by_asking_once(folder, value, monkeypatch):
     from edsr.models.edsr import EDSR
     from edsr.training.step import TrainStep
 
-    feed = PatchLoader(dataset.load_dataset([folder], 2, 8, print)[0], 8, 4, 0, "cpu", 3)
-    step = TrainStep(EDSR(TINY), feed, ProcessGroup("cpu"), "l1", 0.75, torch.float32, reference, True, print)
+    feed = PatchLoader(dataset.load_dataset([folder], 2, 8)[0], 8, 4, 0, "cpu", 3)
+    step = TrainStep(EDSR(TINY), feed, ProcessGroup("cpu"), "l1", 0.75, torch.float32, reference, True)
     asked = []
     honest = torch.Tensor.__bool__
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: (asked.append(1), honest(self))[1])
-    assert step.finite() and len(asked) == 1
+    assert step.is_finite() and len(asked) == 1
     for name, tensor in step.tensors().items():
         before = tensor.clone()
         tensor.view(-1)[-1] = value
-        assert not step.finite(), name
+        assert not step.is_finite(), name
         tensor.copy_(before)
-    assert step.finite()
+    assert step.is_finite()

@@ -15,16 +15,16 @@ from edsr import cli
 from edsr.batch import runner
 from edsr.batch.jobs import Job
 from edsr.batch.runner import MIXTURES, UpscaleOptions, UpscalerPool, upscale_files
-from edsr.cli.progress import BatchProgress
 from edsr.images.compression import LossyCompression
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
+from edsr.progress import Silent
 from edsr.weights import files as weights
 from edsr.weights import load_model, save_model, selection
 from tests.conftest import ROOT, make_image, network
 from tests.support.image_files import names, pillow
 
-SILENT = BatchProgress(None, 0)
+SILENT = Silent()
 
 
 def put(folder, *wanted):
@@ -212,12 +212,12 @@ def test_sizes_take_mixtures_of_the_next_larger_network(home, run):
         assert run("upscale", "a.jpg", "--outscale", wish, "-o", "out.png", "--overwrite")[0] == 0
         model = selection.choose_by_file(home / "a.jpg", scale).model
         assert ":" in model
-        networks = UpscalerPool("auto", None, ["cpu"], likely=float(wish))
+        networks = UpscalerPool("auto", None, ["cpu"], expected_scale=float(wish))
         job = Job(home / "a.jpg", home / "again.png")
         (outcome,) = upscale_files(
             [job], networks, UpscaleOptions(runner.OutputSize(float(wish)), overwrite=True), SILENT
         )
-        assert outcome.error is None and list(networks._loaded) == [("edsr-baseline", scale), (model, scale)]
+        assert outcome.error is None and networks.loaded == [("edsr-baseline", scale), (model, scale)]
         np.testing.assert_array_equal(read_image("again.png"), read_image("out.png"))
     code, _, err = run("upscale", "a.jpg", "--outscale", "3.5")
     assert code == 1 and "more than 3 times" in err
@@ -265,7 +265,7 @@ def test_a_batch_of_many_qualities_keeps_few_mixtures(batch, monkeypatch, device
     outcomes = []
     for outcome in upscale_files(batch, networks, UpscaleOptions(), SILENT):
         outcomes.append(outcome)
-        assert len(networks._loaded) <= 1 + MIXTURES
+        assert len(networks.loaded) <= 1 + MIXTURES
     assert len(outcomes) == 12 and not any(outcome.error for outcome in outcomes)
     assert len({outcome.model.split(": ")[1] for outcome in outcomes}) > MIXTURES
     for job in batch:
@@ -279,18 +279,18 @@ def test_a_batch_of_many_qualities_keeps_few_mixtures(batch, monkeypatch, device
 def test_mixtures_used_last_are_kept(home):
     networks = UpscalerPool("auto", None, ["cpu", "cpu"])
     models = [selection.choose_by_strength(share).model for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    first = networks.on(0, 2, models[0])
+    first = networks.upscaler(0, 2, models[0])
     for model in models[:4]:
-        networks.team(2, model)
-    assert networks.on(0, 2, models[0]) is first
-    networks.on(0, 2, models[4])
-    kept = {model for model, _ in networks._loaded}
-    assert kept == {"edsr-baseline", models[0], *models[2:]} and networks.on(0, 2, models[0]) is first
-    assert networks.on(1, 2, models[0]) is not first
+        networks.on_all_devices(2, model)
+    assert networks.upscaler(0, 2, models[0]) is first
+    networks.upscaler(0, 2, models[4])
+    kept = {model for model, _ in networks.loaded}
+    assert kept == {"edsr-baseline", models[0], *models[2:]} and networks.upscaler(0, 2, models[0]) is first
+    assert networks.upscaler(1, 2, models[0]) is not first
     # Of several networks on a device one computes at a time.
     assert (
-        networks.on(0, 2).compute_lock is first.compute_lock
-        and networks.on(1, 2).compute_lock is not first.compute_lock
+        networks.upscaler(0, 2).compute_lock is first.compute_lock
+        and networks.upscaler(1, 2).compute_lock is not first.compute_lock
     )
 
 
@@ -315,7 +315,7 @@ def test_failed_files_have_no_model(home, run):
 
 def test_compare(home, run, monkeypatch):
     made = []
-    monkeypatch.setattr("edsr.cli.app.make_upscaler", lambda *all: made.append(all[2]) or SimpleNamespace())
+    monkeypatch.setattr("edsr.cli.commands.make_upscaler", lambda _, model: made.append(model) or SimpleNamespace())
     monkeypatch.setattr("edsr.evaluation.compare", lambda *_: SimpleNamespace(scores={}))
     monkeypatch.setattr("edsr.evaluation.render_figure", lambda found: Image.new("RGB", (1, 1)))
     mixed = "edsr-baseline:0.1+edsr-photo:0.9"
@@ -352,4 +352,4 @@ def test_help_tells_of_strength(run, capsys):
     with pytest.raises(SystemExit):
         run("upscale", "--help")
     out = capsys.readouterr().out
-    assert "--outscale 1 --strength" in out and "auto, the default" in out.replace("\n", " ").replace("  ", " ")
+    assert "--outscale 1 --strength" in out and "auto, the default" in " ".join(out.split())

@@ -14,7 +14,7 @@ What makes the shifted views possible: TMA and wgmma derive the 128-byte swizzle
 operand may begin at any pixel of a row. Ordinary loads and stores derive it from where the view begins: they may only
 use views that begin at a multiple of 8 pixels (1,024 B, the period of the swizzle).
 
-Should a chip think otherwise (`edsr.kernels.triton.hopper.dispatch` finds out), COPIES = 3 keeps each row three
+Should a chip behave otherwise (`edsr.kernels.triton.hopper.probe` finds out), COPIES = 3 keeps each row three
 times, one pixel apart, so that every operand begins where the swizzle does: three times the traffic from the L2
 cache, and room for four rows.
 
@@ -22,6 +22,7 @@ Letters: N images, H rows, W columns. Maps are [N, H, W, 64], weights [64 out, 9
 """
 
 import triton.language as tl
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -31,6 +32,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+
+from .. import launch
+from .tma import tensor_descriptor
 
 C = gl.constexpr(64)
 PIXELS = gl.constexpr(128)  # of a row, computed at once
@@ -68,9 +72,9 @@ def shifted(pixels, first):
     return pixels.index(first)._reinterpret(pixels.dtype, [PIXELS, C], SWIZZLED).permute((1, 0))
 
 
-# A ring's slots are taken in turns: item `count` is the (count // SLOTS)-th in slot count % SLOTS. A barrier tells but
-# the parity of its phase, so whoever lets go of an item must have seen it full: else it could run ahead until the
-# parity of two turns ago looks like that of the next, or let go of a slot twice while another still reads it.
+# A ring's slots are taken in turns: item `count` is the (count // SLOTS)-th in slot count % SLOTS. A barrier has only
+# the parity of its phase, so whoever releases an item must have seen it full: else it could run ahead until the
+# parity of two turns ago looks like that of the next, or release a slot twice while another still reads it.
 
 
 @gluon.jit
@@ -81,13 +85,13 @@ def wait_full(full, count, SLOTS: gl.constexpr):
 
 @gluon.jit
 def wait_empty(empty, count, SLOTS: gl.constexpr):
-    """Waits until the item before item `count` in its slot has been let go of; a slot's first item finds it free."""
+    """Waits until the item before item `count` in its slot has been released; a slot's first item finds it free."""
     mbarrier.wait(empty.index(count % SLOTS), ((count // SLOTS) & 1) ^ 1)
 
 
 @gluon.jit
 def release(empty, count, SLOTS: gl.constexpr, pred=True):
-    """Tells that the caller has no more use for item `count`, unless `pred` is false."""
+    """Signals that the caller is done with item `count`, unless `pred` is false."""
     mbarrier.arrive(empty.index(count % SLOTS), count=1, pred=pred)
 
 
@@ -196,8 +200,8 @@ def _multiply(
     done = 0  # output rows of the segments before, this consumer's and the other's
     while row < end:
         n, strip, y, rows = segment(row, end, H, strips)
-        kept = base  # the first row of input not let go of yet
-        wait_full(full, base, SLOTS)  # a consumer that begins with the second row of output lets go of it unused
+        kept = base  # the first row of input not released yet
+        wait_full(full, base, SLOTS)  # a consumer that begins with the second row of output releases it unused
         for i in range((done + CONSUMER) % 2, rows, 2):
             top = base + i
             wait_full(full, top, SLOTS)
@@ -265,7 +269,7 @@ def conv3x3_c64(
     skip_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(SLOTS):
         mbarrier.init(full.index(slot), count=1)  # the loader announces what is to come
-        mbarrier.init(empty.index(slot), count=2)  # each consumer lets go
+        mbarrier.init(empty.index(slot), count=2)  # each consumer releases
     for consumer in gl.static_range(2):
         mbarrier.init(skip_full.index(consumer), count=1)
         mbarrier.init(skip_empty.index(consumer), count=1)
@@ -283,4 +287,43 @@ def conv3x3_c64(
         ],
         [4, 1, 1],  # warps of all but the first
         [240, 24, 24],  # registers of their threads; together with the first's 240 the file is full
+    )
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, relu: bool, scale: float, skip: Tensor | None, padding: int, out: Tensor
+) -> None:
+    """out = skip + scale * relu(x * weight + bias); operands as of `edsr.kernels.triton.hopper.dispatch.conv3x3`."""
+    default = {"SLOTS": 10, "num_warps": 4, "maxnreg": 168}
+    config = launch.config("hopper_conv64", launch.DTYPE_NAMES[x.dtype], default, x.device)
+    _launch(x, weight, bias, relu, scale, skip, padding, out, COPIES=1, **config)
+
+
+def convolve_copies(
+    x: Tensor, weight: Tensor, bias: Tensor, relu: bool, scale: float, skip: Tensor | None, padding: int, out: Tensor
+) -> None:
+    """`convolve` with each row kept three times, one pixel apart."""
+    options = {"SLOTS": 4, "num_warps": 4, "maxnreg": 168}  # more rows would not fit
+    _launch(x, weight, bias, relu, scale, skip, padding, out, COPIES=3, **options)
+
+
+def _launch(x, weight, bias, relu, scale, skip, padding, out, **options) -> None:
+    n, _, h, w = out.shape
+    rows = n * h * launch.cdiv(w, 128)
+    rows_per_block = launch.cdiv(rows, launch.multiprocessors(x.device))
+    launch.run(
+        conv3x3_c64,
+        (launch.cdiv(rows, rows_per_block),),
+        tensor_descriptor(x, 128),
+        tensor_descriptor(x, 8),
+        weight,
+        bias,
+        tensor_descriptor(out if skip is None else skip, 128),
+        tensor_descriptor(out, 128),
+        rows_per_block,
+        padding,
+        float(scale),
+        RELU=relu,
+        SKIP=skip is not None,
+        **options,
     )

@@ -9,6 +9,7 @@ of the same pixels one after another, so that their input comes from the L2 cach
 Letters: N images, H rows, W columns, Ci and Co channels in and out. Maps are [N, H, W, C], weights [Co, 9 taps, Ci].
 """
 
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -19,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .. import launch
 from .conv64 import (
     LINEAR,
     PIXELS,
@@ -33,6 +35,7 @@ from .conv64 import (
     wait_empty,
     wait_full,
 )
+from .tma import descriptor, tensor_descriptor
 
 CHUNK = gl.constexpr(64)  # input channels at once: as many as one period of the swizzle holds
 CHANNELS = gl.constexpr(128)  # output channels of a tile
@@ -218,7 +221,7 @@ def conv3x3_wide(
     skip_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(X_SLOTS):
         mbarrier.init(x_full.index(slot), count=1)  # the loader announces what is to come
-        mbarrier.init(x_empty.index(slot), count=2)  # each consumer lets go
+        mbarrier.init(x_empty.index(slot), count=2)  # each consumer releases
     for slot in gl.static_range(W_SLOTS):
         mbarrier.init(w_full.index(slot), count=1)
         mbarrier.init(w_empty.index(slot), count=2)
@@ -240,4 +243,29 @@ def conv3x3_wide(
         ],
         [4, 1, 1],  # warps of all but the first
         [240, 24, 24],  # registers of their threads; together with the first's 240 the file is full
+    )
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, relu: bool, scale: float, skip: Tensor | None, padding: int, out: Tensor
+) -> None:
+    """out = skip + scale * relu(x * weight + bias); operands as of `edsr.kernels.triton.hopper.dispatch.conv3x3`."""
+    default = {"X_SLOTS": 6, "W_SLOTS": 3, "num_warps": 4, "maxnreg": 168}
+    n, co, h, w = out.shape
+    ci = weight.shape[1]
+    tiles = n * launch.cdiv(h, 2) * launch.cdiv(w, 128) * (co // 128)
+    launch.run(
+        conv3x3_wide,
+        (min(tiles, launch.multiprocessors(x.device)),),
+        tensor_descriptor(x, 128),
+        tensor_descriptor(x, 8),
+        descriptor(weight, [co, 9 * ci], [9 * ci, 1], [128, 64]),
+        bias,
+        tensor_descriptor(out if skip is None else skip, 128),
+        tensor_descriptor(out, 128),
+        padding,
+        float(scale),
+        RELU=relu,
+        SKIP=skip is not None,
+        **launch.config("hopper_conv256", f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}", default, x.device),
     )

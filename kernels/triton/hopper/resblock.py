@@ -253,10 +253,10 @@ def resblock_c64(
     t_empty = gl.allocate_shared_memory(gl.int64, [T_SLOTS, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(X_SLOTS):
         mbarrier.init(x_full.index(slot), count=1)  # the loader announces what is to come
-        mbarrier.init(x_empty.index(slot), count=2)  # each consumer lets go
+        mbarrier.init(x_empty.index(slot), count=2)  # each consumer releases
     for slot in gl.static_range(T_SLOTS):
         mbarrier.init(t_full.index(slot), count=1)  # the first consumer has stored
-        mbarrier.init(t_empty.index(slot), count=1)  # the second lets go
+        mbarrier.init(t_empty.index(slot), count=1)  # the second releases
     fence_async_shared()  # TMA must find the barriers initialized
 
     x_ring = (x_rows, x_full, x_empty)
@@ -311,6 +311,6 @@ def resblock(
         rows_per_block,
         valid,
         float(scale),
-        **launch.config("resblock", launch.NAMES[x.dtype], default, x.device),
+        **launch.config("resblock", launch.DTYPE_NAMES[x.dtype], default, x.device),
     )
     return out

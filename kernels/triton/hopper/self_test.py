@@ -1,5 +1,5 @@
-"""Whether a kernel for Hopper GPUs computes what the portable one does. A hang in it is for
-`edsr.kernels.triton.hopper.probe` to end."""
+"""Whether a kernel for Hopper GPUs computes what the portable one does. One that hangs is ended by
+`edsr.kernels.triton.hopper.probe`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,24 +12,26 @@ from ..conv3x3 import portable
 from .dispatch import KERNELS
 
 WIDTH = 150  # columns: more than a strip
-# Rows with which, on one multiprocessor, every ring turns at least three times.
+# Rows with which, on one multiprocessor, every ring wraps around at least three times.
 ROWS = {"c64": 16, "copies": 16, "wide": 5, "block": 16}
 
 
 def check(kernel: str, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Compares one of `hopper.KERNELS` with the portable kernel, in the forms that a ResBlock needs; None or what is
-    wrong, in a line.
+    """Compares one of `dispatch.KERNELS` with the portable kernel, in the forms that a ResBlock needs.
 
     Once with the work spread over all multiprocessors, where a block of threads computes a row or two, and once with
-    all of it in one block, where every slot of its rings is filled, let go of and filled again. Both give the same
-    bits: nobody may see in a result which block computed it.
+    all of it in one block, where every slot of its rings is filled, released and filled again. Both must give the same
+    bits: a result must not depend on the block that computed it.
+
+    Returns:
+        None, or what is wrong, in a line.
     """
     for *operands, out in _problems(kernel, dtype, device):
         expected = torch.empty_like(out)
         _compute_portably(kernel, *operands, expected)
         spread, together = out, out.clone(memory_format=torch.preserve_format)
         KERNELS[kernel](*operands, spread)
-        with launch.narrowed(1):
+        with launch.limit_multiprocessors(1):
             KERNELS[kernel](*operands, together)
         for found, how in ((spread, "spread over the GPU"), (together, "in one block")):
             error = ((found.float() - expected.float()).norm() / expected.float().norm()).item()
@@ -43,14 +45,13 @@ def check(kernel: str, dtype: torch.dtype, device: torch.device) -> str | None:
 def compile_check(kernel: str, dtype: torch.dtype, arch: int) -> None:
     """Compiles all that `check` launches into Triton's cache, and launches nothing."""
     with launch.compile_only(arch, lambda name, compiled: None):
-        check_nothing = _problems(kernel, dtype, torch.device("meta"))
-        for *operands, out in check_nothing:
+        for *operands, out in _problems(kernel, dtype, torch.device("meta")):
             _compute_portably(kernel, *operands, out)
             KERNELS[kernel](*operands, out)
 
 
 def _problems(kernel: str, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ...]]:
-    """Operands of `hopper.conv3x3`: (x, weight, bias, relu, scale, skip, padding, out full of NaN)."""
+    """Operands of `dispatch.conv3x3`: (x, weight, bias, relu, scale, skip, padding, out full of NaN)."""
     channels, rows = 256 if kernel == "wide" else 64, ROWS[kernel]
     random = torch.Generator().manual_seed(0)  # the process's own random numbers stay as they are
 

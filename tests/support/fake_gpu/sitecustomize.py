@@ -144,7 +144,7 @@ def patch_graphs(module):
 
 
 def patch_step(module):
-    module.BLOCK_FLOPS = 0.0  # one step at a time: interpreted kernels take seconds for one
+    module.CHUNK_FLOPS = 0.0  # one step at a time: interpreted kernels take seconds for one
 
 
 def patch_model(module):
@@ -178,7 +178,7 @@ def patch_hopper_check(module):
     check = module.check
 
     def perhaps(kernel, dtype, device):
-        if os.environ.get("FAKE_HANGS") == f"{kernel} {module.launch.NAMES[dtype]}":
+        if os.environ.get("FAKE_HANGS") == f"{kernel} {module.launch.DTYPE_NAMES[dtype]}":
             time.sleep(3600)
         return check(kernel, dtype, device)
 
@@ -188,7 +188,7 @@ def patch_hopper_check(module):
 
 
 def patch_probe(module):
-    module.begin = lambda device, say: None  # it would outlive the test
+    module.begin = lambda device: None  # it would outlive the test
 
 
 # --- what is measured

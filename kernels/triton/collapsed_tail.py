@@ -1,4 +1,4 @@
-"""Both ends of the network: image -> features in one kernel, features -> image in two.
+"""The end of the network, features -> image, in two kernels.
 
 The tail is the 5x5 convolution that `edsr.models.folding` makes of upsampler and tail, from Ci to O = 3·r² outputs.
 Done directly it would read each feature 25 times. Here a matrix product first sums over Ci and the five rows for each
@@ -15,134 +15,21 @@ first and the last column in a few extra programs, whose pixels run down a colum
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import reference
-from ..interface import MAX_VALUE, RAW_OUTPUT, TO_UNIT, OutputSpec
+from ..interface import MAX_VALUE, RAW_OUTPUT, OutputSpec
 from . import launch
-from .conv3x3 import conv3x3, precision
-from .launch import Config, KernelError
+from .conv3x3 import precision
+from .launch import Config
 
 PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the L2 cache (40 MB on sm_80, 50 on sm_90)
 
 SUM_PIXELS = 32  # a program of the second kernel makes; with 64 ptxas aims at 80 registers and spills (x3, uint16)
-
-
-# Sizes are not specialized on: a kernel compiled for one image serves all.
-@triton.jit(do_not_specialize=["H", "W", "rows", "pad_top", "x_image", "x_row", "x_column", "x_channel"])
-def _head(
-    x_ptr,  # [N, rows, W, 3] in any order
-    weight_ptr,  # [Co, 3, 3, 3]
-    bias_ptr,  # [Co]
-    out_ptr,  # [N, H, W, Co]
-    H,
-    W,
-    rows,
-    pad_top,
-    x_image,  # strides of x and out, in elements
-    x_row,
-    x_column,
-    x_channel,
-    out_image,
-    out_row,
-    unit,
-    mean_r,
-    mean_g,
-    mean_b,
-    Co: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_CO: tl.constexpr,
-):
-    co = tl.program_id(1) * BLOCK_CO + tl.arange(0, BLOCK_CO)
-    blocks_w = tl.cdiv(W, BLOCK_W)
-    pid = tl.program_id(0)
-    w = (pid % blocks_w) * BLOCK_W + tl.arange(0, BLOCK_W)
-    pid = pid // blocks_w
-    h = pid % H
-    n = (pid // H).to(tl.int64)
-    # The 27 terms of each sum, padded to 32: k = 9·dy + 3·dx + channel, the order of the weight in memory.
-    k = tl.arange(0, 32)
-    row = h + k // 9 - pad_top
-    column = w[:, None] + (k // 3 % 3 - 1)[None, :]
-    channel = k % 3
-    mask = ((row >= 0) & (row < rows) & (k < 27))[None, :] & (column >= 0) & (column < W)
-    x_ptr += n * x_image
-    x_offset = (row.to(tl.int64) * x_row + channel * x_channel)[None, :] + column * x_column
-    x = tl.load(x_ptr + x_offset, mask=mask, other=0).to(tl.float32)
-    mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
-    # The padding is zero after the mean is gone.
-    x = tl.where(mask, x * unit - mean[None, :], 0.0).to(weight_ptr.dtype.element_ty)
-    mask_co = co < Co
-    weight = tl.load(weight_ptr + co[None, :] * 27 + k[:, None], mask=(k < 27)[:, None] & mask_co[None, :], other=0.0)
-    y = tl.dot(x, weight, input_precision=PRECISION)
-    y += tl.load(bias_ptr + co, mask=mask_co, other=0.0).to(tl.float32)[None, :]
-    out_ptr += n * out_image + h.to(tl.int64) * out_row
-    tl.store(
-        out_ptr + w[:, None] * Co + co[None, :],
-        y.to(out_ptr.dtype.element_ty),
-        mask=(w < W)[:, None] & mask_co[None, :],
-    )
-
-
-def head(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Sequence[float],
-    padding: tuple[int, int] = (1, 1),
-    out: Tensor | None = None,
-    config: Config | None = None,
-) -> Tensor:
-    """conv3x3(x - mean), x in 0..1; `edsr.kernels.reference.head` in one kernel.
-
-    x: [N, 3, H, W] RGB, uint8 or uint16 of full range or float32 in 0..1, any strides. weight: [Co, 3, 3, 3]
-    channels_last, bias: [Co], both fp16, bf16 or fp32. padding: rows of zeros above and below, each 0 or 1.
-    out: where to write, [N, Co, H', W] channels_last. Raises KernelError for other operands.
-    """
-    launch.check("head", weight, x=x, bias=bias, out=out)
-    n, channels, rows, w = x.shape
-    co, height = weight.shape[0], rows - 2 + sum(padding)
-    if channels != 3 or tuple(weight.shape[1:]) != (3, 3, 3) or tuple(bias.shape) != (co,) or height < 1 or w < 1:
-        raise KernelError(f"head: cannot take {list(x.shape)} with weight {list(weight.shape)}, padding {padding}")
-    if x.dtype not in TO_UNIT or not weight.permute(0, 2, 3, 1).is_contiguous():
-        raise KernelError(f"head: expects uint8, uint16 or float32, not {x.dtype}, and a channels_last weight")
-    if out is None:
-        out = torch.empty((n, co, height, w), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
-    elif tuple(out.shape) != (n, co, height, w) or out.dtype != weight.dtype:
-        raise KernelError(f"head: out is {out.dtype} {list(out.shape)}, not {weight.dtype} {[n, co, height, w]}")
-    out = launch.channels_last("head", out)
-    if config is None:
-        default = {"BLOCK_W": 128, "BLOCK_CO": 64 if co >= 64 else 16, "num_warps": 4, "num_stages": 1}
-        config = launch.config("head", f"{launch.NAMES[weight.dtype]} {co}", default, x.device)
-    launch.run(
-        _head,
-        (n * height * launch.cdiv(w, config["BLOCK_W"]), launch.cdiv(co, config["BLOCK_CO"])),
-        x,
-        weight,
-        bias,
-        out,
-        height,
-        w,
-        rows,
-        padding[0],
-        x.stride(0),
-        x.stride(2),
-        x.stride(3),
-        x.stride(1),
-        out.stride(0),
-        out.stride(2),
-        TO_UNIT[x.dtype],
-        *mean,
-        Co=co,
-        PRECISION=precision(weight.dtype),
-        **config,
-    )
-    return out
 
 
 @triton.jit
@@ -152,6 +39,7 @@ def _border_class(h, rows, top, bottom):
     return (h == 0).to(tl.int32) * top + (h == rows - 1).to(tl.int32) * (2 * bottom)
 
 
+# Sizes are not specialized on: kernels compiled for one image serve all.
 @triton.jit(do_not_specialize=["first", "last", "rows", "W", "top", "bottom"])
 def _tail_partial(
     x_ptr,  # one image, [rows + 4 - 2·PADDING, W, Ci]
@@ -266,7 +154,7 @@ def _tail_sum(
     mean_b,
     O: tl.constexpr,  # noqa: E741
     R: tl.constexpr,
-    LEVELS: tl.constexpr,
+    MAX_VALUE: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_O: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -292,8 +180,8 @@ def _tail_sum(
     broken = tl.where(mask, acc - acc, 0.0) != 0.0  # NaN and infinities alone differ from themselves
     if tl.max(tl.max(broken.to(tl.int32), 1), 0) != 0:
         tl.store(overflow_ptr, 1)
-    if LEVELS > 0:
-        acc = tl.minimum(tl.maximum(acc, 0.0), 1.0) * LEVELS
+    if MAX_VALUE > 0:
+        acc = tl.minimum(tl.maximum(acc, 0.0), 1.0) * MAX_VALUE
         acc = (acc + 12582912.0) - 12582912.0  # 1.5·2²³: leaves no digits behind the point, ties to even
     out_ptr += (R * h).to(tl.int64) * out_row
     offset = (o // R % R) * out_row + (o % R) * 3 + channel
@@ -310,87 +198,133 @@ def collapsed_tail(
     padding: int = 2,
     ends: tuple[bool, bool] = (True, True),
     config: Config | None = None,
+    partial_bytes: int = PARTIAL_BYTES,
 ) -> Tensor:
     """pixel_shuffle(conv5x5(x)) + mean, border ring exact; `edsr.kernels.reference.collapsed_tail` in two kernels.
 
-    x: [N, Ci, H, W] channels_last, fp16, bf16 or fp32, Ci a multiple of 16. weight: [4, 4, 3·r², Ci, 5, 5] with Ci
-    innermost in memory, bias: [4, 4, 3·r²]. padding: rows of zeros above and below, 2 or 0 (x then carries them).
-    ends: whether the first and the last row of the result are the image's.
-    Gives [N, 3, r·H', r·W] channels_last in fp32 or result.dtype. Raises KernelError for other operands.
+    Args:
+        x: [N, Ci, H, W] channels_last, fp16, bf16 or fp32, Ci a multiple of 16.
+        weight: [4, 4, 3·r², Ci, 5, 5] of x's dtype, with Ci innermost in memory (`edsr.models.folding`).
+        bias: [4, 4, 3·r²].
+        mean: RGB, added to the result.
+        shuffle: r.
+        result: What to return.
+        padding: Rows of zeros above and below, 2 or 0 (x then carries them).
+        ends: Whether the first and the last row of the result are the image's.
+        config: Launch configuration of the first kernel, None for the one measured.
+        partial_bytes: Of partial sums that are kept at a time.
+
+    Returns:
+        [N, 3, r·H', r·W] channels_last, in fp32 or result.dtype.
+
+    Raises:
+        KernelError: An operand is none of these.
     """
-    launch.check("collapsed_tail", x, weight=weight, bias=bias, overflow=result.overflow)
     n, ci, height, w = x.shape
     rows, outputs = height - 4 + 2 * padding, 3 * shuffle * shuffle
-    if tuple(weight.shape) != (4, 4, outputs, ci, 5, 5) or tuple(bias.shape) != (4, 4, outputs) or ci % 16:
-        raise KernelError(f"collapsed_tail: {ci} channels and factor {shuffle} do not go with {list(weight.shape)}")
-    if rows < 1 or w < 1 or weight.dtype != x.dtype or bias.dtype != x.dtype:
-        raise KernelError(f"collapsed_tail: cannot take {x.dtype} {list(x.shape)} with a weight of {weight.dtype}")
-    if not weight.permute(0, 1, 2, 4, 5, 3).is_contiguous() or not bias.is_contiguous():
-        raise KernelError(
-            "collapsed_tail: the weight's input channels must be innermost in memory (edsr.models.folding)"
-        )
-    x = launch.channels_last("collapsed_tail", x)
+    launch.check_device("collapsed_tail", x, overflow=result.overflow)
+    launch.check_operands(
+        "collapsed_tail",
+        x,
+        maps={"x": (x, (n, ci, height, w))},
+        parameters={"weight": (weight, (4, 4, outputs, ci, 5, 5)), "bias": (bias, (4, 4, outputs))},
+        result=(n, 3, shuffle * rows, shuffle * w),
+        channels=ci,
+    )
     if config is None:
-        key = f"{launch.NAMES[x.dtype]} {ci}-{outputs}"
-        config = launch.config("collapsed_tail", key, default_tail_config(ci, outputs, x.dtype), x.device)
-    block_w, block_j = config["BLOCK_W"], config["BLOCK_J"]
+        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{outputs}"
+        config = launch.config("collapsed_tail", key, default_config(ci, outputs, x.dtype), x.device)
     columns = launch.cdiv(5 * outputs, 16) * 16
-    strip = max(1, min(rows, PARTIAL_BYTES // (w * columns * x.element_size())))
-    partial = torch.empty((strip, w, columns), dtype=x.dtype, device=x.device)
+    tallest = max(1, min(rows, partial_bytes // (w * columns * x.element_size())))
+    partial = torch.empty((tallest, w, columns), dtype=x.dtype, device=x.device)
     out = torch.empty((n, shuffle * rows, shuffle * w, 3), dtype=result.dtype or torch.float32, device=x.device)
     overflow = result.overflow if result.overflow is not None else x.new_zeros(1, dtype=torch.int32)
-    top, bottom = map(int, ends)
     for image, target in zip(x, out, strict=True):
-        for first in range(0, rows, strip):
-            last = min(first + strip, rows)
-            blocks_w = launch.cdiv(w, block_w)
-            border = 6 * (launch.cdiv(last - first, block_w) + (2 if first == 0 or last == rows else 0))
-            launch.run(
-                _tail_partial,
-                ((last - first) * blocks_w + border, launch.cdiv(columns, block_j)),
-                image,
-                weight,
-                partial,
-                first,
-                last,
-                rows,
-                w,
-                top,
-                bottom,
-                x.stride(2),
-                Ci=ci,
-                O=outputs,
-                PADDING=padding,
-                PRECISION=precision(x.dtype),
-                COLUMNS=columns,
-                **config,
-            )
-            launch.run(
-                _tail_sum,
-                ((last - first) * launch.cdiv(w, SUM_PIXELS),),
-                partial,
-                bias,
-                target,
-                overflow,
-                first,
-                rows,
-                w,
-                top,
-                bottom,
-                out.stride(1),
-                *mean,
-                O=outputs,
-                R=shuffle,
-                LEVELS=MAX_VALUE[result.dtype],
-                BLOCK_W=SUM_PIXELS,
-                BLOCK_O=triton.next_power_of_2(outputs),
-                COLUMNS=columns,
-                num_warps=4,
-            )
+        for first in range(0, rows, tallest):
+            strip = _Strip(first, min(first + tallest, rows), rows, w, *map(int, ends))
+            _sum_rows(image, weight, partial, strip, padding, config)
+            _sum_columns(partial, bias, target, overflow, strip, mean, shuffle, MAX_VALUE[result.dtype])
     return out.permute(0, 3, 1, 2)
 
 
-def default_tail_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
+class _Strip(NamedTuple):
+    """Rows of a result that are computed at once."""
+
+    first: int
+    last: int  # exclusive
+    rows: int  # of the whole result
+    width: int
+    top: int  # whether the result's first row is the image's
+    bottom: int
+
+
+def _sum_rows(image: Tensor, weight: Tensor, partial: Tensor, strip: _Strip, padding: int, config: Config) -> None:
+    """partial = the sums over channels and five rows. image: [Ci, H, W]."""
+    first, last, rows, w, top, bottom = strip
+    columns, block_w = partial.shape[2], config["BLOCK_W"]
+    at_border = first == 0 or last == rows
+    inner = (last - first) * launch.cdiv(w, block_w)
+    border = 6 * (launch.cdiv(last - first, block_w) + 2 * at_border)
+    launch.run(
+        _tail_partial,
+        (inner + border, launch.cdiv(columns, config["BLOCK_J"])),
+        image,
+        weight,
+        partial,
+        first,
+        last,
+        rows,
+        w,
+        top,
+        bottom,
+        image.stride(1),
+        Ci=image.shape[0],
+        O=weight.shape[2],
+        PADDING=padding,
+        PRECISION=precision(image.dtype),
+        COLUMNS=columns,
+        **config,
+    )
+
+
+def _sum_columns(
+    partial: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    overflow: Tensor,
+    strip: _Strip,
+    mean: Sequence[float],
+    shuffle: int,
+    max_value: int,
+) -> None:
+    """out = the sums of five columns each, as pixels. out: [r·H, r·W, 3] of one image."""
+    first, last, rows, w, top, bottom = strip
+    outputs = bias.shape[2]
+    launch.run(
+        _tail_sum,
+        ((last - first) * launch.cdiv(w, SUM_PIXELS),),
+        partial,
+        bias,
+        out,
+        overflow,
+        first,
+        rows,
+        w,
+        top,
+        bottom,
+        out.stride(0),
+        *mean,
+        O=outputs,
+        R=shuffle,
+        MAX_VALUE=max_value,
+        BLOCK_W=SUM_PIXELS,
+        BLOCK_O=triton.next_power_of_2(outputs),
+        COLUMNS=partial.shape[2],
+        num_warps=4,
+    )
+
+
+def default_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
     """A configuration that fits every GPU from sm_80 on; not measured."""
     channels = next(c for c in (64, 32, 16) if ci % c == 0)
     if dtype == torch.float32:
@@ -403,15 +337,3 @@ def default_tail_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
         "num_warps": 4 if outputs <= 12 else 8,
         "num_stages": 3,
     }
-
-
-def tail(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Sequence[float],
-    result: OutputSpec = RAW_OUTPUT,
-    padding: int = 1,
-) -> Tensor:
-    """conv3x3(x) + mean; `edsr.kernels.reference.tail`. Only networks that were not folded come here."""
-    return reference.to_output(conv3x3(x, weight, bias, padding=padding), mean, result)

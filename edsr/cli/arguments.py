@@ -1,0 +1,76 @@
+"""Types and actions of the command line's arguments."""
+
+import argparse
+import contextlib
+
+
+def tile(text: str) -> int | str:
+    """A memory budget: "auto" or 32 or more."""
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 32:
+        raise argparse.ArgumentTypeError("give auto or a whole number of 32 or more")
+    return int(text)
+
+
+def int_between(least: int, most: int):
+    """An argument type: a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"give a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def square(text: str) -> tuple[int, ...]:
+    """(x, y, side)."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError("give X,Y,SIDE, three whole numbers")
+    return tuple(map(int, parts))
+
+
+def positive(text: str) -> float:
+    """Above 0 and finite."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError("give a number above 0")
+
+
+def fraction(text: str) -> float:
+    """0 to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError("give a number from 0 to 1")
+
+
+def auto_or_whole(text: str) -> int | str:
+    """1 or more, or "auto"."""
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("give auto or a whole number of 1 or more")
+    return int(text)
+
+
+class Given(argparse.Action):
+    """Stores an option, and its name among those `given`: a default and the same value given may mean different things.
+
+    nargs=0: stores `const`.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+        namespace.given = {*namespace.given, self.dest}
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, but for None and flags, and leaves lines of examples as they are."""
+
+    def _get_help_string(self, action):
+        told = action.default in (None, False, True) or "default:" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)

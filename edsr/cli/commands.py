@@ -1,0 +1,191 @@
+"""The commands other than `upscale`: each takes the parsed options and gives the exit code.
+
+torch takes seconds to import: the commands import what they need.
+"""
+
+import contextlib
+import io
+import os
+import signal
+from argparse import Namespace
+from pathlib import Path
+
+from edsr.strict_json import dumps
+
+from .console import UsageError, print_line
+from .network import make_upscaler, requested_choice, set_threads
+
+# --- compare
+
+
+def run_compare(options: Namespace) -> int:
+    choice = requested_choice(options)
+
+    from edsr.evaluation import compare, comparison_path, render_figure, render_page, save_comparison
+    from edsr.weights import choose_by_file, choose_by_strength
+
+    from . import progress
+
+    suffix = ".html" if options.html else ".png"
+    target = comparison_path(options.image, options.hr, options.output, suffix, options.overwrite)
+    scale = options.scale or 2
+    if choice is not None:
+        model, description = choice
+    elif options.image is not None:
+        model, description = choose_by_file(options.image, scale)
+    else:
+        model, description = choose_by_strength(0)  # the small image is made here, and loses nothing
+    upscaler = make_upscaler(options, model)
+    with progress.bars(options.quiet, 1) as bars:
+        found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
+    if options.html:
+        data = render_page(found).encode()
+    else:
+        file = io.BytesIO()
+        render_figure(found).save(file, "PNG")
+        data = file.getvalue()
+    save_comparison(target, data, options.overwrite)
+    if not options.quiet:
+        print(target)
+        if description != options.model:
+            print(f"  {description}")
+        for title, (psnr, ssim) in found.scores.items():
+            print(f"  {title:10}{psnr:6.2f} dB{ssim:9.4f}")
+    return 0
+
+
+# --- evaluate
+
+
+def run_evaluate(options: Namespace) -> int:
+    from edsr.evaluation import FIELDS, evaluate, mean_scores
+
+    if options.model == "auto":
+        raise UsageError("evaluate scores one network for all images, not auto; name it with --model")
+    upscaler = make_upscaler(options)
+    images = []
+    if not options.json:
+        print(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")
+    for image in evaluate(upscaler, options.hr, options.lr, options.protocol, options.self_ensemble):
+        images.append(image)
+        if not options.json:
+            print(score_line(image["name"], image), flush=True)
+    means = mean_scores(images)
+    if options.json:
+        print(dumps({"images": images, "mean": {field: means[field] for field in FIELDS}}))
+    else:
+        print(score_line(f"mean of {len(images)}", means))
+    return 0
+
+
+def score_line(name: str, scores: dict) -> str:
+    psnr, ssim, bicubic_psnr, bicubic_ssim = (scores[f] for f in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim"))
+    return f"{name[:23]:24}{psnr:9.2f}{ssim:9.4f}{bicubic_psnr:10.2f}{bicubic_ssim:9.4f}"
+
+
+# --- train
+
+
+def run_train(options: Namespace) -> int:
+    chosen = training_options(options)
+    set_threads(options)
+
+    from edsr.training import TrainConfig, train, write_preview
+
+    from .progress import training_bar
+
+    # Of several processes under torchrun one speaks.
+    quiet = options.quiet or os.environ.get("RANK", "0") != "0"
+
+    def say(line: str) -> None:
+        if not quiet:
+            print_line(line)
+
+    progress, stopping, interrupted = None, False, None
+
+    def stop(*_) -> None:
+        nonlocal stopping
+        if progress is None or stopping:  # nothing to save yet, or somebody in a hurry
+            raise KeyboardInterrupt
+        stopping = True
+
+    def run():
+        nonlocal interrupted
+        interrupted = yield from train(TrainConfig(**chosen), lambda: stopping)
+
+    for name in signal.SIGINT, signal.SIGTERM:
+        signal.signal(name, stop)
+    if options.preview:
+        write_preview(TrainConfig(**chosen), options.preview)
+        return 0
+    with contextlib.closing(run()) as steps, training_bar(quiet) as bar:
+        for progress in steps:
+            bar.show(progress)
+            if progress.validated:
+                say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.validated}")
+    if progress is None:  # the run had come to its end before, which was logged
+        return 0
+    if not progress.finished:  # interrupted here or in another process of the run, or out of time
+        why = "interrupted" if interrupted else f"stopped after {options.minutes:g} minutes"
+        where = f"step {progress.step} of {progress.steps}"
+        say(f"{why} and saved at {where}; continue with --resume {progress.folder}")
+        return 130 if interrupted else 0
+    say(f"{progress.folder / 'best.safetensors'} is ready for upscale --model")
+    return 0
+
+
+def training_options(options) -> dict:
+    """What TrainConfig is made of. Raises UsageError."""
+    resumed = options.resume  # None, True, or the folder of a run
+    named = resumed if isinstance(resumed, str) else None
+    if options.decay is not None and named is None:
+        raise UsageError("--decay needs to know of which run; name it with --resume RUN")
+    if options.decay is not None and "steps" in options.given:
+        raise UsageError("--decay N says how many steps more; leave --steps out")
+    if named and options.decay is None and options.out and Path(options.out).resolve() != Path(named).resolve():
+        raise UsageError(f"--resume {named} goes on in {named}; leave --out out, or add --decay N")
+    if options.preview and (resumed or not options.degrade):
+        raise UsageError("--preview shows what a run would begin with; give --degrade SPEC, and leave --resume out")
+    if not named and not options.out and not options.preview:
+        raise UsageError("name the folder of the run with --out")
+    if not resumed and not options.data:
+        raise UsageError("name the images to train on with --data")
+    ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview", "threads"}
+    chosen = {name: value for name, value in vars(options).items() if name not in ours}
+    chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}
+    return chosen | {"out": options.out or (named if options.decay is None else None) or "", "source": named}
+
+
+# --- info, convert
+
+
+def run_info(options: Namespace) -> int:
+    from edsr.weights import read_info
+
+    info = read_info(options.file, scale=options.scale)
+    if options.json:
+        print(dumps(info))
+        return 0
+    for name, value in info.items():
+        print(f"{name:16}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+    return 0
+
+
+def run_convert(options: Namespace) -> int:
+    import torch
+
+    from edsr.errors import WeightsError
+    from edsr.weights import load_model, read_info, save_model
+
+    output = Path(options.output)
+    if output.suffix != ".safetensors":
+        raise WeightsError(f"{output}: weights are written as .safetensors; give such a name")
+    if output.exists() and not options.overwrite:
+        raise WeightsError(f"{output} exists; add --overwrite to replace it")
+    chosen = {"scale": options.scale, "residual_scale": options.residual_scale}
+    model = load_model(options.input, **chosen)
+    dtype = torch.float16 if options.half else None
+    save_model(model, output, dtype=dtype, training=read_info(options.input, **chosen)["training"])
+    if not options.quiet:
+        print(output)
+    return 0

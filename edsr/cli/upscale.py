@@ -1,0 +1,188 @@
+"""`upscale`: runs a batch of files and reports each as a line, or as JSON. torch is imported when it is needed."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edsr.errors import printable
+from edsr.strict_json import dumps
+
+from .console import UsageError, describe, is_expected, print_line
+from .network import requested_choice, set_threads
+
+if TYPE_CHECKING:
+    from edsr.batch import BatchPlan, FailedInput, FileResult
+
+LEFT_OUT_SHOWN = 3
+"""Names in the line about inputs that are left out."""
+
+
+def run_upscale(options: Namespace) -> int:
+    check_options(options)
+    choice = requested_choice(options)
+
+    from edsr.batch import OutputSize, UpscaleOptions, UpscalerPool, upscale_files
+    from edsr.devices import ProcessGroup, list_devices
+
+    from . import progress
+
+    set_threads(options)
+    group = ProcessGroup.for_files()
+    devices = list_devices(group.local_device(options.device))
+    size = OutputSize(options.outscale, options.width, options.height)
+    model, description = choice or (options.model, None)
+    pool = UpscalerPool(
+        model,
+        options.scale,
+        devices,
+        options.precision,
+        options.backend,
+        options.tile,
+        options.outscale or 0,
+        description,
+    )
+    records = []
+    with ExitStack() as stack:
+        plan = plan_batch(options, size.tag(pool.scale), stack)
+        jobs = group.share(plan.jobs)
+        if group.is_main:
+            records += report_plan(plan, options)
+        upscale_options = UpscaleOptions(
+            size,
+            options.linear_light,
+            options.quality,
+            options.self_ensemble,
+            options.overwrite,
+            options.skip_existing,
+            make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
+        )
+        with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:
+            for result in upscale_files(jobs, pool, upscale_options, bars):
+                # A defect of ours is shown with its traceback, but does not end a batch that somebody left to itself.
+                defect = result.error is not None and not is_expected(result.error)
+                if result.error is not None and (options.debug or (defect and len(jobs) == 1)):
+                    raise result.error
+                records.append(record_of(result))
+                bars.done()
+                report(records[-1], options)
+    gathered = group.gather(records)
+    group.leave()
+    all_records = [record for part in gathered or [] for record in part]
+    if gathered is not None and len(all_records) > 1 and not options.quiet:
+        print_line(summary(all_records))
+    return 1 if any(record["error"] for record in records + all_records) else 0
+
+
+def check_options(options: Namespace) -> None:
+    """Raises UsageError for options that contradict each other."""
+    if "-" in (*options.inputs, options.output):
+        if len(options.inputs) > 1:
+            raise UsageError("- is one image: give no other input with it, and no output - for several")
+        if "-" in options.inputs and sys.stdin.isatty():
+            raise UsageError("-: standard input is a terminal; pipe an image into it")
+        if writes_stdout(options):
+            if sys.stdout.isatty():
+                raise UsageError("-: standard output is a terminal; redirect it, or name a file with -o")
+            if options.json:
+                raise UsageError("--json and the image cannot both go to standard output; name a file with -o")
+    if options.outscale and (options.width or options.height):
+        raise UsageError("--outscale and --width or --height contradict each other; give one of them")
+
+
+def writes_stdout(options: Namespace) -> bool:
+    """Whether the result goes to standard output."""
+    return options.output == "-" or (options.output is None and "-" in options.inputs)
+
+
+def plan_batch(options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
+    """The plan of the batch, with temporary files for standard input and output, which last as long as the stack."""
+    from edsr.batch import STDOUT, plan_jobs, stdin_file, stdout_file
+    from edsr.errors import ImageError
+
+    stdin = stack.enter_context(stdin_file(sys.stdin.buffer)) if "-" in options.inputs else None
+    to_stdout = writes_stdout(options)
+    output = None if to_stdout else options.output
+    plan = plan_jobs(options.inputs, output, tag, options.format, options.recursive, stdin)
+    if to_stdout and plan.jobs:
+        if len(plan.jobs) > 1:
+            raise ImageError(f"-o -: standard output takes one image, not {len(plan.jobs)}; name a folder")
+        job = plan.jobs[0]
+        path = stack.enter_context(stdout_file(sys.stdout.buffer, job.output.suffix))
+        plan.jobs = [job._replace(output=path, output_label=STDOUT)]
+    return plan
+
+
+def report_plan(plan: "BatchPlan", options: Namespace) -> list[dict]:
+    """Reports what the plan leaves out and the inputs that nothing can be made of; gives the records of these."""
+    if plan.left_out and not options.quiet:
+        names = [str(path) for path in plan.left_out[:LEFT_OUT_SHOWN]]
+        more = len(plan.left_out) - len(names)
+        listed = ", ".join(names) + (f" and {more} more" if more else "")
+        print_line(printable(f"note: left out, because other inputs become this: {listed}"))
+    if plan.errors and options.debug:
+        raise plan.errors[0].error
+    records = [record_of_input(failed) for failed in plan.errors]
+    for record in records:
+        report(record, options)
+    return records
+
+
+def record_of(result: "FileResult") -> dict:
+    """The JSON record of a FileResult; what is not known of a file that failed is null."""
+    job = result.job
+    record = new_record(job.source_name)
+    record |= {"skipped": result.skipped, "warnings": list(result.warnings), "model": result.model}
+    record |= {"device": result.device, "precision": result.precision, "backend": result.backend}
+    if result.error is not None:
+        line = describe(result.error)
+        for path, name in (job.source, job.source_name), (job.output, job.output_name):
+            line = line.replace(printable(str(path)), printable(name))
+        named = any(printable(name) in line for name in (job.source_name, job.output_name))
+        return record | {"error": line if named else f"{job.source_name}: {line}"}
+    record["output"] = job.output_name
+    if result.input_size and result.output_size and result.seconds is not None and result.speed is not None:
+        record |= {"input_size": list(result.input_size), "output_size": list(result.output_size)}
+        record |= {"seconds": round(result.seconds, 4), "megapixels_per_second": round(result.speed, 4)}
+    return record
+
+
+def record_of_input(failed: "FailedInput") -> dict:
+    """The JSON record of an input that nothing can be made of."""
+    return new_record(failed.name) | {"error": describe(failed.error)}
+
+
+def new_record(name: str) -> dict:
+    """A record of which nothing is known but the input's name."""
+    keys = "input output input_size output_size seconds megapixels_per_second skipped warnings model device precision"
+    return dict.fromkeys([*keys.split(), "backend", "error"]) | {"input": name, "skipped": False, "warnings": []}
+
+
+def report(record: dict, options: Namespace) -> None:
+    """Prints what became of an input."""
+    if record["error"]:
+        print_line(f"error: {printable(record['error'])}")
+    if not options.quiet:
+        for line in record["warnings"]:
+            print_line(printable(f"note: {record['input']}: {line}"))
+    if options.json:
+        print_line(dumps(record), sys.stdout)
+    elif not options.quiet and record["output_size"]:
+        width, height = record["output_size"]
+        seconds, speed = record["seconds"], record["megapixels_per_second"]
+        line = f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s, {record['model']}"
+        # Beside an image on standard output, and with one from standard input, lines go to standard error.
+        piped = "-" in (*options.inputs, options.output)
+        print_line(printable(line), sys.stderr if piped else sys.stdout)
+
+
+def summary(records: Sequence[dict]) -> str:
+    """How a batch went, failures named again."""
+    failures = [printable(record["error"]) for record in records if record["error"]]
+    skipped = sum(record["skipped"] for record in records)
+    parts = [f"{len(records) - len(failures) - skipped} of {len(records)} images done"]
+    parts += [f"{skipped} skipped"] if skipped else []
+    parts += [f"{len(failures)} failed:"] if failures else []
+    return "\n".join([", ".join(parts), *(f"  {line}" for line in failures)])

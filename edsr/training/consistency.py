@@ -1,0 +1,100 @@
+"""Whether the options of a run make sense, and which of them must be those of the run that it goes on with."""
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from edsr.errors import TrainError, WeightsError
+from edsr.models import PRESETS
+
+from . import checkpoint
+from .config import AUTO, LOSSES, SCHEDULES, TrainConfig
+
+SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade")
+PATHS = ("data", "val", "cache")
+# What may be changed when a run is resumed. The learning rate on purpose; what computes, because machines differ.
+CHANGEABLE = ("lr", "precision", "deterministic", "val_every", "save_every")
+
+
+def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: str = "--out") -> None:
+    """Checks that the options make a run; those of a resumed run are what `recall` gives.
+
+    Args:
+        config: The options.
+        world_size: How many processes there are.
+        is_main: Whether this is the main one, which alone looks into the run's folder: it will make that.
+        folder_option: The option that names the folder.
+
+    Raises:
+        TrainError, WeightsError: They do not.
+    """
+    run = Path(config.out)
+    if config.model not in PRESETS:
+        raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(PRESETS)}")
+    for name in ("steps", "decay", "batch", "patch", "val_every", "save_every"):
+        value = getattr(config, name)
+        if value is not None and value != AUTO and value < 1:
+            raise TrainError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+    for name in ("decay", "steps"):
+        if getattr(config, name) == AUTO and config.minutes is None:
+            raise TrainError(f"--{name} auto needs to know for how long; add --minutes")
+    for name, choices in (("loss", LOSSES), ("schedule", SCHEDULES)):
+        if getattr(config, name) not in choices:
+            raise TrainError(f"--{name} must be {' or '.join(choices)}, not {getattr(config, name)!r}")
+    _ = config.degradation
+    if config.batch % world_size:
+        raise TrainError(f"--batch {config.batch} cannot be shared evenly by {world_size} processes")
+    if run.exists() and not run.is_dir():
+        raise TrainError(f"{run} is a file; give a folder with {folder_option}")
+    at_or_above = {run.resolve(), *run.resolve().parents}
+    source = next((folder for folder in config.data if Path(folder).resolve() in at_or_above), None)
+    if source is not None:  # its plot and samples would be trained on after the next start
+        where = "is" if Path(source).resolve() == run.resolve() else f"lies in {source},"
+        raise TrainError(f"{run} {where} a folder of images to train on; choose another {folder_option}")
+    if is_main and not config.resume and checkpoint.exists(run):
+        raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
+
+
+def run_signature(config: TrainConfig) -> dict:
+    """What must be the same for a run to be the same run, but for the steps of one that may be of any length."""
+    named = {name: asdict(config)[name] for name in SIGNATURE}
+    return named | {"degrade": config.degradation and str(config.degradation)}
+
+
+def remembered(config: TrainConfig) -> dict:
+    """What a run keeps beside its signature, so that it can be resumed by its name alone. Paths are absolute."""
+    kept = {name: asdict(config)[name] for name in (*CHANGEABLE, *PATHS)}
+    kept |= {"init": config.init and Path(config.init).name}  # only to compare, wherever the file is by now
+    kept |= {name: kept[name] and os.path.abspath(kept[name]) for name in PATHS[1:]}
+    return kept | {"data": [os.path.abspath(source) for source in config.data]}
+
+
+def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
+    """The options of a resumed run: what was not given comes from its checkpoint's `record`.
+
+    Raises:
+        TrainError: What was given makes it another run; names all that does.
+    """
+    before = record["options"] | record.get("remembered", {})
+    if "data" in before:
+        before["data"] = tuple(before["data"])
+    given = set(before if config.given is None else config.given)
+    given -= {"steps"} if config.steps == AUTO else set()
+    given -= set() if config.data else {"data"}
+    differ = _difference("init", before["init"], Path(config.init).name) if config.init and "init" in before else []
+    config = replace(config, **{name: value for name, value in before.items() if name not in given})
+    if not config.data:
+        raise TrainError(f"{run} does not remember its images; name them with --data")
+    for name, value in run_signature(config).items():
+        free = name == "steps" and config.schedule == "wsd" and record.get("decay") is None
+        # Runs of before there was --degrade lack it.
+        differ += [] if free else _difference(name, record["options"].get(name), value)
+    if differ:
+        raise TrainError(f"{run} was started {'; '.join(differ)}")
+    return config
+
+
+def _difference(name: str, before: object, value: object) -> list[str]:
+    """A line where an option is not what it was before."""
+    how = f"without --{name}" if before is None else f"with --{name} {before}"
+    return [] if before == value else [f"{how}, not {'without' if value is None else value}"]

@@ -1,0 +1,42 @@
+"""What a run reports after each chunk of steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        step: Steps done.
+        steps: Steps in all.
+        folder: The run's.
+        loss: Its mean over the steps just taken; after a rollback, the loss that was the reason.
+        lr: Learning rate of the last of them.
+        speed: Patches a second, over all processes; 0 after a rollback.
+        psnr: In dB on luma over the validation images, where it was just measured.
+        psnr_degraded: The same over degraded images, of a run that trains on such.
+        rolled_back: Whether the run has just gone back to a checkpoint, at `step`.
+    """
+
+    step: int
+    steps: int
+    folder: Path
+    loss: float
+    lr: float
+    speed: float
+    psnr: float | None = None
+    psnr_degraded: float | None = None
+    rolled_back: bool = False
+
+    @property
+    def validated(self) -> str:
+        """What was just measured, for a person; "" where nothing was."""
+        more = "" if self.psnr_degraded is None else f", degraded {self.psnr_degraded:.3f} dB"
+        return "" if self.psnr is None else f"{self.psnr:.3f} dB{more}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is at its end."""
+        return self.step == self.steps

@@ -1,0 +1,153 @@
+"""Where images come from: DIV2K's layout and HDF5."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edsr.data import load_dataset
+from edsr.data.dataset import load_files
+from edsr.data.sources import LoadSpec, find_files
+from edsr.errors import DataError
+from edsr.images.resize import matlab_downscale
+from tests.conftest import make_image
+
+from .files import hdf5, read_all, refused, save, sixteen_bit
+
+
+def test_div2k(div2k, folder):
+    images, validation = load_dataset([folder, div2k], 2, 4)
+    assert len(images) == 4 + 3 and validation is not None and len(validation) == 10
+    np.testing.assert_array_equal(images.pair(5)[0], make_image(24, 30, seed=99))
+    np.testing.assert_array_equal(images.pair(5)[1], make_image(48, 60, seed=2))
+    np.testing.assert_array_equal(images.pair(6)[0], matlab_downscale(make_image(48, 60, seed=3), 2))
+    np.testing.assert_array_equal(validation.pair(0)[0], make_image(24, 18, seed=99))
+    np.testing.assert_array_equal(validation.pair(9)[1], make_image(48, 36, seed=810))
+    # The files of another scale are not taken, nor those of whole images for crops.
+    np.testing.assert_array_equal(read_all(div2k, scale=3).pair(1)[0], matlab_downscale(make_image(48, 60, seed=2), 3))
+    crops = read_all(div2k, crop=24)
+    np.testing.assert_array_equal(crops.pair(4)[0], matlab_downscale(make_image(48, 60, seed=2)[:24, :24], 2))
+
+
+def test_div2k_with_parts_missing_or_wrong(div2k, lines):
+    save(div2k / "DIV2K_train_LR_bicubic" / "X2" / "0001x2.png", make_image(24, 29))
+    save(div2k / "DIV2K_train_LR_bicubic" / "X2" / "0003x2.png", sixteen_bit(24, 30))
+    for path in (div2k / "DIV2K_valid_HR").iterdir():
+        path.unlink()
+    (div2k / "DIV2K_valid_HR").rmdir()
+    images, validation = load_dataset([div2k], 2, 4)
+    assert validation is None and len(images) == 2 and images.hr.dtype == torch.int16
+    assert re.search("0001x2.png: has 29 x 24 pixels.* 60 x 48, not 2 times", lines()[0])
+    np.testing.assert_array_equal(images.pair(1)[0], sixteen_bit(24, 30))
+
+
+def test_div2k_deeper_is_not_taken_for_a_folder_of_images(div2k):
+    assert f"give {div2k} itself" in refused("DIV2K lies deeper", div2k.parent)
+    assert len(read_all(div2k / "DIV2K_train_HR")) == 3
+
+
+# ---- HDF5
+
+
+HR = np.stack([make_image(18, 24, 3, seed=i) for i in range(12)])
+LR = np.stack([matlab_downscale(image, 3) for image in HR])
+
+
+@pytest.mark.parametrize("block", [1, 2**22])
+@pytest.mark.parametrize(
+    "form",
+    {
+        "uint8": lambda x: x,
+        "0..255": lambda x: x.astype(np.float32),
+        "0..1": lambda x: x / 255,
+        "half": lambda x: x.astype(np.float16),
+        "channels first": lambda x: x.transpose(0, 3, 1, 2),
+        "one channel first": lambda x: x[..., :1].transpose(0, 3, 1, 2),
+        "one channel last": lambda x: x[..., :1],
+        "luma": lambda x: x[..., 0].astype(np.float64),
+        "groups": list,
+        "groups, luma in 0..1": lambda x: list((x[..., 0] / 255).astype(np.float32)),
+        "groups, channels first": lambda x: list(x.transpose(0, 3, 1, 2)),
+    }.items(),
+    ids=lambda form: form[0],
+)
+def test_hdf5(tmp_path, form, block):
+    path = hdf5(tmp_path / "91-image_x3.h5", form[1](LR), form[1](HR))
+    images = load_files(find_files(path), LoadSpec(3, 4, block=block))
+    gray = "luma" in form[0] or "one" in form[0]
+    assert len(images) == 12 and images.hr.dtype == torch.uint8
+    assert images.index[:, 4].tolist() == list(range(12))
+    for i in range(12):
+        low, high = images.pair(i)
+        np.testing.assert_array_equal(high, HR[i][..., [0, 0, 0]] if gray else HR[i])
+        np.testing.assert_array_equal(low, LR[i][..., [0, 0, 0]] if gray else LR[i])
+
+
+def test_hdf5_values(tmp_path):
+    """16 bits stay; 0..1 is told from 0..255 by all values; what bicubic leaves outside the range is clamped."""
+    values = np.arange(2 * 16 * 16, dtype=np.uint16).reshape(2, 16, 16) * 100
+    images = read_all(hdf5(tmp_path / "16.hdf5", values[:, ::2, ::2], values))
+    assert images.pair(1)[1].dtype == np.uint16 and images.pair(1)[1].max() == 51100
+    dark = np.zeros((600, 16, 16), np.float32)
+    dark[-1, 0, 0] = 255
+    assert read_all(hdf5(tmp_path / "dark.h5", dark[:, ::2, ::2], dark)).pair(599)[1][0, 0, 0] == 255
+    over = np.full((2, 16, 16), 1.05)
+    over[1] = -0.02
+    images = read_all(hdf5(tmp_path / "over.h5", over[:, ::2, ::2], over))
+    assert images.pair(0)[1].min() == 255 and images.pair(1)[1].max() == 0
+
+
+def test_hdf5_beside_folders_cached_and_cut(folder, tmp_path, lines):
+    path = hdf5(tmp_path / "a.h5", [make_image(20, 18), make_image(4, 4)], [make_image(40, 36), make_image(8, 8)])
+    images = read_all(folder, path, patch=5, cache=tmp_path / "cache")
+    assert len(images) == 5 and images.index[4, 2:].tolist() == [20, 18, 4]
+    assert "a.h5: hr/1: 8 x 8 is smaller" in lines()[0]
+    assert len(read_all(path, crop=8)) == 5 * 4 + 1
+    many = hdf5(tmp_path / "b.h5", LR, HR)
+    assert read_all(many, folder, scale=3).index[:, 4].tolist() == list(range(16))
+    pieces = [np.repeat(np.arange(12), 2), np.repeat(np.arange(12, 16), 25)]
+    np.testing.assert_array_equal(read_all(many, folder, scale=3, crop=12).index[:, 4], np.concatenate(pieces))
+
+
+def test_hdf5_that_does_not_fit(tmp_path, lines):
+    pytest.importorskip("h5py")
+    (tmp_path / "bad.h5").write_bytes(b"no HDF5")
+    refused("cannot be read as HDF5", tmp_path / "bad.h5")
+    refused("is not 2 x lr [12, 6, 8, 3]", hdf5(tmp_path / "a.h5", LR, HR))
+    assert "enlarged lr" in refused("is not 3 x", hdf5(tmp_path / "b.h5", HR, HR), scale=3)
+    refused("is not 3 x", hdf5(tmp_path / "c.h5", LR[:5], HR), scale=3)
+    refused("holds no lr", hdf5(tmp_path / "d.h5", [], HR), scale=3)
+    refused("holds no lr/11", hdf5(tmp_path / "e.h5", list(LR[:11]), list(HR)), scale=3)
+    refused("gray or RGB", hdf5(tmp_path / "f.h5", LR[..., :2], HR[..., :2]), scale=3)
+    refused("lr is int64", hdf5(tmp_path / "g.h5", LR.astype(int), HR), scale=3)
+    refused("gray or RGB", hdf5(tmp_path / "h.h5", LR[0, 0], HR), scale=3)
+    wrong = HR.astype(np.float32)
+    wrong[3, 4, 5] = np.nan
+    refused("no image left", hdf5(tmp_path / "i.h5", LR, wrong), scale=3)
+    assert "holds values that are no numbers" in lines()[-1]
+
+
+def test_hdf5_without_h5py(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "a.h5").write_bytes(b"")
+    refused("pip install 'edsr-triton[train]'", tmp_path / "a.h5")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=4), st.integers(0, 8000))
+def test_damaged_hdf5(tmp_path, changes, length):
+    path = hdf5(tmp_path / "a.h5", LR, HR)
+    raw = bytearray(path.read_bytes())
+    for at, value in changes:
+        raw[at % len(raw)] = value
+    path.write_bytes(raw[: len(raw) - length] if length < 4000 else raw)
+    try:
+        images = read_all(path, scale=3, patch=1)
+    except DataError as error:
+        assert "\n" not in str(error)
+    else:
+        assert 0 < len(images) <= 12

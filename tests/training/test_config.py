@@ -1,0 +1,40 @@
+"""The options of a run: told once, read by the command line without torch."""
+
+import subprocess
+import sys
+
+from edsr.cli.commands import training_options
+from edsr.cli.parser import build_parser
+from edsr.kernels import BACKENDS
+from edsr.models import PRESETS, SCALES
+from edsr.training.config import TrainConfig
+from tests.conftest import ROOT
+
+
+def parsed(*arguments: str) -> TrainConfig:
+    return TrainConfig(**training_options(build_parser().parse_args(["train", *arguments])))
+
+
+def test_the_command_line_has_the_defaults_of_the_config():
+    given = frozenset({"data"})
+    assert parsed("--data", "a", "b", "--out", "run") == TrainConfig(("a", "b"), "run", given=given)
+
+
+def test_the_command_line_sets_what_it_is_given():
+    more = ["--loss", "l2", "--val-every", "7", "--deterministic", "--no-graph", "--steps", "auto", "--minutes", "2"]
+    wanted = {"loss": "l2", "val_every": 7, "deterministic": True, "graph": False, "steps": "auto", "minutes": 2.0}
+    given = frozenset({"data", "loss", "val_every", "deterministic", "steps"})
+    assert parsed("--data", "a", "--out", "run", *more) == TrainConfig(("a",), "run", given=given, **wanted)
+
+
+def test_choices_are_what_there_is():
+    choices = {name: field.metadata.get("choices") for name, field in TrainConfig.__dataclass_fields__.items()}
+    assert set(choices["model"]) == PRESETS.keys()
+    assert set(choices["scale"]) == set(SCALES) and set(choices["backend"]) == {"auto", *BACKENDS}
+
+
+def test_options_are_told_without_torch():
+    code = (
+        "import sys, edsr.cli.parser as p; p.build_parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
