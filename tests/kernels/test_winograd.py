@@ -170,7 +170,7 @@ class TestConvolution:
     @pytest.mark.parametrize("skipped", [False, True])
     @pytest.mark.parametrize(("height", "width", "batch"), [(1, 1, 1), (4, 4, 1), (17, 30, 2), (8, 36, 1)])
     def test_non_temporal_stores(self, non_temporal, skipped, height, width, batch):
-        """Large maps that begin at a cache line are stored so, with the same bits, also when they overwrite the skip."""
+        """Large maps that begin at a cache line are stored so, with the same bits; also over the skip."""
         x, (weight, bias) = features(batch, 48, height, width), layer(48, 80)
         skip = features(batch, 80, height, width) if skipped else None
         want = winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip)
