@@ -6,7 +6,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads that wait for each othe
     threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault(
         "OMP_NUM_THREADS", str(max(1, threads))
-    )  # read when torch is imported, by child processes too
+    )  # also for child processes
 
 import numpy as np
 import pytest
