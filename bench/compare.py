@@ -243,7 +243,7 @@ class Compared(Measured):
     def entry(self) -> dict:
         gflops = self.ceiling.gflops if self.ceiling else 0.0
         cases = {name: self._case(name, times, gflops) for name, times in self._seconds().items()}
-        return self.noted({"work": str(self.work), **self.work.description(), "ceiling": self.ceilings}, cases)
+        return self.logged({"work": str(self.work), **self.work.description(), "ceiling": self.ceilings}, cases)
 
     def _seconds(self) -> dict[str, list[float]]:
         """Of the rounds or, before there are any, the samples."""

@@ -98,23 +98,23 @@ def _tests(logs: Path | None) -> str | None:
     if logs is None or not (logs / "tests.log").exists():
         return None
     text = (logs / "tests.log").read_text(encoding="utf-8", errors="replace")
-    said = re.findall(r"^.*\b(?:passed|failed|errors?)\b.* in [\d.]+s.*$", text, re.MULTILINE)
-    return f"tests on the chip: {said[-1].strip('= ') if said else 'ended before their last line'}"
+    message = re.findall(r"^.*\b(?:passed|failed|errors?)\b.* in [\d.]+s.*$", text, re.MULTILINE)
+    return f"tests on the chip: {message[-1].strip('= ') if message else 'ended before their last line'}"
 
 
 def _trained(run: Path | None) -> str | None:
     if run is None or not (run / "metrics.jsonl").exists():
         return None
-    noted = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-    scored = [line for line in noted if "psnr" in line]
-    if not noted:
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    scored = [line for line in logged if "psnr" in line]
+    if not logged:
         return None
     best = f", validation {max(line['psnr'] for line in scored):.3f} dB at best" if scored else ""
     # Earlier versions called patches images.
-    speeds = (line.get("patches_per_second", line.get("images_per_second")) for line in noted)
+    speeds = (line.get("patches_per_second", line.get("images_per_second")) for line in logged)
     rates = [speed for speed in speeds if speed is not None]
     speed = f", {statistics.median(rates):,.0f} patches/s" if rates else ""
-    return f"trained to step {noted[-1]['step']:,}{speed}{best}"
+    return f"trained to step {logged[-1]['step']:,}{speed}{best}"
 
 
 def _scores(logs: Path | None) -> Iterator[str]:

@@ -71,16 +71,16 @@ def _each(worker: "_Worker | None", function: Step, items: Iterable[Any], deadli
     try:
         for item in items:
             failed: dict[str, str] = {}
-            told: Any = None
+            messages: Any = None
 
             def tell(partial: Any, item: Any = item) -> None:
-                nonlocal told
-                told = partial
+                nonlocal messages
+                messages = partial
                 so_far(item, partial)
 
             while time.monotonic() < deadline:
                 worker = worker or _Worker(function)
-                part, reason, result = worker.do(item, failed, told, tell, deadline)
+                part, reason, result = worker.do(item, failed, messages, tell, deadline)
                 if reason is None:
                     yield item, result
                     break

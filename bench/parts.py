@@ -111,7 +111,7 @@ class Runner:
         self._echo = Echo()
         self.done: list[Done] = []
 
-    def say(self, line: str) -> None:
+    def report_line(self, line: str) -> None:
         self._index.write(f"{line}\n".encode())
         self._echo(f"{line}\n".encode())
 
@@ -121,12 +121,12 @@ class Runner:
             done = Done(part, None, 0.0, limit)
         else:
             command = self._filled_in(part.command, limit)
-            self.say(f"=== {part.name}, at most {limit:.0f} s: {shlex.join(command)}")
+            self.report_line(f"=== {part.name}, at most {limit:.0f} s: {shlex.join(command)}")
             begun = time.monotonic()
             code = self._watch(part.name, command, begun + limit)
             done = Done(part, code, time.monotonic() - begun, limit)
         self.done.append(done)
-        self.say(f"=== {done}")
+        self.report_line(f"=== {done}")
         self.save()
         return done
 
@@ -147,13 +147,13 @@ class Runner:
                     command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
                 )
             except OSError as error:
-                self.say(f"{command[0]}: {error.strerror}")
+                self.report_line(f"{command[0]}: {error.strerror}")
                 return 127
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
                 self._follow(source)
                 if os.fstat(sink.fileno()).st_size > ENDLESS:
-                    self.say(f"{name}: more than {ENDLESS >> 20} MiB of output; ended")
+                    self.report_line(f"{name}: more than {ENDLESS >> 20} MiB of output; ended")
                     break
                 if time.monotonic() - self._saved > self._every:
                     self.save()
@@ -328,7 +328,9 @@ def main() -> int:
     runner = Runner(options.out, options.keep, options.run, options.every, alone=True)
     signal.signal(signal.SIGTERM, _interrupt)
     if most(parts) > options.seconds:
-        runner.say(f"=== the plan takes up to {most(parts):.0f} s; of {options.seconds:.0f}, the last parts have least")
+        runner.report_line(
+            f"=== the plan takes up to {most(parts):.0f} s; of {options.seconds:.0f}, the last parts have least"
+        )
     try:
         for part in parts:
             left = began + options.slow * (options.seconds - WORDS) - GRACE - ENDING - time.monotonic()
@@ -338,12 +340,12 @@ def main() -> int:
             runner.run(Part("findings", None, shlex.split(options.end)), options.slow * (WORDS - GRACE))
     except KeyboardInterrupt:
         runner.end()
-        runner.say("=== interrupted")
+        runner.report_line("=== interrupted")
         return 130
     finally:
-        runner.say(f"=== {time.monotonic() - began:.0f} s in all")
+        runner.report_line(f"=== {time.monotonic() - began:.0f} s in all")
         for done in runner.done:
-            runner.say(str(done))
+            runner.report_line(str(done))
         runner.save()
         runner.close()
     return 1 if any(done.code for done in runner.done) else 0

@@ -96,14 +96,14 @@ def scores(
         small = matlab_downscale(original, scale)
         small = noisy(small, noise, number) if noise else small
         for quality in qualities:
-            given, told = small, None
+            given, messages = small, None
             if quality is not None:
                 given, data = compressed(small, quality)
                 found = jpeg_quality(io.BytesIO(data))
                 assert found is not None
-                told = LossyCompression("JPEG", found, True)
+                messages = LossyCompression("JPEG", found, True)
             smooth = matlab_round(matlab_bicubic(given.astype(np.float64), height, width))
-            auto = 0.0 if told is None else selection.share_for(told.quality, scale, table)
+            auto = 0.0 if messages is None else selection.share_for(messages.quality, scale, table)
             of_share = {share: measure(network(share)(given), original, scale) for share in {*shares, auto}}
             found = {"bicubic": measure(smooth, original, scale), "auto": of_share[auto]}
             for name, value in (found | {share: of_share[share] for share in shares}).items():
@@ -223,7 +223,7 @@ def main() -> None:
 def run(options) -> None:
     scale, ready = options.scale, {}
 
-    def network(share: float) -> Callable[[np.ndarray], np.ndarray]:
+    def network(share: float) -> Upscaler:
         if share not in ready:
             model = f"{options.faithful}:{1 - share!r}+{options.clean}:{share!r}"
             model = options.faithful if share == 0 else options.clean if share == 1 else model
@@ -247,9 +247,10 @@ def run(options) -> None:
     for noise in options.noise if options.hr else ():
         qualities = [None, *options.qualities]
         found = scores(images(options.hr, options.most), network, scale, qualities, options.shares, noise, table)
-        said = f", noise of {noise:g} levels" if noise else ""
+        message = f", noise of {noise:g} levels" if noise else ""
         print(
-            f"\nx{scale}, {options.hr}{said}: gain over bicubic in dB\n\n{markdown(found, options.shares)}", flush=True
+            f"\nx{scale}, {options.hr}{message}: gain over bicubic in dB\n\n{markdown(found, options.shares)}",
+            flush=True,
         )
         figures[f"noise {noise:g}"] = [
             {"quality": quality} | {str(key): value for key, value in by_name.items()}

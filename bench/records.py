@@ -48,7 +48,7 @@ class Measured:
         names = ("gflops", "gbs")
         return {name: round(getattr(self.ceiling, name), 1) if self.ceiling else 0.0 for name in names}
 
-    def noted(self, entry: dict[str, Any], cases: dict[str, dict]) -> dict[str, Any]:
+    def logged(self, entry: dict[str, Any], cases: dict[str, dict]) -> dict[str, Any]:
         """The entry with its cases and the reasons why others are missing."""
         entry |= {"cases": cases, "skipped": dict(self.skipped), "incorrect": self.failed | self.incorrect}
         return entry | ({"failed": sorted(self.failed)} if self.failed else {})

@@ -206,8 +206,8 @@ COLUMNS = {
 def summary(group: Group) -> str:
     """The ratios, GFLOP/s and shares of the ceiling, for which pytest-benchmark's table has no columns."""
     rows = sorted(group.info.values(), key=lambda row: row["ms"])
-    said = [f"ratio: times as fast as {group.info[group.base]['case']}"] if group.base in group.info else []
-    said += [f"ceiling: {row['ceiling_gflops']:.0f} GFLOP/s" for row in rows[:1] if "ceiling_gflops" in row]
+    message = [f"ratio: times as fast as {group.info[group.base]['case']}"] if group.base in group.info else []
+    message += [f"ceiling: {row['ceiling_gflops']:.0f} GFLOP/s" for row in rows[:1] if "ceiling_gflops" in row]
     shown = [key for key in COLUMNS if any(key in row for row in rows)]
     grid = Table("case", *(COLUMNS[key][0] for key in shown), box=box.SIMPLE)
     for column in grid.columns[1:]:
@@ -219,4 +219,4 @@ def summary(group: Group) -> str:
     lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()] if rows else []
     lines += [f"  {name} failed: {why}" for name, why in group.incorrect.items()]
     lines += [f"  {name} left out: {why}" for name, why in group.skipped.items()]
-    return "\n".join(["", "; ".join([group.name, *said]), *lines])
+    return "\n".join(["", "; ".join([group.name, *message]), *lines])

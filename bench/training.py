@@ -173,7 +173,7 @@ class Compared(Measured):
         entry = {"work": str(work), "model": work.name, "scale": kind.scale, "blocks": kind.blocks}
         entry |= {"features": kind.features, "batch": work.batch, "patch": work.patch, "workers": work.workers}
         entry |= {"gflop": round(work.gflop, 2), "ceiling": self.ceilings}
-        return self.noted(entry, {name: self._case(name, values, gflops) for name, values in times.items()})
+        return self.logged(entry, {name: self._case(name, values, gflops) for name, values in times.items()})
 
     def _case(self, name: str, times: list[float], ceiling: float) -> dict[str, Any]:
         work, checked, median, base = self.work, self.runs[name], statistics.median(times), self.rounds.get(BASELINE)

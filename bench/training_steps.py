@@ -93,9 +93,9 @@ class Training:
     @cached_property
     def patches(self) -> tuple[Tensor, Tensor]:
         """(LR, HR) of our first step."""
-        feed = PatchLoader(self.images, self.patch, self.batch, SEED, self.device, 1)
-        feed.load(0, 1)
-        return feed.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
+        loader = PatchLoader(self.images, self.patch, self.batch, SEED, self.device, 1)
+        loader.load(0, 1)
+        return loader.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
 
     def start(self, memory_format: torch.memory_format, dtype: torch.dtype = torch.float32) -> EDSR:
         """The network before the first step."""
@@ -199,9 +199,8 @@ class Loop:
 
     def run(self, steps: int) -> None:
         """Returns when they are done, as `Ours.run` does."""
-        for _ in range(steps):
-            loss = self._step(*next(self._batches))
-        loss.item()
+        losses = [self._step(*next(self._batches)) for _ in range(steps)]
+        losses[-1].item()
 
     def first(self) -> tuple[float, Tensor]:
         """Loss and direction of the first step, on the work's patches."""
@@ -233,11 +232,11 @@ class Ours:
         self.portion = max(1, min(LOG_EVERY, int(CHUNK_FLOPS / 1e9 / work.gflop))) if on_gpu else 1
         self.lead, self.dtype, self._at = self.portion, work.dtype, 0
         self.model = work.start(torch.channels_last)
-        feed = PatchLoader(work.images, work.patch, work.batch, SEED, work.device, self.portion)
+        loader = PatchLoader(work.images, work.patch, work.batch, SEED, work.device, self.portion)
         module, decay = load_training_ops(backend), ema_decay(300_000)
         ranks = ProcessGroup(work.device)
         collapsed = worth_collapsing(ranks.device, work.batch * work.patch**2)
-        self._step = TrainStep(self.model, feed, ranks, "l1", decay, work.dtype, module, graph, collapsed)
+        self._step = TrainStep(self.model, loader, ranks, "l1", decay, work.dtype, module, graph, collapsed)
         self._start: dict[str, Tensor] | None = None  # kept where it is asked for: it is memory that no run needs
 
     def run(self, steps: int) -> None:

@@ -336,7 +336,7 @@ def main(began: float | None = None) -> int:
     parser.add_argument("--op", nargs="+", default=[""], metavar="TEXT", help="only kernels whose name has it")
     options = parser.parse_args()
     deadline = time_limit(60 * options.minutes, began)
-    before_rivals = deadline - min(CHOICES_SECONDS, 12 * options.minutes)
+    before_choices = deadline - min(CHOICES_SECONDS, 12 * options.minutes)
     if refused("cuda"):
         return 2
     gpu, arch = torch.cuda.get_device_name(), launch.architecture(torch.device("cuda"))
@@ -349,8 +349,8 @@ def main(began: float | None = None) -> int:
     ]
     record = read(gpu)
     started = time.monotonic()
-    with Compiler(targets, arch, shared, before_rivals) as compiler:
-        for item, result in run_isolated(step, compiler.steps(console), before_rivals):
+    with Compiler(targets, arch, shared, before_choices) as compiler:
+        for item, result in run_isolated(step, compiler.steps(console), before_choices):
             if isinstance(result, str):
                 console.print(f"{item}: {result}", style="red", markup=False)
                 continue
@@ -359,10 +359,12 @@ def main(began: float | None = None) -> int:
             console.print(report(item, result), markup=False, highlight=False, soft_wrap=True)
             keep(record, item, result)
             write(gpu, record)
-    rivals = [
-        Step(choice=rival, found=record["configs"]) for rival in CHOICES if any(t in rival[0] for t in options.op)
+    choices = [
+        Step(choice=one_choice, found=record["configs"])
+        for one_choice in CHOICES
+        if any(t in one_choice[0] for t in options.op)
     ]
-    for item, result in run_isolated(step, rivals if arch == 90 else [], deadline):
+    for item, result in run_isolated(step, choices if arch == 90 else [], deadline):
         if isinstance(result, str):
             console.print(f"{item}: {result}", style="red", markup=False)
             continue

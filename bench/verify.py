@@ -60,20 +60,20 @@ def works(device: str = "cuda", height: int = SIZE[0], width: int = SIZE[1]) -> 
 
 def check(item: Checked, failed: dict[str, str], at: Heartbeat) -> dict[str, str]:
     """What became of each part, told as soon as it is known; see `bench.isolate.run_isolated`."""
-    work, said = item.work, {**(at.before or {}), **failed}
+    work, message = item.work, {**(at.before or {}), **failed}
     at("the result in fp64", LIMIT)
     _ = work.reference_error
     for part, (name, narrow) in item.parts().items():
-        if part in said:
+        if part in message:
             continue
         at(part, LIMIT)
         with narrowed() if narrow else contextlib.nullcontext():
-            said[part] = verdict(work, name)
-        at.so_far(dict(said))
-    return said
+            message[part] = status(work, name)
+        at.so_far(dict(message))
+    return message
 
 
-def verdict(work: Workload, name: str) -> str:
+def status(work: Workload, name: str) -> str:
     try:
         run = work.cases[name].run(work)  # anew, and with it the graphs that it records
         # Thrice: the first may be computed in another way than the second and those after it (CUDA graphs).
@@ -114,8 +114,8 @@ def main(began: float | None = None) -> int:
         missing = [name for item in items for name in item.names() if name not in cases]
         save(record | {"cases": cases, "incorrect": sum(map(is_bad, cases.values())), "not_reached": missing})
 
-    def tell(item: Checked, said: dict[str, str]) -> None:
-        for part, words in said.items():
+    def tell(item: Checked, message: dict[str, str]) -> None:
+        for part, words in message.items():
             name = f"{item} {part}"
             if cases.get(name) != words:
                 cases[name] = words
@@ -125,10 +125,10 @@ def main(began: float | None = None) -> int:
     processes = min(PROCESSES, len(available_cores()), len(items))
     try:
         with ending_on_sigterm():
-            for item, said in side_by_side(check, items, processes, deadline, tell):
-                if isinstance(said, str):  # nothing of it could be done any more
-                    said = {part: said for part in item.parts() if f"{item} {part}" not in cases}
-                tell(item, said)
+            for item, message in side_by_side(check, items, processes, deadline, tell):
+                if isinstance(message, str):  # nothing of it could be done any more
+                    message = {part: message for part in item.parts() if f"{item} {part}" not in cases}
+                tell(item, message)
     finally:
         keep()
     missing = [name for item in items for name in item.names() if name not in cases]

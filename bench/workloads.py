@@ -92,7 +92,7 @@ class Workload:
         """10⁹ operations of it all, see `gflop_per_pixel`."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def reference_error(self) -> float:
         """The largest error of eager PyTorch in the work's precision."""
         raise NotImplementedError

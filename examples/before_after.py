@@ -56,8 +56,8 @@ def save(path: Path, shown: Sequence[tuple[str, np.ndarray]], detail: tuple[int,
     x, y, w, h = (v * scale for v in detail)
     font, sides = ImageFont.load_default(size=17), []
     for title, image in shown:
-        enlarged = image[y : y + h, x : x + w].repeat(2, 0).repeat(2, 1)
-        side = Image.fromarray(np.ascontiguousarray(enlarged))
+        upscaled = image[y : y + h, x : x + w].repeat(2, 0).repeat(2, 1)
+        side = Image.fromarray(np.ascontiguousarray(upscaled))
         draw = ImageDraw.Draw(side)
         draw.rectangle((0, 0, font.getlength(title) + 16, 26), (0, 0, 0))
         draw.text((8, 4), title, (255, 255, 255), font)

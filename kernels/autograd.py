@@ -1,12 +1,12 @@
-"""The network's convolutions with gradients, over kernels of any kind that compute its three products.
+"""The network's convolutions as autograd functions, whichever kernels compute their products.
 
-`products` below is a namespace with
+Each function takes `products`, a namespace of three functions:
 
     convolve(x, weight, bias, relu, scale, skip, shuffle)    as `edsr.kernels.reference.conv3x3`
-    dgrad(dy, weight, scale, mask, skip)    of the input: skip + scale * (dy * turned weight), 0 where mask <= 0
-    wgrad(x, dy, weight, scale)    of weight and bias
+    dgrad(dy, weight, scale, mask, skip)    gradient of x: skip + scale * (dy * flipped weight), 0 where mask <= 0
+    wgrad(x, dy, weight, scale)    gradients of weight and bias
 
-Maps are channels_last. Gradients cannot be differentiated again.
+Feature maps are channels_last. Gradients can be taken once only.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 
 
 class Conv(torch.autograd.Function):
-    """skip + scale * (x * weight + bias), pixel-shuffled, or relu(x * weight + bias).
+    """pixel_shuffle(skip + scale * (x * weight + bias)), or relu(x * weight + bias).
 
-    apply(products, x, weight, bias, relu, scale, skip, shuffle). With relu there is nothing else: the result must show
-    what the ReLU let through.
+    apply(products, x, weight, bias, relu, scale, skip, shuffle). With relu, scale must be 1, skip None and shuffle 1:
+    the backward pass reads the ReLU's mask from the result.
     """
 
     @staticmethod
@@ -46,8 +46,8 @@ class Conv(torch.autograd.Function):
 class ResBlock(torch.autograd.Function):
     """x + scale * conv3x3(relu(conv3x3(x))). apply(products, x, weight1, bias1, weight2, bias2, scale).
 
-    What the ReLU gave is kept: its mask goes into the kernel that computes the gradient behind it, and the gradient
-    around the block into the one that computes that through it.
+    The output of the ReLU is saved. The kernel that computes its gradient also applies its mask, and the kernel that
+    computes the gradient of x also adds the gradient of the skip connection.
     """
 
     @staticmethod
@@ -71,19 +71,24 @@ class ResBlock(torch.autograd.Function):
         return None, dx, dweight1, dbias1, dweight2, dbias2, None
 
 
-def _wgrad_if_needed(ctx: Any, first: int, x: Tensor, dy: Tensor, weight: Tensor, scale: float) -> tuple:
-    """`wgrad`, if the gradient of the weight, the `first` operand, or of the bias is needed, and that which is."""
-    needs = ctx.needs_input_grad[first : first + 2]
-    if not any(needs):
+def _wgrad_if_needed(ctx: Any, position: int, x: Tensor, dy: Tensor, weight: Tensor, scale: float) -> tuple:
+    """The gradients of weight and bias, None for one that is not needed. position: of the weight among the operands."""
+    needs_weight, needs_bias = ctx.needs_input_grad[position : position + 2]
+    if not (needs_weight or needs_bias):
         return None, None
     dweight, dbias = ctx.products.wgrad(x, dy, weight, scale)
-    return dweight if needs[0] else None, dbias if needs[1] else None
+    return dweight if needs_weight else None, dbias if needs_bias else None
 
 
 def pixel_unshuffled(dy: Tensor, shuffle: int) -> Tensor:
-    """A gradient behind a pixel shuffle as it was before it, channels_last; copied at most once.
+    """The gradient of a pixel shuffle's input, copied at most once.
 
-    dy: [N, C, r·H, r·W] in any layout. Gives [N, C·r², H, W].
+    Args:
+        dy: [N, C, r·H, r·W], the gradient of its output, in any layout.
+        shuffle: r, 1 for none.
+
+    Returns:
+        [N, C·r², H, W], channels_last.
     """
     n, c, h, w = dy.shape
     if shuffle > 1:

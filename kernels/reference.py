@@ -1,13 +1,12 @@
-"""Every op of the network in plain PyTorch: oracle, fair baseline and CPU path.
+"""Every op of the network in plain PyTorch: reference of all kernels, baseline of benchmarks, and path for any device.
 
-Letters: N images, H rows, W columns, Ci and Co channels in and out, r shuffle factor. Tensors are
-torch's [N, C, H, W], in any memory format (channels_last is the fast one). Convolutions are
-cross-correlations of stride 1 with zero padding that keeps W, and H unless `padding` says otherwise: a band
-of an image brings the rows above and below itself along, and takes none of zeros.
+Letters: N images, H rows, W columns, Ci input and Co output channels, r shuffle factor. Tensors are PyTorch's
+[N, C, H, W] in any memory format; channels_last is the fast one. Convolutions are cross-correlations of stride 1 whose
+zero padding keeps W, and H unless `padding` says otherwise: a band of an image includes the rows above and below it,
+and needs no rows of zeros there.
 
-All ops work in the dtype of their weights; the two edges, `head` and the tails, meet the image in at
-least fp32, so that the mean shift loses nothing in half precision. `edsr.kernels.triton.ops` has the same ops as
-Triton kernels.
+All ops compute in the dtype of their weights. `head` and the tails convert from and to the image in at least fp32, so
+that the mean shift loses nothing in half precision. `edsr.kernels.triton.ops` has the same ops as Triton kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,10 +27,18 @@ def head(
     padding: tuple[int, int] = (1, 1),
     out: Tensor | None = None,
 ) -> Tensor:
-    """conv3x3(x - mean): the mean goes before the zero padding, so the padding is zero *after* it.
+    """conv3x3(x - mean). The mean is subtracted before zero padding, so what is padded is zero, not -mean.
 
-    x: [N, 3, H, W] RGB, floating in 0..1, or uint8 or uint16 of full range. weight: [Co, 3, 3, 3]. bias: [Co].
-    padding: rows of zeros above and below, each 0 or 1. Gives [N, Co, H - 2 + padding, W] in weight's dtype.
+    Args:
+        x: [N, 3, H, W] RGB, floating point in 0..1, or uint8 or uint16 of full range.
+        weight: [Co, 3, 3, 3].
+        bias: [Co].
+        mean: of R, G and B, in 0..1.
+        padding: rows of zeros above and below, each 0 or 1.
+        out: where to write the result.
+
+    Returns:
+        [N, Co, H - 2 + sum(padding), W] in the weight's dtype.
     """
     shifted = F.pad(subtract_mean(x, mean, weight.dtype), (0, 0, *padding))
     y = F.conv2d(shifted, weight, bias, padding=(0, 1))
@@ -51,21 +58,31 @@ def conv3x3(
 ) -> Tensor:
     """pixel_shuffle(skip + scale * relu(x * weight + bias)), every part but the convolution optional.
 
-    x: [N, Ci, H, W]. weight: [Co, Ci, 3, 3]. bias: [Co]. skip: [N, Co, H', W], not written to. padding: rows of
-    zeros above and below, 1 or 0; H' = H - 2 + 2*padding. shuffle r > 1 gives [N, Co / r², r·H', r·W] (Shi et
-    al. 2016, equation 4). out: where to write; the epilogue's last step does it, at no cost of its own.
+    Args:
+        x: [N, Ci, H, W].
+        weight: [Co, Ci, 3, 3].
+        bias: [Co].
+        relu: whether to apply ReLU.
+        scale: factor on the convolution.
+        skip: [N, Co, H', W] with H' = H - 2 + 2·padding; not written to.
+        shuffle: factor r of the pixel shuffle (Shi et al. 2016, equation 4).
+        padding: rows of zeros above and below, 1 or 0.
+        out: where to write the result. The last step of the epilogue writes there, without an extra copy.
+
+    Returns:
+        [N, Co / r², r·H', r·W].
     """
-    # Below, in place on y: autograd allows it, because conv2d does not keep what it gives.
+    # y is changed in place: autograd allows it, because conv2d does not save its output.
     y = F.conv2d(x, weight, bias, padding=(padding, 1))
     target = None if shuffle > 1 else out
-    plain = scale == 1.0 and skip is None
+    relu_is_last = scale == 1.0 and skip is None
     if relu:
-        y = torch.clamp_min(y, 0, out=target) if target is not None and plain else y.relu_()
-    kept = relu and y.requires_grad  # ReLU does keep what it gives
+        y = torch.clamp_min(y, 0, out=target) if target is not None and relu_is_last else y.relu_()
+    saved = relu and y.requires_grad  # unlike conv2d, ReLU saves its output
     if scale != 1.0:
-        y, kept = (y * scale if kept else y.mul_(scale)), False
+        y, saved = (y * scale if saved else y.mul_(scale)), False
     if skip is not None:
-        y = torch.add(y, skip, out=target) if target is not None else y + skip if kept else y.add_(skip)
+        y = torch.add(y, skip, out=target) if target is not None else y + skip if saved else y.add_(skip)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)
     return y if out is None or y is out else out.copy_(y)
@@ -92,8 +109,19 @@ def tail(
     result: OutputSpec = RAW_OUTPUT,
     padding: int = 1,
 ) -> Tensor:
-    """conv3x3(x) + mean. x: [N, Ci, H, W]. padding: as in `conv3x3`. Gives [N, 3, H', W] RGB in 0..1, see
-    `OutputSpec`."""
+    """conv3x3(x) + mean.
+
+    Args:
+        x: [N, Ci, H, W].
+        weight: [3, Ci, 3, 3].
+        bias: [3].
+        mean: of R, G and B, in 0..1.
+        result: dtype of the output, see `OutputSpec`.
+        padding: as in `conv3x3`.
+
+    Returns:
+        [N, 3, H', W] RGB as `result` says.
+    """
     return to_output(F.conv2d(x, weight, bias, padding=(padding, 1)), mean, result)
 
 
@@ -107,11 +135,21 @@ def collapsed_tail(
     padding: int = 2,
     ends: tuple[bool, bool] = (True, True),
 ) -> Tensor:
-    """pixel_shuffle(conv5x5(x)) + mean, with weights of their own in the outermost ring of pixels.
+    """pixel_shuffle(conv5x5(x)) + mean, with separate weights for the outermost ring of pixels.
 
-    x: [N, Ci, H, W]. weight: [4, 4, 3·r², Ci, 5, 5], bias: [4, 4, 3·r²], indexed by the border class of
-    a pixel's row and column (see `edsr.models.folding`). padding: rows of zeros above and below, 2 or 0. ends: whether
-    the first and the last row that come out are the image's. Gives [N, 3, r·H', r·W], see `OutputSpec`.
+    Args:
+        x: [N, Ci, H, W].
+        weight: [4, 4, 3·r², Ci, 5, 5], indexed by the border classes of a pixel's row and column, see
+            `edsr.models.folding`.
+        bias: [4, 4, 3·r²], indexed in the same way.
+        mean: of R, G and B, in 0..1.
+        shuffle: r.
+        result: dtype of the output, see `OutputSpec`.
+        padding: rows of zeros above and below, 2 or 0.
+        ends: whether the first and the last row of the result are the image's first and last.
+
+    Returns:
+        [N, 3, r·H', r·W] RGB as `result` says, with H' = H - 4 + 2·padding.
     """
     y = F.conv2d(x, weight[INNER, INNER], bias[INNER, INNER], padding=(padding, 2))
     ring_conv5x5(y, x, weight, bias, padding, *ends)
@@ -119,7 +157,7 @@ def collapsed_tail(
 
 
 def subtract_mean(x: Tensor, mean: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """x in 0..1, minus mean, in at least fp32, then rounded once to `dtype`. x: [N, 3, H, W], see `head`."""
+    """x in 0..1 minus mean, computed in at least fp32 and rounded once to `dtype`. x: [N, 3, H, W], as for `head`."""
     wide = x.to(torch.promote_types(dtype, torch.float32))
     if x.dtype in (torch.uint8, torch.uint16):
         wide = wide / MAX_VALUE[x.dtype]
@@ -127,13 +165,13 @@ def subtract_mean(x: Tensor, mean: Sequence[float], dtype: torch.dtype) -> Tenso
 
 
 def _mean_like(mean: Sequence[float], like: Tensor) -> Tensor:
-    """[1, 3, 1, 1] on the device of `like`: filled there, because a copy from the host would wait for the device and
-    could not be part of a CUDA graph."""
+    """[1, 3, 1, 1], filled on the device of `like`: a copy from the host would wait for the device, and could not be
+    part of a CUDA graph."""
     return torch.stack([like.new_full((), value) for value in mean]).view(1, 3, 1, 1)
 
 
 def to_output(y: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
-    """y + mean in at least fp32, made into what `result` asks for. y: [N, 3, H, W]."""
+    """y + mean in at least fp32, converted as `result` says. y: [N, 3, H, W]."""
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     y = y + _mean_like(mean, y)
     if result.overflow is not None:
@@ -142,18 +180,24 @@ def to_output(y: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
 
 
 def quantize(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in 0..1 as whole numbers of full range, clamped and rounded to nearest. In place on y."""
+    """Values in 0..1 as integers of full range, clamped and rounded to nearest. Overwrites y."""
     return y.clamp_(0, 1).mul_(MAX_VALUE[dtype]).round_().to(dtype)
 
 
-EDGE_REACH = 3  # rows of the image that its first row sees
+EDGE_REACH = 3  # rows of the image under a 5x5 filter at its first row
 
 
 def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: int, top: bool, bottom: bool) -> None:
-    """The ring of `collapsed_tail`, written into y, which has the weights of inner pixels everywhere.
+    """Replaces the outermost ring of y, in thin strips: the columns, the rows, the corners.
 
-    y: [N, Co, H', W]. x, weight, bias, padding: as there. top and bottom say whether the first and the last of y's rows
-    are the image's; left and right are always the image's. In thin strips: the columns, the rows, the corners.
+    Args:
+        y: [N, Co, H', W], computed with the weights of inner pixels everywhere. Written to.
+        x: as in `collapsed_tail`, like weight, bias and padding.
+        weight: of every border class.
+        bias: of every border class.
+        padding: rows of zeros above and below.
+        top: whether the first row of y is the image's first. Left and right edges always are the image's.
+        bottom: whether the last row of y is the image's last.
     """
     rows, columns = y.shape[2:]
     left_right = [(0, ONLY)] if columns == 1 else [(0, FIRST), (columns - 1, LAST)]
@@ -177,15 +221,21 @@ def ring_conv5x5(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, padding: in
 
 
 def _clip_window(start: int, size: int) -> tuple[int, int, int, int]:
-    """start .. start + 5 within 0 .. size: (first, end, how many are missing before, and after)."""
+    """start .. start + 5 clipped to 0 .. size: (first, end, how many are missing before, and after)."""
     first, end = max(0, start), min(size, start + 5)
     return first, end, first - start, start + 5 - end
 
 
 def conv5x5(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The convolution of `collapsed_tail` with one set of weights for all pixels, in training.
+    """The convolution of `collapsed_tail` with one set of weights for all pixels, for training.
 
-    x: [N, Ci, H, W]. weight: [Co, Ci, 5, 5], Ci innermost in memory. bias: [Co]. Gives [N, Co, H, W].
+    Args:
+        x: [N, Ci, H, W].
+        weight: [Co, Ci, 5, 5], Ci innermost in memory.
+        bias: [Co].
+
+    Returns:
+        [N, Co, H, W].
     """
     return F.conv2d(x, weight, bias, padding=2)
 
@@ -196,11 +246,17 @@ def ringed_conv5x5(
     biases: Sequence[Sequence[Tensor]],
     conv5x5: Callable[[Tensor, Tensor, Tensor], Tensor] = conv5x5,
 ) -> Tensor:
-    """`collapsed_tail` before its pixel shuffle, of whole images, differentiable once: maps are not written to.
+    """`collapsed_tail` before its pixel shuffle, for whole images; gradients can be taken once.
 
-    x: [N, Ci, H, W]. weights, biases: by border class of row and of column, as `edsr.models.collapsed.compose` gives
-    them. conv5x5: for all but the outermost ring, for which it gets a gradient of zeros; not called where all is
-    ring. The gradient of x that it gives is written to, and must be of its own making. Gives [N, 3·r², H, W].
+    Args:
+        x: [N, Ci, H, W].
+        weights: by border class of row and column, as `edsr.models.collapsed.compose` returns them.
+        biases: in the same order.
+        conv5x5: computes all but the outermost ring, where its gradient is zero. Not called if every pixel is in the
+            ring. The gradient of x that it computes is written to, so it must be a new tensor.
+
+    Returns:
+        [N, 3·r², H, W].
     """
     height, width = x.shape[2:]
     x, top, bottom, left, right = _Strips.apply(x)
@@ -225,7 +281,7 @@ def ringed_conv5x5(
 
 
 def _border_classes(size: int) -> list[tuple[int, slice]]:
-    """The border classes of rows from the first on, with the taps that find rows of the image."""
+    """The border classes of rows or columns in order, each with the slice of taps that lie within the image."""
     near = min(EDGE_REACH, size)
     if size == 1:
         return [(ONLY, slice(1))]
@@ -234,9 +290,9 @@ def _border_classes(size: int) -> list[tuple[int, slice]]:
 
 
 class _Strips(torch.autograd.Function):
-    """x itself, and what the ring sees of it: NEAR rows at the top, at the bottom, as many columns left and right.
+    """x, and copies of what the ring needs of it: EDGE_REACH rows at the top and bottom, columns at the left and right.
 
-    Five slices would have five gradients as large as x, of zeros for the most part.
+    As slices they would have gradients as large as x, nearly all zeros.
     """
 
     @staticmethod
@@ -251,7 +307,7 @@ class _Strips(torch.autograd.Function):
         if grad is None:
             shape, dtype, device = ctx.like
             grad = torch.zeros(shape, dtype=dtype, device=device)
-        # In place: it was made for this alone, by the one convolution that takes x.
+        # In place: the convolution that takes x made this gradient for it alone.
         for part, more in zip(_strips(grad), grads, strict=True):
             if more is not None:
                 part += more

@@ -2,6 +2,12 @@ import importlib.util
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads that wait for each other's cores take many times as long
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, threads))
+    )  # also for child processes
+
 import numpy as np
 import pytest
 import torch

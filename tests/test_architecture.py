@@ -122,14 +122,16 @@ def test_faces_define_nothing(package):
     stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert stored <= {"__all__", "__getattr__", "__dir__", "__version__"}
     assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(tree))
-    told = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names} - {
+    messages = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names} - {
         None
     }
     face = __import__(package, fromlist=["x"])
-    assert told == set(getattr(face, "__all__", ())) - {"__version__"}, "what type checkers see is not what there is"
+    assert messages == set(getattr(face, "__all__", ())) - {"__version__"}, (
+        "what type checkers see is not what there is"
+    )
     modules = {name.rpartition(".")[2] for name in MODULES if name.rpartition(".")[0] == package}
-    assert not told & modules, "a name that is a module's would hide it"
-    for name in told:
+    assert not messages & modules, "a name that is a module's would hide it"
+    for name in messages:
         getattr(face, name)
 
 

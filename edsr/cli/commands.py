@@ -97,7 +97,7 @@ def run_train(options: Namespace) -> int:
     # Of several processes under torchrun one speaks.
     quiet = options.quiet or os.environ.get("RANK", "0") != "0"
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         if not quiet:
             print_line(line)
 
@@ -122,15 +122,15 @@ def run_train(options: Namespace) -> int:
         for progress in steps:
             bar.show(progress)
             if progress.validated:
-                say(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.validated}")
+                report(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.validated}")
     if progress is None:  # the run had come to its end before, which was logged
         return 0
     if not progress.finished:  # interrupted here or in another process of the run, or out of time
         why = "interrupted" if interrupted else f"stopped after {options.minutes:g} minutes"
         where = f"step {progress.step} of {progress.steps}"
-        say(f"{why} and saved at {where}; continue with --resume {progress.folder}")
+        report(f"{why} and saved at {where}; continue with --resume {progress.folder}")
         return 130 if interrupted else 0
-    say(f"{progress.folder / 'best.safetensors'} is ready for upscale --model")
+    report(f"{progress.folder / 'best.safetensors'} is ready for upscale --model")
     return 0
 
 

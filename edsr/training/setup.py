@@ -31,7 +31,6 @@ def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages,
     Raises:
         DataError: There is nothing to train on, or nothing in `config.val` to validate on.
     """
-    say = logger.info if group.is_main else lambda line: None
     more = {"crop": config.crop, "cache": config.cache, "device": group.device}
     if group.local_rank > 0 and config.cache:
         group.barrier()  # for the first process of this machine to make the cache
@@ -43,20 +42,23 @@ def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages,
     elif validation is None:
         training, validation = train_val_split(training)
     if validation is not None:
-        validation = _leave_out_tiny(validation, say)
+        validation = _leave_out_tiny(validation, group)
     if config.val and validation is None:
         least = MIN_VALIDATED * config.scale
         raise DataError(f"{config.val}: no image of {least} x {least} pixels or more; give another --val")
-    say(f"{len(training)} images to train on, {len(validation) if validation else 0} to validate on")
+    if group.is_main:
+        logger.info(f"{len(training)} images to train on, {len(validation) if validation else 0} to validate on")
     return training, validation
 
 
-def _leave_out_tiny(images: PairedImages, say: Callable[[str], None]) -> PairedImages | None:
+def _leave_out_tiny(images: PairedImages, group: ProcessGroup) -> PairedImages | None:
     """The images that can be scored; None if none can."""
     enough = np.array([min(images.pair(i)[0].shape[:2]) >= MIN_VALIDATED for i in range(len(images))])
-    if not enough.all():
-        least = MIN_VALIDATED * images.scale
-        say(f"{np.sum(~enough)} of {len(images)} validation images smaller than {least} x {least} pixels: left out")
+    if group.is_main and not enough.all():
+        side = MIN_VALIDATED * images.scale
+        logger.info(
+            f"{np.sum(~enough)} of {len(images)} validation images smaller than {side} x {side} pixels: left out"
+        )
     return replace(images, index=images.index[enough]) if enough.any() else None
 
 

@@ -1,7 +1,8 @@
 """Every op of the network that is trained on a CPU, differentiable, under the names of `edsr.kernels.reference`.
 
-All three products of a step are Winograd's: the convolution, the gradient of its input, which is a convolution with the
-flipped filter, and the gradient of its filter. What the kernels cannot do (see `should_use`) PyTorch does.
+All three products of a training step use Winograd's algorithm: the convolution, the gradient of its input, which is a
+convolution with the flipped filter, and the gradient of its filter. PyTorch computes what the kernels do not support
+(see `should_use`).
 """
 
 from functools import cache
@@ -38,7 +39,8 @@ def conv3x3(
 ) -> Tensor:
     """pixel_shuffle(skip + scale * relu(x * weight + bias)), as `edsr.kernels.reference.conv3x3`.
 
-    PyTorch does it where there is a ReLU beside anything else, which no EDSR has, for bands (padding 0) and for `out`.
+    PyTorch computes it where a ReLU comes with scale, skip or shuffle, which no EDSR has, for bands (padding 0), and
+    where `out` is given.
     """
     alone = not relu or (scale == 1.0 and skip is None and shuffle == 1)
     if padding != 1 or out is not None or not alone or not should_use(x, weight, bias, skip, gradients=True):
@@ -47,7 +49,7 @@ def conv3x3(
 
 
 def conv5x5(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `edsr.kernels.reference.conv5x5`, of any number of channels out."""
+    """As `edsr.kernels.reference.conv5x5`, for any number of output channels."""
     outputs = len(bias)
     if fill := -outputs % CHANNELS:
         weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, fill)), F.pad(bias, (0, fill))
@@ -74,7 +76,7 @@ def resblock(
 
 
 class Products:
-    """What `edsr.kernels.autograd` computes with: 3x3 or 5x5 taps, as the weight has."""
+    """The three products that `edsr.kernels.autograd` needs, for weights of 3x3 or 5x5 taps."""
 
     @staticmethod
     def convolve(
@@ -96,7 +98,7 @@ class Products:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool = False, **epilogue) -> Tensor:
-    # Transformed each time: weights change from step to step, and fused optimizers do not tell.
+    # Transformed each time: weights change with every step, and fused optimizers do not count their writes.
     filter_, taps = transform_filter(weight.detach(), flipped), weight.shape[2]
     y = empty_feature_map((len(x), filter_.outputs, *x.shape[2:]), x.dtype, max_free=MAX_FREE_IN_TRAINING)
     return convolve(x, filter_, bias, taps, y, taps // 2, **epilogue)
@@ -104,10 +106,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool = Fa
 
 # --- the gradient of a filter
 
-MIN_SPLIT_TILES, MAX_SPLITS = (
-    64,
-    16,
-)  # tiles at least that a gradient's sums are made of, and how many such sums at most
+MIN_SPLIT_TILES = 64
+MAX_SPLITS = 16  # each has an S of its own in memory
 
 
 def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -130,10 +130,10 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
     tiles = n * -(-height // m) * -(-width // m)
     shape = kernels().shape
     groups, scratch = _block_size(shape, inputs, outputs)
-    chunk, chunks = split_tiles(tiles, inputs, outputs)
-    size = chunks, TILE * TILE, outputs, inputs  # only memory: the kernels have a layout of their own
+    tiles_per_split, splits = split_tiles(tiles, inputs, outputs)
+    size = splits, TILE * TILE, outputs, inputs  # only memory: the kernels have a layout of their own
     sums = empty_feature_map(size, x.dtype, max_free=MAX_FREE_IN_TRAINING)
-    bias_sums = torch.empty(chunks, outputs)
+    bias_sums = torch.empty(splits, outputs)
     call_kernel(
         f"wgrad{taps}x{taps}",
         scratch,
@@ -142,7 +142,7 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
         dy=dy.data_ptr(),
         sums=sums.data_ptr(),
         bias_sums=bias_sums.data_ptr(),
-        next_chunk=0,
+        next_split=0,
         images=n,
         height=height,
         width=width,
@@ -155,7 +155,7 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
         inputs=inputs // shape.lanes,
         outputs=outputs // shape.lanes,
         groups=groups,
-        chunk=chunk,
+        tiles_per_split=tiles_per_split,
     )
     call_kernel(
         f"wgrad_end{taps}x{taps}",
@@ -164,7 +164,7 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
         sums=sums.data_ptr(),
         dw=dw.data_ptr(),
         next_output=0,
-        chunks=chunks,
+        splits=splits,
         inputs=inputs // shape.lanes,
         outputs=outputs // shape.lanes,
         scale=scale,
@@ -173,23 +173,34 @@ def wgrad(x: Tensor, dy: Tensor, taps: int, scale: float = 1.0) -> tuple[Tensor,
 
 
 def split_tiles(tiles: int, inputs: int, outputs: int) -> tuple[int, int]:
-    """(tiles of a chunk, chunks): a power of two of them, by the shape alone, so that threads change no bits."""
-    least, chunks = max(MIN_SPLIT_TILES, _break_even_tiles(inputs, outputs)), 1
-    while chunks < MAX_SPLITS and tiles >= 2 * chunks * least:
-        chunks *= 2
-    chunk = -(-tiles // chunks)
-    return chunk, -(-tiles // chunk)
+    """How the sum over tiles is split (split-K), from the shape alone: the number of threads must not change any bit.
+
+    Args:
+        tiles: of all images.
+        inputs: channels in.
+        outputs: channels out.
+
+    Returns:
+        Tiles per split, and the number of splits, a power of two unless the last ones would be empty.
+    """
+    min_tiles, splits = max(MIN_SPLIT_TILES, _break_even_tiles(inputs, outputs)), 1
+    while splits < MAX_SPLITS and tiles >= 2 * splits * min_tiles:
+        splits *= 2
+    tiles_per_split = -(-tiles // splits)
+    return tiles_per_split, -(-tiles // tiles_per_split)
 
 
 def _break_even_tiles(inputs: int, outputs: int) -> int:
-    """Tiles whose V and W are as much memory as S, which is read and written for each block and chunk."""
+    """How many tiles have V and W as large as S, which is read and written for each block of a split."""
     return inputs * outputs // (inputs + outputs)
 
 
 @cache
 def _block_size(shape: "Shape", inputs: int, outputs: int) -> tuple[int, int]:
-    """(groups of tiles in a block, floats of a thread's scratch): half of the L2 cache; or, where S is in no L2 cache
-    anyway, half of the tiles that are as much memory as S."""
+    """(groups of tiles in a block, floats of a thread's scratch).
+
+    A block fills half of the L2 cache; where S exceeds the cache anyway, it has half of the break-even tiles.
+    """
     from .codegen import scratch_floats
 
     group_bytes = 4 * scratch_floats(shape, inputs, outputs, 1)

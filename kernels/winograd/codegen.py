@@ -1,14 +1,14 @@
-"""LLVM IR of all kernels; `python -m kernels.winograd.jit` prints what is compiled here.
+"""LLVM IR of all kernels, and of the convolutions in particular; `python -m kernels.winograd.jit` prints the whole.
 
-The convolutions. Tiles of input become V, weights are U, their products M; V and M as in `tiles`, and
+Input tiles are transformed into V, weights into U; M is their product. V and M are laid out as `tiles` says, and
 
-    U [strip of Co][36][channel of Ci][vector][lane]   a strip is `Shape.vectors` vectors of Co, the last may have fewer
+    U [strip of Co][36][channel of Ci][vector][lane]   a strip is `Shape.vectors` vectors of Co; the last may have fewer
 
-A thread takes one block of groups of tiles after the other, as many as keep V and M in its L2 cache, and takes a block
-from input to output. Tiles are counted through all images of a batch, so that small ones fill all cores.
+Threads take one block of tiles after another, and compute it from input to output. A block has as many groups of tiles
+as keep V and M in the L2 cache. Tiles are numbered through all images of a batch, so that small images fill all cores.
 
-Maps are larger than the caches, and a core that waits for them computes nothing. So it asks for what it will read next
-while it multiplies, and what it writes goes past the caches, which would have to read it first.
+Feature maps are larger than the caches, and a core that waits for memory computes nothing. So each thread prefetches
+the next tiles while it multiplies, and stores bypass the caches, which would have to read the memory first.
 """
 
 import itertools
@@ -25,17 +25,17 @@ from .wgrad import TASK as WGRAD_TASK
 
 KERNELS = {"conv3x3": (4, 3), "conv5x5": (2, 5)}  # name -> (m outputs, r taps)
 NAMES = (*KERNELS, "filter3x3", "filter5x5")
-"""Of the functions that `source` has."""
+"""Functions of `source` without training."""
 TRAINING_NAMES = (*NAMES, "wgrad3x3", "wgrad5x5", "wgrad_end3x3", "wgrad_end5x5")
-"""Of those that it has for training."""
+"""Functions of `source` with training."""
 
-TASK = (  # fields of what a kernel is called with, 64 bits each
+TASK = (  # fields of a convolution's task, 64 bits each
     "x",  # address of the input's first float
     "weight",  # of U
     "bias",
     "y",
-    "skip",  # 0 to go without
-    "next_block",  # the next block that nobody has taken
+    "skip",  # 0 for none
+    "next_block",  # that no thread has taken yet
     "height",  # rows of the input
     "width",
     "x_row",  # floats from one row to the next
@@ -46,23 +46,28 @@ TASK = (  # fields of what a kernel is called with, 64 bits each
     "x_image",  # floats from one image to the next
     "y_image",
     "skip_image",
-    "masks",  # whether the skip is a mask: where it is not above zero, the output is 0, and nothing is added
+    "masks",  # whether the skip is a mask: the output is 0 where it is not positive, and nothing is added
     "padding",  # rows of zeros above the input
-    "non_temporal",  # whether to write past the caches; if so, y, y_row and y_image are multiples of a cache line
+    "non_temporal",  # whether stores bypass the caches; y, y_row and y_image must then be multiples of a cache line
     "inputs",  # vectors of Ci
     "outputs",  # vectors of Co
     "groups",  # of tiles in a block
-    "floor",  # float: results of the convolution below it become it; ReLU's 0, or minus infinity
+    "floor",  # float: lower bound of the convolution's results; 0 for ReLU, else minus infinity
     "scale",  # float: factor on the convolution before the skip is added
 )
 
 
 TASKS = {"conv": TASK, "filter": FILTER_TASK, "wgrad": WGRAD_TASK, "wgrad_end": END_TASK}
-"""Kind of a function, without its size -> fields of what it is called with."""
+"""Name of a kernel without its size -> the fields of its task."""
 
 
 def source(shape: Shape, training: bool) -> str:
-    """LLVM IR of all kernels: name(task, scratch), see `TASKS`. scratch: floats of the thread's own."""
+    """LLVM IR of all kernels, functions of two addresses: a task, see `TASKS`, and the thread's scratch memory.
+
+    Args:
+        shape: vectors and register block.
+        training: whether to include the kernels for gradients.
+    """
     tiles = _Convolutions(shape, training)
     Filters(tiles)
     if training:
@@ -71,17 +76,18 @@ def source(shape: Shape, training: bool) -> str:
 
 
 def scratch_floats(shape: Shape, inputs: int, outputs: int, groups: int) -> int:
-    """How many floats a thread's scratch has, for so many channels in and out and groups of a block."""
+    """Floats of scratch memory that a thread needs, for input channels, output channels and groups of a block."""
     return AREA * (groups * shape.tiles * (inputs + outputs) + inputs + 2 * outputs)
 
 
 def uses_non_temporal_stores(shape: Shape) -> bool:
-    """Whether output may: if a vector is a whole cache line, else parts would be written one by one. AVX-512."""
+    """Whether output can bypass the caches: only if a vector fills a cache line, so with AVX-512. Parts of lines would
+    be written to memory one by one."""
     return shape.lanes == CACHE_LINE_FLOATS
 
 
 EPILOGUES = ("", "skip", "mask")
-"""What happens to the convolution after ReLU and scale: nothing, the skip is added, or is a mask."""
+"""What follows ReLU and scale: nothing, an addition of the skip, or zeros where it is not positive."""
 
 
 class _Convolutions(Tiles):
@@ -90,16 +96,16 @@ class _Convolutions(Tiles):
         self.store_fence = ir.Function(self.module, ir.FunctionType(VOID, []), "llvm.x86.sse.sfence")
         self.multiply = {vectors: self._multiply(vectors) for vectors in range(1, shape.vectors + 1)}
         for name, (m, r) in KERNELS.items():
-            past = (False, True) if uses_non_temporal_stores(shape) else (False,)
-            kinds = itertools.product(EPILOGUES if masks else EPILOGUES[:2], past)
+            non_temporal = (False, True) if uses_non_temporal_stores(shape) else (False,)
+            kinds = itertools.product(EPILOGUES if masks else EPILOGUES[:2], non_temporal)
             outputs = {kind: self._transform_output(name, m, r, *kind) for kind in kinds}
             _ConvolutionKernel(self, name, m, r, outputs)
 
     def _multiply(self, vectors: int) -> ir.Function:
         """M = V U at one of 36 points, for a block and a strip of so many vectors: a matrix product in register blocks.
 
-        Sums over channels are sums of sums of 16, whose rounding does not grow with the number of channels (pairwise
-        summation of a kind: Higham 1993). That is what makes the convolution as accurate as a direct one.
+        Channels are summed in partial sums of 16, whose rounding errors do not grow with the number of channels (a kind
+        of pairwise summation, Higham 1993). This makes the convolution as accurate as a direct one.
         """
         s = self.shape
         function, b = self.function(f"multiply_{vectors}", "v_ptr u_ptr m_ptr p inputs outputs groups")
@@ -129,10 +135,10 @@ class _Convolutions(Tiles):
         return function
 
     def _transform_output(self, name: str, m: int, r: int, epilogue: str, non_temporal: bool) -> ir.Function:
-        """One tile of output: Aᵀ M A, then bias, ReLU, scale and what `EPILOGUES` says."""
+        """The output transform of one tile, Aᵀ M A, then bias, ReLU, scale and one of `EPILOGUES`."""
         s = self.shape
         arguments = "m_ptr bias_ptr task_ptr y_ptr row column" + " skip_ptr skip_row" * bool(epilogue)
-        function, b = self.function(f"{name}_output{epilogue}{'_past' * non_temporal}", arguments)
+        function, b = self.function(f"{name}_output{epilogue}{'_non_temporal' * non_temporal}", arguments)
         products, bias, task, y, row, column, *rest = function.args
         at = matrices(m, r)[0]
         floor, scale = (b.splat(load_field(b, task, field, TASK, F32)) for field in ("floor", "scale"))
@@ -155,7 +161,7 @@ class _Convolutions(Tiles):
                         other = b.get(b.at(before, b.mul(column, b.i(k))))
                         if epilogue == "skip":
                             value = b.fadd(value, other)
-                        else:  # PyTorch lets the gradient pass where a NaN was
+                        else:  # like PyTorch, a NaN in the mask lets the gradient pass
                             closed = b.fcmp_ordered("<=", other, b.constant(0.0))
                             value = b.select(closed, b.constant(0.0), value)
                     b.put(value, b.at(target, b.mul(column, b.i(k))), non_temporal)
@@ -164,12 +170,12 @@ class _Convolutions(Tiles):
 
 
 class _ConvolutionKernel:
-    """Writes the convolution of m outputs and r taps, block by block: what its parts share, then the parts."""
+    """Builds the convolution of m x m outputs and r x r taps. Attributes are values that its parts share."""
 
     def __init__(
         self, module: _Convolutions, name: str, m: int, r: int, transform_output: dict[tuple[str, bool], ir.Function]
     ):
-        """transform_output: by epilogue, and whether it goes past the caches."""
+        """transform_output: functions by epilogue and by whether stores are non-temporal."""
         self.module, self.m, self.r, self.transform_output = module, m, r, transform_output
         s = module.shape
         function, b = module.function(name, "task_ptr scratch_ptr", internal=False)
@@ -201,11 +207,11 @@ class _ConvolutionKernel:
             self._multiply(first, count, following)
             self._write_tiles(first, count)
         if uses_non_temporal_stores(s):
-            b.call(module.store_fence, [])  # without it, other threads may be told of the end before all is in memory
+            b.call(module.store_fence, [])  # else other threads might read the output before it is in memory
         b.ret_void()
 
     def _split_scratch(self, scratch: Value) -> None:
-        """Into V, M, and a tile of input, output and skip each for those that leave their maps."""
+        """Scratch memory is V, M, and a tile each of input, output and skip, for tiles that extend beyond their map."""
         b, s = self.b, self.module.shape
         self.v_group = b.mul(self.inputs, b.i(AREA * s.tiles * s.lanes))
         self.m_group = b.mul(self.outputs, b.i(AREA * s.tiles * s.lanes))
@@ -220,7 +226,7 @@ class _ConvolutionKernel:
         return self.b.at(getattr(self, map_), self.b.mul(image, self.field[f"{map_}_image"]))
 
     def _transform_tiles(self, first: Value, count: Value) -> None:
-        """Tiles of input into V."""
+        """Transforms input tiles into V."""
         b, field, module = self.b, self.field, self.module
         with b.loop(count, "tile") as i:
             image, top, left = self.grid.corner(b.add(first, i))
@@ -232,7 +238,7 @@ class _ConvolutionKernel:
             b.call(module.transform_input, [source, row, self.pixel, self.inputs, target])
 
     def _multiply(self, first: Value, count: Value, following: Value) -> None:
-        """V times U into M, point by point. Meanwhile memory is asked for."""
+        """Multiplies V and U into M, point by point, and prefetches meanwhile."""
         b, module, s = self.b, self.module, self.module.shape
         groups = b.cdiv(count, b.i(s.tiles))
         full, rest = b.udiv(self.outputs, b.i(s.vectors)), b.urem(self.outputs, b.i(s.vectors))
@@ -245,7 +251,7 @@ class _ConvolutionKernel:
                 b.call(module.multiply[vectors], operands)
 
     def _prefetch_next(self, first: Value, count: Value, following: Value, point: Value) -> None:
-        """Asks for a sixth of the next block's tiles and of this one's skip, one row at each of the 36 points."""
+        """Prefetches the next block's tiles and this block's skip: one row of a sixth of them at each of 36 points."""
         b, field, module, m = self.b, self.field, self.module, self.b.i(self.m)
         part, line = b.udiv(point, b.i(TILE)), b.urem(point, b.i(TILE))
         begin = b.udiv(b.mul(part, count), b.i(TILE))
@@ -256,7 +262,7 @@ class _ConvolutionKernel:
             row = b.sub(b.add(top, line), field["padding"])
             x = self._image("x", image)
             source = b.at(x, b.add(b.mul(row, field["x_row"]), b.mul(left, self.pixel)))
-            b.call(module.prefetch, [source, b.mul(self.inputs, m)])  # harmless where none follows
+            b.call(module.prefetch, [source, b.mul(self.inputs, m)])  # harmless if there is no next block
             with b.if_then(b.and_(self.has_skip, b.icmp_signed("<", line, m))):
                 image, top, left = self.grid.corner(b.add(first, i))
                 row = b.mul(b.add(top, line), field["skip_row"])
@@ -265,7 +271,7 @@ class _ConvolutionKernel:
                 b.call(module.prefetch, [source, b.mul(self.outputs, m)])
 
     def _write_tiles(self, first: Value, count: Value) -> None:
-        """M into tiles of output; those that leave the map by way of `edge_out`."""
+        """Transforms M into output tiles; those that extend beyond the map are written to `edge_out` first."""
         b, field, module, m = self.b, self.field, self.module, self.b.i(self.m)
         with b.loop(count, "tile") as i:
             image, top, left = self.grid.corner(b.add(first, i))
@@ -277,16 +283,16 @@ class _ConvolutionKernel:
             products = module.tile_address(b, self.products, self.m_group, i)
             operands = [products, self.bias, self.task, b.select(fits, target, self.edge_out), row, self.y_pixel]
             operands_skip = self._skip_tile(image, top, left, fits, edge_row)
-            past = b.and_(self.non_temporal, fits)
-            for (epilogue, goes_past), transform in self.transform_output.items():
-                chosen = b.and_(self.epilogue_is[epilogue], b.equal(past, goes_past))
+            non_temporal = b.and_(self.non_temporal, fits)
+            for (epilogue, bypasses), transform in self.transform_output.items():
+                chosen = b.and_(self.epilogue_is[epilogue], b.equal(non_temporal, bypasses))
                 with b.if_then(chosen):
                     b.call(transform, [*operands, *operands_skip] if epilogue else operands)
             with b.if_then(b.not_(fits)):
                 self._copy_out(target, top, left, edge_row)
 
     def _skip_tile(self, image: Value, top: Value, left: Value, fits: Value, edge_row: Value) -> tuple[Value, Value]:
-        """Address and distance of rows of the skip's tile, which is copied where it leaves its map."""
+        """Address and row stride of the skip's tile, which is copied if it extends beyond the map."""
         b, field = self.b, self.field
         skip = self._image("skip", image)
         tile = b.at(skip, b.add(b.mul(top, field["skip_row"]), b.mul(left, self.y_pixel)))
@@ -298,7 +304,7 @@ class _ConvolutionKernel:
         return tile, row
 
     def _copy_out(self, target: Value, top: Value, left: Value, edge_row: Value) -> None:
-        """What lies in the map of a tile in `edge_out`."""
+        """Copies the part of the tile in `edge_out` that lies in the map."""
         b, field, m = self.b, self.field, self.b.i(self.m)
         rows = b.minimum(m, b.sub(field["y_height"], top))
         columns = b.minimum(m, b.sub(field["width"], left))

@@ -1,6 +1,6 @@
-"""Convolutions of tensors by the compiled kernels: filters transformed, then applied.
+"""Convolutions of tensors by the compiled kernels: filters are transformed, then applied.
 
-Everything here takes fp32 on the CPU, maps dense in rows of NHWC pixels, numbers of channels divisible by 16.
+Tensors here are fp32 on the CPU, rows of feature maps contiguous NHWC pixels, numbers of channels divisible by 16.
 """
 
 import threading
@@ -19,10 +19,8 @@ from .transforms import TILE
 if TYPE_CHECKING:
     from .tiles import Shape
 
-MIN_BLOCK_TILES = (
-    12  # in a block, at least: all weights are read once for each block, and those of most layers fit no L2 cache
-)
-SAMPLED_VALUES = 32  # values of a weight that are compared, because fused optimizers write without telling
+MIN_BLOCK_TILES = 12  # all weights are read once for each block, and those of most layers do not fit the L2 cache
+SAMPLED_VALUES = 32  # of a weight, which are compared, because fused optimizers do not count their writes
 
 
 # --- filters
@@ -177,7 +175,7 @@ def convolve(
 
 @cache
 def _block_size(shape: "Shape", inputs: int, outputs: int) -> tuple[int, int]:
-    """(groups of tiles in a block, floats of a thread's scratch): an eighth of the L2 cache, or TILES tiles.
+    """(groups of tiles in a block, floats of a thread's scratch): an eighth of the L2 cache, or MIN_BLOCK_TILES tiles.
 
     The rest is for weights, and for what comes next.
     """

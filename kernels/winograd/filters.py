@@ -1,7 +1,7 @@
-"""LLVM IR that takes filters into Winograd's domain: U = G g Gᵀ, in fp64 and rounded once.
+"""LLVM IR of the filter transform, U = G g Gᵀ, computed in fp64 and rounded once.
 
-Anew for each step of training, and for the gradient of a convolution's input with the filters turned by half a turn
-and their inputs and outputs exchanged, both of which is a matter of strides.
+Training transforms filters at every step. The gradient of a convolution's input needs them rotated by 180 degrees, with
+inputs and outputs exchanged: the strides of the task express both.
 """
 
 from llvmlite import ir
@@ -11,14 +11,14 @@ from .tiles import AREA, Tiles, load_field
 from .transforms import TILE, matrices
 
 TASK = (  # 64 bits each
-    "weight",  # address of the tap that comes first
+    "weight",  # address of the first tap
     "u",
-    "next_input",  # that nobody has taken
+    "next_input",  # channel that no thread has taken yet
     "inputs",  # channels
     "outputs",  # vectors of channels
     "input",  # floats from one input channel to the next
     "output",
-    "row",  # and from one row of taps to the next
+    "row",  # from one row of taps to the next
     "column",
 )
 
@@ -55,7 +55,7 @@ class Filters:
                         values = b.insert_element(values, value, ir.Constant(ir.IntType(32), lane))
                     taps.append(b.fpext(values, wide))
                 half.append(self._tiles.apply_matrix(b, g, taps))
-            # The strip of this vector, how wide it is, and the vector's place in it.
+            # The strip that this vector is in, the strip's width, and the vector's place in it.
             strip, place = b.udiv(vector, b.i(s.vectors)), b.urem(vector, b.i(s.vectors))
             start = b.mul(strip, b.i(s.vectors))
             width = b.mul(b.minimum(b.sub(outputs, start), b.i(s.vectors)), b.i(s.lanes))

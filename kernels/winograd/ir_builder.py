@@ -1,4 +1,4 @@
-"""llvmlite's builder of LLVM IR, with what the kernels are written in: vectors of floats, loops, shared work."""
+"""llvmlite's builder of LLVM IR, extended by vectors of floats, loops, and loops shared between threads."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from llvmlite import ir
 
 F32, I64, PTR, VOID = ir.FloatType(), ir.IntType(64), ir.PointerType(), ir.VoidType()
 FLOAT_BYTES = 4
-Value = Any  # one of LLVM's; llvmlite's builder does not say what its methods give
+Value = Any  # an LLVM value; llvmlite's methods have no return types
 
 
 class IRBuilder(ir.IRBuilder):
-    """llvmlite's builder with loops, and floats at distances counted in floats."""
+    """Builds functions on vectors of floats. Offsets and strides are counted in floats."""
 
     def __init__(self, block: ir.Block, vector: ir.VectorType):
         super().__init__(block)
@@ -23,29 +23,29 @@ class IRBuilder(ir.IRBuilder):
         return ir.Constant(I64, value)
 
     def constant(self, value: float, kind: ir.VectorType | None = None) -> ir.Constant:
-        """A vector of one value, rounded to fp32; of another kind unrounded."""
+        """A vector with one value in all lanes, rounded to fp32 unless the vector type has other elements."""
         kind = kind or self.vector
         return ir.Constant(kind, [float(np.float32(value)) if kind.element == F32 else float(value)] * kind.count)
 
-    def fma(self, x: Value, y: Value, z: Value) -> Value:
-        """x · y + z of vectors: fused where the CPU can, a multiplication and an addition where it cannot."""
-        bits = 32 if x.type.element == F32 else 64
-        name = f"llvm.fmuladd.v{x.type.count}f{bits}"
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a · b + c of vectors: fused if the CPU can do so, else a multiplication and an addition."""
+        bits = 32 if a.type.element == F32 else 64
+        name = f"llvm.fmuladd.v{a.type.count}f{bits}"
         function = self.module.globals.get(name)
         if function is None:
-            function = ir.Function(self.module, ir.FunctionType(x.type, [x.type] * 3), name)
-        return self.call(function, [x, y, z])
+            function = ir.Function(self.module, ir.FunctionType(a.type, [a.type] * 3), name)
+        return self.call(function, [a, b, c])
 
     def at(self, pointer: Value, distance: Value | int) -> Value:
-        """The address `error_of` floats on."""
+        """The address that is `distance` floats further on."""
         distance = self.i(distance) if isinstance(distance, int) else distance
-        return self.gep(pointer, [distance], source_etype=F32)  # of a tile at an edge it may lie outside its map
+        return self.gep(pointer, [distance], source_etype=F32)  # not inbounds: tiles at edges begin outside their map
 
     def get(self, pointer: Value) -> Value:
         return self.load(pointer, typ=self.vector, align=FLOAT_BYTES)
 
     def put(self, value: Value, pointer: Value, non_temporal: bool = False) -> None:
-        """non_temporal: the pointer must be a multiple of the vector's size then."""
+        """Stores a vector. A non-temporal store bypasses the caches; its address must be a multiple of its size."""
         if non_temporal:
             stored = self.store(value, pointer, align=self.vector.count * FLOAT_BYTES)
             stored.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
@@ -62,7 +62,7 @@ class IRBuilder(ir.IRBuilder):
         return self.splat(self.load(pointer, typ=F32, align=FLOAT_BYTES))
 
     def equal(self, a: Value, b: bool) -> Value:
-        """Whether a truth value is b."""
+        """Whether a boolean value of the program is b."""
         return a if b else self.not_(a)
 
     def cdiv(self, a: Value, b: Value) -> Value:
@@ -78,13 +78,22 @@ class IRBuilder(ir.IRBuilder):
 
     @contextlib.contextmanager
     def loop(self, count: Value, name: str) -> Iterator[Value]:
-        """Its body runs for 0 .. count; count is 1 or more."""
+        """Repeats the code built inside for index 0 .. count - 1; count must be at least 1."""
         with self.reduction(count, name, 0) as (index, _):
             yield index
 
     @contextlib.contextmanager
     def reduction(self, count: Value, name: str, sums: int) -> Iterator[tuple[Value, list[Value]]]:
-        """The same with vectors that start as zeros; the body replaces them in the list, which has the totals after."""
+        """A loop with running sums, vectors that start at zero.
+
+        Args:
+            count: of repetitions, at least 1.
+            name: of the index, for blocks and values of the IR.
+            sums: how many.
+
+        Yields:
+            The index, and the list of sums. The body replaces its elements; after the loop they are the totals.
+        """
         before, body = self.block, self.append_basic_block(f"{name}s")
         self.branch(body)
         self.position_at_end(body)
@@ -104,9 +113,14 @@ class IRBuilder(ir.IRBuilder):
 
     @contextlib.contextmanager
     def shared_loop(self, counter: Value, end: Value) -> Iterator[tuple[Value, Value]]:
-        """Its body runs for each number below `end` that this thread is the first to take from the counter.
+        """A loop whose numbers threads share: each is taken by one thread, by an atomic increment of the counter.
 
-        Numbers are taken one ahead: the body gets its own and the one it will get next, if that is below `end`.
+        Args:
+            counter: address of the next number, 64 bits.
+            end: the loop is over when a number is not below it.
+
+        Yields:
+            The number, and the one that this thread has taken for the next repetition, if that is below `end`.
         """
         take = self.append_basic_block("take")
         work = self.append_basic_block("work")

@@ -1,9 +1,10 @@
-"""The ops of `edsr.kernels.reference` for CPUs, in fp32, the 3x3 and 5x5 convolutions by Winograd's algorithm.
+"""The ops of `edsr.kernels.reference` for CPUs, in fp32, with Winograd's algorithm for 3x3 and 5x5 convolutions.
 
-A quarter of the multiplications of direct convolution (3x3; nine 25ths for 5x5), all of a tile's steps inside the L2
-cache, bias, ReLU, scale and skip before it is written, on as many threads as PyTorch has. The error is no more than
-twice that of PyTorch in fp32. Needs llvmlite, and AVX2, AVX-512 or NEON; what the kernels do not serve (other dtypes,
-numbers of channels not divisible by 16, gradients, maps not channels_last) goes to `edsr.kernels.reference`.
+It needs a quarter of the multiplications of direct convolution (nine 25ths for 5x5). All steps of a tile stay in the L2
+cache; bias, ReLU, scale and skip are applied before it is stored; as many threads compute as PyTorch has. The error is
+at most twice that of PyTorch in fp32. The kernels need llvmlite, and AVX2, AVX-512 or NEON. What they do not support
+(other dtypes, numbers of channels not divisible by 16, gradients, maps not channels_last), `edsr.kernels.reference`
+computes.
 """
 
 from collections.abc import Sequence
@@ -21,12 +22,12 @@ from .runtime import compile_ahead, is_available, missing_requirement
 
 __all__ = ["collapsed_tail", "compile_ahead", "conv3x3", "head", "resblock", "tail", "unavailable_reason"]
 
-CHANNELS = 16  # numbers of channels must be multiples of it
+CHANNELS = 16  # numbers of channels must be multiples of this
 _SHORT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
 def unavailable_reason(device: torch.device | str, dtype: torch.dtype, channels: int) -> str:
-    """Why the kernels cannot run a network there; "" if they can, as far as is known before they are compiled.
+    """Why the kernels cannot run a network, "" if they can, as far as is known before they are compiled.
 
     Args:
         device: where the network is.
@@ -53,9 +54,9 @@ def conv3x3(
     padding: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `edsr.kernels.reference.conv3x3`. out may be skip's memory, pixel by pixel, but not x's.
+    """As `edsr.kernels.reference.conv3x3`. out may share skip's memory, pixel by pixel, but not x's.
 
-    The weight's transform is kept as long as the weight, and made again when the weight is written to.
+    The transformed weight is cached as long as the weight exists, and renewed when the weight has been written to.
     """
     if not should_use(x, weight, bias, skip, None if shuffle > 1 else out):
         return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
@@ -78,7 +79,7 @@ def resblock(
     scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x + scale * conv3x3(relu(conv3x3(x))), as `edsr.kernels.reference.resblock`; out may be x."""
+    """As `edsr.kernels.reference.resblock`: x + scale * conv3x3(relu(conv3x3(x))). out may be x."""
     y = conv3x3(x, weight1, bias1, relu=True)
     return conv3x3(y, weight2, bias2, scale=scale, skip=x, out=out)
 
@@ -93,13 +94,13 @@ def collapsed_tail(
     padding: int = 2,
     ends: tuple[bool, bool] = (True, True),
 ) -> Tensor:
-    """As `edsr.kernels.reference.collapsed_tail`; the ring in the same thin strips."""
+    """As `edsr.kernels.reference.collapsed_tail`, which also computes the outermost ring."""
     if not should_use(x, weight[INNER, INNER], bias[INNER, INNER], outputs=False):
         return reference.collapsed_tail(x, weight, bias, mean, shuffle, result, padding, ends)
     n, _, height, width = x.shape
-    kept = transformed_filter(weight, part=(INNER, INNER))
-    y = empty_feature_map((n, kept.outputs, height - 4 + 2 * padding, width), x.dtype)
-    convolve(x, kept, bias[INNER, INNER], 5, y, padding)
+    filter_ = transformed_filter(weight, part=(INNER, INNER))
+    y = empty_feature_map((n, filter_.outputs, height - 4 + 2 * padding, width), x.dtype)
+    convolve(x, filter_, bias[INNER, INNER], 5, y, padding)
     y = y[:, : weight.shape[2]]
     reference.ring_conv5x5(y, x, weight, bias, padding, *ends)
     return reference.to_output(F.pixel_shuffle(y, shuffle), mean, result)
@@ -111,8 +112,16 @@ def collapsed_tail(
 def should_use(
     x: Tensor, weight: Tensor, bias: Tensor, *maps: Tensor | None, outputs: bool = True, gradients: bool = False
 ) -> bool:
-    """Whether the kernels do this convolution. outputs: whether the number of channels out must be theirs, too.
-    gradients: whether some may be asked for."""
+    """Whether the kernels support a convolution, so that they compute it.
+
+    Args:
+        x: [N, Ci, H, W].
+        weight: [Co, Ci, r, r].
+        bias: [Co].
+        maps: other feature maps that are read or written; None for those that are absent.
+        outputs: whether Co must be a multiple of `CHANNELS`, too.
+        gradients: whether operands may require gradients.
+    """
     operands = [t for t in (x, weight, bias, *maps) if t is not None]
     return (
         all(t.dtype == torch.float32 and t.device.type == "cpu" for t in operands)
@@ -124,6 +133,6 @@ def should_use(
 
 
 def _channels_last(x: Tensor) -> bool:
-    """Whether rows are dense runs of NHWC pixels; rows and images may lie apart."""
+    """Whether the pixels of each row are contiguous in NHWC order; rows and images may have gaps between them."""
     _, c, _, w = x.shape
     return (c == 1 or x.stride(1) == 1) and (w == 1 or x.stride(3) == c)

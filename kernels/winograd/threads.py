@@ -1,4 +1,4 @@
-"""Compiled functions on several cores: plain Python threads, because ctypes calls without the interpreter's lock."""
+"""Compiled functions on several cores. Python threads suffice, because ctypes releases the interpreter's lock."""
 
 import os
 import threading
@@ -12,9 +12,15 @@ _local = threading.local()
 
 
 def run_parallel(function: Callable[[int, int], None], task: int, floats: int, threads: int) -> None:
-    """function(task, address of scratch) on `threads` threads, the caller's among them; returns when all are done.
+    """Runs function(task, scratch) on several threads, including the caller's; returns when all are done.
 
-    The threads share the work between themselves; one that finds none left returns at once. floats: of scratch.
+    The function distributes the work between the threads: one that finds none left must return at once.
+
+    Args:
+        function: compiled code.
+        task: address of its task.
+        floats: size of each thread's scratch memory, whose address the function gets.
+        threads: how many.
     """
 
     def work() -> None:
@@ -25,24 +31,24 @@ def run_parallel(function: Callable[[int, int], None], task: int, floats: int, t
         work()
     finally:
         for other in others:
-            if not other.cancel():  # one that has not begun would find nothing left
+            if not other.cancel():  # one that has not started yet would find no work left
                 other.result()
 
 
-@cache  # Python reads it from a file
+@cache  # os.cpu_count reads a file
 def _max_threads() -> int:
     return 4 * (os.cpu_count() or 1)
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Its threads start when they are first needed, and wait without working. A forked process has its own."""
+    """The pool of a process, so that a forked one gets its own. Its threads start when they are first needed."""
     return ThreadPoolExecutor(_max_threads(), thread_name_prefix="winograd")
 
 
 def _scratch(floats: int) -> torch.Tensor:
-    """This thread's own; finite from the start, because what is computed from the rest of a group is thrown away."""
-    found = getattr(_local, "scratch", None)
-    if found is None or len(found) < floats:
-        found = _local.scratch = torch.zeros(floats)
-    return found
+    """Memory of this thread. Zeros at first, because unused places in a group of tiles are computed with as well."""
+    scratch = getattr(_local, "scratch", None)
+    if scratch is None or len(scratch) < floats:
+        scratch = _local.scratch = torch.zeros(floats)
+    return scratch

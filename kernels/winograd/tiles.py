@@ -1,12 +1,12 @@
-"""What all kernels are written in: tiles into and out of Winograd's domain, and the layout they have there.
+"""What all kernels share: how tiles of a feature map are found, transformed, and laid out in Winograd's domain.
 
-Maps are NHWC: pixel (row, column) of a map of C channels begins at row · row stride + column · C. A tile is TILE x TILE
-pixels of input and m x m of output. Tiles are taken in groups of `Shape.tiles`, and in each group channels are cut into
-vectors of `Shape.lanes`:
+Feature maps are NHWC: pixel (row, column) of a map with C channels begins at row · row stride + column · C. A tile is
+TILE x TILE pixels of input and m x m of output. Tiles form groups of `Shape.tiles`, and the channels of each group are
+divided into vectors of `Shape.lanes`:
 
     [group][vector of C][36][tile][lane]
 
-so that every distance inside a group is known to the compiler, whatever the number of channels.
+so every offset inside a group is a constant for the compiler, whatever the number of channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,18 @@ from .ir_builder import F32, FLOAT_BYTES, I64, PTR, VOID, IRBuilder, Value
 from .transforms import TILE, matrices
 
 AREA = TILE * TILE
-CACHE_LINE_FLOATS = 64 // FLOAT_BYTES  # floats of a cache line
-SUM_BLOCK = 16  # channels that are summed by themselves; numbers of channels are multiples of it
+CACHE_LINE_FLOATS = 64 // FLOAT_BYTES
+SUM_BLOCK = 16  # channels in each partial sum; numbers of channels are multiples of it
 
 
 class Shape(NamedTuple):
-    """What a kernel is compiled for. lanes: floats in a vector register, 4, 8 or 16. tiles, vectors: the register
-    block of the matrix products, tiles x vectors sums of 16 channels and as many of those sums' sums."""
+    """What kernels are compiled for.
+
+    Attributes:
+        lanes: floats in a vector register, 4, 8 or 16.
+        tiles: rows of the register block of matrix products, with a partial sum of 16 channels and a total per entry.
+        vectors: columns of the register block.
+    """
 
     lanes: int
     tiles: int
@@ -33,7 +38,7 @@ class Shape(NamedTuple):
 
 
 class Tiles:
-    """A module of LLVM IR with what every kernel calls."""
+    """A module of LLVM IR with the functions that every kernel calls."""
 
     def __init__(self, shape: Shape):
         self.shape = shape
@@ -44,7 +49,13 @@ class Tiles:
         self.transform_input = self._transform_input()
 
     def function(self, name: str, arguments: str, internal: bool = True) -> tuple[ir.Function, IRBuilder]:
-        """A function of 64-bit whole numbers and, where a name ends in `_ptr`, addresses; and what writes its body."""
+        """A function without result, and the builder of its body.
+
+        Args:
+            name: of the function.
+            arguments: names with spaces between them: addresses if they end in `_ptr`, else 64-bit integers.
+            internal: whether only this module calls it.
+        """
         names = arguments.split()
         kinds = [PTR if n.endswith("_ptr") else I64 for n in names]
         function = ir.Function(self.module, ir.FunctionType(VOID, kinds), name)
@@ -56,8 +67,8 @@ class Tiles:
         return function, IRBuilder(function.append_basic_block("entry"), self.vector)
 
     def _prefetch(self) -> ir.Function:
-        """Brings so many vectors from an address on into the L2 cache; nothing waits for them, wherever it points."""
-        function, b = self.function("ask_for", "x_ptr vectors")
+        """Starts to load so many vectors into the L2 cache, without waiting. Any address is harmless."""
+        function, b = self.function("prefetch", "x_ptr vectors")
         x, vectors = function.args
         i32 = ir.IntType(32)
         prefetch = ir.Function(self.module, ir.FunctionType(VOID, [PTR, i32, i32, i32]), "llvm.prefetch.p0")
@@ -68,11 +79,11 @@ class Tiles:
         return function
 
     def _transform_input(self) -> ir.Function:
-        """V of one tile: Bᵀ d B for every vector of channels."""
+        """The input transform of one tile, V = Bᵀ d B for every vector of channels."""
         s = self.shape
         function, b = self.function("transform_input", "x_ptr row column inputs v_ptr")
         x, row, column, inputs, v = function.args
-        bt = matrices(4, 3)[2]  # those of 5x5 are the same
+        bt = matrices(4, 3)[2]  # Bᵀ is the same for 5x5
         with b.loop(inputs, "vector") as c:
             start = b.at(x, b.mul(c, b.i(s.lanes)))
             rows = [b.at(start, b.mul(row, b.i(i))) for i in range(TILE)]
@@ -88,14 +99,14 @@ class Tiles:
         return function
 
     def _copy_padded(self) -> ir.Function:
-        """side x side pixels at (top, left) of a map of height x width, zeros where they leave it, densely."""
-        function, b = self.function("copy_in", "x_ptr row top left height width vectors side to_ptr")
+        """Copies side x side pixels from (top, left) of a map of height x width, with zeros for pixels outside it."""
+        function, b = self.function("copy_padded", "x_ptr row top left height width vectors side to_ptr")
         x, row, top, left, height, width, vectors, side, to = function.args
         lanes = b.i(self.shape.lanes)
         pixel = b.mul(vectors, lanes)
         with b.loop(side, "row") as i, b.loop(side, "column") as k:
             y, column = b.add(top, i), b.add(left, k)
-            # Unsigned: what lies above or to the left of the map is far below it.
+            # Unsigned comparison: above or to the left of the map, numbers are negative, and so appear huge.
             inside = b.and_(b.icmp_unsigned("<", y, height), b.icmp_unsigned("<", column, width))
             target = b.at(to, b.mul(b.add(b.mul(i, side), k), pixel))
             with b.if_else(inside) as (then, otherwise):
@@ -119,9 +130,20 @@ class Tiles:
         side: int,
         edge: Value,
     ) -> tuple[Value, Value]:
-        """side x side pixels of a map at a corner: where they begin, and the floats from one row of them to the next.
+        """A square of pixels of a map: in place if all lie in it, else a copy padded with zeros.
 
-        size: rows and columns of the map. In place where they lie in it, else a copy with zeros around it, in `edge`.
+        Args:
+            b: builder.
+            map_: address of the map.
+            row: its row stride.
+            corner: row and column of the square's first pixel.
+            size: rows and columns of the map.
+            vectors: of channels.
+            side: of the square, in pixels.
+            edge: address of memory for a copy.
+
+        Returns:
+            Address and row stride of the square.
         """
         (top, left), (height, width) = corner, size
         pixel = b.mul(vectors, b.i(self.shape.lanes))
@@ -132,14 +154,22 @@ class Tiles:
         return b.select(fits, source, edge), b.select(fits, row, b.mul(pixel, b.i(side)))
 
     def tile_address(self, b: IRBuilder, start: Value, group: Value, tile: Value) -> Value:
-        """The address of a tile's first vector in V, M or W, which has groups of so many floats."""
+        """The address of a tile's first vector in V, M or W. start: of the matrix. group: floats per group."""
         tiles, lanes = b.i(self.shape.tiles), b.i(self.shape.lanes)
         start = b.at(start, b.mul(b.udiv(tile, tiles), group))
         return b.at(start, b.mul(b.urem(tile, tiles), lanes))
 
     def strips(self, b: IRBuilder, full: Value, rest: Value) -> Iterator[tuple[int, Value]]:
-        """A loop over strips of channels, once for each width a strip can have: (vectors of a strip, channel it begins
-        with). full: how many have all the vectors that a strip can have. rest: how many vectors the last one has."""
+        """Loops over strips of channels, one loop for each width that a strip can have.
+
+        Args:
+            b: builder.
+            full: number of strips of `Shape.vectors` vectors.
+            rest: vectors of the last, narrower strip, or 0.
+
+        Yields:
+            The width in vectors, and the first channel of a strip.
+        """
         s = self.shape
         for vectors in range(1, s.vectors + 1):
             widest = vectors == s.vectors
@@ -149,28 +179,28 @@ class Tiles:
                 yield vectors, b.mul(b.add(before, strip), b.i(s.vectors * s.lanes))
 
     def apply_matrix(self, b: IRBuilder, matrix: np.ndarray, x: Sequence[Value]) -> list[Value]:
-        """matrix @ x in few operations: of a pair of points ±a, sum and difference serve all rows or columns."""
-        twins = _sign_pairs(matrix.T)
-        if twins:  # of columns: combine the two inputs first
+        """matrix @ x in few operations: a pair of points ±a needs its sum and difference only once."""
+        pairs = _sign_pairs(matrix.T)
+        if pairs:  # pairs of columns: combine the two inputs first
             matrix, x = matrix.copy(), list(x)
-            for i, j in twins:
+            for i, j in pairs:
                 x[i], x[j] = b.fadd(x[i], x[j]), b.fsub(x[i], x[j])
                 even = np.isclose(matrix[:, i], matrix[:, j])
                 matrix[:, i], matrix[:, j] = np.where(even, matrix[:, i], 0), np.where(even, 0, matrix[:, i])
             return [self._dot(b, row, x) for row in matrix]
-        twins = _sign_pairs(matrix)
-        found: dict[int, Value] = {}
-        for i, j in twins:  # of rows: even ± odd part
+        pairs = _sign_pairs(matrix)
+        results: dict[int, Value] = {}
+        for i, j in pairs:  # pairs of rows: even part ± odd part
             same = np.isclose(matrix[i], matrix[j])
             even = self._dot(b, np.where(same, matrix[i], 0), x)
             odd = np.where(same, 0, matrix[i])
             factor = odd[np.flatnonzero(odd)[-1]]
             part = self._dot(b, odd / factor, x)
-            found[i], found[j] = (b.fma(b.constant(f, part.type), part, even) for f in (factor, -factor))
-        return [found[i] if i in found else self._dot(b, row, x) for i, row in enumerate(matrix)]
+            results[i], results[j] = (b.fma(b.constant(f, part.type), part, even) for f in (factor, -factor))
+        return [results[i] if i in results else self._dot(b, row, x) for i, row in enumerate(matrix)]
 
     def _dot(self, b: IRBuilder, row: np.ndarray, x: Sequence[Value]) -> Value:
-        """row · x; terms of factor 1 first, which need no multiplication."""
+        """The dot product of a row and x; terms of factor 1, which need no multiplication, come first."""
         terms = sorted(np.flatnonzero(row), key=lambda i: row[i] != 1)
         first, *others = terms
         total = x[first] if row[first] == 1 else b.fmul(b.constant(row[first], x[first].type), x[first])
@@ -183,7 +213,7 @@ class Tiles:
 
 
 class TileGrid:
-    """The tiles of a batch of images, counted through: rows of m x m pixels of output, image after image."""
+    """The tiles of a batch of images, m x m pixels of output each, numbered row by row and image by image."""
 
     def __init__(self, b: IRBuilder, height: Value, width: Value, images: Value, m: int):
         self._b, self._m = b, m
@@ -193,19 +223,19 @@ class TileGrid:
         self.tiles = b.mul(self._per_image, images)
 
     def corner(self, tile: Value) -> tuple[Value, Value, Value]:
-        """A tile's image, and the row and column of the output that it begins with."""
+        """A tile's image, and the row and column of its first pixel in the output."""
         b = self._b
         image, place = b.udiv(tile, self._per_image), b.urem(tile, self._per_image)
         return image, b.mul(b.udiv(place, self._across), b.i(self._m)), b.mul(b.urem(place, self._across), b.i(self._m))
 
 
 def load_field(b: IRBuilder, task: Value, name: str, fields: Sequence[str], kind: ir.Type = I64) -> Value:
-    """A field of what a kernel is called with."""
+    """Loads a field of a kernel's task."""
     return b.load(b.gep(task, [b.i(fields.index(name))], source_etype=I64), name=name, typ=kind)
 
 
 def _sign_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows that differ in signs alone, in some but not in all of at least two entries."""
+    """Pairs of rows that differ only in signs, in some of their entries but not in all."""
     pairs = []
     for i in range(len(matrix)):
         for j in range(i + 1, len(matrix)):

@@ -1,17 +1,18 @@
-"""The three matrices of a Winograd convolution, from the points they interpolate at.
+"""The three matrices of a Winograd convolution, derived from its interpolation points.
 
 In one dimension m outputs of a filter of r taps are y = Aᵀ((G g) ∘ (Bᵀ d)) from n = m + r - 1 inputs d: n
-multiplications for m·r; in two, Y = Aᵀ((G g Gᵀ) ∘ (Bᵀ d B))A: n² for m²·r² (Winograd 1980; Lavin and Gray, CVPR
-2016). By Toom and Cook: d and g are taken as polynomials, evaluated at n - 1 points a_j and at infinity. With
-N_j = prod over l ≠ j of (a_j - a_l):
+multiplications instead of m·r. In two dimensions Y = Aᵀ((G g Gᵀ) ∘ (Bᵀ d B))A: n² instead of m²·r² (Winograd 1980;
+Lavin and Gray, CVPR 2016). The Toom-Cook construction treats d and g as polynomials and evaluates them at n - 1 points
+a_j and at infinity. With N_j = prod over l ≠ j of (a_j - a_l):
 
     Aᵀ[i, j] = a_j^i     G[j, k] = a_j^k / N_j     Bᵀ[j] = coefficients of prod over l ≠ j of (x - a_l)
 
 and for infinity the last unit vectors of Aᵀ and G, and the coefficients of the product over all l.
 
-The points decide how much rounding grows. Points 0, ±1/c, ±c make rows that share their even and odd parts, and keep
-the entries of all three matrices near one (Barabasz et al., TOMS 2020; Alam et al., TECS 2022). With c = √2 their
-squares are exact, and no other c errs less by more than a twentieth; 0, ±1, ±2 err twice as much (docs/log.md).
+The points decide how much rounding errors grow. With 0, ±1/c, ±c, pairs of rows share their even and odd parts, and the
+entries of all three matrices stay near one (Barabasz et al., TOMS 2020; Alam et al., TECS 2022). With c = √2 the
+squares of the points are exact, and no other c has an error smaller by more than a twentieth; the error with
+0, ±1, ±2 is twice as large (docs/log.md).
 """
 
 import math
@@ -25,7 +26,19 @@ TILE = len(POINTS) + 1  # n, side of a tile of input: 6
 
 
 def matrices(outputs: int, taps: int, points: Points = POINTS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Aᵀ [m, n], G [n, r], Bᵀ [n, n]) in fp64 for m outputs and r taps. Raises ValueError unless m + r - 1 = n."""
+    """The matrices of a convolution in one dimension.
+
+    Args:
+        outputs: m.
+        taps: r.
+        points: the n - 1 finite interpolation points.
+
+    Returns:
+        Aᵀ [m, n], G [n, r] and Bᵀ [n, n] in fp64.
+
+    Raises:
+        ValueError: m + r - 1 is not n.
+    """
     n = len(points) + 1
     if outputs + taps - 1 != n:
         raise ValueError(f"{len(points)} points are for {n} inputs, not for {outputs} outputs of {taps} taps")
@@ -42,6 +55,6 @@ def matrices(outputs: int, taps: int, points: Points = POINTS) -> tuple[np.ndarr
 
 
 def _coefficients(roots: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Of prod (x - root), lowest power first. What is nothing but rounding is made zero."""
-    found = np.poly(roots)[::-1]
-    return np.where(np.abs(found) < 1e-12, 0.0, found)
+    """Coefficients of prod (x - root), lowest power first. Rounding errors about zero are removed."""
+    coefficients = np.poly(roots)[::-1]
+    return np.where(np.abs(coefficients) < 1e-12, 0.0, coefficients)

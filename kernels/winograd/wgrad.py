@@ -1,14 +1,14 @@
 """LLVM IR of the gradient of a convolution's weights, in Winograd's domain.
 
-With Y = Aᵀ((G g Gᵀ) ∘ (Bᵀ d B))A the gradient of g is Gᵀ((Σ over tiles of (A dY Aᵀ) ∘ (Bᵀ d B)))G: tiles of the
-input become V, as in the convolution; tiles of the output's gradient, m x m pixels, become W at 6 x 6 points; and at
-each of the 36 points there is a matrix product over tiles,
+With Y = Aᵀ((G g Gᵀ) ∘ (Bᵀ d B))A the gradient of g is Gᵀ((Σ over tiles of (A dY Aᵀ) ∘ (Bᵀ d B)))G. Input tiles are
+transformed into V, as in the convolution; tiles of the output's gradient, m x m pixels, into W at 6 x 6 points. At each
+of the 36 points there is a matrix product over tiles,
 
     S [36][Co][Ci] = Σ over tiles of W [Co] · V [Ci]
 
-Tiles are summed in chunks, whose number follows from the shape of the maps alone, each by one thread in a fixed order;
-then the chunks' sums are added in order and taken back. So the bits do not depend on how many threads there are. Sums
-of sums of a block's tiles also keep rounding small.
+The sum over tiles is split (split-K) in a way that depends on the shape of the maps alone. One thread computes each
+split, in a fixed order; then the splits are added in order and transformed back. So the number of threads changes no
+bit of the result. Each block of tiles is summed separately, which also keeps rounding errors small.
 """
 
 from llvmlite import ir
@@ -17,14 +17,14 @@ from .ir_builder import F32, I64, PTR, Value
 from .tiles import AREA, TileGrid, Tiles, load_field
 from .transforms import TILE, matrices
 
-ROWS = 4  # channels of Co in a register block, which has them times `Shape.vectors` vectors of Ci
+ROWS = 4  # channels of Co in a register block; its columns are `Shape.vectors` vectors of Ci
 
 TASK = (  # of wgrad3x3 and wgrad5x5, 64 bits each
     "x",
     "dy",
-    "sums",  # address of S, one for each chunk
-    "bias_sums",  # [Co] for each chunk: sums of dy
-    "next_chunk",  # that nobody has taken
+    "sums",  # address of S, one for each split
+    "bias_sums",  # sums of dy, [Co] for each split
+    "next_split",  # that no thread has taken yet
     "images",
     "height",
     "width",
@@ -37,14 +37,14 @@ TASK = (  # of wgrad3x3 and wgrad5x5, 64 bits each
     "inputs",  # vectors
     "outputs",
     "groups",  # of tiles in a block
-    "chunk",  # tiles of a chunk
+    "tiles_per_split",
 )
 
 END_TASK = (  # of wgrad_end3x3 and wgrad_end5x5
     "sums",
     "dw",  # address of the gradient, [Co][r][r][Ci]
-    "next_output",  # channel that nobody has taken
-    "chunks",
+    "next_output",  # channel that no thread has taken yet
+    "splits",
     "inputs",  # vectors
     "outputs",
     "scale",  # float
@@ -52,7 +52,7 @@ END_TASK = (  # of wgrad_end3x3 and wgrad_end5x5
 
 
 class Wgrad:
-    """Adds wgrad3x3, wgrad5x5 and what makes the end of each to a module."""
+    """Adds wgrad3x3 and wgrad5x5 to a module, and the kernels that finish them, wgrad_end3x3 and wgrad_end5x5."""
 
     def __init__(self, tiles: Tiles):
         self._tiles = tiles
@@ -62,7 +62,7 @@ class Wgrad:
             self._add_end(r)
 
     def _transform_gradient(self, r: int) -> ir.Function:
-        """W of one tile: A dY Aᵀ; and the sum of its pixels, added to `sum`."""
+        """The transform of one tile of the gradient, W = A dY Aᵀ; the sum of its pixels is added to `sum`."""
         s, m = self._tiles.shape, TILE - r + 1
         function, b = self._tiles.function(f"transform_gradient{r}x{r}", "dy_ptr row column outputs w_ptr sum_ptr")
         dy, row, column, outputs, w, total = function.args
@@ -86,7 +86,7 @@ class Wgrad:
         return function
 
     def _accumulate_product(self, vectors: int) -> ir.Function:
-        """S += W V at one point, for a block of tiles, all of Co and so many vectors of Ci. fresh: S is not read."""
+        """S += W V at one point, for a block of tiles, all of Co and so many vectors of Ci; S = W V if `fresh`."""
         s = self._tiles.shape
         arguments = "v_ptr w_ptr sums_ptr p inputs outputs groups fresh"
         function, b = self._tiles.function(f"accumulate_{vectors}", arguments)
@@ -118,7 +118,7 @@ class Wgrad:
         return function
 
     def _add_end(self, r: int) -> None:
-        """Gᵀ S G of the chunks' sum, times scale."""
+        """Adds the splits up to S and transforms it back: scale · Gᵀ S G."""
         s = self._tiles.shape
         function, b = self._tiles.function(f"wgrad_end{r}x{r}", "task_ptr scratch_ptr", internal=False)
         task, scratch = function.args
@@ -135,8 +135,8 @@ class Wgrad:
             first = b.at(sums, b.add(b.mul(channel, inputs), c))
             with b.loop(b.i(AREA), "point") as point:
                 start = b.at(first, b.mul(point, one))
-                with b.reduction(field["chunks"], "chunk", 1) as (chunk, totals):
-                    part = b.get(b.at(start, b.mul(chunk, b.mul(one, b.i(AREA)))))
+                with b.reduction(field["splits"], "split", 1) as (split, totals):
+                    part = b.get(b.at(start, b.mul(split, b.mul(one, b.i(AREA)))))
                     totals[0] = b.fadd(totals[0], part)
                 b.put(totals[0], b.at(scratch, b.mul(point, b.i(s.lanes))))
             half = []
@@ -151,7 +151,7 @@ class Wgrad:
 
 
 class _WgradKernel:
-    """Writes the sums of chunks, block by block, for r taps: what its parts share, then the parts."""
+    """Builds the kernel that sums the tiles of splits, for r x r taps. Attributes are values that its parts share."""
 
     def __init__(self, tiles: Tiles, r: int, transform_gradient: ir.Function, accumulate: dict[int, ir.Function]):
         self.module, self.r, self.m = tiles, r, TILE - r + 1
@@ -159,7 +159,7 @@ class _WgradKernel:
         s = tiles.shape
         function, b = tiles.function(f"wgrad{r}x{r}", "task_ptr scratch_ptr", internal=False)
         self.b, (task, scratch) = b, function.args
-        self.field = {name: load_field(b, task, name, TASK) for name in TASK if name != "next_chunk"}
+        self.field = {name: load_field(b, task, name, TASK) for name in TASK if name != "next_split"}
         self.x, self.dy, all_sums, bias_sums = (
             b.inttoptr(self.field[n], PTR) for n in ("x", "dy", "sums", "bias_sums")
         )
@@ -169,12 +169,12 @@ class _WgradKernel:
         self.length = b.mul(self.field["groups"], b.i(s.tiles))  # tiles of a block
         self._split_scratch(scratch)
 
-        counter = b.gep(task, [b.i(TASK.index("next_chunk"))], source_etype=I64)
-        with b.shared_loop(counter, b.cdiv(self.grid.tiles, self.field["chunk"])) as (chunk, _):
-            begin = b.mul(chunk, self.field["chunk"])
-            end = b.minimum(b.add(begin, self.field["chunk"]), self.grid.tiles)
-            sums = b.at(all_sums, b.mul(b.mul(chunk, b.i(AREA)), b.mul(self.pixel, self.dy_pixel)))
-            bias = b.at(bias_sums, b.mul(chunk, self.dy_pixel))
+        counter = b.gep(task, [b.i(TASK.index("next_split"))], source_etype=I64)
+        with b.shared_loop(counter, b.cdiv(self.grid.tiles, self.field["tiles_per_split"])) as (split, _):
+            begin = b.mul(split, self.field["tiles_per_split"])
+            end = b.minimum(b.add(begin, self.field["tiles_per_split"]), self.grid.tiles)
+            sums = b.at(all_sums, b.mul(b.mul(split, b.i(AREA)), b.mul(self.pixel, self.dy_pixel)))
+            bias = b.at(bias_sums, b.mul(split, self.dy_pixel))
             self._clear(bias)
             with b.loop(b.cdiv(b.sub(end, begin), self.length), "block") as block:
                 first = b.add(begin, b.mul(block, self.length))
@@ -190,7 +190,8 @@ class _WgradKernel:
         b.ret_void()
 
     def _split_scratch(self, scratch: Value) -> None:
-        """Into V, W, a tile of input and of gradient each for those that leave their maps, and a block's sums of dy."""
+        """Scratch memory is V, W, a tile each of input and gradient, for tiles that extend beyond their map, and the
+        sums of dy in a block."""
         b, s = self.b, self.module.shape
         self.v_group, self.w_group = (
             b.mul(vectors, b.i(AREA * s.tiles * s.lanes)) for vectors in (self.inputs, self.outputs)
@@ -202,13 +203,13 @@ class _WgradKernel:
         self.block_bias = b.at(self.edge_dy, b.mul(self.dy_pixel, b.i(AREA)))
 
     def _clear(self, sums: Value) -> None:
-        """Zeros for all channels out."""
+        """Stores zeros for all output channels."""
         b = self.b
         with b.loop(self.outputs, "vector") as c:
             b.put(b.constant(0.0), b.at(sums, b.mul(c, b.i(self.module.shape.lanes))))
 
     def _transform_tiles(self, first: Value, count: Value, groups: Value) -> None:
-        """Tiles into V and W, zeros in what is left of the last group."""
+        """Transforms tiles into V and W. Unused places of the last group get zeros."""
         b, field, module = self.b, self.field, self.module
         with b.loop(b.mul(groups, b.i(module.shape.tiles)), "tile") as i:
             image, top, left = self.grid.corner(b.add(first, i))
@@ -227,7 +228,7 @@ class _WgradKernel:
             b.call(module.transform_input, [source, row, self.pixel, self.inputs, target])
 
     def _multiply(self, sums: Value, first: Value, end: Value, groups: Value, fresh: Value) -> None:
-        """W times V added to S, point by point. Meanwhile memory is asked for."""
+        """Adds W times V to S, point by point, and prefetches meanwhile."""
         b, s = self.b, self.module.shape
         with b.loop(b.i(AREA), "point") as point:
             self._prefetch_next(point, b.add(first, self.length), end)
@@ -237,7 +238,7 @@ class _WgradKernel:
                 b.call(self.accumulate[vectors], [*operands, point, self.inputs, self.outputs, groups, fresh])
 
     def _prefetch_next(self, point: Value, first: Value, end: Value) -> None:
-        """Asks for a sixth of the next block's tiles, one row of them at each of the 36 points."""
+        """Prefetches the next block's tiles: of a sixth of them one row, at each of the 36 points."""
         b, s, field = self.b, self.module.shape, self.field
         length = b.mul(field["groups"], b.i(s.tiles))
         count = b.minimum(b.sub(end, first), length)

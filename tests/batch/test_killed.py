@@ -92,11 +92,11 @@ def files(folder):
 def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
     assert len(broken()) == BROKEN
     whole = start(folder, "whole/", stdout=subprocess.DEVNULL)
-    _, told = whole.communicate(timeout=300)
+    _, messages = whole.communicate(timeout=300)
     assert whole.returncode == 1
     want = files(folder / "whole")
     assert len(want) == FILES - BROKEN
-    lines = told.splitlines()
+    lines = messages.splitlines()
     at = lines.index(f"{FILES - BROKEN} of {FILES} images done, {BROKEN} failed:")
     assert len(lines) == at + 1 + BROKEN  # and nothing after the list
     for name in broken():
@@ -112,8 +112,8 @@ def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
     assert killed.returncode == -signal.SIGKILL and (FILES - BROKEN) // 2 <= len(half) < FILES - BROKEN
     (folder / "out" / ".edsr-0123456789ab.part").write_bytes(b"what a kill at another moment leaves")
     resumed = start(folder, "out/", stdout=subprocess.DEVNULL)
-    _, told = resumed.communicate(timeout=300)
-    assert resumed.returncode == 1 and f"{BROKEN} failed:" in told and " skipped, " in told
+    _, messages = resumed.communicate(timeout=300)
+    assert resumed.returncode == 1 and f"{BROKEN} failed:" in messages and " skipped, " in messages
     assert files(folder / "out") == want
 
 

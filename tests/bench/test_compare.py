@@ -133,18 +133,18 @@ def compared(work: Workload, rounds: int, failed: dict | None = None) -> tuple[d
     messages: list[tuple] = []
     names = ("ours", "other", "peer")
     entry = compare.compare(work, names, rounds, Console(quiet=True), failed, Heartbeat(messages.append))
-    told = [message[1] for message in messages if message[0] == "so far"]
-    return entry, told, [message[1] for message in messages if message[0] == "at"]
+    reported = [message[1] for message in messages if message[0] == "so far"]
+    return entry, reported, [message[1] for message in messages if message[0] == "at"]
 
 
 def test_each_case_is_timed_and_told_as_soon_as_it_is_right(no_gpu):
-    entry, told, parts = compared(OnGpu(broken=("other",)), 2)
-    assert [list(known["cases"]) for known in told] == [["ours"], ["ours"], *[["ours", "peer"]] * 3]
-    assert [known["cases"]["ours"]["seconds"] for known in told] == [[1], [1], [1], [3], [3, 6]]
-    assert [known["cases"]["ours"]["turns"] is None for known in told] == [True, True, True, False, False]
-    assert told[2]["cases"]["ours"]["ratio"] is None  # the base was timed, but not in turns
-    assert told[1]["incorrect"].keys() == entry["incorrect"].keys() == {"other"} and "failed" not in entry
-    assert entry["cases"]["ours"]["ratio"] == round((4 / 3 + 5 / 6) / 2, 3) and entry == told[-1]
+    entry, reported, parts = compared(OnGpu(broken=("other",)), 2)
+    assert [list(known["cases"]) for known in reported] == [["ours"], ["ours"], *[["ours", "peer"]] * 3]
+    assert [known["cases"]["ours"]["seconds"] for known in reported] == [[1], [1], [1], [3], [3, 6]]
+    assert [known["cases"]["ours"]["turns"] is None for known in reported] == [True, True, True, False, False]
+    assert reported[2]["cases"]["ours"]["ratio"] is None  # the base was timed, but not in turns
+    assert reported[1]["incorrect"].keys() == entry["incorrect"].keys() == {"other"} and "failed" not in entry
+    assert entry["cases"]["ours"]["ratio"] == round((4 / 3 + 5 / 6) / 2, 3) and entry == reported[-1]
     assert parts[:5] == ["the ceiling", "the result in fp64", "ours", "other", "peer"]
 
 
@@ -160,8 +160,8 @@ def test_a_yardstick_that_does_not_fit_skips_the_work(no_gpu):
         def reference_error(self):
             raise torch.cuda.OutOfMemoryError("no memory for 68 GB")
 
-    entry, told, _ = compared(Large(), 3)
-    assert entry["cases"] == {} and told == []
+    entry, reported, _ = compared(Large(), 3)
+    assert entry["cases"] == {} and reported == []
     assert entry["skipped"] == dict.fromkeys(("ours", "other", "peer"), "OutOfMemoryError: no memory for 68 GB")
 
 

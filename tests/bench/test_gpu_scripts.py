@@ -139,9 +139,9 @@ def test_training_goes_on_for_the_time_that_is_left(results):
 
 
 def test_the_end_says_what_was_found_in_ten_lines(results):
-    said = results["logs/findings.log"].splitlines()
-    assert len(said) <= 10
-    text = "\n".join(said)
+    message = results["logs/findings.log"].splitlines()
+    assert len(message) <= 10
+    text = "\n".join(message)
     for words in ("NVIDIA H100", "block fp16: hangs", "0 wrong", "eager", "steps/s", "trained", "torch.compile died"):
         assert words in text, text
 

@@ -91,13 +91,16 @@ def test_what_was_told_outlives_its_process(fragile):
 def test_at_the_deadline_what_was_told_is_known_and_nothing_blamed(fragile):
     heard = []
     deadline = time.monotonic() + 8
-    assert list(isolate.run_isolated(fragile.endless, ["a", "b"], deadline, lambda *told: heard.append(told))) == []
+    assert (
+        list(isolate.run_isolated(fragile.endless, ["a", "b"], deadline, lambda *messages: heard.append(messages)))
+        == []
+    )
     assert heard == [("a", "a")]
 
 
 def test_side_by_side_each_item_is_done_once(fragile):
     heard, items = [], [*"abcdefgh"]
-    found = list(isolate.side_by_side(fragile.where, items, 2, so_far=lambda *told: heard.append(told)))
+    found = list(isolate.side_by_side(fragile.where, items, 2, so_far=lambda *messages: heard.append(messages)))
     assert sorted(item for item, _ in found) == items
     assert 1 <= len({process for _, process in found}) <= 2
     assert sorted(heard) == [(item, item) for item in items]
@@ -107,7 +110,7 @@ def test_side_by_side_each_item_is_done_once(fragile):
 
 def test_without_processes_it_is_the_same(fragile):
     heard = []
-    found = list(isolate.here(fragile.where, ["a", "b"], lambda *told: heard.append(told)))
+    found = list(isolate.here(fragile.where, ["a", "b"], lambda *messages: heard.append(messages)))
     assert found == [("a", os.getpid()), ("b", os.getpid())] and heard == [("a", "a"), ("b", "b")]
 
 
@@ -197,8 +200,10 @@ def test_a_record_killed_in_the_third_way_holds_two(tmp_path, blow):
     script.write_text(COMMAND)
     names = {"PYTHONPATH": ROOT, "RESULTS": results, "PROCESS_FILE": process_file}
     environment = os.environ | {name: str(value) for name, value in names.items()}
-    with open(tmp_path / "said", "w") as said:
-        command = subprocess.Popen([sys.executable, script], env=environment, cwd=tmp_path, stdout=said, stderr=said)
+    with open(tmp_path / "said", "w") as message:
+        command = subprocess.Popen(
+            [sys.executable, script], env=environment, cwd=tmp_path, stdout=message, stderr=message
+        )
         try:
             for _ in waiting():
                 if process_file.exists() and process_file.read_text():

@@ -192,9 +192,9 @@ def test_told_to_end_it_ends_its_part_and_says_what_was_done(tmp_path):
     process = start(tmp_path, PLAN, "--seconds", "200")
     until(lambda: (tmp_path / "begun").exists())
     process.terminate()
-    said, _ = process.communicate(timeout=60)
+    message, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("one        exit code 0")
+    assert message.splitlines()[-1].startswith("one        exit code 0")
     until(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
@@ -205,8 +205,8 @@ def test_told_twice_it_ends_its_part_all_the_same(tmp_path):
     process.terminate()
     time.sleep(0.2)  # while the part ignores what it was told
     process.terminate()
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and " s in all" in said, errors
+    message, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and " s in all" in message, errors
     until(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
@@ -237,17 +237,17 @@ def test_nobody_reading_stops_no_clock(tmp_path):
 def test_of_too_little_time_the_last_parts_get_least(tmp_path):
     plan = "one 1 sleep 0.1\ntwo 60 touch reached\n"
     process = start(tmp_path, plan, "--seconds", "40", "--elapsed", "31")
-    said, _ = process.communicate(timeout=60)
-    assert "=== the plan takes up to" in said and "two        not begun: no time left" in said
+    message, _ = process.communicate(timeout=60)
+    assert "=== the plan takes up to" in message and "two        not begun: no time left" in message
     assert not (tmp_path / "reached").exists()
 
 
 def test_time_left_over_goes_to_the_last_part_and_the_end_comes_always(tmp_path):
     plan = "one 20 false\ntwo 30 true\nlast rest echo {seconds}\n"
     process = start(tmp_path, plan, "--seconds", "150", "--end", "echo found {logs}")
-    said, errors = process.communicate(timeout=60)
+    message, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
-    lines = said.splitlines()
+    lines = message.splitlines()
     assert 120 < int(lines[lines.index(next(x for x in lines if "=== last" in x)) + 1]) < 140
     assert any(line.startswith("found /") for line in lines)
 
@@ -423,12 +423,14 @@ def test_findings_are_ten_lines(tmp_path, monkeypatch):
     )
     (tmp_path / "tests.log").write_bytes(b"..\xff..\n== 3 failed, 183 passed in 58.11s ==\n")
     (tmp_path / "score-Set5.log").write_text("head  0.91\nmean of 5  37.90\n")
-    said = list(findings.lines(tmp_path, run))
-    assert len(said) == 11  # with all that there may be
-    assert "right c64 fp16; block fp16: hangs: nothing after 5 s" in said[1]
-    assert "1 cases, 0 wrong, 1 works not reached" in said[2] and said[2].endswith("3 failed, 183 passed in 58.11s")
-    assert "ours 9.1 ms (71 %), eager 33 ms (19 %), torch.compile died, cuDNN WRONG" in said[3]
-    assert said[7].count("ours 9.1 ms") == 3 and "resblock-64" in said[7]
-    assert "ours 2.4 ms (16 %, 417 steps/s)" in said[8]
-    assert said[9] == "trained to step 6,000, 6,500 patches/s, validation 37.500 dB at best"
-    assert said[10] == "score-Set5: mean of 5  37.90"
+    message = list(findings.lines(tmp_path, run))
+    assert len(message) == 11  # with all that there may be
+    assert "right c64 fp16; block fp16: hangs: nothing after 5 s" in message[1]
+    assert "1 cases, 0 wrong, 1 works not reached" in message[2] and message[2].endswith(
+        "3 failed, 183 passed in 58.11s"
+    )
+    assert "ours 9.1 ms (71 %), eager 33 ms (19 %), torch.compile died, cuDNN WRONG" in message[3]
+    assert message[7].count("ours 9.1 ms") == 3 and "resblock-64" in message[7]
+    assert "ours 2.4 ms (16 %, 417 steps/s)" in message[8]
+    assert message[9] == "trained to step 6,000, 6,500 patches/s, validation 37.500 dB at best"
+    assert message[10] == "score-Set5: mean of 5  37.90"

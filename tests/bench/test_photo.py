@@ -41,13 +41,13 @@ def test_scores_fit_and_table():
     original = make_image(41, 50)
 
     def network(share):
-        def enlarge(low):
+        def upscale_once(low):
             height, width = 2 * low.shape[0], 2 * low.shape[1]
             smooth = np.clip(np.floor(matlab_bicubic(low.astype(float), height, width) + 0.5), 0, 255)
             part = 0.5 - abs(share - 0.5) ** 2
             return np.round(smooth + part * (original[:height, :width] - smooth)).astype(np.uint8)
 
-        return enlarge
+        return upscale_once
 
     table = {"2": [[30, 1.0], [100, 0.0]]}
     shares = (0.0, 0.4, 0.5, 0.6, 1.0)

@@ -107,10 +107,10 @@ def test_targets_are_about_work_that_is_compared():
 
 
 def test_report_of_a_gpu(made_up_record):
-    said = report.render(made_up_record)
-    assert "| ours | 8 | 125.0 |" in said and "NVIDIA Made-up" in said
-    assert "x: crashed" in said and "tensorrt: not installed" in said and "No time was left for: y: a." in said
-    for line in said.splitlines():
+    message = report.render(made_up_record)
+    assert "| ours | 8 | 125.0 |" in message and "NVIDIA Made-up" in message
+    assert "x: crashed" in message and "tensorrt: not installed" in message and "No time was left for: y: a." in message
+    for line in message.splitlines():
         assert "|" not in line or (line.startswith("| ") and line.endswith(" |"))
 
 
@@ -133,11 +133,15 @@ def test_the_chart_leaves_out_what_has_no_figures(made_up_record):
 
 def test_report_of_a_check(made_up_record):
     cases = {"a": "off by 1e-4", "b, narrowed": "not done after 20.0 s", "c": "not here: why", "d": "WRONG: off by 1"}
-    said = report.render(
+    message = report.render(
         {"kind": "check", "machine": made_up_record["machine"], "cases": cases, "incorrect": 2, "not_reached": ["e"]}
     )
-    assert "1 right, 2 wrong, 1 not here, 1 not reached" in said
-    assert "b, narrowed: not done after 20.0 s" in said and "d: WRONG: off by 1" in said and "Not reached: e." in said
+    assert "1 right, 2 wrong, 1 not here, 1 not reached" in message
+    assert (
+        "b, narrowed: not done after 20.0 s" in message
+        and "d: WRONG: off by 1" in message
+        and "Not reached: e." in message
+    )
 
 
 def test_without_a_gpu_the_report_says_so(monkeypatch, tmp_path, capsys):
@@ -212,8 +216,11 @@ def test_cases_of_one_run_that_were_not_timed_in_turns_have_no_ratio():
     samples = entry_of("1970-01-01T11", {"ours": 0.005, "compile": 0.008}, None)
     with pytest.raises(KeyError):
         report.faster(samples["cases"], "compile")
-    said = report.compare_table(samples)
-    assert "Single samples, before any rounds: ours, torch.compile, max-autotune." in said and "no rounds yet" in said
+    message = report.compare_table(samples)
+    assert (
+        "Single samples, before any rounds: ours, torch.compile, max-autotune." in message
+        and "no rounds yet" in message
+    )
 
 
 def test_rounds_are_not_given_up_for_a_sample():

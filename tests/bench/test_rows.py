@@ -71,41 +71,43 @@ def read_image(path: Path) -> dict[str, dict]:
 
 
 def test_every_way_has_a_row_of_what_was_measured(folder):
-    said = run(folder, "--benchmark-only", "--benchmark-json=rows.json", "-s", code=1)
+    message = run(folder, "--benchmark-only", "--benchmark-json=rows.json", "-s", code=1)
     rows = read_image(folder / "rows.json")
     assert set(rows) == {f"test_way[{size}-{name}]" for size in (1, 2) for name in ("ours", "plain")}
     ours, plain = rows["test_way[2-ours]"], rows["test_way[2-plain]"]
     assert ours["group"] == plain["group"] == "size 2"
     assert ours["stats"]["data"] == [0.25, 0.1, 0.7, 0.3] and plain["stats"]["data"] == [0.5, 0.3, 0.7, 0.9]
     assert ours["extra_info"] == {"case": "the way ours", "ms": 275.0, "ratio": 2.5, "gflop": 2.0, "gflops": 2 / 0.275}
-    turns = [line.split()[-1] for line in said.splitlines() if "TOOK" in line]
+    turns = [line.split()[-1] for line in message.splitlines() if "TOOK" in line]
     assert turns == ["ours", "plain", "plain", "ours"] * 4  # of two sizes
-    assert "benchmark 'size 1': 2 tests" in said and "2 failed, 4 passed, 5 skipped" in said
-    assert "it is not installed" in said and "off by one" in said and "only with --benchmark-long" in said
-    (line,) = {line.strip() for line in said.splitlines() if line.strip().startswith("the way ours")}
+    assert "benchmark 'size 1': 2 tests" in message and "2 failed, 4 passed, 5 skipped" in message
+    assert "it is not installed" in message and "off by one" in message and "only with --benchmark-long" in message
+    (line,) = {line.strip() for line in message.splitlines() if line.strip().startswith("the way ours")}
     assert line.split() == ["the", "way", "ours", "275", "2.50", "7.3"]
 
 
 def test_rows_are_saved_and_compared_and_only_what_is_selected_is_measured(folder):
     run(folder, "--benchmark-only", "-k", "1-ours or 1-plain", "--benchmark-save=before")
-    said = run(folder, "--benchmark-only", "-k", "1-plain or 1-slow", "--benchmark-long", "--benchmark-compare", "-s")
-    assert "test_way[1-plain] (0001_before)" in said and "test_way[1-plain] (NOW)" in said
-    assert said.count("TOOK slow") == said.count("TOOK plain") == 4 and "TOOK ours" not in said
+    message = run(
+        folder, "--benchmark-only", "-k", "1-plain or 1-slow", "--benchmark-long", "--benchmark-compare", "-s"
+    )
+    assert "test_way[1-plain] (0001_before)" in message and "test_way[1-plain] (NOW)" in message
+    assert message.count("TOOK slow") == message.count("TOOK plain") == 4 and "TOOK ours" not in message
 
 
 def test_nothing_is_measured_without_being_asked_for(folder):
     assert "TOOK" not in run(folder, "-s", code=1)  # the test that is no benchmark fails
     (folder / "pytest.ini").write_text("[pytest]\naddopts = -p bench.conftest\n")
-    said = run(folder, "--benchmark-disable", "-k", "1-ours or 1-plain", "-s")
-    assert said.count("TOOK") == 2 and "2 passed" in said
+    message = run(folder, "--benchmark-disable", "-k", "1-ours or 1-plain", "-s")
+    assert message.count("TOOK") == 2 and "2 passed" in message
 
 
 def test_the_real_rows(tmp_path):
     """They are found without and with the folder's name, under names that stay."""
     path = tmp_path / "rows.json"
     options = ["--benchmark-only", f"--benchmark-json={path}", "-k", "cpu-small-plain"]
-    said = run(ROOT, "bench", *options)
-    assert list(read_image(path)) == ["test_training[cpu-small-plain]"] and "ratio: times as fast as PyTorch" in said
+    message = run(ROOT, "bench", *options)
+    assert list(read_image(path)) == ["test_training[cpu-small-plain]"] and "ratio: times as fast as PyTorch" in message
     names = run(ROOT, "bench", "--collect-only", "-q", "--benchmark-long").splitlines()
     for name in ("ours-bands", "ours-whole", "ours-folded", "eager", "compile", "onnxruntime", "openvino", "ncnn"):
         for work in ("x2-128x128", "x4-128x128", "x2-1024x1024"):
@@ -138,9 +140,9 @@ def test_what_fails_costs_its_own_row():
     assert group.seconds == {"fine": [1.0, 1.0]} and group.info == {"fine": {"case": "fine", "ms": 1e3}}
     assert group.skipped == {"missing": "it is not installed"}
     assert group.incorrect == {"broken": "RuntimeError: first line", "wrong": "off by one"}
-    said = summary(group)
+    message = summary(group)
     for part in ("broken failed: RuntimeError: first line", "missing left out: it is not installed"):
-        assert part in said
+        assert part in message
 
 
 def test_a_way_that_is_wrong_has_no_seconds(monkeypatch):

@@ -193,11 +193,11 @@ def made_up_record(*entries: dict) -> dict:
 def test_report_of_a_training_record():
     small = made_up_entry("edsr-baseline", {"plain": 0.012, "compile": 0.003, "torch": 0.0025, "triton": 0.002})
     large = made_up_entry("edsr", {"plain": 0.12, "torch": 0.03})
-    said = report.render(made_up_record(small, large))
-    assert "16 blocks of 64 features, 16 patches of 48 x 48 a step, 304 GFLOP" in said
-    assert "| ours, on Triton | bfloat16 | 2 | - | 1.0 | 1 | 1 % | 1,000 | 96 % | 1e-04 | 1e-02 |" in said
-    assert "eager: why" in said
-    for line in said.splitlines():
+    text = report.render(made_up_record(small, large))
+    assert "16 blocks of 64 features, 16 patches of 48 x 48 a step, 304 GFLOP" in text
+    assert "| ours, on Triton | bfloat16 | 2 | - | 1.0 | 1 | 1 % | 1,000 | 96 % | 1e-04 | 1e-02 |" in text
+    assert "eager: why" in text
+    for line in text.splitlines():
         assert "|" not in line or (line.startswith("| ") and line.endswith(" |"))
     rows = report.targets_table(made_up_record(small, large)).splitlines()[2:]
     assert [row.split("|")[-2].strip() for row in rows] == ["yes", "yes", "yes", "yes", "no", ""]
@@ -262,8 +262,8 @@ def test_the_command_writes_a_record(uncompiled, tiny_command, monkeypatch, tmp_
     assert command(monkeypatch, line) == 0
     (path,) = tmp_path.iterdir()
     record = json.loads(path.read_text())
-    said = capsys.readouterr()
-    assert path.name.endswith("-training.json") and record == json.loads(said.out)
+    text = capsys.readouterr()
+    assert path.name.endswith("-training.json") and record == json.loads(text.out)
     (entry,) = record["workloads"]
     assert entry["work"] == "training-tiny-x3-2x8" and set(entry["skipped"]) == {"eager", "triton"}
     ways = ["winograd", "torch", "plain", "channels_last", "compile"]

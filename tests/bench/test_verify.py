@@ -53,27 +53,27 @@ class MadeUp(Workload):
 def test_every_case_is_checked_as_it_is_and_narrowed():
     work, messages = MadeUp(), []
     item = Checked(work)
-    said = verify.check(item, {}, Heartbeat(messages.append))
-    assert list(said) == ["ours", "ours, narrowed", "absent", "absent, narrowed", "ring", "ring, narrowed"]
-    assert said["ours"] == said["ours, narrowed"] == "off by 0.0e+00" and said["absent"] == "not here: why"
+    text = verify.check(item, {}, Heartbeat(messages.append))
+    assert list(text) == ["ours", "ours, narrowed", "absent", "absent, narrowed", "ring", "ring, narrowed"]
+    assert text["ours"] == text["ours, narrowed"] == "off by 0.0e+00" and text["absent"] == "not here: why"
     assert work.seen == [132] * 3 + [1] * 3  # thrice each: the third time it may be a graph
     assert launch.multiprocessors(torch.device("cpu")) == 132
     parts = [message[1:] for message in messages if message[0] == "at"]
-    assert parts == [("the result in fp64", 20.0), *((part, 20.0) for part in said)]
+    assert parts == [("the result in fp64", 20.0), *((part, 20.0) for part in text)]
     assert [len(message[1]) for message in messages if message[0] == "so far"] == [1, 2, 3, 4, 5, 6]
     assert item.names()[:2] == ["made-up float16 ours", "made-up float16 ours, narrowed"]
 
 
 def test_a_kernel_that_is_wrong_when_its_ring_turns_is_found():
-    said = verify.check(Checked(MadeUp(faulty=True)), {}, Heartbeat())
-    assert said["ring"] == "off by 0.0e+00" and said["ring, narrowed"].startswith("WRONG: wrong result: off by 1.0e+00")
+    text = verify.check(Checked(MadeUp(faulty=True)), {}, Heartbeat())
+    assert text["ring"] == "off by 0.0e+00" and text["ring, narrowed"].startswith("WRONG: wrong result: off by 1.0e+00")
 
 
 def test_what_an_earlier_try_found_is_not_done_again():
     messages: list[tuple] = []
     before = {"ours": "off by 1", "ours, narrowed": "off by 2"}
-    said = verify.check(Checked(MadeUp()), {"absent": "not done after 20.0 s"}, Heartbeat(messages.append, before))
-    assert said["ours"] == "off by 1" and said["absent"] == "not done after 20.0 s"
+    text = verify.check(Checked(MadeUp()), {"absent": "not done after 20.0 s"}, Heartbeat(messages.append, before))
+    assert text["ours"] == "off by 1" and text["absent"] == "not done after 20.0 s"
     assert [message[1] for message in messages if message[0] == "at"][1:] == [
         "absent, narrowed",
         "ring",
@@ -145,5 +145,5 @@ def test_the_record_says_what_was_right_wrong_and_not_reached(on_gpu, tmp_path, 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU, the command itself does this")
 def test_real_work_is_checked_narrowed():
     work = next(work for work in verify.works("cpu", 3, 5) if str(work) == "head-64")
-    said = verify.check(Checked(work), {}, Heartbeat())
-    assert set(said) == {"ours", "ours, narrowed"} and all(words.startswith("off by") for words in said.values())
+    text = verify.check(Checked(work), {}, Heartbeat())
+    assert set(text) == {"ours", "ours, narrowed"} and all(words.startswith("off by") for words in text.values())

@@ -240,9 +240,14 @@ def test_sizes_that_do_not_fit(tmp_path, upscaler):
         hr = written(tmp_path / f"{width}x{height}.png", make_image(height, width))
         with pytest.raises(CompareError) as caught:
             compare(upscaler, low, hr)
-        said = str(caught.value)
-        assert f"{width} x {height}" in said and "30 x 20" in said and "60 x 40" in said and "--hr alone" in said
-        assert "\n" not in said
+        message = str(caught.value)
+        assert (
+            f"{width} x {height}" in message
+            and "30 x 20" in message
+            and "60 x 40" in message
+            and "--hr alone" in message
+        )
+        assert "\n" not in message
     found = compare(upscaler, low, written(tmp_path / "odd.png", make_image(41, 61)))
     assert found.images["original"].shape == (40, 60, 3)
 

@@ -24,7 +24,7 @@ def by_libvips(quality, **options):
     return pyvips.Image.new_from_array(PIXELS).jpegsave_buffer(Q=quality, **options)
 
 
-def told(tmp_path, data, name="a.bin"):
+def messages(tmp_path, data, name="a.bin"):
     (tmp_path / name).write_bytes(data)
     return detect_compression(tmp_path / name)
 
@@ -100,8 +100,8 @@ def test_coarser_tables_are_of_lower_quality():
 def test_mpo(tmp_path):
     image = pillow(PIXELS)
     data = encoded("MPO", image, quality=64, save_all=True, append_images=[image.rotate(90)])
-    assert told(tmp_path, data) == LossyCompression("JPEG", 64, True)
-    assert str(told(tmp_path, data)) == "JPEG quality 64"
+    assert messages(tmp_path, data) == LossyCompression("JPEG", 64, True)
+    assert str(messages(tmp_path, data)) == "JPEG quality 64"
 
 
 @pytest.mark.parametrize("damage", ["no tables", "zero", "cut", "soi"])
@@ -115,7 +115,7 @@ def test_a_jpeg_without_usable_tables_is_taken_for_middling(tmp_path, damage):
         "cut": data[: start + 30],
         "soi": b"\xff\xd8\xff",
     }[damage]
-    found = told(tmp_path, bad)
+    found = messages(tmp_path, bad)
     assert found == LossyCompression("JPEG", ASSUMED_QUALITY, False) and str(found) == "JPEG, quality taken for 75"
 
 
@@ -123,14 +123,14 @@ def test_only_the_header_is_read(tmp_path):
     data = by_pillow(81, pillow(make_image(600, 800)))
     end = data.index(b"\xff\xda")
     end += 2 + int.from_bytes(data[end + 2 : end + 4], "big")
-    assert told(tmp_path, data[:end]) == LossyCompression("JPEG", 81, True)
+    assert messages(tmp_path, data[:end]) == LossyCompression("JPEG", 81, True)
 
 
 def test_a_huge_image_is_no_bomb(tmp_path, recwarn):
     data = bytearray(by_pillow(81))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"
-    assert told(tmp_path, bytes(data)) == LossyCompression("JPEG", 81, True) and not recwarn.list
+    assert messages(tmp_path, bytes(data)) == LossyCompression("JPEG", 81, True) and not recwarn.list
 
 
 # --- the others
@@ -140,19 +140,19 @@ def test_a_huge_image_is_no_bomb(tmp_path, recwarn):
 @pytest.mark.parametrize("options", [{}, {"tile": True, "bigtiff": True}, {"rgbjpeg": True}])
 def test_jpeg_in_tiff(tmp_path, quality, options):
     data = pyvips.Image.new_from_array(PIXELS).tiffsave_buffer(compression="jpeg", Q=quality, **options)
-    assert told(tmp_path, data) == LossyCompression("JPEG in TIFF", quality, True)
+    assert messages(tmp_path, data) == LossyCompression("JPEG in TIFF", quality, True)
 
 
 @pytest.mark.parametrize("compression", ["none", "deflate", "lzw", "packbits"])
 def test_other_tiffs_are_lossless(tmp_path, compression):
     image = pyvips.Image.new_from_array(PIXELS)
     for bigtiff in False, True:
-        assert told(tmp_path, image.tiffsave_buffer(compression=compression, bigtiff=bigtiff)) is None
+        assert messages(tmp_path, image.tiffsave_buffer(compression=compression, bigtiff=bigtiff)) is None
 
 
 def test_webp_in_tiff_does_not_tell(tmp_path):
     data = pyvips.Image.new_from_array(PIXELS).tiffsave_buffer(compression="webp", Q=30)
-    assert told(tmp_path, data) == LossyCompression("WebP in TIFF", ASSUMED_QUALITY, False)
+    assert messages(tmp_path, data) == LossyCompression("WebP in TIFF", ASSUMED_QUALITY, False)
 
 
 @pytest.mark.parametrize("method", [0, 4, 6])
@@ -160,7 +160,7 @@ def test_webp_in_tiff_does_not_tell(tmp_path):
 def test_quality_of_webp(tmp_path, method, size):
     image = pillow(make_image(*size))
     for quality in range(0, 101, 5):
-        found = told(tmp_path, encoded("WebP", image, quality=quality, method=method))
+        found = messages(tmp_path, encoded("WebP", image, quality=quality, method=method))
         assert found.known and found.format == "WebP" and abs(found.quality - quality) <= 4
 
 
@@ -168,53 +168,53 @@ def test_webp_by_libvips_of_several_segments_and_settings(tmp_path):
     image = pyvips.Image.new_from_array(make_image(200, 160))
     for quality in range(5, 101, 5):
         for options in {}, {"preset": "photo"}, {"preset": "text"}, {"smart_subsample": True}, {"min_size": True}:
-            found = told(tmp_path, image.webpsave_buffer(Q=quality, **options))
+            found = messages(tmp_path, image.webpsave_buffer(Q=quality, **options))
             assert abs(found.quality - quality) <= 10, options
 
 
 def test_extended_webp(tmp_path):
     clear = pillow(make_image(40, 50, 4))
-    found = told(tmp_path, encoded("WebP", clear, quality=60, exif=b"Exif\0\0abc"))
+    found = messages(tmp_path, encoded("WebP", clear, quality=60, exif=b"Exif\0\0abc"))
     assert found.known and abs(found.quality - 60) <= 4
     moving = encoded("WebP", clear, quality=60, save_all=True, append_images=[clear.rotate(180)])
-    assert b"ANMF" in moving and abs(told(tmp_path, moving).quality - 60) <= 4
+    assert b"ANMF" in moving and abs(messages(tmp_path, moving).quality - 60) <= 4
     for image in clear, pillow(PIXELS):
-        assert told(tmp_path, encoded("WebP", image, lossless=True)) is None
-        assert told(tmp_path, encoded("WebP", image, lossless=True, exif=b"Exif\0\0abc")) is None
+        assert messages(tmp_path, encoded("WebP", image, lossless=True)) is None
+        assert messages(tmp_path, encoded("WebP", image, lossless=True, exif=b"Exif\0\0abc")) is None
 
 
 def test_damaged_webp(tmp_path):
     data = encoded("WebP", pillow(PIXELS), quality=50)
-    assert told(tmp_path, data[:30]) == LossyCompression("WebP", ASSUMED_QUALITY, False)
-    assert told(tmp_path, data[:14]) is None
+    assert messages(tmp_path, data[:30]) == LossyCompression("WebP", ASSUMED_QUALITY, False)
+    assert messages(tmp_path, data[:14]) is None
     for i in range(20, 60):  # never an error, whatever the bits
         bad = bytearray(data)
         bad[i] ^= 0xFF
-        assert told(tmp_path, bytes(bad)) is None or 1 <= told(tmp_path, bytes(bad)).quality <= 100
+        assert messages(tmp_path, bytes(bad)) is None or 1 <= messages(tmp_path, bytes(bad)).quality <= 100
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 def test_avif_and_heic_are_taken_for_middling(tmp_path):
-    assert told(tmp_path, encoded("AVIF", pillow(PIXELS), quality=20)) == LossyCompression(
+    assert messages(tmp_path, encoded("AVIF", pillow(PIXELS), quality=20)) == LossyCompression(
         "AVIF", ASSUMED_QUALITY, False
     )
-    assert str(told(tmp_path, b"\0\0\0\x18ftypheic" + bytes(40))) == "HEIC, quality taken for 75"
+    assert str(messages(tmp_path, b"\0\0\0\x18ftypheic" + bytes(40))) == "HEIC, quality taken for 75"
 
 
 def test_avif_by_libvips(tmp_path):
     image = pyvips.Image.new_from_array(PIXELS)
-    assert told(tmp_path, image.heifsave_buffer(compression="av1", lossless=True)) is None
+    assert messages(tmp_path, image.heifsave_buffer(compression="av1", lossless=True)) is None
     for mode in "on", "off":
         data = image.heifsave_buffer(compression="av1", Q=60, subsample_mode=mode)
-        assert told(tmp_path, data) == LossyCompression("AVIF", ASSUMED_QUALITY, False)
+        assert messages(tmp_path, data) == LossyCompression("AVIF", ASSUMED_QUALITY, False)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "PPM"])
 def test_lossless_and_foreign_formats(tmp_path, kind):
-    assert told(tmp_path, encoded(kind, pillow(PIXELS))) is None
+    assert messages(tmp_path, encoded(kind, pillow(PIXELS))) is None
 
 
 def test_no_file_and_no_image(tmp_path):
     assert detect_compression(tmp_path / "none.jpg") is None and detect_compression(tmp_path) is None
     for data in b"", b"\xff", b"II*\0", b"MM\0*" + bytes(20), b"II+\0" + bytes(30), b"RIFF", b"text" * 10:
-        assert told(tmp_path, data) is None
+        assert messages(tmp_path, data) is None

@@ -176,13 +176,13 @@ class OnCpu(TorchFunctionMode):
 def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypatch):
     high = make_image(32, 32)
     images = PairedImages.from_pairs([(np.ascontiguousarray(high[::2, ::2]), high)], 2)
-    feed = PatchLoader(images, 8, 2, 0, "cpu", 5)
+    loader = PatchLoader(images, 8, 2, 0, "cpu", 5)
     ranks = SimpleNamespace(device=torch.device("cuda", 0), world_size=1)
     launched = []
     honest = TrainStep._step
     monkeypatch.setattr(TrainStep, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
     with OnCpu():
-        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), feed, ranks, "l1", 0.9, torch.float32, reference, True)
+        step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), loader, ranks, "l1", 0.9, torch.float32, reference, True)
         assert step.warm_up_steps == 4
         step.run(0, [1e-3] * 5)
     with capture_stream(ranks.device) as stream:

@@ -14,7 +14,7 @@ from edsr.inference.upscaler import Upscaler
 from tests.conftest import make_image, network
 
 
-def team(size: int, model, **options) -> MultiDeviceUpscaler:
+def devices_together(size: int, model, **options) -> MultiDeviceUpscaler:
     return MultiDeviceUpscaler([Upscaler(model, device="cpu", **options) for _ in range(size)])
 
 
@@ -43,18 +43,20 @@ def test_same_as_one_device(size, channels):
     model = network()
     image = make_image(50, 140, channels)
     want = Upscaler(model, device="cpu")(image).astype(int)
-    got = by_bands(team(size, model), image, 11).astype(int)
+    got = by_bands(devices_together(size, model), image, 11).astype(int)
     assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3
 
 
 def test_float_results_are_the_same_to_rounding():
     model = network()
     image = make_image(40, 120).astype(np.float32) / 255
-    np.testing.assert_allclose(by_bands(team(3, model), image, 7), Upscaler(model, "cpu")(image), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        by_bands(devices_together(3, model), image, 7), Upscaler(model, "cpu")(image), rtol=0, atol=2e-6
+    )
 
 
 def test_all_take_part_and_only_where_the_image_is_wide_enough():
-    shared = team(3, network())  # radius 8
+    shared = devices_together(3, network())  # radius 8
     assert len(shared.column_slices(3 * 4 * 8)) == 3 and len(shared.column_slices(3 * 4 * 8 - 1)) == 2
     assert len(shared.column_slices(20)) == 1
     assert shared.device == "cpu,cpu,cpu"
@@ -62,7 +64,7 @@ def test_all_take_part_and_only_where_the_image_is_wide_enough():
 
 def test_one_that_fails_ends_all(monkeypatch):
     """Its error arrives, and no thread is left."""
-    honest, shared = Stream.__call__, team(2, network())
+    honest, shared = Stream.__call__, devices_together(2, network())
     before = threading.active_count()
 
     def call(self, x, last=False):
@@ -77,7 +79,7 @@ def test_one_that_fails_ends_all(monkeypatch):
 
 
 def test_closing_early_leaves_no_thread():
-    shared, image = team(2, network()), make_image(300, 120)
+    shared, image = devices_together(2, network()), make_image(300, 120)
     before = threading.active_count()
     bands = shared.bands((image[i : i + 10] for i in range(0, 300, 10)), 120)
     next(bands)
@@ -88,7 +90,7 @@ def test_closing_early_leaves_no_thread():
 def test_memory_that_runs_out_on_one_device(monkeypatch, caplog):
     model, image = network(), make_image(90, 140)
     want = Upscaler(model, device="cpu")(image).astype(int)
-    honest, shared, calls = Stream.__call__, team(2, model), []
+    honest, shared, calls = Stream.__call__, devices_together(2, model), []
 
     def call(self, x, last=False):
         calls.append(self)

@@ -88,9 +88,9 @@ def test_bands_are_as_accurate_as_the_whole_image(rows):
     m, x = shipped(), torch.rand(1, 3, 48, 40)
     with torch.no_grad():
         whole = m(x)
-        truth = copy.deepcopy(m).double()(x.double())
-    error = (streamed(m, x, [rows]) - truth).abs().max()
-    assert error <= 2 * (whole - truth).abs().max()
+        target = copy.deepcopy(m).double()(x.double())
+    error = (streamed(m, x, [rows]) - target).abs().max()
+    assert error <= 2 * (whole - target).abs().max()
 
 
 def test_the_overlap_is_exactly_the_radius():

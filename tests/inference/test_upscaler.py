@@ -99,9 +99,9 @@ def test_self_ensemble_is_the_mean_of_eight(scale):
     total = 0
     for turns in range(4):
         for flip in (False, True):
-            turned = np.rot90(image, turns)
-            turned = turned[:, ::-1] if flip else turned
-            x = torch.from_numpy(turned.astype(np.float64)).permute(2, 0, 1)[None]
+            reoriented = np.rot90(image, turns)
+            reoriented = reoriented[:, ::-1] if flip else reoriented
+            x = torch.from_numpy(reoriented.astype(np.float64)).permute(2, 0, 1)[None]
             with torch.no_grad():
                 y = m(x)[0].permute(1, 2, 0).numpy()
             total = total + np.rot90(y[:, ::-1] if flip else y, -turns)

@@ -13,8 +13,8 @@ from edsr.kernels.winograd import ops as winograd_cpu
 from tests.conftest import make_image, network
 
 
-def error(upscaler, truth, image):
-    return np.abs(upscaler(image).astype(float) - truth).max()
+def error(upscaler, target, image):
+    return np.abs(upscaler(image).astype(float) - target).max()
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(2, np.uint8), (3, np.uint16), (4, np.float32)])
@@ -93,9 +93,9 @@ class TestOnCuda:
 
     def test_half_precision_is_as_near_as_torch_is(self):
         m, image = network(2, blocks=4, features=64), (make_image(60, 70) / 255).astype(np.float32)
-        truth = Upscaler(m, "cpu", "fp32")(image)
+        target = Upscaler(m, "cpu", "fp32")(image)
         for precision in ("fp16", "bf16"):
-            ours, theirs = (error(Upscaler(m, "cuda", precision, b), truth, image) for b in ("triton", "torch"))
+            ours, theirs = (error(Upscaler(m, "cuda", precision, b), target, image) for b in ("triton", "torch"))
             assert ours <= 2 * theirs
 
 

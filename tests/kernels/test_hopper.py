@@ -132,10 +132,10 @@ def compute(case: Case, device: torch.device = CPU) -> None:
             added = None if skip is None else skip.to(dtype)
             return rounded(reference.conv3x3(*wide, case.relu, case.scale, added, padding=case.padding))
 
-    truth = expected(torch.float64, lambda t: t)
-    yardstick = expected(torch.float32, lambda t: t.to(case.dtype).float())
-    error, allowed = (out.double() - truth).norm(), 2 * (yardstick.double() - truth).norm()
-    assert error <= allowed, f"{case}: {error / truth.norm():.1e}, allowed {allowed / truth.norm():.1e}"
+    target = expected(torch.float64, lambda t: t)
+    reference_error = expected(torch.float32, lambda t: t.to(case.dtype).float())
+    error, allowed = (out.double() - target).norm(), 2 * (reference_error.double() - target).norm()
+    assert error <= allowed, f"{case}: {error / target.norm():.1e}, allowed {allowed / target.norm():.1e}"
     if case.window:  # nothing beside it has been written
         whole = out.untyped_storage()
         buffer = torch.empty(0, dtype=case.dtype, device=device).set_(whole)
@@ -527,11 +527,11 @@ def test_sabotage_shows(what, case, monkeypatch):
 def test_on_the_chip(case, together):
     """Spread over the GPU, where a block computes a row or two; and all in one block, where its rings turn."""
     kernel = "block" if case.co is None else "c64" if case.co == 64 else "wide"
-    said = verification.read_statuses(torch.device("cuda", 0)).get(
+    message = verification.read_statuses(torch.device("cuda", 0)).get(
         verification.key(kernel, case.dtype), verification.VERIFIED
     )
-    if said != verification.VERIFIED:
-        pytest.fail(f"the probe says: {said}")  # and a kernel that hangs is not begun once more
+    if message != verification.VERIFIED:
+        pytest.fail(f"the probe says: {message}")  # and a kernel that hangs is not begun once more
     with launch.limit_multiprocessors(1) if together else contextlib.nullcontext():
         compute(case, torch.device("cuda"))
 

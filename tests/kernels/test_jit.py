@@ -81,7 +81,8 @@ class TestCache:
         ],
         ids=["empty", "no checksum", "half", "a byte short", "a bit turned", "zeros"],
     )
-    def test_damage_is_mended(self, cache, damage, code):
+    def test_damage_is_mended(self, cache, damage, code, monkeypatch):
+        monkeypatch.setattr(jit, "compiled", lambda *_: code)
         kept = jit.object_path(HERE)
         jit.write_object(kept, code)
         whole = kept.read_bytes()
@@ -91,7 +92,8 @@ class TestCache:
         assert kept.read_bytes() == whole
 
     @pytest.mark.parametrize("obstacle", ["a file for the folder", "a folder for the file"])
-    def test_nowhere_to_keep_it(self, cache, obstacle):
+    def test_nowhere_to_keep_it(self, cache, obstacle, code, monkeypatch):
+        monkeypatch.setattr(jit, "compiled", lambda *_: code)
         if obstacle == "a file for the folder":
             cache.folder.write_bytes(b"")
         else:
@@ -101,6 +103,7 @@ class TestCache:
             assert len(lines) == 2 and lines[1].endswith(f"{cache.folder} cannot keep them") and convolves(kernels)
         assert cache.folder.is_file() or len(list(cache.folder.iterdir())) == 1  # nothing half-written
 
+    @pytest.mark.slow
     def test_two_processes_at_once(self, tmp_path):
         code = (
             "import sys; from edsr.kernels.winograd import jit\n"
@@ -114,16 +117,16 @@ class TestCache:
         both = [subprocess.Popen(start, cwd=ROOT, env=env, text=True, **pipes) for _ in range(2)]
         for process in both:
             assert process.stdout.readline() == "here\n"
-        for process in both:  # both wait to be let go, and neither has compiled
+        for process in both:  # both wait for a line, and neither has compiled
             process.stdin.write("\n")
             process.stdin.flush()
         for process in both:
-            _, trouble = process.communicate(timeout=60)
-            assert process.returncode == 0, trouble
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
         (kept,) = (tmp_path / "edsr-triton").iterdir()
         assert jit.read_object(kept)
 
-    def test_the_name_tells_all_it_depends_on(self, monkeypatch):
+    def test_the_file_name_depends_on_all_that_the_code_does(self, monkeypatch):
         others = HERE._replace(cpu="z80"), HERE._replace(features="+x"), HERE._replace(shape=Shape(4, 1, 1))
         paths = {jit.object_path(machine) for machine in (HERE, *others)} | {jit.object_path(HERE, training=True)}
         monkeypatch.setattr(jit, "llvmlite_version", "0")
@@ -134,6 +137,7 @@ class TestCache:
 
 
 class TestOtherMachines:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("cpu", "needs"),
         [("haswell", "avx2"), ("skylake-avx512", "avx512f"), ("x86-64", "sse2")],
@@ -157,6 +161,15 @@ class TestOtherMachines:
         with pytest.raises(jit.NativeError, match="Windows"):
             jit.shape_for("AMD64", {"avx2": True, "fma": True})
 
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("shape", [Shape(4, 3, 4), Shape(8, 6, 2), Shape(16, 3, 4)], ids=["neon", "avx2", "avx512"])
+    def test_the_ir_of_every_shape_is_valid(self, shape, training):
+        module = llvm.parse_assembly(codegen.source(shape, training))
+        module.verify()
+        names = {function.name for function in module.functions if not function.is_declaration}
+        assert names.issuperset(codegen.TRAINING_NAMES if training else codegen.NAMES)
+
+    @pytest.mark.slow
     def test_neon(self):
         """Translated for ARM: multiplied by one lane of a vector, so that there is nothing to broadcast."""
         llvm.initialize_all_targets()

@@ -43,12 +43,12 @@ def wide(value):
 
 def judge(y, op, *operands, **options):
     """y may err against fp64 twice as much as `op` does in y's precision, or as much as rounding the truth does."""
-    truth = op(*map(wide, operands), **{k: wide(v) for k, v in options.items()})
-    yardstick = op(*operands, **options)
-    assert y.shape == truth.shape and y.dtype == yardstick.dtype
-    rounding = torch.finfo(operands[1].dtype).eps * truth.norm()
-    limit = max(2 * (yardstick.double() - truth).norm(), rounding)
-    assert (y.double() - truth).norm() <= limit  # never true of NaN
+    target = op(*map(wide, operands), **{k: wide(v) for k, v in options.items()})
+    reference_error = op(*operands, **options)
+    assert y.shape == target.shape and y.dtype == reference_error.dtype
+    rounding = torch.finfo(operands[1].dtype).eps * target.norm()
+    limit = max(2 * (reference_error.double() - target).norm(), rounding)
+    assert (y.double() - target).norm() <= limit  # never true of NaN
 
 
 CASES = [  # N, Ci, Co, H, W, shuffle, relu, scale, skip

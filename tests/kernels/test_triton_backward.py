@@ -38,17 +38,17 @@ def few_blocks(monkeypatch):
         yield
 
 
-def judge(found, truth, yardstick, terms=None):
+def judge(found, truth, reference_error, terms=None):
     """`found` may err against fp64 twice as much as torch in its precision, or as much as rounding the truth does.
 
     terms: of sums, the sums of their terms' magnitudes. Rounding those to fp32, in which sums are made, is what any
     order of adding costs, and torch's may cost less by luck where terms cancel.
     """
-    assert found.shape == truth.shape and found.dtype == yardstick.dtype
-    rounded = torch.finfo(yardstick.dtype).eps * truth.norm()
+    assert found.shape == truth.shape and found.dtype == reference_error.dtype
+    rounded = torch.finfo(reference_error.dtype).eps * truth.norm()
     if terms is not None:
         rounded = max(rounded, torch.finfo(torch.float32).eps * terms.norm())
-    limit = max(2 * (yardstick.double() - truth).norm(), rounded)
+    limit = max(2 * (reference_error.double() - truth).norm(), rounded)
     assert (found.double() - truth).norm() <= limit  # never true of NaN
 
 
@@ -90,9 +90,9 @@ def test_dgrad(case, dtype, chip):
 
 def judge_sums(found, x, dy, scale=1.0):
     """What `wgrad` gives in fp32, of operands in less: as exact as torch's sums of the same operands in fp32."""
-    truths, yardsticks = by_weight(wide(x), wide(dy), scale), by_weight(x.float(), dy.float(), scale)
+    targets, yardsticks = by_weight(wide(x), wide(dy), scale), by_weight(x.float(), dy.float(), scale)
     terms = by_weight(wide(x).abs(), wide(dy).abs(), abs(scale))
-    for judged in zip(found, truths, yardsticks, terms, strict=True):
+    for judged in zip(found, targets, yardsticks, terms, strict=True):
         judge(*judged)
 
 
@@ -101,14 +101,14 @@ def test_sums_in_any_order_are_right_and_a_lost_digit_is_not():
     lucky = 0
     for _ in range(300):
         terms = torch.randn(16, 16)
-        truth, yardstick = terms.double().sum(0), terms.sum(0)
+        truth, reference_error = terms.double().sum(0), terms.sum(0)
         backwards = torch.zeros(16)
         for term in terms.flip(0):
             backwards += term
-        judge(backwards, truth, yardstick, terms.double().abs().sum(0))
-        lucky += bool((backwards - truth).norm() > 2 * (yardstick - truth).norm())
+        judge(backwards, truth, reference_error, terms.double().abs().sum(0))
+        lucky += bool((backwards - truth).norm() > 2 * (reference_error - truth).norm())
         with pytest.raises(AssertionError):
-            judge(terms.bfloat16().float().sum(0), truth, yardstick, terms.double().abs().sum(0))
+            judge(terms.bfloat16().float().sum(0), truth, reference_error, terms.double().abs().sum(0))
     assert lucky  # such a sum was called wrong before
 
 
@@ -193,9 +193,9 @@ def gradients(op, operands, dy=None, **options):
 def judge_gradients(op, twin, operands, dy):
     """The gradients of `op` by those of `twin`. Of operands' magnitudes nothing cancels: the terms."""
     found = gradients(op, operands, dy)
-    truths = gradients(twin, [wide(x) for x in operands], wide(dy))
+    targets = gradients(twin, [wide(x) for x in operands], wide(dy))
     terms = gradients(twin, [magnitude(wide(x)) for x in operands], wide(dy).abs())
-    for judged in zip(found, truths, gradients(twin, operands, dy), terms, strict=True):
+    for judged in zip(found, targets, gradients(twin, operands, dy), terms, strict=True):
         judge(*judged)
     return found
 
@@ -269,8 +269,8 @@ def test_network(scale, dtype, chip):
             assert parameter.grad.dtype == parameter.dtype and parameter.grad.stride() == parameter.stride()
         return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
-    found, yardstick = all_gradients(model, training), all_gradients(model, reference)
-    judge(found, all_gradients(model.double(), reference), yardstick)
+    found, reference_error = all_gradients(model, training), all_gradients(model, reference)
+    judge(found, all_gradients(model.double(), reference), reference_error)
 
 
 def test_two_runs_give_the_same_bits(chip):

@@ -92,17 +92,17 @@ class TestMatrices:
 class TestConvolution:
     @pytest.fixture
     def non_temporal(self, monkeypatch):
-        """A list of what convolutions were told about it."""
-        told, honest = [], runtime.run_parallel
+        """The values of this field in the tasks of convolutions."""
+        values, original = [], runtime.run_parallel
         field = 8 * pytest.importorskip("edsr.kernels.winograd.codegen").TASK.index("non_temporal")
 
-        def run_everywhere(function, task, *rest):
+        def run_parallel(function, task, *rest):
             if function is runtime.kernels().functions["conv3x3"]:
-                told.append(ctypes.c_int64.from_address(task + field).value)
-            honest(function, task, *rest)
+                values.append(ctypes.c_int64.from_address(task + field).value)
+            original(function, task, *rest)
 
-        monkeypatch.setattr(runtime, "run_parallel", run_everywhere)
-        return told
+        monkeypatch.setattr(runtime, "run_parallel", run_parallel)
+        return values
 
     @settings(max_examples=60, deadline=None)
     @given(
@@ -169,8 +169,8 @@ class TestConvolution:
 
     @pytest.mark.parametrize("skipped", [False, True])
     @pytest.mark.parametrize(("height", "width", "batch"), [(1, 1, 1), (4, 4, 1), (17, 30, 2), (8, 36, 1)])
-    def test_past_the_caches(self, non_temporal, skipped, height, width, batch):
-        """Large maps are written so, if they begin at a cache line; always the same bits, over the skip, too."""
+    def test_non_temporal_stores(self, non_temporal, skipped, height, width, batch):
+        """Large maps that begin at a cache line are stored so, with the same bits; also over the skip."""
         x, (weight, bias) = features(batch, 48, height, width), layer(48, 80)
         skip = features(batch, 80, height, width) if skipped else None
         want = winograd_cpu.conv3x3(x, weight, bias, True, 0.1, skip)
@@ -351,7 +351,7 @@ def test_where_the_kernels_cannot_be_had(monkeypatch):
     assert Upscaler(m, "cpu").backend == "torch"
     with pytest.raises(BackendError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
         Upscaler(m, "cpu", backend="winograd")
-    # The ops by themselves: PyTorch serves.
+    # The ops by themselves: PyTorch computes.
     runtime.is_available.cache_clear()
     try:
         x, (weight, bias) = features(1, 16, 6, 6), layer(16, 16)

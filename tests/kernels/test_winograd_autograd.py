@@ -1,4 +1,4 @@
-"""Gradients by Winograd's algorithm: every product against fp64, with PyTorch in fp32 as the yardstick."""
+"""Gradients by Winograd's algorithm: every product against fp64, with PyTorch's error in fp32 as the measure."""
 
 import contextlib
 import copy
@@ -31,6 +31,7 @@ from edsr.kernels.winograd.autograd import Products as products
 CHANNELS = st.integers(1, 5).map(lambda count: 16 * count)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(1, 14),
@@ -41,14 +42,14 @@ CHANNELS = st.integers(1, 5).map(lambda count: 16 * count)
     taps=st.sampled_from([3, 5]),
     scale=st.sampled_from([1.0, 0.1]),
     epilogue=st.sampled_from(["", "mask", "skip"]),
-    turned=st.booleans(),
+    channels_last=st.booleans(),
 )
-def test_the_input(height, width, inputs, outputs, batch, taps, scale, epilogue, turned):
-    """turned: whether the weight lies in memory as channels_last does."""
+def test_the_input(height, width, inputs, outputs, batch, taps, scale, epilogue, channels_last):
+    """channels_last: the weight's memory format."""
     dy, _ = window(features(batch, outputs, height, width))
     other, _ = window(features(batch, inputs, height, width)) if epilogue else (None, None)
     weight, _ = layer(inputs, outputs, taps)
-    weight = weight.contiguous(memory_format=torch.channels_last) if turned else weight
+    weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight
     want = scale * F.conv_transpose2d(dy.double(), weight.double(), padding=taps // 2)
     want = want if epilogue != "mask" else want * (other > 0)
     want = want if epilogue != "skip" else want + other
@@ -118,12 +119,12 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    ("tiles", "channels", "chunks"),
+    ("tiles", "channels", "splits"),
     [(1, 64, 1), (64, 64, 1), (127, 64, 1), (128, 64, 2), (300, 64, 4), (2304, 64, 16), (2304, 256, 16), (300, 256, 2)],
 )
-def test_chunks(tiles, channels, chunks):
+def test_splits(tiles, channels, splits):
     size, count = training.split_tiles(tiles, channels, channels)
-    assert count == chunks and size * count >= tiles > size * (count - 1)
+    assert count == splits and size * count >= tiles > size * (count - 1)
 
 
 def gradients_of(ops, operands, needs, call):
@@ -239,17 +240,17 @@ def test_weights_are_transformed_after_every_step():
 
 class TestRuns:
     @pytest.fixture(autouse=True)
-    def served(self, monkeypatch):
-        """A network of 16 features is trained as edsr-baseline."""
+    def small_baseline(self, monkeypatch):
+        """edsr-baseline is a network of 16 features, which the kernels support."""
         monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=16))
 
     def options(self, folder, out, **more):
         return TrainConfig((str(folder),), str(out), **{"steps": 6, "batch": 2, "patch": 8, "device": "cpu"} | more)
 
-    @pytest.mark.parametrize("backend", ["auto", "winograd", "torch"])
+    @pytest.mark.parametrize("backend", [pytest.param("auto", marks=pytest.mark.slow), "winograd", "torch"])
     def test_they_are_trained_with(self, folder, tmp_path, backend, monkeypatch):
-        called, honest = [], training.wgrad
-        monkeypatch.setattr(training, "wgrad", lambda *operands: called.append(1) or honest(*operands))
+        called, original = [], training.wgrad
+        monkeypatch.setattr(training, "wgrad", lambda *operands: called.append(1) or original(*operands))
         losses = [p.loss for p in train(self.options(folder, tmp_path / "run", backend=backend))]
         assert bool(called) == (backend != "torch")
         plain = [p.loss for p in train(self.options(folder, tmp_path / "plain", backend="torch"))]
@@ -272,7 +273,7 @@ class TestRuns:
                 list(train(self.options(folder, tmp_path / f"run{first}", steps=1)))
             assert any("compiling the CPU kernels for training" in line for line in caplog.messages) == first
 
-    def test_what_they_do_not_serve(self, folder, tmp_path, monkeypatch):
+    def test_networks_that_they_do_not_support(self, folder, tmp_path, monkeypatch):
         monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=8))
         assert len(list(train(self.options(folder, tmp_path / "run")))) == 6
         with pytest.raises(BackendError, match=r"--backend winograd: .* 16 features, not 8.*--backend torch"):

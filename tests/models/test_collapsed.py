@@ -49,11 +49,11 @@ def test_composition_is_what_folding_finds_by_one_hot_images(scale, features):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_loss_and_all_gradients_are_those_of_the_plain_network(scale, features, size):
     m = network(scale, 1, features)
-    truth = torch.rand(2, 3, scale * size[0], scale * size[1], dtype=torch.float64)
+    target = torch.rand(2, 3, scale * size[0], scale * size[1], dtype=torch.float64)
     x = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
     found = []
     for net in m, CollapsedEDSR(m):
-        loss = recipe.loss("charbonnier", net(x), truth)
+        loss = recipe.loss("charbonnier", net(x), target)
         found.append((loss.detach(), *torch.autograd.grad(loss, [x, *net.parameters()])))
     for name, want, got in zip(["loss", "x", *dict(m.named_parameters())], *found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-14 * max(1, want.abs().max()), msg=name)
@@ -134,8 +134,8 @@ def test_steps_are_those_of_the_plain_tail_to_rounding(folder, dtype, apart, sca
     first, found = EDSR(EDSRConfig(scale, 1, 8)), []
     for collapsed in False, True:
         model = copy.deepcopy(first)
-        feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 6)
-        step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, collapsed)
+        loader = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 6)
+        step = TrainStep(model, loader, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True, collapsed)
         found.append((step.run(0, [1e-3] * 6), model, [*step.tensors()]))
     (want, plain, names), (got, model, same_names) = found
     assert got == pytest.approx(want, rel=apart) and names == same_names

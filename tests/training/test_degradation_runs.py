@@ -74,8 +74,8 @@ def test_validation_is_of_clean_and_of_degraded_images(runs, folder, tmp_path):
     steps = [p for p in runs(steps=15, lr=3e-3) if p.psnr is not None]
     assert all(p.psnr_degraded is not None and p.psnr_degraded != p.psnr for p in steps)
     assert f"{steps[0].psnr:.3f} dB, degraded {steps[0].psnr_degraded:.3f} dB" == steps[0].validated
-    noted = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["psnr"], line["psnr_degraded"]) for line in noted] == [(p.psnr, p.psnr_degraded) for p in steps]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["psnr"], line["psnr_degraded"]) for line in logged] == [(p.psnr, p.psnr_degraded) for p in steps]
     training = read_info(tmp_path / "run" / "best.safetensors")["training"]
     best = max(steps, key=lambda p: (p.psnr + p.psnr_degraded) / 2)
     assert training["validation_psnr"] == pytest.approx(best.psnr, abs=1e-4)
@@ -113,11 +113,11 @@ def test_a_sheet_shows_what_the_run_draws(folder, tmp_path, capsys, scale):
     assert {path.name for path in tmp_path.iterdir()} == {"images", "sheet"}  # no run
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "degrade.png"))
     loaded = dataset.train_val_split(dataset.load_dataset([str(folder)], scale, 12)[0])[0]
-    feed = PatchLoader(loaded, 12, 3, 0, "cpu", 7, degradation=parse_degradation("jpeg:5-9,clean:0.5"))
-    feed.load(0, 7)
+    loader = PatchLoader(loaded, 12, 3, 0, "cpu", 7, degradation=parse_degradation("jpeg:5-9,clean:0.5"))
+    loader.load(0, 7)
     text = sheet.tobytes()
     for k in range(20):
-        low, high = (x[k % 3].permute(1, 2, 0).mul(255).round().byte() for x in feed.batch(torch.tensor(k // 3)))
+        low, high = (x[k % 3].permute(1, 2, 0).mul(255).round().byte() for x in loader.batch(torch.tensor(k // 3)))
         row = torch.cat([low[0].repeat_interleave(scale, 0), high[0]])  # side by side, the first line of pixels
         assert row.numpy().tobytes() in text
     assert preview(folder, tmp_path, *more) == 0  # in place of the other

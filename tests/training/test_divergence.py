@@ -168,8 +168,8 @@ def test_a_run_that_has_learned_less_than_bicubic_says_so(folder, tmp_path, monk
     from edsr.evaluation.metrics import score
 
     side = samples["sample/0"].shape[1] // 3
-    bicubic, truth = samples["sample/0"][:, :side], samples["sample/0"][:, -side:]
-    assert bicubic_psnr(held) == pytest.approx(score(bicubic, truth, 2)[0], abs=0.01)
+    bicubic, target = samples["sample/0"][:, :side], samples["sample/0"][:, -side:]
+    assert bicubic_psnr(held) == pytest.approx(score(bicubic, target, 2)[0], abs=0.01)
     assert sum(f"where bicubic has {bicubic_psnr(held):.2f}" in line for line in lines) == 1
     monkeypatch.setattr("edsr.training.trainer.validate", lambda *_: (bicubic_psnr(held) + 0.1, {}))
     lines.clear()
@@ -243,11 +243,11 @@ def test_rates_are_recorded_after_a_setback(folder, tmp_path, losses, lines):
         if progress.rolled_back:
             losses.clear()
     assert any("back to step 5" in line for line in lines)
-    noted = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in noted] == [5, 5, 10, 15, 20]  # those of the first way are gone
-    assert noted[1] == {"step": 5, "rollbacks": 1, "lr_factor": 0.5}
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [5, 5, 10, 15, 20]  # those of the first way are gone
+    assert logged[1] == {"step": 5, "rollbacks": 1, "lr_factor": 0.5}
     rates = [recipe.learning_rate(step - 1, 20, 1e-3) for step in (5, 10, 15, 20)]
-    assert [line["lr"] for line in noted if "lr" in line] == pytest.approx([rates[0], *(r / 2 for r in rates[1:])])
+    assert [line["lr"] for line in logged if "lr" in line] == pytest.approx([rates[0], *(r / 2 for r in rates[1:])])
     assert read_info(run / "last.safetensors")["training"]["lr_factor"] == 0.5
     record = checkpoint.load_latest(run).record
     assert (record["lr_factor"], record["rollbacks"]) == (0.5, 1)

@@ -13,14 +13,14 @@ from edsr.training.recipe import DivergenceMonitor
 
 
 def test_losses_are_their_formulas():
-    y, truth = torch.randn(2, 3, 5, 7).double(), torch.randn(2, 3, 5, 7).double()
-    d = (y - truth).numpy()
-    assert recipe.loss("l1", y, truth).item() == pytest.approx(np.abs(d).mean())
-    assert recipe.loss("l2", y, truth).item() == pytest.approx((d * d).mean())
-    assert recipe.loss("charbonnier", y, truth).item() == pytest.approx(np.sqrt(d * d + 1e-6).mean())
+    y, target = torch.randn(2, 3, 5, 7).double(), torch.randn(2, 3, 5, 7).double()
+    d = (y - target).numpy()
+    assert recipe.loss("l1", y, target).item() == pytest.approx(np.abs(d).mean())
+    assert recipe.loss("l2", y, target).item() == pytest.approx((d * d).mean())
+    assert recipe.loss("charbonnier", y, target).item() == pytest.approx(np.sqrt(d * d + 1e-6).mean())
     for kind in LOSSES:  # differentiable where the network is right, too
-        at = truth.clone().requires_grad_()
-        recipe.loss(kind, at, truth).backward()
+        at = target.clone().requires_grad_()
+        recipe.loss(kind, at, target).backward()
         assert at.grad is not None and at.grad.isfinite().all()
 
 
@@ -81,14 +81,14 @@ def as_kind(kind: str, differences) -> list[float]:
 @pytest.mark.parametrize("start", [[0.285], [0.004, 0.02, 0.011], [0.3, 0.25, 0.2, 0.17, 0.15, 0.13] * 5])
 def test_the_watch_sees_a_run_that_diverges_from_its_first_steps_on(kind, start):
     """Measured of a network with random weights at a learning rate of 0.02; and the same after a better start."""
-    astray = [31.1, 4.2e4, 8.6e4, 2e10, 3.6e17, 5.2e19, 8.1e21, 1.1e25, 3.4e26] + [1e31] * 40
+    diverging = [31.1, 4.2e4, 8.6e4, 2e10, 3.6e17, 5.2e19, 8.1e21, 1.1e25, 3.4e26] + [1e31] * 40
     watch = DivergenceMonitor(kind)
-    seen = watch(as_kind(kind, start + astray))
+    seen = watch(as_kind(kind, start + diverging))
     assert seen is not None and seen[0] < max(20, len(start) + 5) and "jumped" in seen[1]
     # One that comes to its end before that is no good either.
     short = DivergenceMonitor(kind)
     assert short(as_kind(kind, start)) is None and short.suspicion is None
-    assert short(as_kind(kind, astray[:3])) is None and short.suspicion is not None
+    assert short(as_kind(kind, diverging[:3])) is None and short.suspicion is not None
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -37,10 +37,10 @@ def test_training_learns_and_leaves_weights(folder, tmp_path):
     assert read_info(out / "best.safetensors")["training"]["validation_psnr"] == pytest.approx(best, abs=1e-4)
     kept = {"last.safetensors", "best.safetensors", "checkpoint-00000055", "checkpoint-00000060", "metrics.jsonl"}
     assert {p.name for p in out.iterdir()} - {"plot.png", "tensorboard"} == kept
-    noted = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in noted] == [20, 40, 50, 60]
-    assert [line["psnr"] for line in noted if "psnr" in line] == [p.psnr for p in steps if p.psnr is not None]
-    assert noted[0]["loss"] == pytest.approx(np.mean([p.loss for p in steps[:20]]))
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [20, 40, 50, 60]
+    assert [line["psnr"] for line in logged if "psnr" in line] == [p.psnr for p in steps if p.psnr is not None]
+    assert logged[0]["loss"] == pytest.approx(np.mean([p.loss for p in steps[:20]]))
 
 
 def test_without_validation_the_best_is_the_last(folder, tmp_path):
@@ -301,10 +301,10 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
     from edsr.training.step import TrainStep
 
     images, _ = dataset.load_dataset([folder], 2, 8)
-    feed = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 3)
+    loader = PatchLoader(images, 8, 4, 0, torch.device("cpu"), 3)
     model = EDSR(TINY)
     plain, average = copy.deepcopy(model), copy.deepcopy(model)
-    step = TrainStep(model, feed, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True)
+    step = TrainStep(model, loader, ProcessGroup("cpu"), "l1", 0.75, dtype, reference, True)
     rates = [1e-3, 2e-3, 5e-4]
     losses = step.run(0, rates)
     adam = torch.optim.Adam(plain.parameters())
@@ -372,8 +372,8 @@ def test_what_is_not_finite_is_found_by_asking_once(folder, value, monkeypatch):
     from edsr.models.edsr import EDSR
     from edsr.training.step import TrainStep
 
-    feed = PatchLoader(dataset.load_dataset([folder], 2, 8)[0], 8, 4, 0, "cpu", 3)
-    step = TrainStep(EDSR(TINY), feed, ProcessGroup("cpu"), "l1", 0.75, torch.float32, reference, True)
+    loader = PatchLoader(dataset.load_dataset([folder], 2, 8)[0], 8, 4, 0, "cpu", 3)
+    step = TrainStep(EDSR(TINY), loader, ProcessGroup("cpu"), "l1", 0.75, torch.float32, reference, True)
     asked = []
     honest = torch.Tensor.__bool__
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: (asked.append(1), honest(self))[1])

@@ -56,9 +56,9 @@ def test_foreign_layout_gives_its_projects_image(make, layout, tolerance, scale,
     path = tmp_path / f"x.{suffix}"
     save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
     # Random weights upscale nothing: only the word of the caller tells super-image from EDSR-PyTorch.
-    told = layout if layout == "super-image" else None
-    model = load_model(path, scale, layout=told)
-    info = read_info(path, layout=told)
+    messages = layout if layout == "super-image" else None
+    model = load_model(path, scale, layout=messages)
+    info = read_info(path, layout=messages)
     assert (info["layout"], info["scale"], info["blocks"], info["features"]) == (
         layout,
         scale,

@@ -113,14 +113,14 @@ def test_shares_are_linear_between_points_and_constant_beyond():
 def test_choices():
     table = {"2": [[40, 1.0], [80, 0.6], [100, 0.0]]}
     mixed = "edsr-baseline:0.4+edsr-photo:0.6"
-    for found, model, said in (
+    for found, model, message in (
         (None, "edsr-baseline", "edsr-baseline"),
         (LossyCompression("JPEG", 80, True), mixed, "JPEG quality 80: edsr-photo 0.6"),
         (LossyCompression("AVIF", 80, False), mixed, "AVIF, quality taken for 75: edsr-photo 0.6"),
         (LossyCompression("WebP", 20, True), "edsr-photo", "WebP quality 20: edsr-photo 1"),
         (LossyCompression("JPEG", 100, True), "edsr-baseline", "JPEG quality 100: edsr-baseline"),
     ):
-        assert selection.choose_by_quality(found, 2, table) == (model, said)
+        assert selection.choose_by_quality(found, 2, table) == (model, message)
 
 
 # --- upscale
@@ -174,14 +174,14 @@ def test_a_scale_without_edsr_photo(home, run):
 
 
 def test_strength(home, run):
-    for text, model, said in (
+    for text, model, message in (
         ("0", "edsr-baseline", "edsr-baseline"),
         ("0.3", "edsr-baseline:0.7+edsr-photo:0.3", "edsr-photo 0.3"),
         ("1", "edsr-photo", "edsr-photo 1"),
     ):
         for name in "a.png", "a.jpg":  # whatever the file says
             code, out, err = run("upscale", name, "-o", "out.png", "--overwrite", "--strength", text)
-            assert code == 0 and out.endswith(f", {said}\n") and err == ""
+            assert code == 0 and out.endswith(f", {message}\n") and err == ""
             np.testing.assert_array_equal(read_image("out.png"), by(model, name))
 
 
@@ -319,14 +319,14 @@ def test_compare(home, run, monkeypatch):
     monkeypatch.setattr("edsr.evaluation.compare", lambda *_: SimpleNamespace(scores={}))
     monkeypatch.setattr("edsr.evaluation.render_figure", lambda found: Image.new("RGB", (1, 1)))
     mixed = "edsr-baseline:0.1+edsr-photo:0.9"
-    for arguments, model, said in (
+    for arguments, model, message in (
         (["a.jpg"], mixed, "  JPEG quality 75: edsr-photo 0.9\n"),
         (["a.png"], "edsr-baseline", "  edsr-baseline\n"),
         (["--hr", "a.jpg"], "edsr-baseline", "  edsr-baseline\n"),  # the small image was never compressed
         (["a.png", "--strength", "0.9"], mixed, "  edsr-photo 0.9\n"),
         (["a.jpg", "--model", "edsr-baseline"], "edsr-baseline", ""),
     ):
-        assert run("compare", *arguments, "--overwrite") == (0, f"a_compare.png\n{said}", "")
+        assert run("compare", *arguments, "--overwrite") == (0, f"a_compare.png\n{message}", "")
         assert made.pop() == model
 
 
