@@ -1,12 +1,11 @@
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads that wait for each other's cores take many times as long
     threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max(1, threads))
-    )  # also for child processes
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))  # also for child processes
 
 import numpy as np
 import pytest
@@ -37,6 +36,16 @@ def compiled_kernels(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         winograd_cpu.compile_ahead()
         yield
+
+
+@pytest.fixture(autouse=True)
+def quiet_log():
+    """What a command in this process shows of the log ends with the test."""
+    logger = logging.getLogger("edsr")
+    handlers, level = logger.handlers, logger.level
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,7 @@ def test_beside_the_other_kernels(wheel, tmp_path, theirs_first):
     code += "assert 'venv' in kernels.__file__ and 'venv' in edsr.__file__, (kernels.__file__, edsr.__file__)"
     both = run(python, "-c", code)
     assert both.returncode == 0, both.stderr
-    assert run(python, "-m", "edsr", "--help").stdout.startswith("usage: edsr")
+    assert run(python, "-m", "edsr", "--help").stdout.startswith("usage: python -m edsr")
     assert run(python.with_name("edsr"), "--help").stdout.startswith("usage: edsr")
     assert run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "edsr-triton").returncode == 0
     assert run(python, "-c", "from kernels import get_kernel").returncode == 0

@@ -5,10 +5,14 @@ black and white and rounded to nearest, ties to even: so do NumPy, PyTorch and t
 exception is what MATLAB did with a bicubic image, see `edsr.images.matlab_round`.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyvips
+
+if TYPE_CHECKING:  # arrays are converted where libvips is not installed, too: on machines that only train or measure
+    import pyvips
 
 
 def to_float(samples: np.ndarray) -> np.ndarray:

@@ -88,6 +88,7 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
     assert len(broken()) == BROKEN

@@ -256,6 +256,7 @@ def test_without_a_gpu_commands_refuse_in_one_line(command, monkeypatch, capsys)
     assert capsys.readouterr().err == "there is no CUDA device here\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
 def test_the_script_is_sound_and_refuses_too():
     script = ROOT / "bench" / "gpu.sh"

@@ -20,7 +20,10 @@ from tests.conftest import ROOT, make_image
 
 pytest.importorskip("triton.experimental.gluon")
 pytest.importorskip("xdist")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, for the real thing")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, for the real thing"),
+]
 
 
 @pytest.fixture(scope="module")

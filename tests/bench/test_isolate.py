@@ -88,6 +88,7 @@ def test_what_was_told_outlives_its_process(fragile):
     assert found == [("a", ["second", None])]
 
 
+@pytest.mark.slow
 def test_at_the_deadline_what_was_told_is_known_and_nothing_blamed(fragile):
     heard = []
     deadline = time.monotonic() + 8
@@ -194,6 +195,7 @@ def process_is_gone(process: int) -> bool:
     return os.path.exists(status) and open(status).read().rpartition(")")[2].split()[0] == "Z"  # nobody waits for it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL])
 def test_a_record_killed_in_the_third_way_holds_two(tmp_path, blow):
     script, results, process_file = tmp_path / "script.py", tmp_path / "results", tmp_path / "id"

@@ -106,6 +106,7 @@ def test_flat_areas_are_found():
     assert photo.flat(gray + np.uint8(3), gray, 2) == 3
 
 
+@pytest.mark.slow
 def test_drawings_have_lines_and_flat_areas():
     made = drawings.drawings()
     assert list(made) == ["lines", "text", "screenshot", "chart", "harbour"]

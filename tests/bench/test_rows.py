@@ -86,6 +86,7 @@ def test_every_way_has_a_row_of_what_was_measured(folder):
     assert line.split() == ["the", "way", "ours", "275", "2.50", "7.3"]
 
 
+@pytest.mark.slow
 def test_rows_are_saved_and_compared_and_only_what_is_selected_is_measured(folder):
     run(folder, "--benchmark-only", "-k", "1-ours or 1-plain", "--benchmark-save=before")
     message = run(
@@ -95,6 +96,7 @@ def test_rows_are_saved_and_compared_and_only_what_is_selected_is_measured(folde
     assert message.count("TOOK slow") == message.count("TOOK plain") == 4 and "TOOK ours" not in message
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_without_being_asked_for(folder):
     assert "TOOK" not in run(folder, "-s", code=1)  # the test that is no benchmark fails
     (folder / "pytest.ini").write_text("[pytest]\naddopts = -p bench.conftest\n")
@@ -102,6 +104,7 @@ def test_nothing_is_measured_without_being_asked_for(folder):
     assert message.count("TOOK") == 2 and "2 passed" in message
 
 
+@pytest.mark.slow
 def test_the_real_rows(tmp_path):
     """They are found without and with the folder's name, under names that stay."""
     path = tmp_path / "rows.json"

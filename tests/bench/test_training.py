@@ -257,6 +257,7 @@ def tiny_command(monkeypatch, tmp_path):
     monkeypatch.setattr("bench.machine.MATRIX", {"cpu": 64})
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_record(uncompiled, tiny_command, monkeypatch, tmp_path, capsys):
     line = "--device cpu --model tiny --scale 3 --batch 2 --patch 8 --rounds 2 --seconds 0 --save --json"
     assert command(monkeypatch, line) == 0
@@ -273,6 +274,7 @@ def test_the_command_writes_a_record(uncompiled, tiny_command, monkeypatch, tmp_
     assert "| ours, on PyTorch |" in report.render(record) and "aim" not in report.render(record)
 
 
+@pytest.mark.slow
 def test_a_part_is_added_to_the_whole(uncompiled, tiny_command, monkeypatch, tmp_path):
     line = "--device cpu --model tiny --batch 2 --patch 8 --rounds 1 --seconds 0 --save --only "
     assert command(monkeypatch, line + "plain") == 0
@@ -284,6 +286,7 @@ def test_a_part_is_added_to_the_whole(uncompiled, tiny_command, monkeypatch, tmp
     assert entry["cases"]["torch"]["ratio"] is None  # the plain loop was timed in another run
 
 
+@pytest.mark.slow
 def test_a_way_that_dies_is_begun_again_and_loses_no_figures(tiny_command, monkeypatch):
     """Told is each way as soon as it is right, then every round; the second try starts with nothing."""
     entries: list[dict] = []

@@ -405,7 +405,9 @@ def wait_for(happened, process, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("files", "devices"), [(1, "cpu"), (1, "cpu,cpu"), (2, "cpu,cpu")])
+@pytest.mark.parametrize(
+    ("files", "devices"), [(1, "cpu"), *(pytest.param(files, "cpu,cpu", marks=pytest.mark.slow) for files in (1, 2))]
+)
 def test_sigterm_leaves_no_half_file(home, files, devices):
     """A real signal, half way through images that would take a minute."""
     names = [f"large{i}.png" for i in range(files)]

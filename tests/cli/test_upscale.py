@@ -298,6 +298,7 @@ def test_a_full_disk_leaves_nothing(home, name):
     assert names(home) == before
 
 
+@pytest.mark.slow
 def test_an_existing_file_survives_a_full_disk(home):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save("noise.png")
     (home / "b.png").write_bytes(b"precious")

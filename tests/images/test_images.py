@@ -140,6 +140,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @linux
 def test_bounded_memory_of_turned_and_interlaced(tmp_path):
     row, paths = np.arange(2000 * 3, dtype=np.uint32).reshape(1, 2000, 3).astype(np.uint8), []

@@ -35,6 +35,7 @@ def test_gray_images(chip):
     assert triton_.shape == (12, 18) and np.abs(torch_ - triton_).max() <= 1
 
 
+@pytest.mark.slow
 def test_bands(chip):
     """Two bands, through the kernels alone; in the interpreter sums depend on the place, by a rounding."""
     m, image = network(2, blocks=1, features=16), make_image(29, 40)

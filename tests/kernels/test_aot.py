@@ -191,6 +191,7 @@ if __name__ == "__main__":
     sys.exit(aot.main(["--arch", "90", "--json", str(launch.FOLDER / "report")]))
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_for_a_machine_that_is_not_here(tmp_path):
     """Into one file, of binaries alone, which Triton finds again under the same path."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "kernels")}

@@ -91,6 +91,7 @@ class TestCache:
         assert len(lines) == 2 and convolves(kernels)
         assert kept.read_bytes() == whole
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("obstacle", ["a file for the folder", "a folder for the file"])
     def test_nowhere_to_keep_it(self, cache, obstacle, code, monkeypatch):
         monkeypatch.setattr(jit, "compiled", lambda *_: code)

@@ -54,6 +54,7 @@ def test_alone_there_is_nothing_to_agree_on():
     group.leave()
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp_path):
     """To rounding: measured against the way the weights went, a thousandth. And so they do when resumed."""
     steps = "--steps", "6", "--save-every", "3", "--lr", "1e-3"

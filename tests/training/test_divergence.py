@@ -72,6 +72,7 @@ def test_the_command_fails_and_says_what_to_do(folder, tmp_path, capsys):
     assert not any("ready" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_high_rates_warm_ups_and_hard_images_are_no_divergence(folder, tmp_path, loss, lines):
     steps = {"loss": loss, "steps": 60, "val_every": 60, "save_every": 60}
@@ -120,6 +121,7 @@ def test_an_end_in_doubt_is_none(folder, tmp_path, losses, lines):
     assert read_info(tmp_path / "run" / "last.safetensors")["training"]["steps"] == 5
 
 
+@pytest.mark.slow
 def test_the_end_is_judged_by_what_the_run_began_with(folder, tmp_path, monkeypatch, lines):
     def run(name, *values):
         given = iter(values)

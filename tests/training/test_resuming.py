@@ -264,6 +264,7 @@ def test_a_decay_killed_before_its_first_checkpoint_begins_anew(folder, tmp_path
     assert list(train(decay(run, 3)))[-1].step == 11
 
 
+@pytest.mark.slow
 def test_a_decay_as_long_as_there_is_time(folder, tmp_path, monkeypatch):
     from tests.training.test_step_budget import Clock
 

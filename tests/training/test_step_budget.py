@@ -39,6 +39,7 @@ def same(one, other) -> bool:
     return a.step == b.step and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
+@pytest.mark.slow
 def test_the_run_is_the_one_of_so_many_steps_and_ends_in_time(folder, tmp_path, monkeypatch, lines):
     clock = Clock(monkeypatch, 0.1)
     seldom = {"val_every": 200, "save_every": 300}

@@ -329,6 +329,7 @@ def test_a_step_is_adam_on_the_mean_loss_and_the_average_follows(folder, dtype):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_unless_told_a_run_looks_at_and_saves_itself_by_the_clock(folder, tmp_path, monkeypatch):
     from edsr.training import checkpoint
     from tests.training.test_step_budget import Clock
