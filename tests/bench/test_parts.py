@@ -67,6 +67,7 @@ def test_a_part_that_fails_or_is_not_there_costs_itself_alone(runner, tmp_path, 
     assert b"one\n" in capfdbinary.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_ended_with_all_that_it_started(runner, tmp_path):
     script = "trap '' TERM; (trap '' TERM; exec sleep 600) & echo $! >pid; sleep 600"
     done = runner.run(shell("hangs", script), 3.0)
@@ -222,6 +223,7 @@ def test_a_daemon_ends_with_the_part_that_started_it(tmp_path):
     until(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
+@pytest.mark.slow
 def test_nobody_reading_stops_no_clock(tmp_path):
     """Output that goes nowhere: the part ends at its limit, and the next is begun."""
     plan = "one 3 sh -c 'yes | head -c 1000000; sleep 600'\ntwo 20 touch reached\n"

@@ -485,6 +485,7 @@ def test_train_then_upscale(home, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_training_is_resumed_by_its_name_and_decayed(home, capsys):
     (home / "data").mkdir()
     for i in range(3):

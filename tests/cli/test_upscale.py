@@ -283,7 +283,9 @@ def test_each_line_is_one_write(home, upscale, monkeypatch, json_flag):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's files")
-@pytest.mark.parametrize("name", ["b.png", "b.jpg", "b.webp", "b.tif", "b.avif"])
+@pytest.mark.parametrize(
+    "name", ["b.png", *(pytest.param(f"b.{kind}", marks=pytest.mark.slow) for kind in ("jpg", "webp", "tif", "avif"))]
+)
 def test_a_full_disk_leaves_nothing(home, name):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8)).save("noise.png")

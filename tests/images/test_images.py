@@ -117,6 +117,7 @@ for kind, name, channels in (("uint8", "a.png", 3), ("uint16", "a.png", 4), ("ui
 """
 
 
+@pytest.mark.slow
 @linux
 def test_bounded_memory(tmp_path):
     # Up to 240 MB of pixels against 8 MB, in a process of its own.

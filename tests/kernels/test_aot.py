@@ -101,6 +101,7 @@ def toys(tmp_path_factory):
     return result.returncode, result.stdout.splitlines(), report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOYS)
 def test_a_bad_kernel_fails(toys, name):
     code, lines, report = toys
@@ -110,6 +111,7 @@ def test_a_bad_kernel_fails(toys, name):
     assert lines[-len(report["failures"]) :].count(f"FAIL {failure}") == 1  # said again at the end
 
 
+@pytest.mark.slow
 def test_measured_configurations_are_compiled(toys):
     _, lines, report = toys
     assert any(line.startswith("ok   sm_90 sum ") for line in lines)

@@ -166,6 +166,7 @@ def test_emulated_with_copies_for_shifted_views(case, seed, monkeypatch):
     assert launched == [3]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([64, 128, None]),

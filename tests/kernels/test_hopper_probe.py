@@ -138,6 +138,7 @@ def test_a_kernel_that_is_right_is_verified(play):
     assert set(found.values()) == {"verified"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["compiled", "go"])
 def test_without_the_probe_its_processes_end_and_launch_nothing(after, tmp_path):
     """Somebody has killed it: nobody would end a kernel that hangs."""
@@ -356,6 +357,7 @@ def test_begin_leaves_other_devices_alone(gpu, monkeypatch):
     probe.begin(gpu)
 
 
+@pytest.mark.slow
 def test_a_probe_started_from_anywhere_finds_the_kernels(tmp_path):
     """As `begin` starts it, from a folder that has no kernels in it."""
     with pytest.MonkeyPatch.context() as patch:

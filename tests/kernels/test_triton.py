@@ -83,6 +83,7 @@ def test_conv3x3(case, dtype, chip):
     assert (around[:, :, :3] == 7).all() and (around[:, :, h * shuffle + 3 :] == 7).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 2),

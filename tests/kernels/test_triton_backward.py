@@ -132,6 +132,7 @@ def test_features_of_a_network(chip):
     judge_sums(wgrad(x, dy), x, dy)
 
 
+@pytest.mark.slow
 @any_size
 @given(
     st.integers(1, 2),

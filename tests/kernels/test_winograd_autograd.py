@@ -264,6 +264,7 @@ class TestRuns:
         whole, parts = (load_model(tmp_path / name / "last.safetensors").state_dict() for name in ("whole", "parts"))
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
+    @pytest.mark.slow
     def test_compiling_is_logged_once(self, folder, tmp_path, monkeypatch, caplog):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         for first in True, False:

@@ -108,7 +108,8 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-@pytest.mark.parametrize("more", [pytest.param([], marks=pytest.mark.slow), ["--minutes", "60"]])
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--minutes", "60"]])
 def test_a_signal_to_the_second_process_interrupts_both(data, tmp_path, more):
     out, port = tmp_path / "run", free_port()
     command = [sys.executable, str(ROOT / "cli.py"), "train", "--data", str(data), "--out", str(out)]
@@ -139,6 +140,7 @@ group.leave()
 """
 
 
+@pytest.mark.slow
 def test_processes_share_files_and_gather_results():
     port = free_port()
     start = [sys.executable, "-c", GATHER]
@@ -168,6 +170,7 @@ def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
     assert f"{more:,} steps until" in text and last.step < decay.step <= last.step + more
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_told(data, tmp_path):
     process = command(2, data, tmp_path / "run", "--batch", "3")
     text = process.communicate(timeout=200)[1]
