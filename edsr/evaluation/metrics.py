@@ -77,7 +77,7 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tu
     Args:
         sr: The result, uint8.
         hr: The original, uint8 of the same shape.
-        scale: How many times the network enlarges.
+        scale: The upscaling factor.
         protocol: "y": luma, a border of `scale` pixels left out, as for Set5, Set14, B100 and Urban100. "rgb": all
             channels, the same border. "div2k": all channels, a border of 6 + `scale` pixels (NTIRE 2017).
 

@@ -55,7 +55,7 @@ def write_preview(config: TrainConfig, folder: str) -> None:
 
 
 def render_sheet(images: PairedImages, config: TrainConfig) -> Image.Image:
-    """Draws the run's first PATCHES patches, in the order of its steps: LR | HR, LR enlarged by repeating its pixels,
+    """Draws the run's first PATCHES patches, in the order of its steps: LR | HR, LR upscaled by repeating its pixels,
     and below it what was done to it."""
     side = config.patch * config.scale
     across, down = max(2 * side, MIN_WIDTH) + GAP, side + LINE_HEIGHT * LINES + GAP
