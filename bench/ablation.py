@@ -54,7 +54,9 @@ def run(config: TrainConfig, validation: PairedImages) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m bench.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--features", type=int, default=32)

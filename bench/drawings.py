@@ -4,8 +4,8 @@ Thin lines, lettering of many sizes, flat areas and charts: what a screen shows,
 from the code alone (and from Pillow's built-in typeface), so figures can be regenerated.
 """
 
+import argparse
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,9 +154,9 @@ def chart() -> np.ndarray:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser("python -m bench.drawings", description="Writes the drawings as PNG files.")
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in drawings().items():
         Image.fromarray(image).save(folder / f"{name}.png")

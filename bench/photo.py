@@ -198,7 +198,9 @@ def images(folder: str, most: int | None) -> Iterable[np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m bench.photo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hr", metavar="DIR", help="originals to be scored on")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=2)
     parser.add_argument("--qualities", type=int, nargs="+", default=QUALITIES, metavar="Q")

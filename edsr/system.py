@@ -32,17 +32,17 @@ def atomic_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterato
         OSError: if the file cannot be created, written, synced or renamed.
     """
     path = Path(path)
-    part = temporary(path)
+    part = _temporary(path)
     try:
         with open(part, "x+b") as file:
             with suppress(OSError):  # a file system without locks, where abandoned files stay
-                lock(file)
+                _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
             if sys.platform == "win32":  # which renames no open files
                 file.close()
-            rename_into_place(part, path, overwrite)
+            _rename_into_place(part, path, overwrite)
     finally:
         with suppress(OSError):
             part.unlink()  # there is none after it was renamed
@@ -62,13 +62,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: if something cannot be created, written, synced or renamed.
     """
     path = Path(path)
-    part, old, held = temporary(path), temporary(path), None
+    part, old, held = _temporary(path), _temporary(path), None
     try:
         part.mkdir()
         if os.name != "nt":
             held = os.open(part, os.O_RDONLY)
             with suppress(OSError):
-                lock(held)
+                _lock(held)
         yield part
         _sync_tree(part)
         with suppress(FileNotFoundError):
@@ -97,22 +97,22 @@ def remove_abandoned(folder: Path) -> None:
             if path.is_dir():
                 handle = os.open(path, os.O_RDONLY)
                 try:
-                    lock(handle)
+                    _lock(handle)
                     shutil.rmtree(path)
                 finally:
                     os.close(handle)
             else:
                 with open(path, "rb+") as file:
-                    lock(file)
+                    _lock(file)
                 path.unlink()
 
 
-def temporary(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     """A name to write `path` under."""
     return path.with_name(f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}")
 
 
-def lock(file: BinaryIO | int) -> None:
+def _lock(file: BinaryIO | int) -> None:
     """Hold a lock on a file or folder until it is closed. Raises OSError if another has one, or there are none here.
 
     Windows needs none: an open file cannot be deleted there.
@@ -123,7 +123,7 @@ def lock(file: BinaryIO | int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
+def _rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
     """Give a finished file its name, in the same folder. FileExistsError if that is taken and may not be replaced."""
     if not overwrite:
         try:

@@ -155,7 +155,7 @@ def _scan_pair(
 ) -> list[ImageGroup]:
     lr, hr = (_to_nhwc(_placeholder(file[key]), many) for key in (lr_key, hr_key))
     if hr.shape[:3] != (len(lr), lr.shape[1] * spec.scale, lr.shape[2] * spec.scale):
-        why = "; files written for SRCNN hold enlarged lr, of no use here" if lr.shape == hr.shape else ""
+        why = "; files written for SRCNN hold lr upscaled already, of no use here" if lr.shape == hr.shape else ""
         shapes = f"{hr_key} {list(file[hr_key].shape)} is not {spec.scale} x {lr_key} {list(file[lr_key].shape)}"
         raise DataError(f"{path}: {shapes}{why}")
     is_16bit = np.uint16 in (file[lr_key].dtype, file[hr_key].dtype)

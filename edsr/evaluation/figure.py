@@ -31,7 +31,7 @@ def render_figure(comparison: Comparison) -> Image.Image:
     row = len(columns) * (panel + GAP) - GAP
     overview = _overview(result, comparison.detail, (row if wide else OVERVIEW, panel))
     size, place = f"{result.shape[1]} x {result.shape[0]} pixels", f"detail {side} x {side} at {x}, {y}"
-    times = f"enlarged {factor} times" if factor > 1 else "not enlarged"
+    times = f"magnified {factor} times" if factor > 1 else "not magnified"
     notes = [f"{size}  ·  {place}, {times}"] if wide else [size, place, times]
     overview_height = overview.height + BELOW + LINE * len(notes)
     title_font, font = ImageFont.load_default(TITLE), ImageFont.load_default(SMALL)

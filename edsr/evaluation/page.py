@@ -42,7 +42,7 @@ def render_page(comparison: Comparison, max_side: int = MAX_SIDE) -> str:
     ]
     titles = list(comparison.images)
     choices = [_radio_buttons(name, titles, i) if len(titles) > 2 else "" for i, name in enumerate(("left", "right"))]
-    notes = [f"{comparison.size[0]} x {comparison.size[1]} pixels, enlarged to {width} x {height}."]
+    notes = [f"{comparison.size[0]} x {comparison.size[1]} pixels, upscaled to {width} x {height}."]
     if (shown_width, shown_height) != (width, height):
         part = f"{shown_width} x {shown_height} of them around the detail, from {left}, {top} on"
         notes.append(f"To be small, this page holds {part}.")

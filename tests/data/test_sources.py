@@ -118,7 +118,7 @@ def test_hdf5_that_does_not_fit(tmp_path, lines):
     (tmp_path / "bad.h5").write_bytes(b"no HDF5")
     refused("cannot be read as HDF5", tmp_path / "bad.h5")
     refused("is not 2 x lr [12, 6, 8, 3]", hdf5(tmp_path / "a.h5", LR, HR))
-    assert "enlarged lr" in refused("is not 3 x", hdf5(tmp_path / "b.h5", HR, HR), scale=3)
+    assert "lr upscaled already" in refused("is not 3 x", hdf5(tmp_path / "b.h5", HR, HR), scale=3)
     refused("is not 3 x", hdf5(tmp_path / "c.h5", LR[:5], HR), scale=3)
     refused("holds no lr", hdf5(tmp_path / "d.h5", [], HR), scale=3)
     refused("holds no lr/11", hdf5(tmp_path / "e.h5", list(LR[:11]), list(HR)), scale=3)

@@ -341,7 +341,7 @@ def comparison(height, width, titles=("bicubic", "EDSR x2", "original"), detail=
         (900, 1300, (1000, 600, 241), 1),
     ],
 )
-def test_details_are_enlarged_pixel_by_pixel_and_marked(titles, height, width, detail, factor):
+def test_details_are_magnified_pixel_by_pixel_and_marked(titles, height, width, detail, factor):
     found = comparison(height, width, titles, detail)
     figure = render_figure(found)
     assert figure.mode == "RGB" and max(figure.size) <= 2000

@@ -45,7 +45,7 @@ def test_images_are_embedded_without_loss(count):
     text = render_page(found)
     for got, want in zip(embedded(text), found.images.values(), strict=True):
         np.testing.assert_array_equal(got, want)
-    assert "150 x 60 pixels, enlarged to 300 x 120." in text and "holds" not in text
+    assert "150 x 60 pixels, upscaled to 300 x 120." in text and "holds" not in text
     assert ('name="left"' in text) == ('name="right"' in text) == (count == 3)
 
 
