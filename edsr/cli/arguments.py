@@ -72,5 +72,5 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHe
     """Shows defaults, but for None and flags, and leaves lines of examples as they are."""
 
     def _get_help_string(self, action):
-        told = action.default in (None, False, True) or "default:" in (action.help or "")
+        told = action.default is None or isinstance(action.default, bool) or "default:" in (action.help or "")
         return action.help if told else super()._get_help_string(action)

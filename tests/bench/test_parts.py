@@ -87,6 +87,7 @@ def test_what_a_part_leaves_running_is_ended_when_it_ends(runner, tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_at_its_limit_a_part_may_save(runner, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "GRACE", 30.0)
     script = (

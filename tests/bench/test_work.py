@@ -124,6 +124,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("work", TINY, ids=str)
 def test_every_case_is_right(monkeypatch, work):

@@ -149,7 +149,7 @@ def test_the_networks_own_size_is_not_reduced(home, upscale):
 # --- standard input and output
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
+@pytest.mark.parametrize("kind", ["png", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("jpeg", "tiff"))])
 def test_pipes(home, kind):
     data = encoded(kind, pillow(smooth(20, 30)))
     done = process("-", stdin=data)
@@ -159,6 +159,7 @@ def test_pipes(home, kind):
     assert names(home) == sorted(["m.safetensors", "photo.png", f"in.{kind}"])
 
 
+@pytest.mark.slow
 def test_pipes_to_and_from_files(home):
     done = process("photo.png", "-o", "-", "--format", "webp", "--quiet")
     assert (done.returncode, done.stderr) == (0, b"") and Image.open(io.BytesIO(done.stdout)).format == "WEBP"

@@ -23,6 +23,7 @@ def by_bands(up, image: np.ndarray, step: int, **options) -> np.ndarray:
     return np.concatenate(list(up.bands(rows, image.shape[1], **options)))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 4), st.integers(1, 150), st.integers(1, 40), st.integers(1, 41), st.data())
 @settings(deadline=None, max_examples=30)
 def test_columns_shared_are_the_whole_image(size, width, height, step, data):

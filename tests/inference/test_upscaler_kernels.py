@@ -17,7 +17,10 @@ def error(upscaler, target, image):
     return np.abs(upscaler(image).astype(float) - target).max()
 
 
-@pytest.mark.parametrize(("scale", "dtype"), [(2, np.uint8), (3, np.uint16), (4, np.float32)])
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(2, np.uint8), *(pytest.param(*of, marks=pytest.mark.slow) for of in ((3, np.uint16), (4, np.float32)))],
+)
 def test_images(scale, dtype, chip):
     m = network(scale, blocks=1, features=16)
     image = make_image(11, 7)

@@ -343,7 +343,9 @@ def check(monkeypatch) -> Callable[[str], str | None]:
     return lambda kernel: self_test.check(kernel, torch.float16, CPU)
 
 
-@pytest.mark.parametrize("kernel", dispatch.KERNELS)
+@pytest.mark.parametrize(
+    "kernel", [pytest.param(kernel, marks=[pytest.mark.slow] * (kernel == "wide")) for kernel in dispatch.KERNELS]
+)
 def test_the_check_passes(kernel, check):
     assert check(kernel) is None
 
