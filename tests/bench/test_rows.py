@@ -70,6 +70,7 @@ def read_image(path: Path) -> dict[str, dict]:
     return {row["name"]: row for row in json.loads(path.read_text())["benchmarks"]}
 
 
+@pytest.mark.slow
 def test_every_way_has_a_row_of_what_was_measured(folder):
     message = run(folder, "--benchmark-only", "--benchmark-json=rows.json", "-s", code=1)
     rows = read_image(folder / "rows.json")

@@ -175,6 +175,7 @@ def test_a_pipe_into_a_folder_makes_the_folder(home):
     assert done.stderr.startswith(os.path.join("new", "stdin_x2.png").encode())
 
 
+@pytest.mark.slow
 def test_a_folder_of_one_image_may_go_to_standard_output(home):
     (home / "in").mkdir()
     (home / "photo.png").rename(home / "in" / "photo.png")

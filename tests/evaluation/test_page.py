@@ -175,6 +175,7 @@ def drag(browser, name, x, y, kind="mouse"):
     actions.perform()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mouse", "touch"])
 def test_the_handle_is_dragged(opened, kind):
     found = comparison()

@@ -21,6 +21,7 @@ print(before, pyvips.cache_get_max())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [

@@ -386,6 +386,7 @@ def sabotage(monkeypatch, what: str) -> None:
     monkeypatch.setitem(gluon_emulator._EMULATED, id(conv64.release), let_go)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "what"),
     [("c64", "the second consumer never stores"), ("copies", "the second consumer never stores")]
@@ -399,6 +400,7 @@ def test_the_check_turns_the_rings(kernel, what, check, monkeypatch):
     assert found is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["c64", "copies"])
 @pytest.mark.parametrize("what", ["the second consumer never stores", "a slot is let go of 0 times"])
 def test_a_block_of_one_row_hides_what_the_check_finds(kernel, what, check, monkeypatch):

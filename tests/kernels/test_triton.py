@@ -211,6 +211,7 @@ def test_collapsed_tail(case, chip):
     judge(y, reference.collapsed_tail, x, weight, bias, MEAN, shuffle, padding=padding, ends=ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("shuffle", "w"), [(2, 35), (3, 2), (4, 1)])
 def test_collapsed_tail_in_strips(shuffle, w, dtype, chip):
