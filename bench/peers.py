@@ -5,23 +5,19 @@ is not installed, or cannot be built for whatever reason, is `Unavailable`, whic
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.isolate import one_line
-from bench.workloads import Run, Unavailable, optional
+from bench.workloads import CpuNetwork, Run, Unavailable, optional
 from edsr.kernels import reference
-
-if TYPE_CHECKING:
-    from bench.frames import GpuNetwork
 
 Network = Callable[[Tensor], Tensor]  # float32 [1, 3, H, W] in 0..1 -> [1, 3, s·H, s·W]
 
 
-def tensorrt(work: "GpuNetwork") -> Run:
+def tensorrt(work: CpuNetwork) -> Run:
     """By Torch-TensorRT or, where that cannot be had, ONNX Runtime's provider."""
     on_gpu("TensorRT", work)
     try:
@@ -33,17 +29,17 @@ def tensorrt(work: "GpuNetwork") -> Run:
             raise Unavailable(f"{error}, and {other}") from None
 
 
-def onnxruntime(work: "GpuNetwork") -> Run:
+def onnxruntime(work: CpuNetwork) -> Run:
     on_gpu("ONNX Runtime's CUDA provider", work)
     return built(work, onnx_cuda)
 
 
-def on_gpu(what: str, work: "GpuNetwork") -> None:
+def on_gpu(what: str, work: CpuNetwork) -> None:
     if work.device != "cuda":
         raise Unavailable(f"{what} needs a CUDA device")
 
 
-def built(work: "GpuNetwork", build: Callable[["GpuNetwork"], Network]) -> Run:
+def built(work: CpuNetwork, build: Callable[[CpuNetwork], Network]) -> Run:
     """Makes a network and runs it once, which may fail as well. Raises Unavailable, unless the GPU was lost by it."""
     try:
         network = build(work)
@@ -63,18 +59,18 @@ def built(work: "GpuNetwork", build: Callable[["GpuNetwork"], Network]) -> Run:
     return run
 
 
-def torch_tensorrt(work: "GpuNetwork") -> Network:
+def torch_tensorrt(work: CpuNetwork) -> Network:
     trt = optional("torch_tensorrt")
     size = (1, 3, work.height, work.width)
     inputs = [trt.Input(size, dtype=torch.float32)]
     return trt.compile(work.plain(), ir="dynamo", inputs=inputs, enabled_precisions={torch.float32, work.dtype})
 
 
-def onnx_tensorrt(work: "GpuNetwork") -> Network:
+def onnx_tensorrt(work: CpuNetwork) -> Network:
     return onnx_network(work, "TensorrtExecutionProvider", {"trt_fp16_enable": "1"})
 
 
-def onnx_cuda(work: "GpuNetwork") -> Network:
+def onnx_cuda(work: CpuNetwork) -> Network:
     options = {"cudnn_conv_algo_search": "EXHAUSTIVE", "cudnn_conv_use_max_workspace": "1"}
     try:
         return onnx_network(work, "CUDAExecutionProvider", options | {"prefer_nhwc": "1"})
@@ -82,7 +78,7 @@ def onnx_cuda(work: "GpuNetwork") -> Network:
         return onnx_network(work, "CUDAExecutionProvider", options)
 
 
-def onnx_network(work: "GpuNetwork", provider: str, options: dict[str, str]) -> Network:
+def onnx_network(work: CpuNetwork, provider: str, options: dict[str, str]) -> Network:
     """Reads and writes GPU memory, on a stream of its own in order with the current one, and never waits for it."""
     ort = optional("onnxruntime")
     if provider not in ort.get_available_providers():
