@@ -6,6 +6,8 @@ quoted() { "$python" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "$@
 
 export PYTHONUNBUFFERED=1 COLUMNS=140 EDSR_PROBE=0 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/edsr-triton-kernels}
 "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "there is no CUDA device here")' || exit 2
+# A copy of a checkout may have lost the link by which the kernels are edsr.kernels.
+[[ -d edsr/kernels ]] || { rm -f edsr/kernels && ln -s ../kernels edsr/kernels; }
 out=$(if [[ -n ${OUT:-} ]]; then from_here "$OUT"; else mktemp -d; fi)
 # Neither packages nor kernels are needed by most parts: what cannot be had of them is said, and all goes on.
 if [[ -n ${WHEELS:-} ]]; then

@@ -31,10 +31,11 @@ def house(tmp_path_factory) -> Path:
     """A copy of the project, with images to train on and small packaged weights."""
     folder = tmp_path_factory.mktemp("house")
     parts = "bench", "edsr", "kernels", "tests", "cli.py", "pyproject.toml"
+    left_out = shutil.ignore_patterns("__pycache__", "results", "configs")
     for name in parts:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results", "configs"))
+            shutil.copytree(source, folder / name, symlinks=True, ignore=left_out)
         else:
             shutil.copy(source, folder / name)
     (folder / "photos").mkdir()
