@@ -116,22 +116,21 @@ def test_packages_are_met_at_their_faces(module):
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_faces_define_nothing(package):
-    """But `__all__`, `__getattr__`, `__dir__` and a version; what they hand out is there, and no module is called
-    so."""
+    """But `__all__`, `__getattr__`, `__dir__` and a version. What they hand out exists, and hides no module."""
     tree = ast.parse(MODULES[package].read_text(encoding="utf-8"))
     stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert stored <= {"__all__", "__getattr__", "__dir__", "__version__"}
     assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(tree))
-    messages = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names} - {
+    exported = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names} - {
         None
     }
     face = __import__(package, fromlist=["x"])
-    assert messages == set(getattr(face, "__all__", ())) - {"__version__"}, (
+    assert exported == set(getattr(face, "__all__", ())) - {"__version__"}, (
         "what type checkers see is not what there is"
     )
     modules = {name.rpartition(".")[2] for name in MODULES if name.rpartition(".")[0] == package}
-    assert not messages & modules, "a name that is a module's would hide it"
-    for name in messages:
+    assert not exported & modules, "a name that is a module's would hide it"
+    for name in exported:
         getattr(face, name)
 
 

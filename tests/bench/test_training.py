@@ -129,7 +129,7 @@ def test_steps_without_the_graph_they_were_to_have_are_not_timed():
 
 def test_work_is_three_forward_passes():
     work = Training("edsr-baseline", PRESETS["edsr-baseline"])
-    # Multiply-adds of one LR pixel, as in docs/design.md.
+    # Multiply-adds of one LR pixel, as in docs/architecture.md.
     assert work.gflop == pytest.approx(3 * 2 * (1_218_240 + 154_368) * 16 * 48 * 48 / 1e9)
 
 

@@ -152,7 +152,7 @@ def test_memory_is_poisoned_while_ours_is_checked():
 
 def test_work_is_told_in_floating_point_operations():
     baseline = frames()[0]
-    # Multiply-adds of one LR pixel, as in docs/design.md.
+    # Multiply-adds of one LR pixel, as in docs/architecture.md.
     assert baseline.gflop(collapsed=False) == pytest.approx(2 * (1_218_240 + 154_368) * 1080 * 1920 / 1e9)
     assert baseline.gflop(collapsed=True) == pytest.approx(2 * (1_218_240 + 19_200) * 1080 * 1920 / 1e9)
     relu = operations()[0]
