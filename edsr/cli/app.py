@@ -19,6 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     from . import commands, upscale
     from .console import UsageError, describe, is_expected, print_line, show_log
 
+    if any("\0" in argument for argument in (sys.argv[1:] if argv is None else argv)):
+        print_line("error: an argument holds a NUL character, which no name and no value has")
+        return 2
     # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
     with contextlib.suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, signal.default_int_handler)

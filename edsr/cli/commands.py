@@ -5,11 +5,13 @@ torch takes seconds to import: the commands import what they need.
 
 import contextlib
 import io
+import math
 import os
 import signal
 from argparse import Namespace
 from pathlib import Path
 
+from edsr.errors import printable
 from edsr.strict_json import dumps
 
 from .console import UsageError, print_line
@@ -58,29 +60,45 @@ def run_compare(options: Namespace) -> int:
 
 
 def run_evaluate(options: Namespace) -> int:
-    from edsr.evaluation import FIELDS, evaluate, mean_scores
+    from edsr.evaluation import evaluate, mean_scores
 
     if options.model == "auto":
         raise UsageError("evaluate scores one network for all images, not auto; name it with --model")
     upscaler = make_upscaler(options)
-    images = []
+    images, failed, complete = [], [], False
     if not options.json:
         print(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")
-    for image in evaluate(upscaler, options.hr, options.lr, options.protocol, options.self_ensemble):
-        images.append(image)
-        if not options.json:
-            print(score_line(image["name"], image), flush=True)
-    means = mean_scores(images)
-    if options.json:
-        print(dumps({"images": images, "mean": {field: means[field] for field in FIELDS}}))
-    else:
-        print(score_line(f"mean of {len(images)}", means))
-    return 0
+    try:
+        for image in evaluate(upscaler, options.hr, options.lr, options.protocol, options.self_ensemble):
+            if "error" in image:
+                failed.append(image)
+                print_line(image["error"])
+                continue
+            images.append(image)
+            if not options.json:
+                print(score_line(image["name"], image), flush=True)
+        complete = True
+    finally:  # what was scored before an interruption is given, too
+        if options.json:
+            document = {"images": [name_infinite(image) for image in images], "failed": failed}
+            print(dumps(document | {"mean": name_infinite(mean_scores(images)), "complete": complete}), flush=True)
+    if images and not options.json:
+        title = f"mean of {len(images)}" + (f" of {len(images) + len(failed)}" if failed else "")
+        print(score_line(title, mean_scores(images)), flush=True)
+    if failed:
+        print_line(f"{len(failed)} of {len(images) + len(failed)} images could not be scored")
+    return 1 if failed else 0
+
+
+def name_infinite(scores: dict) -> dict:
+    """The scores with the names of those that are infinite, which JSON has as null, under `infinite`."""
+    names = [name for name, value in scores.items() if isinstance(value, float) and math.isinf(value)]
+    return scores | ({"infinite": names} if names else {})
 
 
 def score_line(name: str, scores: dict) -> str:
     psnr, ssim, bicubic_psnr, bicubic_ssim = (scores[f] for f in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim"))
-    return f"{name[:23]:24}{psnr:9.2f}{ssim:9.4f}{bicubic_psnr:10.2f}{bicubic_ssim:9.4f}"
+    return f"{printable(name)[:23]:24}{psnr:9.2f}{ssim:9.4f}{bicubic_psnr:10.2f}{bicubic_ssim:9.4f}"
 
 
 # --- train

@@ -6,6 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from .dataset import load_dataset as load_dataset
+    from .dataset import load_validation as load_validation
     from .dataset import train_val_split as train_val_split
     from .degradation import Degradation as Degradation
     from .degradation import degrade as degrade
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "dataset": ["load_dataset", "train_val_split"],
+        "dataset": ["load_dataset", "load_validation", "train_val_split"],
         "degradation": ["Degradation", "degrade", "parse_degradation"],
         "patches": ["PatchLoader"],
         "store": ["PairedImages"],

@@ -47,8 +47,10 @@ def load_dataset(
         sources: Folders, in which images are looked for at any depth; image files; HDF5 files (*.h5, *.hdf5) with
             datasets `lr` and `hr`, [N, h, w], [N, h, w, C] or [N, C, h, w], or groups of those names with a dataset
             for each image; folders that hold DIV2K_train_HR, from which DIV2K_train_LR_bicubic/X{scale} is used where
-            it is there, and the first 10 images of DIV2K_valid_HR are used for validation. HDF5 values: uint8,
-            uint16, or floating point in 0..1 or 0..255, which is rounded to 8 bits.
+            it is there (0001x{scale} or 0001, in any format; a line says how many are missing), and the first 10
+            images of DIV2K_valid_HR are used for validation. HDF5 values: uint8, uint16, or floating point in 0..1 or
+            0..255, which is rounded to 8 bits; values that fit neither are refused. Alpha is left out where an image
+            is opaque everywhere, and the image where it is not.
         scale: The upscaling factor.
         patch: LR pixels a side of a training patch; smaller images are left out.
         crop: Cuts every image into squares of so many HR pixels, from its top left corner on, leaving the rest out;
@@ -69,9 +71,9 @@ def load_dataset(
     for source in sources:
         path = Path(source)
         if (path / "DIV2K_train_HR").is_dir():
-            training += find_div2k(path, "train", scale)
+            training += find_div2k(path, "train", scale, crop=crop is not None)
             if (path / "DIV2K_valid_HR").is_dir():
-                validation += find_div2k(path, "valid", scale)[:MAX_VALIDATION]
+                validation += find_div2k(path, "valid", scale, MAX_VALIDATION)
         else:
             training += find_files(path)
     if not training:
@@ -89,6 +91,18 @@ def load_dataset(
 
     images = load("train", training, spec)
     return images, load("validate", validation, spec._replace(patch=1, crop=None)) if validation else None
+
+
+def load_validation(source: str | Path, scale: int) -> PairedImages:
+    """Loads images to validate on: of DIV2K's folder its validation images, else all that `load_dataset` would find.
+
+    Raises:
+        DataError: As `load_dataset` does.
+    """
+    path = Path(source)
+    if (path / "DIV2K_valid_HR").is_dir():
+        return load_files(find_div2k(path, "valid", scale, MAX_VALIDATION), LoadSpec(scale, 1))
+    return load_dataset([source], scale, 1)[0]
 
 
 def train_val_split(images: PairedImages, count: int = 20, side: int = 192) -> tuple[PairedImages, PairedImages | None]:

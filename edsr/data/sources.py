@@ -1,5 +1,8 @@
 """Where training images come from: folders, DIV2K's layout, image files, HDF5; found and scanned, not yet decoded."""
 
+import logging
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +14,16 @@ import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import ImageReader, find_images, read_image, to_depth
+from edsr.images import READABLE, ImageReader, find_images, read_opaque, to_depth
+
+from .value_range import find_white, measure
+
+logger = logging.getLogger(__name__)
 
 _HDF5 = (".h5", ".hdf5")
+_LR_NAME, _HR_NAME = (
+    re.compile(pattern, re.IGNORECASE) for pattern in (r"(.*[_-])?LR([_-]?x?\d|[_-].*)?", r"(.*[_-])?HR([_-].*)?")
+)  # of folders, as in Flickr2K_LR_bicubic beside Flickr2K_HR
 
 
 class SourceFile(NamedTuple):
@@ -35,14 +45,49 @@ def find_files(path: Path) -> list[SourceFile]:
             # Taken as any folder, its LR images and its validation images would be trained on as well.
             root = Path(*file.parts[: file.parts.index("DIV2K_train_HR")])
             raise DataError(f"{path}: DIV2K lies deeper in it; give {root} itself with --data")
+    folders = {parent for file in found for parent in file.parents if parent.is_relative_to(path) and parent != path}
+    lr, hr = (sorted(folder for folder in folders if kind.fullmatch(folder.name)) for kind in (_LR_NAME, _HR_NAME))
+    if lr and hr:
+        raise DataError(f"{path}: reductions ({lr[0]}) would be trained on as originals; give {hr[0]} with --data")
     return [SourceFile(file) for file in found]
 
 
-def find_div2k(folder: Path, split: str, scale: int) -> list[SourceFile]:
-    """The images of DIV2K's "train" or "valid". Raises DataError."""
+def find_div2k(folder: Path, split: str, scale: int, limit: int | None = None, crop: bool = False) -> list[SourceFile]:
+    """The images of DIV2K's "train" or "valid"; how many have a reduction of their own is logged.
+
+    Args:
+        folder: The one in which DIV2K's own lie.
+        split: "train" or "valid".
+        scale: Reductions are looked for in X{scale}, as 0001x{scale} or 0001, in any format.
+        limit: The most images.
+        crop: Whether images will be cut into squares, and reductions left alone.
+
+    Raises:
+        DataError: There are no images, or two reductions of one.
+    """
     lr_folder = folder / f"DIV2K_{split}_LR_bicubic" / f"X{scale}"
-    pairs = [(path, lr_folder / f"{path.stem}x{scale}.png") for path in _find_images(folder / f"DIV2K_{split}_HR")]
-    return [SourceFile(path, lr_path if lr_path.is_file() else None) for path, lr_path in pairs]
+    paths = _find_images(folder / f"DIV2K_{split}_HR")[:limit]
+    reductions: defaultdict[str, list[Path]] = defaultdict(list)
+    if lr_folder.is_dir():
+        for path in sorted(lr_folder.iterdir()):
+            if path.suffix.lower() in READABLE and path.is_file():
+                reductions[path.stem].append(path)
+    files = []
+    for path in paths:
+        found = reductions.get(f"{path.stem}x{scale}", []) + reductions.get(path.stem, [])
+        if len(found) > 1 and not crop:
+            names = " and ".join(file.name for file in found)
+            raise DataError(f"{lr_folder}: {names} may both be the reduction of {path.name}; keep one of them")
+        files.append(SourceFile(path, found[0] if found else None))
+    given = sum(file.lr_path is not None for file in files)
+    if crop and given:
+        logger.info(f"reductions in {lr_folder} are not used: each square of --crop is reduced by bicubic")
+    elif not crop and given:
+        rest = "" if given == len(files) else f"; the other {len(files) - given} are reduced by bicubic"
+        logger.info(f"{lr_folder} has reductions of {given} of {len(files)} originals{rest}")
+    elif not crop:
+        logger.info(f"{lr_folder} has reductions of none of {len(files)} originals: all are reduced by bicubic")
+    return files
 
 
 def _find_images(folder: Path, recursive: bool = False) -> list[Path]:
@@ -94,10 +139,10 @@ def scan_file(file: SourceFile, spec: LoadSpec) -> list[ImageGroup]:
     if file.path.suffix.lower() in _HDF5:
         return _scan_hdf5(file.path, spec)
     lr_path = None if spec.crop else file.lr_path
-    with ImageReader(file.path, sixteen=True) as reader:
+    with ImageReader(file.path, sixteen=True, with_alpha=True) as reader:
         height, width, is_16bit = reader.height, reader.width, reader.dtype == np.uint16
     if lr_path is not None:
-        with ImageReader(lr_path, sixteen=True) as reader:
+        with ImageReader(lr_path, sixteen=True, with_alpha=True) as reader:
             if (reader.height, reader.width) != (height // spec.scale, width // spec.scale):
                 sizes = f"{reader.width} x {reader.height} pixels, {file.path} {width} x {height}"
                 raise ImageError(f"{lr_path}: has {sizes}, not {spec.scale} times as many each way")
@@ -106,7 +151,7 @@ def scan_file(file: SourceFile, spec: LoadSpec) -> list[ImageGroup]:
 
 
 def _read_image(hr_path: Path, lr_path: Path | None) -> tuple[np.ndarray, ...]:
-    return tuple(read_image(path, sixteen=True)[None] for path in (hr_path, lr_path) if path is not None)
+    return tuple(read_opaque(path, sixteen=True)[None] for path in (hr_path, lr_path) if path is not None)
 
 
 @contextmanager
@@ -130,7 +175,11 @@ def _scan_hdf5(path: Path, spec: LoadSpec) -> list[ImageGroup]:
         names = [""] if many else [f"/{name}" for name in sorted(file.get("hr") or [""], key=lambda n: (len(n), n))]
         keys = [(f"lr{name}", f"hr{name}") for name in names]
         _check_datasets(path, file, [key for pair in keys for key in pair], (3, 4) if many else (2, 3))
-        white = _detect_white(file, [hr_key for _, hr_key in keys], spec.block)
+        sides = {"lr": [lr_key for lr_key, _ in keys], "hr": [hr_key for _, hr_key in keys]}
+        ranges = {side: measure(_blocks(file, names, spec.block)) for side, names in sides.items()}
+        white = find_white(str(path), ranges)
+        if any(ranges.values()):
+            logger.info(f"{path}: floating-point values are taken for 0 (black) to {white:g} (white)")
         return [group for pair in keys for group in _scan_pair(path, file, *pair, many, white, spec)]
 
 
@@ -169,15 +218,12 @@ def _scan_pair(
     return groups
 
 
-def _detect_white(file: Any, keys: list[str], block: int) -> float:
-    """1 if floating point values are in 0..1, else 255: whether any is well above 1."""
+def _blocks(file: Any, keys: list[str], block: int) -> Iterator[np.ndarray]:
+    """All floating-point values of datasets, at most about `block` at a time."""
     for key in keys:
-        if file[key].dtype.kind != "f":
-            return 255.0
-        step = max(1, block // max(1, int(np.prod(file[key].shape[1:]))))
-        if any((file[key][start : start + step] > 2).any() for start in range(0, len(file[key]), step)):
-            return 255.0
-    return 1.0
+        if file[key].dtype.kind == "f":
+            step = max(1, block // max(1, int(np.prod(file[key].shape[1:]))))
+            yield from (file[key][start : start + step] for start in range(0, len(file[key]), step))
 
 
 def _read_hdf5(path: Path, keys: tuple[str, str], rows: slice | tuple[()], white: float) -> tuple[np.ndarray, ...]:

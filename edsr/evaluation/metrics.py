@@ -99,12 +99,17 @@ def scored_region(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose y, rgb or div2k")
-    border = scale + 6 if protocol == "div2k" else scale
+    border = border_pixels(scale, protocol)
     a, b = (luma(image) if protocol == "y" else image for image in (sr, hr))
     a, b = (image[border : image.shape[0] - border, border : image.shape[1] - border] for image in (a, b))
     if a.size == 0:
         raise ValueError(f"{sr.shape[1]} x {sr.shape[0]} pixels leave none inside a border of {border}")
     return a, b
+
+
+def border_pixels(scale: int, protocol: str) -> int:
+    """How many pixels at each side of an image a protocol leaves out."""
+    return scale + 6 if protocol == "div2k" else scale
 
 
 def _check_same_shape(a: np.ndarray, b: np.ndarray) -> None:

@@ -1,15 +1,20 @@
 """Scores of a network on a folder of originals, beside bicubic's, as papers report them."""
 
+import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from edsr.errors import EvaluateError
-from edsr.images import find_images, matlab_bicubic, matlab_downscale, matlab_round, read_image
+from edsr.errors import EDSRError, EvaluateError
+from edsr.images import find_images, matlab_bicubic, matlab_downscale, matlab_round, read_opaque
 from edsr.inference import Upscaler
 
 from . import metrics
+
+logger = logging.getLogger(__name__)
 
 FIELDS = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
 
@@ -23,9 +28,13 @@ def evaluate(
 ) -> Iterator[dict]:
     """Scores a network on each image of a folder, in order of name.
 
+    An image that does not suit (unreadable, transparent, too small, without its low-resolution image) is named, and the
+    others go on.
+
     Args:
         upscaler: The network, on a device.
-        hr: Folder of original images; they are cropped at right and bottom to a multiple of the scale.
+        hr: Folder of original images, 8-bit gray or RGB; they are cropped at right and bottom to a multiple of the
+            scale. A gray one is scored on its values as they are, 0 to 255, by every protocol, as MATLAB's scripts do.
         lr: Folder of their low-resolution images, `NAME.png` or `NAMEx2.png`; by default they are made as MATLAB's
             bicubic does.
         protocol: See `edsr.evaluation.metrics.score`.
@@ -33,39 +42,85 @@ def evaluate(
 
     Yields:
         {"name", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"}; PSNR in dB, inf where nothing differs, SSIM nan where
-        fewer than 11 pixels a side are scored.
+        fewer than 11 pixels a side are scored. Or {"name", "error"}, the error being a line for a person.
 
     Raises:
-        EvaluateError: An image is too small, or does not fit its low-resolution image.
-        ImageError: A file cannot be read, or there are none.
+        ImageError: A folder cannot be read, or holds no images.
     """
-    s = upscaler.scale
-    hr_paths = find_images(hr)
-    lr_paths = {path.stem: path for path in find_images(lr)} if lr else {}
-    for path in hr_paths:
-        target = read_image(path)
-        if min(target.shape[:2]) <= 2 * (s + 6):
-            raise EvaluateError(f"{path}: {target.shape[1]} x {target.shape[0]} is too small to score; remove it")
-        target = target[: target.shape[0] // s * s, : target.shape[1] // s * s]
-        if lr:
-            lr_path = lr_paths.get(path.stem) or lr_paths.get(f"{path.stem}x{s}")
-            if lr_path is None:
-                names = f"{path.stem}.png or {path.stem}x{s}.png"
-                raise EvaluateError(f"{lr} has no low-resolution image of {path.name} ({names})")
-            lr_image = read_image(lr_path)
+    paths = find_images(hr)
+    lr_paths = None if lr is None else _LowResolution(Path(lr), upscaler.scale)
+    gray = 0
+    for path in paths:
+        try:
+            target = _read_original(path, upscaler.scale, protocol)
+            lr_image = matlab_downscale(target, upscaler.scale) if lr_paths is None else lr_paths.read(path, target)
+            scores = _score(upscaler, lr_image, target, protocol, self_ensemble)
+        except EDSRError as error:
+            message = str(error)
+            yield {"name": path.name, "error": message if path.name in message else f"{path.name}: {message}"}
+        except (MemoryError, torch.OutOfMemoryError):
+            yield {"name": path.name, "error": f"{path.name}: out of memory; try a smaller --tile"}
         else:
-            lr_image = matlab_downscale(target, s)
-        if (lr_image.shape[0] * s, lr_image.shape[1] * s, lr_image.shape[2]) != target.shape:
-            raise EvaluateError(
-                f"{path.name}: its low-resolution image is {lr_image.shape[1]} x {lr_image.shape[0]}, not a {s}th of "
-                f"{target.shape[1]} x {target.shape[0]}; check --scale and --lr"
-            )
-        result = upscaler(lr_image, self_ensemble=self_ensemble)
-        bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
-        scores = *metrics.score(result, target, s, protocol), *metrics.score(bicubic, target, s, protocol)
-        yield {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
+            gray += target.shape[2] == 1
+            yield {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
+    if gray and protocol == "y":
+        logger.info(f"gray images are scored on their values as they are, 0 to 255: {gray} of {len(paths)}")
 
 
 def mean_scores(images: list[dict]) -> dict:
-    """The mean of each of FIELDS over what `evaluate` yields."""
-    return {field: float(np.mean([image[field] for image in images])) for field in FIELDS}
+    """The mean of each of FIELDS over what `evaluate` yields, errors left out; nan if nothing has been scored."""
+    scored = [image for image in images if "error" not in image]
+    return {field: float(np.mean([image[field] for image in scored])) if scored else float("nan") for field in FIELDS}
+
+
+def _score(
+    upscaler: Upscaler, lr_image: np.ndarray, target: np.ndarray, protocol: str, self_ensemble: bool
+) -> tuple[float, ...]:
+    """The scores in the order of FIELDS."""
+    result = upscaler(lr_image, self_ensemble=self_ensemble)
+    bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
+    return tuple(
+        score for image in (result, bicubic) for score in metrics.score(image, target, upscaler.scale, protocol)
+    )
+
+
+def _read_original(path: Path, s: int, protocol: str) -> np.ndarray:
+    """An original, cropped to a multiple of the scale."""
+    whole = read_opaque(path)
+    target = whole[: whole.shape[0] // s * s, : whole.shape[1] // s * s]
+    if min(whole.shape[:2]) <= 2 * (s + 6) or min(target.shape[:2]) <= 2 * metrics.border_pixels(s, protocol):
+        raise EvaluateError(f"{path}: {whole.shape[1]} x {whole.shape[0]} is too small to score; remove it")
+    return target
+
+
+class _LowResolution:
+    """A folder of low-resolution images, found by the name of their original."""
+
+    def __init__(self, folder: Path, scale: int):
+        self.folder, self.scale = folder, scale
+        self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+        for path in find_images(folder):
+            self._by_stem[path.stem].append(path)
+
+    def read(self, original: Path, target: np.ndarray) -> np.ndarray:
+        """The image that belongs to an original, whose pixels are `target`. Raises EvaluateError or ImageError."""
+        s, stem = self.scale, original.stem
+        found = self._by_stem[stem] + self._by_stem[f"{stem}x{s}"]
+        if not found:
+            names = f"{stem}.png or {stem}x{s}.png"
+            raise EvaluateError(f"{self.folder} has no low-resolution image of {original.name} ({names})")
+        if len(found) > 1:
+            names = " and ".join(path.name for path in found)
+            raise EvaluateError(f"{self.folder}: {names} may both belong to {original.name}; keep one of them")
+        image = read_opaque(found[0])
+        if (image.shape[0] * s, image.shape[1] * s) != target.shape[:2]:
+            raise EvaluateError(
+                f"{original.name}: its low-resolution image is {image.shape[1]} x {image.shape[0]}, not a {s}th of "
+                f"{target.shape[1]} x {target.shape[0]}; check --scale and --lr"
+            )
+        if image.shape[2] == target.shape[2]:
+            return image
+        if any((pixels != pixels[..., :1]).any() for pixels in (image, target)):
+            kinds = ("gray", "RGB") if image.shape[2] == 1 else ("RGB", "gray")
+            raise EvaluateError(f"{original.name}: its low-resolution image is {kinds[0]}, not {kinds[1]}; check --lr")
+        return np.repeat(image, 3, 2) if image.shape[2] == 1 else np.ascontiguousarray(image[..., :1])

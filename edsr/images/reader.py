@@ -53,6 +53,7 @@ class ImageReader:
         full: whether every kind is read: alpha, floating point and CMYK, too.
         folder: where temporary files go, by default the system's folder for them.
         limits: sizes at which it uses a temporary file, and others.
+        with_alpha: whether alpha is read where `full` is false, too.
 
     Attributes:
         path: the file.
@@ -84,9 +85,11 @@ class ImageReader:
         full: bool = False,
         folder: str | os.PathLike[str] | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
+        with_alpha: bool = False,
     ) -> None:
         set_up_libvips()
         self.path = Path(path)
+        self._with_alpha = with_alpha
         self._limits = limits
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)
@@ -217,7 +220,7 @@ class ImageReader:
             return
         elif kind == "float" or (kind == "ushort" and not self._sixteen):
             why = f"{_SAMPLE_NAMES[kind]} samples are"
-        elif image.hasalpha():
+        elif image.hasalpha() and not self._with_alpha:
             why = "transparency (alpha) is"
         elif space == "cmyk":
             why = "the color space CMYK is"
@@ -269,7 +272,11 @@ class ImageReader:
 
 
 def read_image(
-    path: str | os.PathLike[str], sixteen: bool = False, full: bool = False, limits: ReadLimits = DEFAULT_LIMITS
+    path: str | os.PathLike[str],
+    sixteen: bool = False,
+    full: bool = False,
+    limits: ReadLimits = DEFAULT_LIMITS,
+    with_alpha: bool = False,
 ) -> np.ndarray:
     """Read a whole image, [height, width, channels].
 
@@ -278,7 +285,7 @@ def read_image(
     Raises:
         ImageError: as `ImageReader` and its rows() do, or if there is no memory for the pixels.
     """
-    with ImageReader(path, sixteen, full, limits=limits) as reader:
+    with ImageReader(path, sixteen, full, limits=limits, with_alpha=with_alpha) as reader:
         try:
             image = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
         except MemoryError:

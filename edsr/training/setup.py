@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edsr.data import PairedImages, PatchLoader, load_dataset, train_val_split
+from edsr.data import PairedImages, PatchLoader, load_dataset, load_validation, train_val_split
 from edsr.devices import ProcessGroup
 from edsr.errors import BackendError, DataError, WeightsError
 from edsr.kernels import Ops, compile_ahead, is_faster_in_training, load_training_ops, unavailable_reason
@@ -38,7 +38,7 @@ def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages,
     if group.local_rank == 0 and config.cache:
         group.barrier()
     if config.val:
-        validation, _ = load_dataset([config.val], config.scale, 1)
+        validation = load_validation(config.val, config.scale)
     elif validation is None:
         training, validation = train_val_split(training)
     if validation is not None:

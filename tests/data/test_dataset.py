@@ -100,9 +100,9 @@ def test_what_cannot_serve_is_named(folder, lines):
     Image.fromarray(np.zeros((50, 50, 4), np.uint8)).save(folder / "alpha.png")
     images = read_all(folder, patch=8)
     assert len(images) == 4
-    alpha, bad, small, reading = lines()
-    assert reading == "reading 4 images"
-    assert "alpha.png: transparency" in alpha and "bad.png: is not" in bad
+    bad, small, reading, alpha = lines()
+    assert reading == "reading 5 images"
+    assert "alpha.png: is transparent in places" in alpha and "bad.png: is not" in bad
     assert small.endswith("small.png: 9 x 9 is smaller than 16 x 16 pixels: left out")
 
 
@@ -131,12 +131,12 @@ def test_files_that_break_while_decoded_leave_no_hole(folder, tmp_path, suffix, 
 
 
 def test_a_file_that_changes_between_is_left_out(folder, lines, monkeypatch):
-    read = sources.read_image
+    read = sources.read_opaque
 
     def changed(path, sixteen=False):
         return read(path, sixteen)[1:] if path.name == "2.png" else read(path, sixteen)
 
-    monkeypatch.setattr(sources, "read_image", changed)
+    monkeypatch.setattr(sources, "read_opaque", changed)
     assert len(read_all(folder)) == 3
     assert "2.png: has changed" in lines()[-1]
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from edsr.data import load_dataset
+from edsr.data import load_dataset, load_validation
 from edsr.data.dataset import load_files
 from edsr.data.sources import LoadSpec, find_files
 from edsr.errors import DataError
 from edsr.images.resize import matlab_downscale
 from tests.conftest import make_image
 
-from .files import hdf5, read_all, refused, save, sixteen_bit
+from .files import hdf5, read_all, refused, same, save, sixteen_bit
 
 
 def test_div2k(div2k, folder):
@@ -41,8 +42,63 @@ def test_div2k_with_parts_missing_or_wrong(div2k, lines):
     (div2k / "DIV2K_valid_HR").rmdir()
     images, validation = load_dataset([div2k], 2, 4)
     assert validation is None and len(images) == 2 and images.hr.dtype == torch.int16
-    assert re.search("0001x2.png: has 29 x 24 pixels.* 60 x 48, not 2 times", lines()[0])
+    counted, left_out = lines()[:2]
+    assert counted.endswith("X2 has reductions of 3 of 3 originals")
+    assert re.search("0001x2.png: has 29 x 24 pixels.* 60 x 48, not 2 times", left_out)
     np.testing.assert_array_equal(images.pair(1)[0], sixteen_bit(24, 30))
+
+
+@pytest.mark.parametrize("name", ["{}x2.png", "{}.png", "{}x2.tif", "{}.PNG"])
+def test_div2k_with_reductions_under_other_names(div2k, lines, name):
+    reductions = div2k / "DIV2K_train_LR_bicubic" / "X2"
+    given = (reductions / "0002x2.png").read_bytes()
+    (reductions / "0002x2.png").unlink()
+    (reductions / name.format("0002")).write_bytes(given)
+    images = read_all(div2k)
+    np.testing.assert_array_equal(images.pair(1)[0], make_image(24, 30, seed=99))
+    assert f"{reductions} has reductions of 1 of 3 originals; the other 2 are reduced by bicubic" in lines()
+    (reductions / "0002x2.webp").write_bytes(given)
+    refused("may both be the reduction of 0002.png; keep one of them", div2k)
+
+
+def test_div2k_without_reductions(div2k, lines):
+    (div2k / "DIV2K_train_LR_bicubic" / "X2" / "0002x2.png").rename(div2k / "DIV2K_train_LR_bicubic" / "0002x2.png")
+    read_all(div2k)
+    training, validation = lines()[:2]
+    assert training.endswith("X2 has reductions of none of 3 originals: all are reduced by bicubic")
+    assert validation.endswith("X2 has reductions of 1 of 10 originals; the other 9 are reduced by bicubic")
+
+
+def test_reductions_that_crops_make_useless_are_told(div2k, lines):
+    read_all(div2k, crop=24)
+    assert lines()[0].endswith("are not used: each square of --crop is reduced by bicubic")
+
+
+def test_validation_by_the_folder_of_div2k(div2k, folder):
+    images = load_validation(div2k, 2)
+    assert len(images) == 10
+    np.testing.assert_array_equal(images.pair(9)[1], make_image(48, 36, seed=810))
+    assert len(load_validation(folder, 2)) == 4
+
+
+@pytest.mark.parametrize("names", [("Flickr2K_HR", "Flickr2K_LR_bicubic/X2"), ("HR", "LRx2"), ("hr", "lr")])
+def test_reductions_beside_originals_are_not_trained_on(tmp_path, names):
+    for name in names:
+        save(tmp_path / "data" / name / "a.png", make_image(40, 40))
+    assert str(tmp_path / "data" / names[0]) in refused("would be trained on as originals", tmp_path / "data")
+    assert len(read_all(tmp_path / "data" / names[0])) == len(read_all(tmp_path / "data" / names[1])) == 1
+    save(tmp_path / "other" / "lrose" / "a.png", make_image(40, 40))
+    save(tmp_path / "other" / "HR" / "a.png", make_image(40, 40))
+    assert len(read_all(tmp_path / "other")) == 2
+
+
+def test_alpha_that_is_opaque_is_left_out(folder, tmp_path):
+    want = read_all(folder)
+    for path in folder.iterdir():
+        image = Image.open(path)
+        image.putalpha(255)
+        image.save(path)
+    assert same(read_all(folder), want)
 
 
 def test_div2k_deeper_is_not_taken_for_a_folder_of_images(div2k):
@@ -99,6 +155,40 @@ def test_hdf5_values(tmp_path):
     over[1] = -0.02
     images = read_all(hdf5(tmp_path / "over.h5", over[:, ::2, ::2], over))
     assert images.pair(0)[1].min() == 255 and images.pair(1)[1].max() == 0
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x / 127.5 - 1, "hr holds values from"),
+        (lambda x: x / 255 - 0.5, "hr holds values from"),
+        (lambda x: (x / 255 - 0.45) / 0.225, "holds values from"),
+        (lambda x: x - 128.0, "holds values from"),
+        (lambda x: x * 257.0, "holds values from 0 to 6.554e+04; bring lr and hr to 0..1 or 0..255"),
+        (lambda x: x * 8.0, "holds values from 0 to 2040;"),
+        (lambda x: x / 100, "hr holds values from 0 to 2.55;"),
+    ],
+    ids=["signed", "centered", "normalized", "minus 128", "16 bits", "11 bits", "percent"],
+)
+def test_hdf5_of_other_ranges_is_refused(tmp_path, change, says, grouped, kind):
+    values = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3))
+    values[:, :2, :2], values[:, 2:4, 2:4] = 0, 255
+    high, low = (change(x.astype(kind)) for x in (values, values[:, ::2, ::2]))
+    low = low if not says.startswith("hr") else np.clip(low, 0, 1)
+    refused(says, hdf5(tmp_path / "a.h5", *((list(low), list(high)) if grouped else (low, high))))
+
+
+def test_hdf5_of_two_kinds_or_ranges(tmp_path, lines):
+    """Whole numbers beside floating point are each read as what they are."""
+    want = read_all(hdf5(tmp_path / "a.h5", LR, HR), scale=3)
+    lines()
+    for low, high in (LR, HR / 255), (LR / 255, HR), (LR.astype(float), HR):
+        assert same(read_all(hdf5(tmp_path / "b.h5", low, high), scale=3), want)
+        assert " (white)" in lines()[0]
+    refused("lr holds values in 0..1, the other in 0..255", hdf5(tmp_path / "c.h5", LR / 255, HR / 1.0), scale=3)
+    refused("hr holds values in 0..1, the other in 0..255", hdf5(tmp_path / "d.h5", LR / 1.0, HR / 255), scale=3)
 
 
 def test_hdf5_beside_folders_cached_and_cut(folder, tmp_path, lines):

@@ -32,7 +32,7 @@ def no_decoding(monkeypatch):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(sources, "ImageReader", fails)
-    monkeypatch.setattr(sources, "read_image", fails)
+    monkeypatch.setattr(sources, "read_opaque", fails)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "div2k"])

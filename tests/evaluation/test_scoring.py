@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -5,9 +6,8 @@ import pytest
 from PIL import Image
 
 from edsr import cli
-from edsr.errors import EvaluateError, ImageError
 from edsr.evaluation.scoring import evaluate, mean_scores
-from edsr.images.resize import matlab_downscale
+from edsr.images import matlab_bicubic, matlab_downscale, matlab_round
 from edsr.inference.upscaler import Upscaler
 from edsr.weights import list_packaged, load_model, save_model
 from tests.conftest import make_image, network
@@ -81,7 +81,7 @@ def test_json_is_one_document(folders, capsys, protocol, tmp_path):
     assert cli.main(["evaluate", *arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     fields = {"psnr", "ssim", "bicubic_psnr", "bicubic_ssim"}
-    assert set(document) == {"images", "mean"} and set(document["mean"]) == fields
+    assert set(document) == {"images", "failed", "mean", "complete"} and set(document["mean"]) == fields
     assert [set(image) for image in document["images"]] == [fields | {"name"}] * 2
     assert document["mean"]["psnr"] == pytest.approx(np.mean([image["psnr"] for image in document["images"]]))
     assert cli.main(["evaluate", *arguments]) == 0
@@ -110,16 +110,144 @@ def test_scores_that_are_not_finite_are_null_in_json(tmp_path, capsys):
     assert document["mean"]["ssim"] is None and document["mean"]["psnr"] > 0
 
 
-def test_folders_that_do_not_fit(folders, tmp_path):
-    up = Upscaler(network(), device="cpu")
-    with pytest.raises(EvaluateError, match="check --scale"):
-        list(evaluate(up, folders / "lr", folders / "lr"))
-    (folders / "lr" / "b.png").unlink()
-    with pytest.raises(EvaluateError, match=r"no low-resolution image of b\.png"):
-        list(evaluate(up, folders / "hr", folders / "lr"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="no images"):
-        list(evaluate(up, tmp_path / "empty"))
-    Image.fromarray(make_image(9, 9)).save(tmp_path / "empty" / "small.png")
-    with pytest.raises(EvaluateError, match="too small to score"):
-        list(evaluate(up, tmp_path / "empty"))
+@pytest.fixture
+def score(tmp_path, capsys):
+    """Scores the folder `hr` by a small network; gives exit code, the document of --json, and standard error."""
+    save_model(network(), tmp_path / "m.safetensors")
+
+    def call(*options):
+        command = ["evaluate", "--hr", str(tmp_path / "hr"), "--model", str(tmp_path / "m.safetensors"), "--json"]
+        code = cli.main([*command, *map(str, options)])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out, parse_constant=pytest.fail), captured.err
+
+    return call
+
+
+def encode(kind, pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (43, 51, 4), np.uint8)
+UNSUITABLE = {
+    "small.png": (encode("png", make_image(12, 12)), "too small to score"),
+    "cut.png": (encode("png", NOISE[..., :3])[:3000], "damaged or cut off"),
+    "empty.png": (b"", "empty"),
+    "text.jpg": (b"this is no image", "is not a"),
+    "transparent.png": (encode("png", NOISE), "is transparent in places"),
+    "sixteen.png": (encode("png", NOISE[..., 0].astype(np.uint16) * 257), "16-bit"),
+    "float.tif": (encode("tiff", NOISE[..., 0] / np.float32(255)), "floating-point"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUITABLE)
+def test_one_unsuitable_original_does_not_end_it(folders, score, capsys, name):
+    content, says = UNSUITABLE[name]
+    alone = score()
+    assert alone[0] == 0 and alone[1]["failed"] == [] and alone[1]["complete"]
+    place = folders / "hr" / name
+    place.write_bytes(content)
+    code, document, said = score()
+    assert code == 1 and document["images"] == alone[1]["images"] and document["mean"] == alone[1]["mean"]
+    assert [image["name"] for image in document["failed"]] == [name]
+    assert says in document["failed"][0]["error"] and document["failed"][0]["error"] in said
+    assert "1 of 3 images could not be scored" in said
+    assert cli.main(["evaluate", "--hr", str(folders / "hr"), "--model", str(folders / "m.safetensors")]) == 1
+    assert "mean of 2 of 3" in capsys.readouterr().out
+
+
+def test_nothing_that_can_be_scored(tmp_path, score):
+    (tmp_path / "hr").mkdir()
+    (tmp_path / "hr" / "a.png").write_bytes(b"")
+    code, document, said = score()
+    assert code == 1 and document["images"] == [] and len(document["failed"]) == 1
+    assert set(document["mean"].values()) == {None}
+    assert "1 of 1 images could not be scored" in said
+
+
+def test_what_was_scored_before_an_interruption_is_given(folders, capsys, monkeypatch):
+    save_model(network(), folders / "m.safetensors")
+    left = iter([False, True])
+
+    def call(self, image, self_ensemble=False):
+        if next(left):
+            raise KeyboardInterrupt
+        return np.repeat(np.repeat(image, 2, 0), 2, 1)
+
+    monkeypatch.setattr(Upscaler, "__call__", call)
+    command = ["evaluate", "--hr", str(folders / "hr"), "--model", str(folders / "m.safetensors"), "--json"]
+    assert cli.main(command) == 130
+    document = json.loads(capsys.readouterr().out)
+    assert [image["name"] for image in document["images"]] == ["a.png"] and document["complete"] is False
+
+
+def test_equal_images_are_null_and_named(tmp_path, score):
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(np.full((40, 40, 3), 99, np.uint8)).save(tmp_path / "hr" / "flat.png")
+    _, document, _ = score()
+    for scores in document["images"][0], document["mean"]:
+        assert scores["bicubic_psnr"] is None and "bicubic_psnr" in scores["infinite"]
+
+
+@pytest.mark.parametrize("side", [13, 16, 17, 18, 19])
+@pytest.mark.parametrize("protocol", ["y", "rgb", "div2k"])
+def test_images_about_as_small_as_the_border(folders, score, protocol, side):
+    Image.fromarray(make_image(side, side)).save(folders / "hr" / "z.png")
+    code, document, said = score("--protocol", protocol)
+    fits = side >= 18 or (side == 17 and protocol != "div2k")
+    assert (code, len(document["images"])) == ((0, 3) if fits else (1, 2))
+    assert fits or f"z.png: {side} x {side} is too small to score" in said
+
+
+def test_alpha_that_is_opaque_does_not_matter(folders, score):
+    want = score()[1]["images"]
+    for name in "hr/a.png", "hr/b.png", "lr/ax2.png":
+        image = Image.open(folders / name)
+        image.putalpha(255)
+        image.save(folders / name)
+    assert score()[1]["images"] == want
+    assert score("--lr", folders / "lr")[1]["images"] == want
+
+
+def test_gray_originals_are_scored_on_their_values(folders, score):
+    """As MATLAB's scripts do; the same image as RGB has luma in 16..235, and 20 log10(255 / 219) = 1.32 dB more."""
+    gray = np.asarray(Image.open(folders / "hr" / "b.png"))[:40]
+    code, document, said = score()
+    assert code == 0 and "gray images are scored on their values as they are, 0 to 255: 1 of 2" in said
+    low = matlab_downscale(gray[..., None], 2).astype(np.float64)
+    bicubic = matlab_round(matlab_bicubic(low, 40, 40))[2:-2, 2:-2, 0]
+    error = np.mean((bicubic.astype(float) - gray[2:-2, 2:-2]) ** 2)
+    assert document["images"][1]["bicubic_psnr"] == pytest.approx(10 * np.log10(255**2 / error))
+    Image.fromarray(np.repeat(gray[..., None], 3, 2)).save(folders / "hr" / "b.png")
+    code, colored, said = score("--lr", folders / "lr")  # the reduction stays gray
+    assert code == 0 and "gray images" not in said
+    more = colored["images"][1]["bicubic_psnr"] - document["images"][1]["bicubic_psnr"]
+    assert more == pytest.approx(20 * np.log10(255 / 219), abs=0.1)
+
+
+def test_low_resolution_images_that_do_not_fit(folders, score):
+    lr = folders / "lr"
+    assert score("--lr", folders / "hr")[1]["failed"][0]["error"].endswith("check --scale and --lr")
+    Image.fromarray(make_image(22, 26, 1)[:, :, 0]).save(lr / "ax3.png")  # of another scale: not looked at
+    Image.fromarray(make_image(21, 25)).save(lr / "a.jpg")
+    code, document, said = score("--lr", lr)
+    assert code == 1 and [image["name"] for image in document["images"]] == ["b.png"]
+    assert f"{lr}: a.jpg and ax2.png may both belong to a.png; keep one of them" in said
+    (lr / "a.jpg").unlink()
+    Image.fromarray(make_image(21, 25, 1)[:, :, 0]).save(lr / "ax2.png")
+    assert "a.png: its low-resolution image is gray, not RGB; check --lr" in score("--lr", lr)[2]
+    (lr / "b.png").write_bytes(b"")
+    assert score("--lr", lr)[1]["images"] == []
+    (lr / "b.png").unlink()
+    assert "no low-resolution image of b.png (b.png or bx2.png)" in score("--lr", lr)[2]
+    (folders / "none").mkdir()
+    code, document, said = score("--lr", folders / "none")
+    assert code == 1 and "no images in this folder" in said and not document["complete"]
+
+
+@pytest.mark.parametrize("option", ["--hr", "--lr", "--model"])
+def test_names_with_nul(folders, capsys, option):
+    assert cli.main(["evaluate", "--hr", str(folders / "hr"), option, "a\0b"]) == 2
+    assert "NUL" in capsys.readouterr().err
