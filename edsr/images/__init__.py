@@ -19,6 +19,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from .compression import LossyCompression as LossyCompression
     from .compression import detect_compression as detect_compression
+    from .filling import fill_rows as fill_rows
     from .formats import FORMATS as FORMATS
     from .formats import READABLE as READABLE
     from .formats import find_images as find_images
@@ -41,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "compression": ["LossyCompression", "detect_compression"],
+        "filling": ["fill_rows"],
         "formats": ["FORMATS", "READABLE", "find_images", "pixels_to_srgb"],
         "opaque": ["read_opaque"],
         "probe": ["EXTENSIONS", "identify"],

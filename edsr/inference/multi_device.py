@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from .pixels import fill_hidden_colors
 from .plan import ColumnSlice, split_columns
 from .prefetch import Prefetcher
 from .upscaler import Upscaler
@@ -38,11 +39,11 @@ class MultiDeviceUpscaler:
         if len(slices) == 1:
             yield from self.members[0].bands(rows, width, self_ensemble)
             return
-        shared = _SharedRows(rows, len(slices))
+        shared = _SharedRows(fill_hidden_colors(rows), len(slices))  # before columns are cut, so that all see the same
         with ExitStack() as stack:
             results = []
             for i, (member, part) in enumerate(zip(self.members, slices, strict=False)):
-                bands = member.bands(shared.columns(i, part), part.width, self_ensemble)
+                bands = member.bands_of_filled(shared.columns(i, part), part.width, self_ensemble)
                 results.append(stack.enter_context(Prefetcher(bands)))
             waiting: list[np.ndarray | None] = [None] * len(slices)
             while True:

@@ -14,6 +14,7 @@ from edsr.models import EDSR, FoldedEDSR
 
 from .executor import Executor
 from .image_run import ImageRun, OutOfMemory
+from .pixels import fill_hidden_colors
 from .plan import ExecutionPlan, make_plan
 
 
@@ -160,9 +161,10 @@ class Upscaler:
     ) -> Generator[np.ndarray, None, None]:
         """Upscales an image as it arrives: memory does not depend on its height.
 
-        Alpha goes through the network like a gray image, colors times alpha; where alpha is 0, or full, in 5 x 5
-        pixels, it is that exactly, and colors are what they would be without it. If a reduced precision overflows, the
-        rest of the image is computed in fp32; if memory runs out, in smaller bands. Both are logged.
+        Alpha goes through the network like a gray image, and so do colors by themselves, of which those under alpha 0
+        are filled from their neighbors; where alpha is 0, or full, in 5 x 5 pixels, it is that exactly. If a reduced
+        precision overflows, the rest of the image is computed in fp32; if memory runs out, in smaller bands. Both are
+        logged.
 
         Args:
             rows: Successive [n, width, C] arrays of one image, best of `band_rows` rows each; C is 1 to 4 (gray, gray
@@ -173,11 +175,17 @@ class Upscaler:
 
         Yields:
             Successive [m, s·width, C] arrays of the same dtype. The first is late by the network's receptive radius,
-            and on CUDA by one band more, because the next is computed meanwhile.
+            by 15 rows where alpha is near 0, and on CUDA by one band more, because the next is computed meanwhile.
 
         Raises:
             BackendError: Not even the smallest bands fit into memory.
         """
+        return self.bands_of_filled(fill_hidden_colors(rows), width, self_ensemble)
+
+    def bands_of_filled(
+        self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
+    ) -> Generator[np.ndarray, None, None]:
+        """As `bands`, for rows whose colors under alpha 0 have been filled by `fill_hidden_colors`."""
         try:
             yield from ImageRun(self._executor, rows, width, self_ensemble)
         except OutOfMemory as error:
