@@ -9,6 +9,7 @@ from edsr.errors import ImageError
 
 from . import exif
 from .formats import FORMATS, MAX_SIDE
+from .tiff_bands import TiffBands, read_bands
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -48,6 +49,7 @@ class Header(NamedTuple):
         tags: of a TIFF, the numbers in its first IFD; 0 for what is not a number.
         exif: of a TIFF, as `edsr.images.exif.pack` makes it.
         exif_whole: whether `exif` is all of it.
+        bands: of a TIFF, what its bands are.
     """
 
     format: str
@@ -56,6 +58,7 @@ class Header(NamedTuple):
     tags: dict[int, int] = {}  # noqa: RUF012 - never changed
     exif: bytes = b""
     exif_whole: bool = True
+    bands: TiffBands = TiffBands()
 
 
 def identify(head: bytes) -> str:
@@ -93,9 +96,9 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     if name == "PNG":
         _check_png(path, file)
     if name == "TIFF":
-        tags = _check_tiff(path, file)
+        tags, bands = _check_tiff(path, file)
         found, whole = exif.parse(file)
-        return Header(name, loader, tags=tags, exif=exif.pack(found), exif_whole=whole)
+        return Header(name, loader, tags=tags, exif=exif.pack(found), exif_whole=whole, bands=bands)
     if loader == "heifload":
         return Header(name, loader, _check_heif(path, file))
     return Header(name, loader)
@@ -115,26 +118,29 @@ def _check_png(path: Path, file: BinaryIO) -> None:
         file.seek(length - len(data) + 4, os.SEEK_CUR)
 
 
-def _check_tiff(path: Path, file: BinaryIO) -> dict[int, int]:
+def _check_tiff(path: Path, file: BinaryIO) -> tuple[dict[int, int], TiffBands]:
     # Camera raw files begin like a TIFF, but what is read from them is a thumbnail.
     form = FORMATS.get(path.suffix.lower())
     if form is None or form.name != "TIFF":
         raise ImageError(f"{path}: is a TIFF or camera raw file; a TIFF must be named .tif or .tiff")
-    tags = _read_tags(file)
+    tags, bands = _read_tags(file)
     color = _UNSUPPORTED_PHOTOMETRIC.get(tags.get(262, 2), "")
     if color and not (color == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
         raise ImageError(f"{path}: the color space {color} is not supported, convert it to RGB")
     if tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(262) not in (2, 5):  # of which libvips makes noise
         raise ImageError(f"{path}: gray with alpha in separate planes is not supported, store them interleaved")
-    return tags
+    if bands.refusal:
+        raise ImageError(f"{path}: {bands.refusal} not supported, convert it to RGB or gray")
+    return tags, bands
 
 
-def _read_tags(file: BinaryIO) -> dict[int, int]:
+def _read_tags(file: BinaryIO) -> tuple[dict[int, int], TiffBands]:
     found = exif.find_first(file)
     if found is None:
-        return {}
+        return {}, TiffBands()
     entries, _ = exif.read_ifd(file, *found)
-    return {tag: exif.read_number(found[0], entry) or 0 for tag, entry in entries.items()}
+    tags = {tag: exif.read_number(found[0], entry) or 0 for tag, entry in entries.items()}
+    return tags, read_bands(file, found[0], entries, tags)
 
 
 def _check_heif(path: Path, file: BinaryIO) -> bool:

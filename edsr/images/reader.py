@@ -23,6 +23,7 @@ _COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and
     "ushort": {"grey16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
+_HALF_SPACES = {"grey16": "b-w", "rgb16": "scrgb"}  # libvips' names for 16-bit floating point, which it gives as fp32
 _SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
 _METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "exif-data", "image-description", "resolution-unit")
 _FETCH_ROWS = 128  # rows at once; many more take libvips memory, and quadratic time
@@ -200,32 +201,36 @@ class ImageReader:
         name, options = os.fsencode(self.path), {"unlimited": True} if self.format == "TIFF" else {}
         # "error", not "truncated": libvips fills the missing part of a cut-off TIFF with black otherwise.
         image = pyvips.Operation.call(self._header.loader, name, access="sequential", fail_on="error", **options)
-        self._check_supported(image)
-        return image
+        return self._check_supported(image)
 
-    def _check_supported(self, image: pyvips.Image) -> None:
-        """Raise an ImageError if this kind of image is not read."""
-        kind, space = str(image.format), str(image.interpretation)
+    def _check_supported(self, image: pyvips.Image) -> pyvips.Image:
+        """The image without bands that are neither color nor alpha. Raises an ImageError if its kind is not read."""
         if (pages := _get_field(image, "n-pages") or 1) != 1:
             refuse_pages(self.path, "animation frames" if self.format == "WebP" else "pages", pages)
+        bands = self._header.bands
+        everything, image = image.bands, bands.select(image)
+        kind, space = str(image.format), str(image.interpretation)
+        space = _HALF_SPACES.get(space, space) if kind == "float" else space
         if kind not in _COLOR_SPACES:
             why = f"{_SAMPLE_NAMES.get(kind, kind)} samples are"
         elif image.bands not in _COLOR_SPACES[kind].get(space, ()):
-            why = f"the color space {space.upper()} ({image.bands} channels) is"
-        elif kind == "float" and image.bands == 2 and self._header.tags.get(338) == 1:
+            why = f"the color space {space.upper()} ({everything} channels) is"
+        elif kind == "float" and image.bands == 2 and bands.premultiplied:
             why = "premultiplied alpha in floating-point gray is"  # libvips divides as if 255 were opaque
         elif kind == "float" and self._header.tags.get(262) == 0:
             why = "white as zero in floating-point gray is"  # libvips leaves it so
         elif self._full:
-            return
+            return image
         elif kind == "float" or (kind == "ushort" and not self._sixteen):
             why = f"{_SAMPLE_NAMES[kind]} samples are"
+        elif bands.dropped:
+            why = "a band that is neither color nor alpha is"
         elif image.hasalpha() and not self._with_alpha:
             why = "transparency (alpha) is"
         elif space == "cmyk":
             why = "the color space CMYK is"
         else:
-            return
+            return image
         kinds = "an" if self._full else "one 8-bit"
         raise ImageError(f"{self.path}: {why} not supported here, convert it to {kinds} RGB or gray image")
 
@@ -244,6 +249,8 @@ class ImageReader:
             yield f"CMYK is converted to sRGB through {which}"
         if not self._header.exif_whole:
             yield exif.incomplete_warning(exif.MAX_READ)
+        if self._header.bands.dropped:
+            yield self._header.bands.warning(image.bands + self._header.bands.dropped)
 
     def _count_buffered(self, image: pyvips.Image) -> int:
         """The value of `buffered_bytes`."""

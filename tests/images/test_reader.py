@@ -504,10 +504,6 @@ NOT_READ = {  # by `full` either
     "signed.tif": (lambda: tiff(noise(channels=3, dtype=np.int16), photometric="rgb"), "signed 16-bit"),
     "long.tif": (lambda: tiff(noise(channels=3, dtype=np.uint32), photometric="rgb"), "uint samples"),
     "double.tif": (lambda: tiff(noise(channels=3, dtype=np.float64), photometric="rgb"), "cannot be decoded here"),
-    "five.tif": (
-        lambda: tiff(noise(channels=5), photometric="rgb", extrasamples=["unassalpha", "unspecified"]),
-        "(5 channels)",
-    ),
     "gray.tif": (
         lambda: tiff(make_image(channels=2, dtype="float32"), photometric="minisblack", extrasamples=["assocalpha"]),
         "premultiplied",
@@ -540,6 +536,10 @@ NOT_READ = {  # by `full` either
     "zero.png": (lambda: encoded("png")[:16] + bytes(8) + encoded("png")[24:], "damaged"),
 }
 NOT_PLAIN = {  # but by `full`
+    "five.tif": (
+        lambda: tiff(noise(channels=5), photometric="rgb", extrasamples=["unassalpha", "unspecified"]),
+        "neither color nor alpha",
+    ),
     "rgba.png": (lambda: encoded("png", pillow(make_image()).convert("RGBA")), "alpha"),
     "la.png": (lambda: encoded("png", pillow(make_image()).convert("LA")), "alpha"),
     "palette.png": (lambda: encoded("png", pillow(make_image()).convert("P"), transparency=3), "alpha"),
