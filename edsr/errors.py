@@ -6,16 +6,25 @@ classes (ValueError, TypeError, AssertionError) are mistakes of the program that
 
 import re
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line and paragraph separators, and surrogates, which stand for bytes that are no UTF-8."""
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line and paragraph separators, what turns the direction of writing, and surrogates, which stand
+for bytes that are no UTF-8."""
 
 
 def printable(text: str) -> str:
-    """The text as one line, with "?" for all that could break the line, steer the terminal or not be encoded.
+    """The text as one line, with escapes such as \\n, \\x1b and \\u202e for all that could break the line, steer the
+    terminal or not be encoded. A byte of a file name that is no UTF-8 is shown as \\xe9.
 
     File names and the contents of files may hold anything.
     """
-    return _UNPRINTABLE.sub("?", text)
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found[0]
+    if "\udc80" <= character <= "\udcff":  # os.fsdecode's stand-in for a byte
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 class EDSRError(Exception):

@@ -6,12 +6,14 @@ from typing import Any
 
 
 def dumps(value: Any) -> str:
-    """The JSON text of a value, on one line; numbers that are not finite become null.
+    """The JSON text of a value, on one line of printable ASCII; numbers that are not finite become null.
+
+    A byte of a file name that is no UTF-8 becomes one of \\udc80 to \\udcff, from which `os.fsencode` gets it back.
 
     Raises:
         TypeError: The value is not of JSON's types.
     """
-    return json.dumps(_finite(value), allow_nan=False)
+    return json.dumps(_finite(value), allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _finite(value: Any) -> Any:

@@ -36,11 +36,18 @@ def stdin_file(stream: BinaryIO) -> Iterator[Path]:
 @contextlib.contextmanager
 def stdout_file(stream: BinaryIO, extension: str) -> Iterator[Path]:
     """A path for a file of that extension. If there is one when the context is left without an error, it is written
-    into the stream."""
+    into the stream.
+
+    Raises:
+        ImageError: The stream takes no more.
+    """
     with TemporaryDirectory(prefix="edsr-") as folder:
         path = Path(folder, "stdout").with_suffix(extension)
         yield path
         if path.exists():
-            with open(path, "rb") as file:
-                shutil.copyfileobj(file, stream, 2**20)
-            stream.flush()
+            try:
+                with open(path, "rb") as file:
+                    shutil.copyfileobj(file, stream, 2**20)
+                stream.flush()
+            except OSError as error:
+                raise ImageError(f"{STDOUT}: cannot be written ({error.strerror})") from None

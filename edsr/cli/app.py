@@ -3,8 +3,8 @@
 import contextlib
 import os
 import signal
-import sys
 
+from .console import lost_output, open_streams, settle_streams
 from .parser import build_parser
 
 
@@ -12,8 +12,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit code: 0 done, 1 something failed, 2 misuse, 130 interrupted.
+        The exit code: 0 done, 1 something failed, or lines for standard output were lost, 2 misuse, 130 interrupted.
     """
+    open_streams()
     options = build_parser().parse_args(argv)
     # Now, and not before: --help answers without what only commands need.
     from . import commands, upscale
@@ -37,18 +38,21 @@ def main(argv: list[str] | None = None) -> int:
             "info": commands.run_info,
             "convert": commands.run_convert,
         }
-        return handlers[options.command](options)
-    except KeyboardInterrupt:
-        print_line("interrupted")
+        code = handlers[options.command](options)
+        if (lost := lost_output()) is not None:
+            print_line(f"error: standard output: {lost.strerror or lost}; lines are missing there")
+            return code or 1
+        return code
+    except KeyboardInterrupt as interrupt:
+        print_line(str(interrupt) or "interrupted")
         return 130
     except UsageError as error:
         print_line(f"error: {error}")
         return 2
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
-        return 1
     except Exception as error:
         if options.debug or not is_expected(error):
             raise
         print_line(f"error: {describe(error)}")
         return 1
+    finally:
+        settle_streams()

@@ -2,6 +2,9 @@
 
 import argparse
 import contextlib
+from typing import NoReturn
+
+from edsr.errors import printable
 
 
 def tile(text: str) -> int | str:
@@ -66,6 +69,13 @@ class Given(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
         namespace.given = {*namespace.given, self.dest}
+
+
+class LineParser(argparse.ArgumentParser):
+    """A parser whose errors are lines, whatever the arguments that they quote hold."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

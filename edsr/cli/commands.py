@@ -14,7 +14,7 @@ from pathlib import Path
 from edsr.errors import printable
 from edsr.strict_json import dumps
 
-from .console import UsageError, print_line
+from .console import UsageError, print_line, print_result, require_output
 from .network import make_upscaler, requested_choice, set_threads
 
 # --- compare
@@ -48,11 +48,11 @@ def run_compare(options: Namespace) -> int:
         data = file.getvalue()
     save_comparison(target, data, options.overwrite)
     if not options.quiet:
-        print(target)
+        print_result(str(target))
         if description != options.model:
-            print(f"  {description}")
+            print_result(f"  {description}")
         for title, (psnr, ssim) in found.scores.items():
-            print(f"  {title:10}{psnr:6.2f} dB{ssim:9.4f}")
+            print_result(f"  {title:10}{psnr:6.2f} dB{ssim:9.4f}")
     return 0
 
 
@@ -64,10 +64,11 @@ def run_evaluate(options: Namespace) -> int:
 
     if options.model == "auto":
         raise UsageError("evaluate scores one network for all images, not auto; name it with --model")
+    require_output("the scores")
     upscaler = make_upscaler(options)
     images, failed, complete = [], [], False
     if not options.json:
-        print(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")
+        print_result(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")
     try:
         for image in evaluate(upscaler, options.hr, options.lr, options.protocol, options.self_ensemble):
             if "error" in image:
@@ -76,15 +77,15 @@ def run_evaluate(options: Namespace) -> int:
                 continue
             images.append(image)
             if not options.json:
-                print(score_line(image["name"], image), flush=True)
+                print_result(score_line(image["name"], image))
         complete = True
     finally:  # what was scored before an interruption is given, too
         if options.json:
             document = {"images": [name_infinite(image) for image in images], "failed": failed}
-            print(dumps(document | {"mean": name_infinite(mean_scores(images)), "complete": complete}), flush=True)
+            print_result(dumps(document | {"mean": name_infinite(mean_scores(images)), "complete": complete}))
     if images and not options.json:
         title = f"mean of {len(images)}" + (f" of {len(images) + len(failed)}" if failed else "")
-        print(score_line(title, mean_scores(images)), flush=True)
+        print_result(score_line(title, mean_scores(images)))
     if failed:
         print_line(f"{len(failed)} of {len(images) + len(failed)} images could not be scored")
     return 1 if failed else 0
@@ -178,14 +179,16 @@ def training_options(options) -> dict:
 
 
 def run_info(options: Namespace) -> int:
+    require_output("what the file holds")
+
     from edsr.weights import read_info
 
     info = read_info(options.file, scale=options.scale)
     if options.json:
-        print(dumps(info))
+        print_result(dumps(info))
         return 0
     for name, value in info.items():
-        print(f"{name:16}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+        print_result(f"{name:16}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     return 0
 
 
@@ -205,5 +208,5 @@ def run_convert(options: Namespace) -> int:
     dtype = torch.float16 if options.half else None
     save_model(model, output, dtype=dtype, training=read_info(options.input, **chosen)["training"])
     if not options.quiet:
-        print(output)
+        print_result(str(output))
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from edsr import __version__
 from edsr.training import TrainConfig
 
-from .arguments import Defaults, Given, auto_or_whole, fraction, int_between, positive, square, tile
+from .arguments import Defaults, Given, LineParser, auto_or_whole, fraction, int_between, positive, square, tile
 
 
 def program_name() -> str:
@@ -21,7 +21,7 @@ def program_name() -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = LineParser(
         prog=program_name(),
         description="Makes images 2, 3 or 4 times larger with EDSR (Lim et al. 2017), exactly, whatever their size.",
         epilog="Start with: %(prog)s upscale photo.png. For the options of a command: %(prog)s COMMAND --help",

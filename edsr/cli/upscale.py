@@ -2,7 +2,6 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from edsr.errors import printable
 from edsr.strict_json import dumps
 
-from .console import UsageError, describe, is_expected, print_line
+from .console import UsageError, describe, is_closed, is_expected, print_line, print_result, require_output
 from .network import requested_choice, set_threads
 
 if TYPE_CHECKING:
@@ -44,12 +43,12 @@ def run_upscale(options: Namespace) -> int:
         options.outscale or 0,
         description,
     )
-    records = []
+    tally = Tally()
     with ExitStack() as stack:
         plan = plan_batch(options, size.tag(pool.scale), stack)
         jobs = group.share(plan.jobs)
         if group.is_main:
-            records += report_plan(plan, options)
+            report_plan(plan, options, tally)
         upscale_options = UpscaleOptions(
             size,
             options.linear_light,
@@ -59,21 +58,26 @@ def run_upscale(options: Namespace) -> int:
             options.skip_existing,
             make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
         )
-        with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:
-            for result in upscale_files(jobs, pool, upscale_options, bars):
-                # A defect of ours is shown with its traceback, but does not end a batch that somebody left to itself.
-                defect = result.error is not None and not is_expected(result.error)
-                if result.error is not None and (options.debug or (defect and len(jobs) == 1)):
-                    raise result.error
-                records.append(record_of(result))
-                bars.done()
-                report(records[-1], options)
-    gathered = group.gather(records)
+        try:
+            with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:
+                for result in upscale_files(jobs, pool, upscale_options, bars):
+                    # A defect of ours is shown with its traceback, but ends no batch that somebody left to itself.
+                    defect = result.error is not None and not is_expected(result.error)
+                    if result.error is not None and (options.debug or (defect and len(jobs) == 1)):
+                        raise result.error
+                    record = record_of(result)
+                    tally.add(record)
+                    bars.done()
+                    report(record, options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(tally.interruption(len(jobs), options.overwrite)) from None
+    others = group.gather(tally)
     group.leave()
-    all_records = [record for part in gathered or [] for record in part]
-    if gathered is not None and len(all_records) > 1 and not options.quiet:
-        print_line(summary(all_records))
-    return 1 if any(record["error"] for record in records + all_records) else 0
+    for other in (others or [])[1:]:
+        tally.add_all(other)
+    if group.is_main and tally.inputs > 1 and not options.quiet:
+        print_line(*tally.summary())
+    return 1 if tally.failures else 0
 
 
 def check_options(options: Namespace) -> None:
@@ -81,13 +85,18 @@ def check_options(options: Namespace) -> None:
     if "-" in (*options.inputs, options.output):
         if len(options.inputs) > 1:
             raise UsageError("- is one image: give no other input with it, and no output - for several")
+        if "-" in options.inputs and is_closed("stdin"):
+            raise UsageError("-: standard input is closed; pipe an image into it")
         if "-" in options.inputs and sys.stdin.isatty():
             raise UsageError("-: standard input is a terminal; pipe an image into it")
         if writes_stdout(options):
+            require_output("the image")
             if sys.stdout.isatty():
                 raise UsageError("-: standard output is a terminal; redirect it, or name a file with -o")
             if options.json:
                 raise UsageError("--json and the image cannot both go to standard output; name a file with -o")
+    if options.json:
+        require_output("what --json prints")
     if options.outscale and (options.width or options.height):
         raise UsageError("--outscale and --width or --height contradict each other; give one of them")
 
@@ -115,19 +124,19 @@ def plan_batch(options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
     return plan
 
 
-def report_plan(plan: "BatchPlan", options: Namespace) -> list[dict]:
-    """Reports what the plan leaves out and the inputs that nothing can be made of; gives the records of these."""
+def report_plan(plan: "BatchPlan", options: Namespace, tally: "Tally") -> None:
+    """Reports what the plan leaves out, and the inputs that nothing can be made of."""
     if plan.left_out and not options.quiet:
         names = [str(path) for path in plan.left_out[:LEFT_OUT_SHOWN]]
         more = len(plan.left_out) - len(names)
         listed = ", ".join(names) + (f" and {more} more" if more else "")
-        print_line(printable(f"note: left out, because other inputs become this: {listed}"))
+        print_line(f"note: left out, because other inputs become this: {listed}")
     if plan.errors and options.debug:
         raise plan.errors[0].error
-    records = [record_of_input(failed) for failed in plan.errors]
-    for record in records:
+    for failed in plan.errors:
+        record = record_of_input(failed)
+        tally.add(record)
         report(record, options)
-    return records
 
 
 def record_of(result: "FileResult") -> dict:
@@ -163,26 +172,56 @@ def new_record(name: str) -> dict:
 def report(record: dict, options: Namespace) -> None:
     """Prints what became of an input."""
     if record["error"]:
-        print_line(f"error: {printable(record['error'])}")
+        print_line(f"error: {record['error']}")
     if not options.quiet:
-        for line in record["warnings"]:
-            print_line(printable(f"note: {record['input']}: {line}"))
+        print_line(*(f"note: {record['input']}: {line}" for line in record["warnings"]))
     if options.json:
-        print_line(dumps(record), sys.stdout)
+        print_result(dumps(record))
     elif not options.quiet and record["output_size"]:
         width, height = record["output_size"]
         seconds, speed = record["seconds"], record["megapixels_per_second"]
         line = f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s, {record['model']}"
         # Beside an image on standard output, and with one from standard input, lines go to standard error.
-        piped = "-" in (*options.inputs, options.output)
-        print_line(printable(line), sys.stderr if piped else sys.stdout)
+        show = print_line if "-" in (*options.inputs, options.output) else print_result
+        show(line)
 
 
-def summary(records: Sequence[dict]) -> str:
-    """How a batch went, failures named again."""
-    failures = [printable(record["error"]) for record in records if record["error"]]
-    skipped = sum(record["skipped"] for record in records)
-    parts = [f"{len(records) - len(failures) - skipped} of {len(records)} images done"]
-    parts += [f"{skipped} skipped"] if skipped else []
-    parts += [f"{len(failures)} failed:"] if failures else []
-    return "\n".join([", ".join(parts), *(f"  {line}" for line in failures)])
+class Tally:
+    """How a batch goes: numbers, and a line for each failure. Small, however many images there are."""
+
+    def __init__(self) -> None:
+        self.inputs, self.skipped = 0, 0
+        self.failures: list[str] = []
+
+    def add(self, record: dict) -> None:
+        """Counts the record of an input."""
+        self.inputs += 1
+        self.skipped += bool(record["skipped"])
+        if record["error"]:
+            self.failures.append(record["error"])
+
+    def add_all(self, other: "Tally") -> None:
+        """Counts what another process has counted."""
+        self.inputs += other.inputs
+        self.skipped += other.skipped
+        self.failures += other.failures
+
+    @property
+    def done(self) -> int:
+        """Images upscaled."""
+        return self.inputs - self.skipped - len(self.failures)
+
+    def interruption(self, jobs: int, overwrite: bool) -> str:
+        """What is said when a batch of so many jobs is interrupted."""
+        if jobs <= 1:
+            return "interrupted"
+        line = f"interrupted: {self.done + self.skipped} of {jobs} images done"
+        # Results that were to be replaced would be skipped as well.
+        return line if overwrite else f"{line}; the same command with --skip-existing goes on"
+
+    def summary(self) -> list[str]:
+        """How the batch went, in lines; failures are named again."""
+        parts = [f"{self.done} of {self.inputs} images done"]
+        parts += [f"{self.skipped} skipped"] if self.skipped else []
+        parts += [f"{len(self.failures)} failed:"] if self.failures else []
+        return [", ".join(parts), *(f"  {line}" for line in self.failures)]

@@ -28,7 +28,7 @@ def test_what_is_logged_is_a_line(capsys):
         show_log(quiet=False)
     logging.getLogger("edsr.kernels.winograd").info("compiling %s", "a\nb")
     logging.getLogger("edsr.training").debug("details")
-    assert capsys.readouterr() == ("", "compiling a?b\n")
+    assert capsys.readouterr() == ("", "compiling a\\nb\n")
     show_log(quiet=True)
     logging.getLogger("edsr.kernels.winograd").error("compiling")
     assert capsys.readouterr() == ("", "")
@@ -45,7 +45,7 @@ def test_which_errors_are_for_people():
     for error in errors.TrainError("x"), OSError("x"), MemoryError(), torch.OutOfMemoryError():
         assert is_expected(error)
     assert not is_expected(ValueError("x"))
-    assert describe(FileNotFoundError(2, "No such file", "a\x1b[2J")) == "a?[2J: No such file"
+    assert describe(FileNotFoundError(2, "No such file", "a\x1b[2J")) == r"a\x1b[2J: No such file"
     assert describe(torch.OutOfMemoryError()) == describe(MemoryError()) == "out of memory; try a smaller --tile"
     assert describe(KeyError("x")) == "KeyError('x'), a defect; --debug shows where"
 
