@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 
 from .console import lost_output, open_streams, settle_streams
 from .parser import build_parser

@@ -148,7 +148,7 @@ def test_a_full_standard_output(home, flag, unbuffered):
     pillow(smooth(9, 9)).save("b.jpg")
     arguments = ["upscale", "photo.png", "b.jpg", flag, "--model", "m.safetensors"]
     done = shell(">/dev/full", *arguments, PYTHONUNBUFFERED=unbuffered)
-    assert done.returncode == 1 and names(".")[0::2] == ["b.jpg", "m.safetensors", "photo_x2.png"]
+    assert done.returncode == 1 and {"b_x2.png", "photo_x2.png"} <= {*names(".")}
     assert done.stderr.decode().splitlines() == [
         "2 of 2 images done",
         "error: standard output: No space left on device; lines are missing there",
