@@ -161,7 +161,7 @@ def _read_rows(reader: ImageReader) -> Iterator[np.ndarray]:
 
 def _icc_profile(reader: ImageReader) -> bytes | None:
     """The ICC profile of the pixels, if the file has one for their kind."""
-    profile = next((value for _, name, value in reader.metadata if name == "icc-profile-data"), b"")
+    profile = next((entry.data for entry in reader.metadata if entry.kind == "icc"), b"")
     return profile if profile[16:20] == (b"GRAY" if reader.channels <= 2 else b"RGB ") else None
 
 

@@ -12,12 +12,14 @@ hold, as after every editor that does not know the maker's format.
 import io
 import os
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 MAX_READ = 512_000  # bytes of EXIF data that are read; no directory can have 65,536 entries then
-MAX_WRITTEN = 65_000  # bytes that libvips writes anywhere: its libexif reads 65,534, and adds a few entries of its own
+MAX_WRITTEN = 65_000  # bytes written into a JPEG, where a segment ends at 65,533
 _MAX_OFFSET = 2**40  # of what is read; systems refuse some that are larger
 DESCRIPTION = 270
 DESCRIPTIVE_TAGS = frozenset(
@@ -25,17 +27,11 @@ DESCRIPTIVE_TAGS = frozenset(
 )
 """Tags of a first IFD: name of the document, description, make, model, name of the page, software, date, artist, host
 computer, rating, the same in percent, copyright; Windows' title, comment, author, keywords and subject."""
-_UNKNOWN_TO_LIBEXIF = {
-    285: "PageName",
-    316: "HostComputer",
-    18246: "Rating",
-    18249: "RatingPercent",
-}  # to libexif, so to libvips
 _EXIF, _GPS, _INTEROPERABILITY = 34665, 34853, 40965  # each IFD goes by the tag that points to it, the first by 0
 _SUB_IFDS = {0: (_EXIF, _GPS), _EXIF: (_INTEROPERABILITY,), _GPS: (), _INTEROPERABILITY: ()}
 _NEVER_COPIED = {274, 513, 514, _EXIF, _GPS, _INTEROPERABILITY}  # orientation, thumbnail, pointers where none should be
 _WIDTH, _HEIGHT, _COMMENT = 0xA002, 0xA003, 0x9286
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # type -> bytes of a value
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # type -> bytes of a value
 _UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8}  # type -> bytes that have an order
 _LONG, _LONG8, _UTF8 = 4, 16, 129
 _NUMBERS = {3: "H", _LONG: "I", 13: "I", _LONG8: "Q", 18: "Q"}  # type of a tag's only value, which may be an offset
@@ -94,11 +90,6 @@ def incomplete_warning(limit: int) -> str:
     return f"EXIF data is left out in part: damaged, of an unknown type, or above {limit // 1000} kB"
 
 
-def list_unknown(exif: Exif) -> str:
-    """The names of tags that libvips leaves out when it writes another format than TIFF, separated by commas."""
-    return ", ".join(name for tag, name in _UNKNOWN_TO_LIBEXIF.items() if tag in exif.ifds.get(0, {}))
-
-
 def find_first(file: BinaryIO) -> tuple[TiffForm, int] | None:
     """The structure of a TIFF and the offset of its first IFD; None if it is no TIFF."""
     file.seek(0)
@@ -130,8 +121,11 @@ def read_number(form: TiffForm, entry: Entry) -> int | None:
     return struct.unpack_from(form.byte_order + code, entry.data)[0]
 
 
-def parse(file: BinaryIO) -> tuple[Exif, bool]:
-    """Read a TIFF's EXIF data: (what is understood, whether that is all of it). At most `MAX_READ` bytes are read."""
+def parse(file: BinaryIO, but: frozenset[int] | None = None) -> tuple[Exif, bool]:
+    """Read a TIFF's EXIF data: (what is understood, whether that is all of it). At most `MAX_READ` bytes are read.
+
+    but: if given, the first IFD is EXIF data's own, and all its tags are taken but these.
+    """
     found = find_first(file)
     if found is None:
         return Exif("<", {}), False
@@ -151,7 +145,11 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
                 pointer = read_number(form, entry)
                 whole &= pointer is not None
                 offsets |= {tag: pointer} if pointer else {}  # 0: none
-            elif (name or tag in DESCRIPTIVE_TAGS) and tag not in _NEVER_COPIED and entry.value_count:
+            elif (
+                (name or tag in DESCRIPTIVE_TAGS or (but is not None and tag not in but))
+                and tag not in _NEVER_COPIED
+                and entry.value_count
+            ):
                 value = read_value(file, form, entry, left)
                 whole &= value is not None
                 if value is not None:
@@ -163,7 +161,7 @@ def parse(file: BinaryIO) -> tuple[Exif, bool]:
 def read_value(file: BinaryIO, form: TiffForm, entry: Entry, limit: int) -> Entry | None:
     """An entry with its values read; None if damaged, of unknown type or, with the entry, above `limit` bytes."""
     kind = 2 if entry.field_type == _UTF8 else entry.field_type  # as which everybody writes and reads it
-    size = entry.value_count * _SIZES.get(kind, MAX_READ)
+    size = entry.value_count * SIZES.get(kind, MAX_READ)
     if form.entry.size + size > limit:
         return None
     data = entry.data[:size]
@@ -196,17 +194,20 @@ def pack(exif: Exif) -> bytes:
     return b"Exif\0\0" + signature + form.offset.pack(first) + data
 
 
-def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
-    """Add EXIF data to a TIFF of one image.
+def append(
+    file: BinaryIO, exif: Exif, width: int, height: int, own: Mapping[int, Entry] = MappingProxyType({})
+) -> bool:
+    """Add EXIF data, and tags of other kinds, to a TIFF of one image.
 
-    Entries that the image has already stay as they are. The IFDs, the first one included, are written at the end of the
-    file; the header is changed last, to point to the new first one.
+    Entries that the image has already stay as they are, but for those in `own`. The IFDs, the first one included, are
+    written at the end of the file; the header is changed last, to point to the new first one.
 
     Args:
         file: open for reading and writing.
         exif: what to add.
         width: of the image, in pixels; the EXIF IFD will say so, too.
         height: likewise.
+        own: further entries of the first IFD, in little-endian order.
 
     Returns:
         False if a classic TIFF would grow beyond 4 GiB; the file is unchanged then.
@@ -215,7 +216,7 @@ def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
         OSError: if the file cannot be written.
     """
     found = find_first(file)
-    if found is None or not any(exif.ifds.values()):
+    if found is None or not (own or any(exif.ifds.values())):
         return True
     form, first = found
     ifds = {
@@ -225,7 +226,8 @@ def append(file: BinaryIO, exif: Exif, width: int, height: int) -> bool:
     if _EXIF in ifds:
         sizes = {_WIDTH: width, _HEIGHT: height}
         ifds[_EXIF] |= {tag: Entry(_LONG, 1, struct.pack(form.byte_order + "I", size)) for tag, size in sizes.items()}
-    ifds[0] = ifds.get(0, {}) | read_ifd(file, form, first)[0]
+    added = {tag: _convert_byte_order(tag, entry, "<", form.byte_order) for tag, entry in own.items()}
+    ifds[0] = ifds.get(0, {}) | read_ifd(file, form, first)[0] | added
     end = file.seek(0, os.SEEK_END)
     end += end % 2  # offsets are even
     if not form.big and end + len(_lay_out(ifds, form, 0)[0]) >= 2**32:

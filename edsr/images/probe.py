@@ -9,6 +9,7 @@ from edsr.errors import ImageError
 
 from . import exif
 from .formats import FORMATS, MAX_SIDE
+from .metadata.tiff import find_mends
 from .tiff_bands import TiffBands, read_bands
 
 _SIGNATURES = {
@@ -50,6 +51,7 @@ class Header(NamedTuple):
         exif: of a TIFF, as `edsr.images.exif.pack` makes it.
         exif_whole: whether `exif` is all of it.
         bands: of a TIFF, what its bands are.
+        mends: of a TIFF, offset -> bytes that must stand there, see `edsr.images.metadata.tiff`.
     """
 
     format: str
@@ -59,6 +61,7 @@ class Header(NamedTuple):
     exif: bytes = b""
     exif_whole: bool = True
     bands: TiffBands = TiffBands()
+    mends: dict[int, bytes] = {}  # noqa: RUF012 - never changed
 
 
 def identify(head: bytes) -> str:
@@ -98,7 +101,8 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     if name == "TIFF":
         tags, bands = _check_tiff(path, file)
         found, whole = exif.parse(file)
-        return Header(name, loader, tags=tags, exif=exif.pack(found), exif_whole=whole, bands=bands)
+        packed, mends = exif.pack(found), find_mends(file)
+        return Header(name, loader, tags=tags, exif=packed, exif_whole=whole, bands=bands, mends=mends)
     if loader == "heifload":
         return Header(name, loader, _check_heif(path, file))
     return Header(name, loader)

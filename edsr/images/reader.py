@@ -14,6 +14,9 @@ from edsr.errors import ImageError
 
 from . import exif, reorder
 from .formats import check_memory, describe_error, set_up_libvips, to_srgb
+from .metadata import inventory, transfer
+from .metadata.entries import Entry
+from .metadata.mended import open_mended
 from .probe import probe, refuse_pages
 from .samples import rescale
 
@@ -25,7 +28,6 @@ _COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and
 }
 _HALF_SPACES = {"grey16": "b-w", "rgb16": "scrgb"}  # libvips' names for 16-bit floating point, which it gives as fp32
 _SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
-_METADATA = ("icc-profile-data", "xmp-data", "iptc-data", "exif-data", "image-description", "resolution-unit")
 _FETCH_ROWS = 128  # rows at once; many more take libvips memory, and quadratic time
 
 
@@ -63,8 +65,9 @@ class ImageReader:
         channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied).
         alpha: whether the last channel is alpha.
         dtype: uint8, uint16 or float32.
-        resolution: pixels per mm, horizontally and vertically.
-        metadata: (libvips type, name, value) of what an ImageWriter can keep.
+        resolution: pixels per mm, horizontally and vertically; 72 per inch where that is not known.
+        metadata: all that the file holds besides pixels, as `edsr.images.metadata.entries.Entry`.
+        source: the same, and the resolution where it is known, as an ImageWriter takes it.
         warnings: a line for each thing that does not come out as it stands in the file.
         buffered_bytes: about how many bytes the decoder needs for the image as a whole, 0 where it goes row by row:
 
@@ -94,30 +97,33 @@ class ImageReader:
         self._limits = limits
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)
+        self._sources: list[pyvips.Source] = []
         self.format = self._header.format
         with self._as_image_errors():
             image = self._load()
             self.buffered_bytes = self._count_buffered(image)
             self._interlaced = self.format == "PNG" and _get_field(image, "interlaced") == 1 and not self.buffered_bytes
-            self._orientation = _get_field(image, "orientation") or 1
-            self.warnings = tuple(self._list_warnings(image))
-            image = self._convert(image)
+            found = self._take_inventory(image)
+            self._orientation = found.orientation
+            self.warnings = (*self._list_warnings(image), *found.warnings)
+            cmyk, image = image.interpretation == "cmyk", self._convert(image)
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = np.dtype(_DTYPES[str(image.format)])
-            # libvips says 1 pixel per mm where a file says nothing; 72 per inch is what others assume.
-            known = (image.xres, image.yres) != (1, 1) and all(0 < res < 1e6 for res in (image.xres, image.yres))
-            self.resolution: tuple[float, float] = (image.xres, image.yres) if known else (72 / 25.4, 72 / 25.4)
-            self.metadata: list[tuple[Any, str, Any]] = [
-                (image.get_typeof(name), name, image.get(name))
-                for name in image.get_fields()
-                if name in _METADATA  # libvips makes the fields exif-* from exif-data
-            ]
-            if self._header.exif:
-                self.metadata.append((pyvips.GValue.blob_type, "exif-data", self._header.exif))
+            entries = found.entries
+            if cmyk:
+                converted = _get_field(image, "icc-profile-data") or b""
+                entries = (*(e for e in entries if e.kind != "icc"), Entry("icc", "", "ICC", converted, len(converted)))
+            turned = self._orientation >= 5
+            resolution, aspect = (
+                pair and (pair[turned], pair[not turned]) for pair in (found.resolution, found.aspect)
+            )
+            self.source = transfer.Source(entries, resolution, aspect, turned)
+            self.metadata: tuple[Entry, ...] = entries
+            # Where a file says nothing, 72 per inch is what others assume.
+            self.resolution: tuple[float, float] = self.source.resolution or (72 / 25.4, 72 / 25.4)
         self.height, self.width, self.channels = self._stored
         if self._orientation >= 5:
             self.height, self.width = self.width, self.height
-            self.resolution = self.resolution[1], self.resolution[0]
         self.alpha = self.channels in (2, 4)
         self._check_resources()
         self._image: pyvips.Image | None = image
@@ -183,6 +189,18 @@ class ImageReader:
                 return
             yield part
 
+    def _take_inventory(self, image: pyvips.Image) -> inventory.Inventory:
+        """List what the file holds besides pixels. Of AVIF and HEIF libvips gives EXIF data, XMP and profile."""
+        names = {"exif": "exif-data", "xmp": "xmp-data", "icc": "icc-profile-data"}
+        decoded = {kind: bytes(_get_field(image, name) or b"") for kind, name in names.items()}
+        decoded["exif"] = decoded["exif"].removeprefix(b"Exif\0\0")
+        decoded = decoded if self._header.loader == "heifload" else {}
+        own = self._header.exif.removeprefix(b"Exif\0\0")
+        try:
+            return inventory.take(self.path, self.format, own, self._header.tags.get(274, 0), decoded)
+        except OSError as error:
+            raise ImageError(f"{self.path}: cannot be read ({error.strerror})") from None
+
     @contextmanager
     def _as_image_errors(self) -> Iterator[None]:
         """Turn what decoders and temporary files raise into an ImageError of one line."""
@@ -200,7 +218,11 @@ class ImageReader:
         # As bytes: a name need not be valid Unicode, nor "[...]" in it be options.
         name, options = os.fsencode(self.path), {"unlimited": True} if self.format == "TIFF" else {}
         # "error", not "truncated": libvips fills the missing part of a cut-off TIFF with black otherwise.
-        image = pyvips.Operation.call(self._header.loader, name, access="sequential", fail_on="error", **options)
+        loader, source = self._header.loader, name
+        if self._header.mends:
+            loader, source = f"{loader}_source", open_mended(self.path, self._header.mends)
+            self._sources.append(source)  # libvips does not keep it alive
+        image = pyvips.Operation.call(loader, source, access="sequential", fail_on="error", **options)
         return self._check_supported(image)
 
     def _check_supported(self, image: pyvips.Image) -> pyvips.Image:

@@ -1,6 +1,5 @@
 """Image files written row by row, whole or not at all."""
 
-import io
 import os
 import stat
 import struct
@@ -19,10 +18,13 @@ from edsr.system import atomic_file
 
 from . import exif
 from .formats import FORMATS, Format, check_memory, describe_error, set_up_libvips, storage_for, to_srgb
+from .metadata import heif, jpeg, png, transfer, webp
+from .metadata.splice import save_spliced
 from .reader import ImageReader
 from .samples import TargetSize, over_white, quantize, resample, to_depth
 
 _PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
+_SPLICES = {"PNG": png.Splice, "JPEG": jpeg.Splice}
 _CHUNK_BYTES = 2**20  # bytes handed to the encoder at once
 BIGTIFF_ABOVE = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
@@ -39,8 +41,7 @@ class ImageWriter:
         height: how many rows there will be.
         channels: of the rows: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied). WebP and
             AVIF store gray as RGB.
-        like: the ImageReader whose metadata is kept: resolution, XMP, IPTC, EXIF without its thumbnail, and the ICC
-            profile.
+        like: the ImageReader whose metadata is kept or converted, or named in `warnings`.
         overwrite: whether an existing file is replaced, in one step; otherwise it stays untouched.
         quality: 1 to 100 for JPEG, WebP and AVIF; PNG and TIFF are lossless at any.
         dtype: of the rows: uint8, uint16 or float32 in 0..1. Stored as `storage_for` says, rounded to nearest.
@@ -98,8 +99,10 @@ class ImageWriter:
         check_memory(self.path, self.buffered_bytes)
         self._options = self._choose_options(quality, bigtiff_above)
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
-        self._metadata: list[tuple[Any, str, Any]] = like.metadata if like else []
-        self.warnings = self._storage.warnings + tuple(self._drop_metadata())
+        source = like.source if like else transfer.Source()
+        result = transfer.Result(self._format.name, channels <= 2, *self._reduced[:2])
+        self._metadata = transfer.plan(source, result)
+        self.warnings = (*self._storage.warnings, *self._metadata.warnings)
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
@@ -116,30 +119,6 @@ class ImageWriter:
         if self._format.name == "AVIF":
             options["bitdepth"] = 12 if stored == np.uint16 else 8
         return options
-
-    def _drop_metadata(self) -> Iterator[str]:
-        """Leave out of the metadata what does not suit the file. Yields a line for each such thing."""
-        profile = next((value[16:20] for _, name, value in self._metadata if name == "icc-profile-data"), None)
-        suitable, name = (b"GRAY", "gray") if self.channels <= 2 else (b"RGB ", "RGB")
-        if profile is not None and profile != suitable:
-            yield f"the color profile is left out, it is not for {name} images"
-            self._metadata = [entry for entry in self._metadata if entry[1] != "icc-profile-data"]
-        blob = next((value for _, name, value in self._metadata if name == "exif-data"), b"")
-        self._exif, whole = exif.parse(io.BytesIO(blob.removeprefix(b"Exif\0\0")))
-        if self._format.name == "TIFF":
-            if blob and not whole:
-                yield exif.incomplete_warning(exif.MAX_READ)
-            if exif.DESCRIPTION in self._exif.ifds.get(0, {}):  # byte for byte; libvips would keep UTF-8 only
-                self._metadata = [entry for entry in self._metadata if entry[1] != "image-description"]
-        elif unknown := exif.list_unknown(self._exif):
-            yield f"EXIF data is left out in part: {unknown}"
-        if self._format.name != "TIFF" and len(blob) > exif.MAX_WRITTEN:
-            trimmed = exif.trim(self._exif, exif.MAX_WRITTEN)
-            if not whole or trimmed != self._exif:
-                yield exif.incomplete_warning(exif.MAX_WRITTEN)
-            self._metadata = [entry for entry in self._metadata if entry[1] != "exif-data"]
-            if packed := exif.pack(trimmed):
-                self._metadata.append((pyvips.GValue.blob_type, "exif-data", packed))
 
     def __enter__(self) -> "ImageWriter":
         try:
@@ -178,8 +157,18 @@ class ImageWriter:
                     if encoder.is_alive():
                         encoder.join()
             self._raise_error()
-            if self._format.name == "TIFF" and not exif.append(file, self._exif, *self._reduced[:2]):
-                self.warnings += ("EXIF data is left out, the file would become larger than 4 GB",)
+            self._finish(file)
+
+    def _finish(self, file: BinaryIO) -> None:
+        """Put metadata into the finished file that libvips does not write, or not as it is."""
+        found, name = self._metadata, self._format.name
+        if name == "TIFF" and not exif.append(file, found.tiff_exif, *self._reduced[:2], found.tags):
+            what = "EXIF data is" if any(found.tiff_exif.ifds.values()) else "metadata is"
+            self.warnings += (f"{what} left out, the file would become larger than 4 GB",)
+        elif name == "WebP":
+            webp.replace_exif(file, found.exif_data)
+        elif name == "AVIF" and not heif.replace_exif(file, found.exif_data):
+            self.warnings += ("EXIF data is left out, this encoder has another way to store it",)
 
     def _begin_png(self) -> None:
         """Begin the stream of rows to the encoder.
@@ -238,6 +227,8 @@ class ImageWriter:
         """The encoder's thread: from the pipe `source` to the temporary file `output`."""
         try:
             self._save(source, output)
+        except OSError as error:
+            self._error = error.strerror or str(error)
         except Exception as error:
             self._error = describe_error(error)
         # Until the writing end is closed, take what still comes, so that it never blocks nor breaks.
@@ -257,18 +248,19 @@ class ImageWriter:
         if dtype != self._piped_dtype:
             image = quantize(image, dtype, self._format.bits)
         image = image.copy()
-        for kind, name, value in self._metadata:
-            image.set_type(kind, name, value)
-        # Setting exif-data sets the resolution as well, and fields; what is missing among these will not be written.
+        blobs: list[tuple[str, Any]] = [("icc-profile-data", self._metadata.profile), ("xmp-data", self._metadata.xmp)]
+        for name, value in blobs:
+            if value:
+                image.set_type(pyvips.GValue.blob_type, name, value)
         xres, yres = self._resolution
         image = image.copy(xres=xres, yres=yres)
-        for name in image.get_fields():
-            if name.startswith("exif-ifd1-") or name == "jpeg-thumbnail-data":
-                image.remove(name)
-        image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # else the one inside exif-data is used
-        if channels <= 2 and not self._format.gray and image.get_typeof("icc-profile-data"):
+        if channels <= 2 and not self._format.gray and self._metadata.profile:
             image = to_srgb(image)  # what is stored is RGB
-        pyvips.Operation.call(self._format.saver, image, os.fsencode(output), **self._options)
+        if self._format.name in _SPLICES:
+            splice = _SPLICES[self._format.name](self._metadata.head)
+            save_spliced(image, f"{self._format.saver}_target", self._options | {"keep": "none"}, output, splice)
+        else:
+            pyvips.Operation.call(self._format.saver, image, os.fsencode(output), **self._options)
 
 
 def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:

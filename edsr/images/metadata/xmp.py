@@ -1,0 +1,117 @@
+"""XMP packets: the orientation in them, and what announces images that are not passed on. All else stays as it is.
+
+Only these bytes are changed, by patterns: writing a packet anew from its parsed form would change all of it.
+"""
+
+import re
+from xml.parsers import expat
+
+_TIFF = "http://ns.adobe.com/tiff/1.0/"
+_GAIN_MAPS = (
+    "http://ns.adobe.com/hdr-gain-map/1.0/",
+    "http://ns.apple.com/HDRGainMap/1.0/",
+    "http://ns.google.com/photos/1.0/container/",
+    "http://ns.google.com/photos/1.0/container/item/",
+)
+_CAMERA = "http://ns.google.com/photos/1.0/camera/"
+_NOTE = "http://ns.adobe.com/xmp/note/"
+
+
+def _decode(packet: bytes) -> tuple[str, str]:
+    """(the packet as text, its encoding); latin-1 keeps whatever is no UTF-8 byte for byte."""
+    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"), (b"<\0", "utf-16-le")):
+        if packet.startswith(mark):
+            return packet.decode(encoding, "surrogatepass"), encoding
+    if packet.startswith(b"\0<"):
+        return packet.decode("utf-16-be", "surrogatepass"), "utf-16-be"
+    return packet.decode("latin-1"), "latin-1"
+
+
+def _prefixes(text: str, address: str) -> list[str]:
+    return [re.escape(name) for name in re.findall(rf"xmlns:([\w.-]+)\s*=\s*[\"']{re.escape(address)}[\"']", text)]
+
+
+def _orientation_pattern(text: str) -> re.Pattern[str] | None:
+    names = "|".join(_prefixes(text, _TIFF))
+    if not names:
+        return None
+    name = rf"(?:{names}):Orientation"
+    return re.compile(rf"({name}\s*=\s*[\"']\s*|<{name}(?:\s[^<>]*)?>\s*)(\d+)(?=\s*[\"'<])")
+
+
+def orientation(packet: bytes) -> int:
+    """What it says of the orientation, 1 to 8; 0 if nothing."""
+    try:
+        text, _ = _decode(packet)
+    except UnicodeError:
+        return 0
+    pattern = _orientation_pattern(text)
+    found = pattern.search(text) if pattern else None
+    value = int(found[2][:9]) if found else 0
+    return value if 1 <= value <= 8 else 0
+
+
+def upright(packet: bytes) -> bytes:
+    """The packet with every orientation in it set to 1."""
+    try:
+        text, encoding = _decode(packet)
+    except UnicodeError:
+        return packet
+    pattern = _orientation_pattern(text)
+    if pattern is None or not pattern.search(text):
+        return packet
+    return pattern.sub(r"\g<1>1", text).encode(encoding, "surrogatepass")
+
+
+def announces_gain_map(packet: bytes) -> bool:
+    """Whether it says that there is a gain map."""
+    return b"hdr-gain-map" in packet or b"HDRGainMap" in packet or b"GainMap" in packet
+
+
+def without_further_images(packet: bytes) -> bytes:
+    """The packet without what it says of gain maps, and of images and films behind the image.
+
+    Empty if it could not be taken out cleanly.
+    """
+    try:
+        text, encoding = _decode(packet)
+    except UnicodeError:
+        return packet
+    before = text
+    for address in _GAIN_MAPS:
+        for name in _prefixes(text, address):
+            text = _without(text, rf"{name}:[\w.-]+")
+            text = re.sub(rf"\s+xmlns:{name}\s*=\s*([\"']){re.escape(address)}\1", "", text)
+    for name in _prefixes(text, _CAMERA):
+        text = _without(text, rf"{name}:(?:MotionPhoto|MicroVideo)[\w.-]*")
+    if text == before:
+        return packet
+    changed = text.encode(encoding, "surrogatepass")
+    return changed if _is_xml(changed) or not _is_xml(packet) else b""
+
+
+def without_extension(packet: bytes) -> bytes:
+    """The packet without its pointer to extended XMP."""
+    try:
+        text, encoding = _decode(packet)
+    except UnicodeError:
+        return packet
+    before = text
+    for name in _prefixes(text, _NOTE):
+        text = _without(text, rf"{name}:HasExtendedXMP")
+    return text.encode(encoding, "surrogatepass") if text != before else packet
+
+
+def _without(text: str, name: str) -> str:
+    """The text without attributes and elements of a name (a pattern)."""
+    text = re.sub(rf"<({name})(?=[\s>])[^<>]*(?<!/)>.{{0,100000}}?</\1\s*>", "", text, flags=re.DOTALL)
+    text = re.sub(rf"<{name}(?=[\s/])[^<>]*/>", "", text)
+    return re.sub(rf"\s+{name}\s*=\s*(?:\"[^\"]*\"|'[^']*')", "", text)
+
+
+def _is_xml(packet: bytes) -> bool:
+    try:
+        expat.ParserCreate().Parse(packet.strip(b"\0"), True)
+    except (expat.ExpatError, ValueError):
+        return False
+    return True
