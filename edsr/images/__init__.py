@@ -1,7 +1,7 @@
 """Image files read and written as rows of pixels, in bounded memory; whatever is lost is reported.
 
 Pixels are numpy arrays [rows, width, channels] of uint8, uint16 or float32 (1.0 is white), channels 1 (gray), 2 (gray
-and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied), top row first and already upright: an orientation is applied
+and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied), top row first and upright: an orientation is applied
 once, whoever states it, and not passed on. All else that a file holds besides pixels is kept, converted or named
 (`edsr.images.metadata`). Formats: PNG, JPEG, WebP, TIFF (BigTIFF above 4 GB), AVIF, and HEIF where libvips has its
 decoder; palettes and 1, 2 or 4 bits a sample come out as 8-bit, CMYK as sRGB. Animations and files of several pages are
