@@ -2,7 +2,11 @@
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
+
+MAX_DEPTH = 100
+"""Of what is read: tables within tables."""
 
 
 def dumps(value: Any) -> str:
@@ -14,6 +18,28 @@ def dumps(value: Any) -> str:
         TypeError: The value is not of JSON's types.
     """
     return json.dumps(_finite(value), allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def loads(text: str | bytes) -> Any:
+    """The value of a JSON text from a file that anybody may have written. Bytes must be UTF-8.
+
+    Raises:
+        ValueError: It is no JSON, or is nested deeper than MAX_DEPTH: what goes through it would run out of stack.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for part in level for item in _items(part)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _finite(value: Any) -> Any:

@@ -18,7 +18,7 @@ from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
 from edsr.progress import BatchProgress
 from edsr.system import remove_abandoned
-from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_model
+from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_with_notes
 
 from .jobs import Job, OutputSize, scale_for
 
@@ -45,6 +45,7 @@ class UpscalerPool:
             is loaded at once.
         devices: Each as `Upscaler` takes it; further options are those of `Upscaler`.
         description: What people are told of the network, by default its name.
+        residual_scale: As `load_model` takes it; not for "auto".
 
     Raises:
         BackendError, WeightsError: One of these cannot be had.
@@ -60,6 +61,7 @@ class UpscalerPool:
         tile: int | str = "auto",
         expected_scale: float = 0,
         description: str | None = None,
+        residual_scale: float | None = None,
     ):
         self._auto = model == AUTO
         self._default = Choice(FAITHFUL if self._auto else model, description or model)
@@ -72,7 +74,9 @@ class UpscalerPool:
             known = available_scales(model) if scale is None else ()
         except ValueError as error:
             raise WeightsError(f"{model}: {error}") from None
-        first = load_model(self._default.model, scale or next((s for s in known if s >= expected_scale), None))
+        self._residual_scale = None if self._auto else residual_scale
+        self._notes: dict[str, tuple[str, ...]] = {}
+        first = self._load(self._default.model, scale or next((s for s in known if s >= expected_scale), None))
         self.scale: int = first.config.scale  # where an image asks for none
         self.scales: tuple[int, ...] = known or (self.scale,)
         self._loaded[self._default.model, self.scale] = first, {}
@@ -89,6 +93,15 @@ class UpscalerPool:
         with self._lock:
             return list(self._loaded)
 
+    def _load(self, model: str, scale: int | None) -> EDSR:
+        network, notes = load_with_notes(model, scale, self._residual_scale)
+        self._notes[model] = tuple(f"{model}: {note}" for note in notes)
+        return network
+
+    def notes(self, model: str) -> tuple[str, ...]:
+        """What was assumed of a network that is loaded, in lines."""
+        return self._notes.get(model, ())
+
     def choose(self, source: Path, scale: int) -> Choice:
         """The network for an image, at one of `scales`."""
         return choose_by_file(source, scale) if self._auto else self._default
@@ -101,7 +114,7 @@ class UpscalerPool:
                 chosen = [old for old in self._loaded if old[0] != self._default.model]
                 if key[0] != self._default.model and len(chosen) == MIXTURES:
                     del self._loaded[chosen[0]]  # whoever still uses it keeps it until done
-                self._loaded[key] = load_model(*key), {}
+                self._loaded[key] = self._load(*key), {}
             self._loaded.move_to_end(key)
             network, ready = self._loaded[key]
             if device not in ready:
@@ -287,7 +300,7 @@ def _upscale(
                 upscaler.bands(map(to_float, rows) if reduced else rows, width, options.self_ensemble)
             ) as bands,
         ):
-            result.warnings = reader.warnings + writer.warnings
+            result.warnings = reader.warnings + writer.warnings + pool.notes(model)
             for band in bands:
                 if stopped():
                     raise _Stopped

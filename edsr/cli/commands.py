@@ -178,17 +178,32 @@ def training_options(options) -> dict:
 # --- info, convert
 
 
+SOURCES = {
+    "file": "stated in the file",
+    "given": "as given",
+    "found": "found from the weights",
+    "assumed": "assumed",
+    "any": "makes no difference",
+}
+"""Where a network's residual scale is from, for people; see `edsr.weights.read_info`."""
+
+
 def run_info(options: Namespace) -> int:
     require_output("what the file holds")
 
     from edsr.weights import read_info
 
-    info = read_info(options.file, scale=options.scale)
+    info = read_info(options.file, scale=options.scale, residual_scale=options.residual_scale)
     if options.json:
         print_result(dumps(info))
         return 0
+    notes = info.pop("notes")
+    info["residual_scale"] = f"{info['residual_scale']} ({SOURCES[info.pop('residual_scale_source')]})"
     for name, value in info.items():
-        print_result(f"{name:16}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        print_result(printable(f"{name:16}{text}"))
+    for note in notes:
+        print_result(printable(f"note: {note}"))
     return 0
 
 

@@ -24,7 +24,7 @@ def make_upscaler(options: Namespace, model: str | None = None) -> "Upscaler":
     from edsr.weights import load_model
 
     set_threads(options)
-    network = load_model(model or options.model, options.scale)
+    network = load_model(model or options.model, options.scale, options.residual_scale)
     upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile)
     upscaler.warm_up()
     return upscaler

@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="how strongly compression artifacts and noise are removed: 0 is edsr-baseline, faithful to every pixel, 1 "
         "is edsr-photo; default: chosen for each image, see --model auto",
     )
+    add_residual_scale(network)
     network.add_argument(
         "--tile",
         type=tile,
@@ -102,6 +103,15 @@ def build_parser() -> argparse.ArgumentParser:
 def add_threads(group) -> None:
     help_ = "how many threads compute on a CPU; default: one for each core"
     group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_)
+
+
+def add_residual_scale(group) -> None:
+    group.add_argument(
+        "--residual-scale",
+        type=positive,
+        metavar="X",
+        help="of the residual blocks, for weights files that do not state it; default: found by trying 1 and 0.1",
+    )
 
 
 def add_upscale(commands, parents) -> None:
@@ -292,6 +302,7 @@ def add_info(commands, parents) -> None:
         "file", metavar="FILE", help=".safetensors, .pt or .pth, a packaged name, or NAME:SHARE+NAME:SHARE"
     )
     info.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights; default: 2")
+    add_residual_scale(info)
     info.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
@@ -309,12 +320,7 @@ def add_convert(commands, parents) -> None:
     )
     convert.add_argument("input", metavar="IN", help="a checkpoint, a packaged name, or NAME:SHARE+NAME:SHARE")
     convert.add_argument("output", metavar="OUT", help="a .safetensors file")
-    convert.add_argument(
-        "--residual-scale",
-        type=float,
-        metavar="X",
-        help="of the residual blocks, for files that do not hold it; default: 0.1 for 256 features",
-    )
+    add_residual_scale(convert)
     convert.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights; default: 2")
     convert.add_argument("--half", action="store_true", help="store as fp16, which takes half the space")
     convert.add_argument("--overwrite", action="store_true", help="replace an existing OUT")

@@ -42,6 +42,7 @@ def run_upscale(options: Namespace) -> int:
         options.tile,
         options.outscale or 0,
         description,
+        options.residual_scale,
     )
     tally = Tally()
     with ExitStack() as stack:

@@ -89,8 +89,13 @@ def _initialize(model: EDSR, config: TrainConfig, group: ProcessGroup) -> None:
             logger.info("starting from random weights")
         return
     packaged = source in list_packaged()
-    start = load_model(source, scale=scale if packaged else None).state_dict()
-    own = model.state_dict()
+    starting = load_model(source, scale=scale if packaged else None)
+    start, own = starting.state_dict(), model.state_dict()
+    theirs, ours = starting.config.residual_scale, model.config.residual_scale
+    if theirs != ours and group.is_main:
+        logger.warning(
+            f"{source} was trained with residual scale {theirs:g}, {config.model} has {ours:g}: it starts worse"
+        )
     taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
     if "head.weight" not in taken:
         raise WeightsError(f"{source}: not a network of the shape of {config.model}; give another --init")

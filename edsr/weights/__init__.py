@@ -7,6 +7,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from .files import list_packaged as list_packaged
     from .files import load_model as load_model
+    from .files import load_with_notes as load_with_notes
     from .files import read_info as read_info
     from .files import save_model as save_model
     from .selection import AUTO as AUTO
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "files": ["list_packaged", "load_model", "read_info", "save_model"],
+        "files": ["list_packaged", "load_model", "load_with_notes", "read_info", "save_model"],
         "selection": ["AUTO", "Choice", "FAITHFUL", "available_scales", "choose_by_file", "choose_by_strength"],
     },
 )

@@ -91,7 +91,7 @@ LAYOUTS = {
 }  # fmt: skip
 
 AMBIGUOUS = ("edsr-pytorch", "super-image")
-"""Layouts with the same tensors, which only `resolve_range` tells apart."""
+"""Layouts with the same tensors, which only `edsr.weights.readings` tells apart."""
 
 _SCALES = {(4,): 2, (9,): 3, (4, 4): 4}  # by the channels out of each upsampler stage, in features
 
@@ -211,10 +211,14 @@ def checkpoint_config(
             raise WeightsError(f"{contradiction}; leave it out")
         return header
     if residual_scale is None:
-        same_size = (p for p in PRESETS.values() if (p.blocks, p.features) == (blocks, features))
-        published = next(same_size, EDSRConfig()).residual_scale
-        residual_scale = 1.0 if name == "super-image" else published
+        residual_scale = published_residual_scale(name, blocks, features)
     return EDSRConfig(scale, blocks, features, residual_scale, layout.mean)
+
+
+def published_residual_scale(name: str, blocks: int, features: int) -> float:
+    """The residual scale that a project publishes networks of such a size with; 1 for sizes of no preset."""
+    same_size = (p for p in PRESETS.values() if (p.blocks, p.features) == (blocks, features))
+    return 1.0 if name == "super-image" else next(same_size, EDSRConfig()).residual_scale
 
 
 def _out_channels(tensors: dict[str, Tensor], conv: str) -> int:
@@ -241,28 +245,3 @@ def _range_and_mean(tensors: dict[str, Tensor], name: str) -> tuple[float, tuple
     # No file holds the published mean exactly: it is a decimal fraction.
     published = all(math.isclose(m, d, rel_tol=1e-6) for m, d in zip(mean, DIV2K_MEAN, strict=True))
     return rgb_range, DIV2K_MEAN if published else mean
-
-
-def resolve_range(model: EDSR, name: str, tensors: dict[str, Tensor], residual_scale: float | None) -> tuple[EDSR, str]:
-    """Decides between the AMBIGUOUS layouts by which pixel range the network works in; see `edsr.weights.load_model`.
-
-    Args:
-        model: The network as built from `tensors` in layout `name`.
-
-    Returns:
-        The network and its layout.
-    """
-    names = sorted(AMBIGUOUS, reverse="sub_mean.weight" not in tensors)
-    usual, other = (model if n == name else build_model(tensors, n, residual_scale) for n in names)
-    if _reconstruction_error(other) < min(0.05, _reconstruction_error(usual) / 2):
-        return other, names[1]
-    return usual, names[0]
-
-
-def _reconstruction_error(model: EDSR) -> float:
-    """Mean absolute difference, in the middle, between a smooth image and the upscaled one averaged down again."""
-    ramp = torch.linspace(0.2, 0.8, 16).expand(16, 16)
-    x = torch.stack([ramp, ramp.T, ramp.flip(0, 1)])[None]
-    with torch.no_grad():
-        back = F.avg_pool2d(model(x), model.config.scale)
-    return (back - x)[..., 4:12, 4:12].abs().mean().item()

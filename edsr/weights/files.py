@@ -3,27 +3,25 @@
 Packaged weights lie in this folder, named NAME-xSCALE.safetensors.
 """
 
-import json
+import logging
 import math
 import os
-import re
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from edsr.errors import WeightsError
 from edsr.models import EDSR, PRESETS, SCALES, EDSRConfig
-from edsr.strict_json import dumps
+from edsr.strict_json import dumps, loads
 from edsr.system import atomic_file, remove_abandoned
 
-from . import interpolation
+from . import interpolation, readings
+from .container import read_file
 from .edsr import (
     AMBIGUOUS,
     FORMAT,
@@ -31,19 +29,20 @@ from .edsr import (
     build_model,
     detect_layout,
     expand_collapsed_upsampler,
-    resolve_range,
+    published_residual_scale,
 )
+from .unwrapping import unwrap
 
 FOLDER = Path(__file__).parent
 """Where the packaged weights lie."""
 
+MAX_RESIDUAL_SCALE = 1000
+"""No network has more than 1; far more would leave the range of fp32."""
+
 NAMES = (*PRESETS, "edsr-photo")
 """What packaged weights are called; edsr-photo is edsr-baseline trained further, on compressed images."""
 
-# Where checkpoints keep the network beside other things, best first, and what wrappers put before its keys. Where some
-# keys have such a prefix, those without it (n_averaged, losses) are not the network's.
-WRAPPERS = ("params_ema", "params", "state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.", "generator.")
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -70,15 +69,32 @@ def load_model(
         scale: Which of a preset's packaged weights, 2 by default, in a mixture that of the files in it; for a file,
             the scale its network must have.
         residual_scale: What to multiply the residual branches by, where the file does not say; only this project's
-            files do. By default that of the preset with as many blocks and features, otherwise 1; always 1 for
-            super-image, which trained its 32 blocks of 256 features that way.
+            files do. By default 1 or 0.1, whichever makes the network give its input back (`edsr.weights.readings`).
+            Where that does not tell, that of the preset with as many blocks and features, otherwise 1, and always 1 for
+            super-image, which trained its 32 blocks of 256 features that way; a warning is logged.
         layout: Which project wrote the file: a key of `edsr.weights.edsr.LAYOUTS`.
 
     Raises:
         WeightsError: There is no such file, it is damaged, holds code, is not an EDSR network with exactly the tensors
-            it should have, all finite, or contradicts `scale` or `residual_scale`.
+            it should have, all finite, contradicts `scale` or `residual_scale`, or is right with none of the residual
+            scales that are tried.
     """
-    return _load(name_or_path, scale, residual_scale, layout)[0]
+    model, notes = load_with_notes(name_or_path, scale, residual_scale, layout=layout)
+    for note in notes:
+        logger.warning("%s: %s", os.fsdecode(name_or_path), note)
+    return model
+
+
+def load_with_notes(
+    name_or_path: str | os.PathLike,
+    scale: int | None = None,
+    residual_scale: float | None = None,
+    *,
+    layout: str | None = None,
+) -> tuple[EDSR, tuple[str, ...]]:
+    """As `load_model`, with what was assumed: a line each, which is not logged."""
+    model, info = _load(name_or_path, scale, residual_scale, layout)
+    return model, tuple(info["notes"])
 
 
 def read_info(name_or_path: str | os.PathLike, **options: Any) -> dict[str, Any]:
@@ -86,9 +102,10 @@ def read_info(name_or_path: str | os.PathLike, **options: Any) -> dict[str, Any]
 
     Returns:
         `file`, `layout` (a key of `edsr.weights.edsr.LAYOUTS`), `scale`, `blocks`, `features`, `residual_scale`,
-        `mean` (RGB in 0..1), `parameters` (how many the loaded network has), `dtype` (as stored, such as "float16")
-        and `training` (what `save_model` was given, otherwise None). Of a mixture, `file` is its name and `training`
-        is {"mixture": {name: share}}.
+        `mean` (RGB in 0..1), `parameters` (how many the loaded network has), `dtype` (as stored, such as "float16"),
+        `training` (what `save_model` was given, otherwise None), `residual_scale_source` ("file", "given", "found",
+        "assumed", or "any" where it makes no difference) and `notes` (a list of what was assumed, in lines). Of a
+        mixture, `file` is its name and `training` is {"mixture": {name: share}}.
     """
     return _load(name_or_path, **options)[1]
 
@@ -147,6 +164,8 @@ def _find_file(name: str, scale: int | None) -> Path:
         return path
     if os.path.isdir(name):
         raise WeightsError(f"{name}: is a folder; give the file of weights in it")
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise WeightsError(f"{name}: is not a regular file; give a file of weights")
     if not os.path.isfile(name):
         raise WeightsError(f"{name}: no such file, and not a preset ({', '.join(NAMES)}) or a mixture of these")
     return Path(name)
@@ -179,6 +198,7 @@ def _load(
         "layout": FORMAT,
         "dtype": "float32",
         "training": {"mixture": parts},
+        "notes": [f"{part}: {note}" for part in parts for note in loaded[part][1]["notes"]],
     }
 
 
@@ -188,14 +208,21 @@ def _load_file(
     try:
         if layout is not None and layout not in LAYOUTS:
             raise WeightsError(f"unknown layout {layout}; choose one of {', '.join(LAYOUTS)}")
-        checkpoint, metadata = _read_file(path)
-        stored = _unwrap(checkpoint)
+        checkpoint, metadata = read_file(path)
+        stored = unwrap(checkpoint)
+        for key, value in stored.items():
+            if not _is_plain(value):
+                raise WeightsError(f"not a file of weights: {key} is not a floating-point tensor")
         tensors = expand_collapsed_upsampler(stored)
         name = layout or detect_layout(tensors)
         header = _header_config(metadata) if name == FORMAT else None
-        model = build_model(tensors, name, residual_scale, header)
-        if layout is None and name in AMBIGUOUS:
-            model, name = resolve_range(model, name, tensors, residual_scale)
+        if residual_scale is not None and not 0 <= residual_scale <= MAX_RESIDUAL_SCALE:
+            raise WeightsError(f"a residual scale is a number such as 1 or 0.1, not {residual_scale}")
+        if header:
+            model, source = build_model(tensors, name, residual_scale, header), "file"
+        else:
+            layouts = AMBIGUOUS if layout is None and name in AMBIGUOUS else ()
+            model, name, source = readings.resolve(tensors, name, residual_scale, layouts)
         if scale is not None and scale != model.config.scale:
             raise WeightsError(f"its network upscales x{model.config.scale}, not x{scale}; give another file")
         training = _header_json(metadata, "training") if header and "training" in metadata else None
@@ -204,40 +231,19 @@ def _load_file(
     info = {"file": str(path), "layout": name, **asdict(model.config)}
     info |= {"parameters": sum(p.numel() for p in model.parameters())}
     info |= {"dtype": _dtype_names(stored.values()), "training": training}
+    info |= {"residual_scale_source": source, "notes": _assumptions(model.config, source)}
     return model.eval(), info
 
 
-def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
-    """A file's content, unchecked, and the metadata in its header."""
-    try:
-        if path.suffix.lower() != ".safetensors":
-            with warnings.catch_warnings(action="ignore"):  # they are about formats; the result says it all
-                return torch.load(path, map_location="cpu", weights_only=True), {}
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except Exception as error:  # neither reader documents what damaged bytes may lead it to raise
-        if code := re.search(r"GLOBAL (\S+)|reduce for \w+ function (\S+)|TorchScript", str(error)):
-            refusal = f"it holds code ({code[1] or code[2] or 'TorchScript'}) and is refused"
-            raise WeightsError(f"{refusal}; ask for its state_dict alone") from error
-        raise WeightsError(f"damaged, or not a file of weights: {_first_line(error)}") from error
-
-
-def _unwrap(checkpoint: Any) -> dict[str, Tensor]:
-    """The network's tensors by their bare keys, out of whatever is wrapped around them."""
-    for _ in range(4):  # wrappers within wrappers end somewhere, even in a file that contains itself
-        if isinstance(checkpoint, Mapping):
-            inner = (checkpoint[k] for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping))
-            checkpoint = next(inner, checkpoint)
-    keys = list(checkpoint) if isinstance(checkpoint, Mapping) else []
-    if not keys or not all(isinstance(key, str) for key in keys):
-        raise WeightsError("not a file of weights: it does not hold tensors by name")
-    tensors = dict(checkpoint)
-    while prefix := next((p for p in PREFIXES if any(k.startswith(p) for k in tensors)), None):
-        tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    for key, value in tensors.items():
-        if not _is_plain(value):
-            raise WeightsError(f"not a file of weights: {key} is not a floating-point tensor")
-    return tensors
+def _assumptions(config: EDSRConfig, source: str) -> list[str]:
+    """A line for each thing that was assumed of a file."""
+    used = f"residual scale {config.residual_scale:g}"
+    if source == "assumed":
+        return [f"{used} assumed: neither the file nor its weights tell; if colors are wrong, give --residual-scale"]
+    usual = published_residual_scale("", config.blocks, config.features)
+    if source == "found" and config.residual_scale != usual:
+        return [f"{used}, found from the weights: the file does not state it; --residual-scale sets another"]
+    return []
 
 
 def _is_plain(value: Any) -> bool:
@@ -262,6 +268,10 @@ def _header_config(metadata: dict[str, str]) -> EDSRConfig | None:
         residual_scale = float(config["residual_scale"])
         if not all(map(math.isfinite, (red, green, blue, residual_scale))):
             raise ValueError("not finite")
+        if not all(-1 <= value <= 2 for value in (red, green, blue)):
+            raise ValueError("the mean is not within the range of pixels")
+        if abs(residual_scale) > MAX_RESIDUAL_SCALE:
+            raise ValueError(f"residual scale {residual_scale:g}")
         return EDSRConfig(scale, blocks, features, residual_scale, (red, green, blue))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"its header is damaged (config: {_first_line(error)})") from error
@@ -270,8 +280,8 @@ def _header_config(metadata: dict[str, str]) -> EDSRConfig | None:
 def _header_json(metadata: dict[str, str], key: str) -> dict:
     """A table in the header of one of our files."""
     try:
-        value = json.loads(metadata[key])
-    except (KeyError, ValueError, RecursionError) as error:
+        value = loads(metadata[key])
+    except (KeyError, ValueError) as error:
         raise WeightsError(f"its header is damaged ({key}: {_first_line(error)})") from error
     if not isinstance(value, dict):
         raise WeightsError(f"its header is damaged ({key} is not a table)")

@@ -113,6 +113,8 @@ def test_info(model, tmp_path):
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": "float32",
         "training": training,
+        "residual_scale_source": "file",
+        "notes": [],
     }
     save_model(model, tmp_path / "y.safetensors")
     assert read_info(tmp_path / "y.safetensors")["training"] is None

@@ -1,0 +1,70 @@
+"""The network's tensors out of whatever a checkpoint wraps around them, by their bare keys.
+
+Projects keep a network beside an optimizer, a discriminator, a copy with averaged weights; under "params", "net_g",
+"state_dict"; with "module." or "model.net." before each key. The network is where the keys of a known layout are,
+whatever leads there. Of several, averaged weights are taken, as their projects do.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from edsr.errors import WeightsError
+
+from .edsr import LAYOUTS
+
+MAX_DEPTH = 4
+"""Wrappers within wrappers that are looked into: a file may contain itself."""
+
+# Where no known network is, what is named in the error is below these.
+WRAPPERS = ("params_ema", "params", "state_dict", "model")
+
+
+def unwrap(checkpoint: Any) -> dict[str, Tensor]:
+    """The network's tensors; their types are as unchecked as the checkpoint's.
+
+    Raises:
+        WeightsError: It holds no tensors by name.
+    """
+    found = sorted(_networks(checkpoint, "", 0, set()), key=lambda place: not _is_averaged(place[0]))
+    if found:
+        _, mapping, prefix = found[0]
+        return {key.removeprefix(prefix): value for key, value in mapping.items() if key.startswith(prefix)}
+    for _ in range(MAX_DEPTH):
+        if isinstance(checkpoint, Mapping):
+            inner = (checkpoint[k] for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping))
+            checkpoint = next(inner, checkpoint)
+    keys = list(checkpoint) if isinstance(checkpoint, Mapping) else []
+    if not keys or not all(isinstance(key, str) for key in keys):
+        raise WeightsError("not a file of weights: it does not hold tensors by name")
+    return dict(checkpoint)
+
+
+def _networks(content: Any, where: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """(the way there, the mapping, what is before the keys) of each place that has the ends of a network."""
+    if not isinstance(content, Mapping) or depth > MAX_DEPTH or id(content) in seen:
+        return
+    seen.add(id(content))
+    if all(isinstance(key, str) for key in content):
+        for prefix in _prefixes(content):
+            yield f"{where}.{prefix}", content, prefix
+    for key, value in content.items():
+        yield from _networks(value, f"{where}.{key}", depth + 1, seen)
+
+
+def _is_averaged(where: str) -> bool:
+    """Whether one of the words on the way is "ema", as in params_ema."""
+    return "ema" in where.lower().replace("_", ".").split(".")
+
+
+def _prefixes(tensors: Mapping[str, Any]) -> list[str]:
+    """What may stand before the keys of a network, in the order of its first keys; the empty one alone if it fits."""
+    found: dict[str, None] = {}
+    for layout in LAYOUTS.values():
+        head, tails = f"{layout.head}.weight", (f"{layout.tail}.weight", "upsample_out.weight")
+        for key in tensors:
+            prefix = key.removesuffix(head)
+            if key.endswith(head) and (not prefix or prefix[-1] == ".") and any(prefix + t in tensors for t in tails):
+                found[prefix] = None
+    return [""] if "" in found else list(found)
