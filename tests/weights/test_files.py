@@ -226,7 +226,7 @@ def test_no_such_file(tmp_path):
         assert "edsr-baseline, edsr" in message
     assert "folder" in refusal(tmp_path)
     assert "no such file" in refusal("x" * 5000)
-    with pytest.raises(WeightsError, match=r"a\\nb: no such file"):
+    with pytest.raises(WeightsError, match=r"a\\x00b: no such file"):
         load_model("a\0b")
 
 
