@@ -134,3 +134,15 @@ def make_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.
     phases = random.uniform(0, 6, (channels, 3))
     layers = [127 + 60 * np.sin(x / 7 + a) + 40 * np.cos(y / 5 + b) + 25 * ((x + y) % 13 < 6) for a, b, _ in phases]
     return np.clip(np.stack(layers, 2) + random.normal(0, 3, (height, width, channels)), 0, 255).astype(np.uint8)
+
+
+def repeating_network(scale=2) -> EDSR:
+    """A network that repeats every pixel, so that the right result of any image is known."""
+    model = network(scale, blocks=1, features=8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for i in range(3):
+            model.head.weight[i, i, 1, 1] = model.tail.weight[i, i, 1, 1] = 1
+            model.upsampler[0].weight[i * scale**2 : (i + 1) * scale**2, i, 1, 1] = 1
+    return model

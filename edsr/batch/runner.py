@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import ImageError, WeightsError
-from edsr.images import ImageReader, ImageWriter, TargetSize, to_float
+from edsr.images import Holes, ImageReader, ImageWriter, TargetSize, to_float
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
 from edsr.progress import BatchProgress
@@ -281,7 +281,7 @@ def _upscale(
         upscaler = get_upscaler(scale, model)
         result.device, result.precision, result.backend = str(upscaler.device), upscaler.precision, upscaler.backend
         result.input_size, result.output_size = (width, height), target
-        reduced = target != (scale * width, scale * height)
+        reduced, holes = target != (scale * width, scale * height), Holes(reader.nodata)
         with (
             ImageWriter(
                 output,
@@ -295,18 +295,34 @@ def _upscale(
                 reduced=TargetSize(*target, reader.dtype, options.linear) if reduced else None,
             ) as writer,
             progress.file(result.job.source_label or source.name, width, height) as bar,
-            Prefetcher(reader.rows(upscaler.band_rows(width, height))) as rows,
+            Prefetcher(
+                holes.fill(_mark(holes, reader, upscaler.band_rows(width, height), keep_size=not reduced))
+            ) as rows,
             contextlib.closing(
                 upscaler.bands(map(to_float, rows) if reduced else rows, width, options.self_ensemble)
             ) as bands,
         ):
             result.warnings = reader.warnings + writer.warnings + pool.notes(model)
-            for band in bands:
+            black = reader.dtype == np.float32 and writer.stored_dtype != np.float32
+            for band in holes.put_back(bands, scale, 0 if black else None):
                 if stopped():
                     raise _Stopped
                 writer.write(band)
                 bar.advance(len(band) // scale)
+            if black and holes.count:
+                result.warnings += (
+                    f"{holes.count:,} pixels without data (nodata, NaN or infinite) are written as black",
+                )
     result.seconds = time.perf_counter() - start
+
+
+def _mark(holes: Holes, reader: ImageReader, count: int, keep_size: bool) -> Iterator[np.ndarray]:
+    """The image's rows, samples without data marked. Raises ImageError if there are any that would be averaged."""
+    for rows in holes.mark(reader.rows(count, with_holes=True)):
+        if holes.count and not keep_size:
+            why = "holds samples without data (nodata, NaN or infinite), which cannot be averaged with others"
+            raise ImageError(f"{reader.path}: {why}; ask for a whole --scale, or fill them first")
+        yield rows
 
 
 def _scale_and_size(

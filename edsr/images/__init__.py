@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .formats import READABLE as READABLE
     from .formats import find_images as find_images
     from .formats import pixels_to_srgb as pixels_to_srgb
+    from .nodata import Holes as Holes
     from .opaque import read_opaque as read_opaque
     from .probe import EXTENSIONS as EXTENSIONS
     from .probe import identify as identify
@@ -44,6 +45,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "filling": ["fill_rows"],
         "formats": ["FORMATS", "READABLE", "find_images", "pixels_to_srgb"],
         "opaque": ["read_opaque"],
+        "nodata": ["Holes"],
         "probe": ["EXTENSIONS", "identify"],
         "reader": ["ImageReader", "read_image"],
         "resize": ["matlab_bicubic", "matlab_downscale", "matlab_round"],

@@ -17,6 +17,7 @@ from .formats import check_memory, describe_error, set_up_libvips, to_srgb
 from .metadata import inventory, transfer
 from .metadata.entries import Entry
 from .metadata.mended import open_mended
+from .nodata import read_nodata
 from .probe import probe, refuse_pages
 from .samples import rescale
 
@@ -68,6 +69,7 @@ class ImageReader:
         resolution: pixels per mm, horizontally and vertically; 72 per inch where that is not known.
         metadata: all that the file holds besides pixels, as `edsr.images.metadata.entries.Entry`.
         source: the same, and the resolution where it is known, as an ImageWriter takes it.
+        nodata: which samples are without data.
         warnings: a line for each thing that does not come out as it stands in the file.
         buffered_bytes: about how many bytes the decoder needs for the image as a whole, 0 where it goes row by row:
 
@@ -117,6 +119,7 @@ class ImageReader:
             resolution, aspect = (
                 pair and (pair[turned], pair[not turned]) for pair in (found.resolution, found.aspect)
             )
+            self.nodata, entries = read_nodata(entries, self._header.tags, self.dtype)
             self.source = transfer.Source(entries, resolution, aspect, turned)
             self.metadata: tuple[Entry, ...] = entries
             # Where a file says nothing, 72 per inch is what others assume.
@@ -138,31 +141,36 @@ class ImageReader:
         """Close the file. The attributes stay; rows() opens it again."""
         self._image = None
 
-    def rows(self, count: int) -> Iterator[np.ndarray]:
+    def rows(self, count: int, with_holes: bool = False) -> Iterator[np.ndarray]:
         """Decode the image from its top, in arrays [count, width, channels] of `dtype`; the last may be shorter.
 
         For one thread at a time; each call starts again at the top.
 
+        Args:
+            count: how many rows at once.
+            with_holes: whether floating-point samples may be without data (`nodata`); they are given as they are.
+
         Raises:
-            ImageError: at a damaged or missing part of the file, or at floating-point samples that are not numbers.
+            ImageError: at a damaged or missing part of the file, or at such samples.
             ValueError: if count < 1.
         """
         if count < 1:
             raise ValueError(f"count must be 1 or more, got {count}")
         if self._orientation == 1:
-            yield from self._decode(count)
+            yield from self._decode(count, with_holes)
         elif self._orientation == 2:
-            for rows in self._decode(count):
+            for rows in self._decode(count, with_holes):
                 yield rows[:, ::-1]
         else:
             _, width, channels = self._stored
-            rows = self._decode(max(1, self._limits.block // (width * channels * self.dtype.itemsize)))
+            block = max(1, self._limits.block // (width * channels * self.dtype.itemsize))
+            rows = self._decode(block, with_holes)
             upright = reorder.reorient(
                 rows, self._stored, self.dtype, self._orientation, count, self._folder, self._limits.spooled
             )
             yield from self._with_image_errors(upright)
 
-    def _decode(self, count: int) -> Iterator[np.ndarray]:
+    def _decode(self, count: int, with_holes: bool) -> Iterator[np.ndarray]:
         """Yield the rows in the order in which they are stored, not yet upright."""
         with self._as_image_errors():
             image, self._image = self._image or self._convert(self._load()), None  # can be read once only
@@ -175,8 +183,8 @@ class ImageReader:
         else:
             rows = _fetch(image, self.dtype, count)
         for part in self._with_image_errors(rows):
-            if self.dtype == np.float32 and not np.isfinite(part).all():
-                raise ImageError(f"{self.path}: holds samples that are no numbers (NaN or infinite)")
+            if self.dtype == np.float32 and not with_holes and self.nodata.find(part) is not None:
+                raise ImageError(f"{self.path}: holds samples without data (nodata, NaN or infinite), fill them first")
             stretched = self._header.loader == "heifload" and self.dtype == np.uint16
             yield _stretch(part, bits) if stretched else part
 

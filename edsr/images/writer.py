@@ -49,6 +49,7 @@ class ImageWriter:
         bigtiff_above: bytes of pixels above which a TIFF is written as a BigTIFF.
 
     Attributes:
+        stored_dtype: of the samples in the file.
         warnings: a line for each thing that the file will not hold.
         buffered_bytes: about how many bytes the encoder needs for the image as a whole: 0 for PNG, JPEG and TIFF, which
             go row by row; 18 a pixel for WebP and 38 for AVIF, twice that with alpha or 16 bits.
@@ -90,6 +91,7 @@ class ImageWriter:
         self._overwrite = overwrite
         self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
         self._storage = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
+        self.stored_dtype = self._storage.dtype
         # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
         self._piped_dtype = np.dtype(np.float32) if reduced else self._storage.dtype
         more = self._storage.channels in (2, 4) or self._storage.dtype != np.uint8

@@ -196,7 +196,7 @@ def test_no_numbers(tmp_path, value):
     pixels = make_image(dtype="float32")
     pixels[33, 3, 1] = value
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
-    refused("no numbers", read_image, tmp_path / "a.tif", full=True)
+    refused("samples without data", read_image, tmp_path / "a.tif", full=True)
 
 
 # ---- what Pillow writes

@@ -17,7 +17,7 @@ STRUCTURE = {
     34665, 34853, 40965,
 }  # fmt: skip
 _GEO = {33550, 33922, 34264, 34735, 34736, 34737, 33920, 50844}
-_GDAL, _NODATA = 42112, 42113
+_GDAL, NODATA = 42112, 42113
 _NAMES = {
     301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities", 330: "SubIFDs", 342: "TransferRange",
     343: "ClipPath", 37724: "ImageSourceData", 50341: "PrintIM", _GDAL: "GDAL_METADATA",
@@ -50,8 +50,9 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
                 yield Entry(kind, code, name, _in_order(value.data) if tag == IPTC else value.data, size)
         elif tag in _GEO:
             yield Entry("geo", code, "GeoTIFF", b"", size)
-        elif tag == _NODATA:
-            yield Entry("nodata", code, "GDAL_NODATA", b"", size)
+        elif tag == NODATA:
+            value = exif.read_value(file, form, entry, 256) if entry.field_type == 2 else None  # a number as text
+            yield Entry("nodata", code, "GDAL_NODATA", value.data if value else b"", size)
         else:
             yield Entry("other", code, _NAMES.get(tag, code), b"", size)
 

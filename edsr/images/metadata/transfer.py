@@ -71,6 +71,8 @@ def plan(source: Source, result: Result) -> Plan:
         out.head = color + density + _png_exif(out) + packet + iptc + b"".join(comments)
     elif result.form == "JPEG":
         out.head = density + _jpeg_exif(out) + packet + color + iptc + b"".join(comments)
+    if (nodata := data_of(source.entries, "nodata")) and result.form == "TIFF":
+        out.tags[tiff.NODATA] = exif.Entry(2, len(nodata), nodata)
     out.warnings += _name_losses(source.entries, result)
     return out
 
@@ -323,7 +325,7 @@ def _name_losses(entries: tuple[Entry, ...], result: Result) -> Iterator[str]:
         yield "further images behind the first are left out"
     if "geo" in kinds:
         yield "the georeference (GeoTIFF) is left out, it is for the pixels as they were"
-    if "nodata" in kinds:
+    if "nodata" in kinds and not (result.form == "TIFF" and data_of(entries, "nodata")):
         yield "the nodata value (GDAL) is left out"
     if others := [
         entry for entry in entries if entry.kind == "other" and not (result.form == "PNG" and _copied(entry))
