@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from .clashes import Job as Job
+    from .inputs import FailedInput as FailedInput
     from .jobs import BatchPlan as BatchPlan
-    from .jobs import FailedInput as FailedInput
-    from .jobs import Job as Job
     from .jobs import OutputSize as OutputSize
     from .jobs import output_path as output_path
     from .jobs import plan_jobs as plan_jobs
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "jobs": ["BatchPlan", "FailedInput", "Job", "OutputSize", "output_path", "plan_jobs"],
+        "clashes": ["Job"],
+        "inputs": ["FailedInput"],
+        "jobs": ["BatchPlan", "OutputSize", "output_path", "plan_jobs"],
         "runner": ["FileResult", "UpscaleOptions", "UpscalerPool", "upscale_files"],
         "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],
     },

@@ -1,47 +1,16 @@
 """Which images a batch is of, where each goes, and how large it becomes."""
 
-import glob
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from edsr.errors import ImageError
-from edsr.images import FORMATS, READABLE, find_images
+from edsr.images import FORMATS, READABLE
 
+from .clashes import Job, resolve_clashes, with_kind
+from .inputs import FailedInput, FoundInputs, Input
 from .stdio import STDIN
-
-
-class Job(NamedTuple):
-    """An image file and the file it is to become. No two jobs of a batch have the same output.
-
-    `source_label` and `output_label` are what people are shown in place of the paths, where these are temporary files
-    that stand for something else, such as standard input.
-    """
-
-    source: Path
-    output: Path
-    source_label: str = ""
-    output_label: str = ""
-
-    @property
-    def source_name(self) -> str:
-        """What people are shown for the source."""
-        return self.source_label or str(self.source)
-
-    @property
-    def output_name(self) -> str:
-        """What people are shown for the output."""
-        return self.output_label or str(self.output)
-
-
-class FailedInput(NamedTuple):
-    """An input, as it was named, of which nothing can be made, and why."""
-
-    name: str
-    error: ImageError
 
 
 @dataclass
@@ -49,12 +18,15 @@ class BatchPlan:
     """What `plan_jobs` makes of the inputs.
 
     errors: inputs that give no jobs; the others are not affected. left_out: images that were named as inputs, but are
-    what another input becomes.
+    what another input becomes. earlier: results of earlier runs, found in folders. others: files in folders that are no
+    images, by their names.
     """
 
     jobs: list[Job] = field(default_factory=list)
     errors: list[FailedInput] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
+    earlier: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -100,12 +72,6 @@ def scale_for(target: tuple[int, int], width: int, height: int, scales: Sequence
     return next((s for s in sorted(scales) if s * width >= target[0] and s * height >= target[1]), None)
 
 
-class _Input(NamedTuple):
-    source: Path
-    folder: Path | None = None  # the folder it was found in, if it was not named itself
-    label: str = ""
-
-
 def plan_jobs(
     inputs: Sequence[str],
     output: str | None,
@@ -113,19 +79,22 @@ def plan_jobs(
     form: str | None = None,
     recursive: bool = False,
     stdin: Path | None = None,
+    again: bool = False,
 ) -> BatchPlan:
     """The images of `inputs`, each once, in order, and the files they are to become.
 
-    An earlier run's result (a_x2.png beside a.png) is not taken for an input.
+    A result (a_x2.png, a_compare.png; a_w3000.png beside a.png) that is found in a folder is not taken for an input.
 
     Args:
         inputs: Files; folders, with those in them if `recursive`; patterns such as `*.png`, for shells that leave them
             alone; `@list.txt`, a file with one of these in each line.
         output: None for NAME_x2.png beside each image, x2 being the `tag`; a file for a single one; a folder for many,
             below which the tree of each input folder is mirrored, and which is made if the name ends in a slash.
-            Images of one name (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png.
+            Images of one name (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. Where two would still become
+            one file, through links or on a file system that ignores case, too, both are in the plan's `errors`.
         form: The format, as `output_path` takes it.
         stdin: The file that stands for the input "-".
+        again: Whether results of earlier runs are inputs, but for those that this batch writes.
 
     Raises:
         ImageError: There are no inputs, or no place for all of them. What is wrong with single inputs (an empty
@@ -133,12 +102,13 @@ def plan_jobs(
             file exists is not looked at.
     """
     plan = BatchPlan()
-    found: dict[str, _Input] = {}
+    inputs_found = FoundInputs(recursive, again, plan.errors, plan.earlier, plan.others)
+    found: dict[str, Input] = {}
     for name in inputs:
         if stdin is not None and name == "-":
-            items = [_Input(stdin, label=STDIN)]
+            items = [Input(stdin, label=STDIN)]
         else:
-            items = _expand(name, recursive, plan.errors)
+            items = inputs_found.find(name)
         for item in items:
             path = os.path.realpath(item.source)
             if path not in found or item.folder is None:  # that it was named counts, not that it lies in a folder, too
@@ -157,81 +127,32 @@ def plan_jobs(
             jobs.append((item, Job(item.source, _output(item, output, tag, form), item.label)))
         except ImageError as error:
             plan.errors.append(FailedInput(item.label or str(item.source), error))
-    plan.jobs = _resolve_clashes(_without_results(jobs, tag, plan.left_out), tag)
-    owner: dict[Path, Path] = {}
-    for job in plan.jobs:
-        other = owner.setdefault(job.output, job.source)
-        if other is not job.source:
-            raise ImageError(f"{job.output}: {other} and {job.source} would both become this; rename one")
+    plan.jobs = resolve_clashes(_without_results(jobs, tag, plan, again), tag, plan.errors)
     return plan
 
 
-def _expand(name: str, recursive: bool, errors: list[FailedInput], listed: bool = False) -> list[_Input]:
-    """What a name on the command line, or one `listed` in a file, stands for. Appends to `errors` why it is nothing."""
-    if name.startswith("@") and not listed and not os.path.exists(name):
-        try:
-            lines = Path(name[1:]).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "not UTF-8"
-            return _fail(errors, name, f"{name[1:]}: the list cannot be read ({why})")
-        names = [line.strip() for line in lines if line.strip()]
-        if not names:
-            return _fail(errors, name, f"{name[1:]}: the list is empty")
-        return [item for line in names for item in _expand(line, recursive, errors, True)]
-    if os.path.isdir(name):
-        try:
-            return [_Input(path, Path(name)) for path in find_images(name, recursive)]
-        except ImageError as error:
-            errors.append(FailedInput(name, error))
-            return []
-    if not os.path.exists(name) and glob.has_magic(name):
-        matches = sorted(glob.glob(name, recursive=True))
-        if not matches:
-            return _fail(errors, name, f"{name}: nothing matches this pattern")
-        return [item for match in matches for item in _expand(match, recursive, errors, True)]
-    return [_Input(Path(name))]
-
-
-def _fail(errors: list[FailedInput], name: str, message: str) -> list[_Input]:
-    errors.append(FailedInput(name, ImageError(message)))
-    return []
-
-
-def _output(item: _Input, output: str | None, tag: str, form: str | None) -> Path:
+def _output(item: Input, output: str | None, tag: str, form: str | None) -> Path:
     if output is None or not os.path.isdir(output) or item.folder is None:
         return output_path(item.source, tag, output, form)
     parent = item.source.relative_to(item.folder).parent
     return Path(output) / parent / output_path(item.source, tag, None, form).name
 
 
-def _without_results(found: list[tuple[_Input, Job]], tag: str, left_out: list[Path]) -> list[Job]:
-    """The jobs whose source is not another's output; of sources found in a folder, in whatever format that would be.
-
-    Appends those that were named themselves to `left_out`.
+def _without_results(found: list[tuple[Input, Job]], tag: str, plan: BatchPlan, again: bool) -> list[Job]:
+    """The jobs whose source is not another's output; of sources found in a folder, in whatever format that would be
+    unless results are wanted `again`. Appends the others to the plan's `left_out`, or to `earlier`.
     """
-    beside_namesakes = [job._replace(output=_with_kind(job, tag)) for _, job in found]
+    beside_namesakes = [with_kind(job, tag) for _, job in found]
     results = {os.path.realpath(job.output) for job in (*(job for _, job in found), *beside_namesakes)}
     stems = {os.path.splitext(result)[0] for result in results}
     kept = []
     for item, job in found:
         path = os.path.realpath(item.source)
-        if path not in results and (item.folder is None or os.path.splitext(path)[0] not in stems):
+        if path not in results and (item.folder is None or again or os.path.splitext(path)[0] not in stems):
             kept.append(job)
-        elif item.folder is None:
-            left_out.append(item.source)
+        else:
+            (plan.left_out if item.folder is None or again else plan.earlier).append(item.source)
     return kept
-
-
-def _resolve_clashes(jobs: list[Job], tag: str) -> list[Job]:
-    """The same jobs; those of one output with the kind of their source in its name."""
-    count = Counter(job.output for job in jobs)
-    return [job if count[job.output] == 1 else job._replace(output=_with_kind(job, tag)) for job in jobs]
-
-
-def _with_kind(job: Job, tag: str) -> Path:
-    """a_jpg_x2.png for a.jpg, beside the job's output."""
-    stem, kind = job.source.stem, job.source.suffix.lstrip(".").lower()
-    return job.output.with_name(f"{stem}_{kind}_{tag}{job.output.suffix}")
 
 
 def output_path(

@@ -20,7 +20,8 @@ from edsr.progress import BatchProgress
 from edsr.system import remove_abandoned
 from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_with_notes
 
-from .jobs import Job, OutputSize, scale_for
+from .clashes import Job
+from .jobs import OutputSize, scale_for
 
 logger = logging.getLogger(__name__)
 

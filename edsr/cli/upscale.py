@@ -76,7 +76,7 @@ def run_upscale(options: Namespace) -> int:
     group.leave()
     for other in (others or [])[1:]:
         tally.add_all(other)
-    if group.is_main and tally.inputs > 1 and not options.quiet:
+    if group.is_main and (tally.inputs > 1 or tally.earlier or tally.others) and not options.quiet:
         print_line(*tally.summary())
     return 1 if tally.failures else 0
 
@@ -115,7 +115,7 @@ def plan_batch(options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
     stdin = stack.enter_context(stdin_file(sys.stdin.buffer)) if "-" in options.inputs else None
     to_stdout = writes_stdout(options)
     output = None if to_stdout else options.output
-    plan = plan_jobs(options.inputs, output, tag, options.format, options.recursive, stdin)
+    plan = plan_jobs(options.inputs, output, tag, options.format, options.recursive, stdin, options.again)
     if to_stdout and plan.jobs:
         if len(plan.jobs) > 1:
             raise ImageError(f"-o -: standard output takes one image, not {len(plan.jobs)}; name a folder")
@@ -132,6 +132,7 @@ def report_plan(plan: "BatchPlan", options: Namespace, tally: "Tally") -> None:
         more = len(plan.left_out) - len(names)
         listed = ", ".join(names) + (f" and {more} more" if more else "")
         print_line(f"note: left out, because other inputs become this: {listed}")
+    tally.earlier, tally.others = len(plan.earlier), len(plan.others)
     if plan.errors and options.debug:
         raise plan.errors[0].error
     for failed in plan.errors:
@@ -192,6 +193,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.inputs, self.skipped = 0, 0
+        self.earlier, self.others = 0, 0  # files in folders that are no inputs, see BatchPlan
         self.failures: list[str] = []
 
     def add(self, record: dict) -> None:
@@ -224,5 +226,9 @@ class Tally:
         """How the batch went, in lines; failures are named again."""
         parts = [f"{self.done} of {self.inputs} images done"]
         parts += [f"{self.skipped} skipped"] if self.skipped else []
+        if self.earlier:
+            parts.append(f"{self.earlier} earlier results left out (--again takes them)")
+        if self.others:
+            parts.append(f"{self.others} files passed over, no images by their names")
         parts += [f"{len(self.failures)} failed:"] if self.failures else []
         return [", ".join(parts), *(f"  {line}" for line in self.failures)]

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from .compression import LossyCompression as LossyCompression
     from .compression import detect_compression as detect_compression
     from .filling import fill_rows as fill_rows
+    from .folders import find_images as find_images
+    from .folders import no_images as no_images
+    from .folders import scan_folder as scan_folder
+    from .folders import unlistable as unlistable
+    from .folders import walk_folders as walk_folders
     from .formats import FORMATS as FORMATS
     from .formats import READABLE as READABLE
-    from .formats import find_images as find_images
     from .formats import pixels_to_srgb as pixels_to_srgb
     from .nodata import Holes as Holes
     from .opaque import read_opaque as read_opaque
@@ -43,7 +47,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "compression": ["LossyCompression", "detect_compression"],
         "filling": ["fill_rows"],
-        "formats": ["FORMATS", "READABLE", "find_images", "pixels_to_srgb"],
+        "folders": ["find_images", "no_images", "scan_folder", "unlistable", "walk_folders"],
+        "formats": ["FORMATS", "READABLE", "pixels_to_srgb"],
         "opaque": ["read_opaque"],
         "nodata": ["Holes"],
         "probe": ["EXTENSIONS", "identify"],

@@ -1,6 +1,5 @@
 """Image formats: what each can hold, and what an image loses in it."""
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -144,34 +143,3 @@ def describe_error(error: Exception) -> str:
     system = [line for line in lines if line.startswith("system error: ") and "Unknown error" not in line]
     candidates = [line for line in (*system, *lines, getattr(error, "message", "")) if line]
     return candidates[0].removeprefix("system error: ") if candidates else type(error).__name__
-
-
-def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
-    """Find the files in `folder` with a known extension, in any case, sorted; hidden ones are left out.
-
-    Args:
-        folder: where to look.
-        recursive: whether folders in it are searched, too, at any depth; hidden ones are left out, links followed once.
-
-    Raises:
-        ImageError: if there are none, or no such folder.
-    """
-    found: list[Path] = []
-    _list_images(Path(folder), found, set() if recursive else None)
-    if not found:
-        raise ImageError(f"{folder}: no images in this folder ({', '.join(READABLE)})")
-    return sorted(found)
-
-
-def _list_images(folder: Path, found: list[Path], seen: set[str] | None) -> None:
-    """Append the images in `folder` to `found`; and those in folders in it, unless `seen`, the ones done, is None."""
-    try:
-        entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise ImageError(f"{folder}: cannot be listed as a folder ({error.strerror})") from None
-    found += [entry for entry in entries if entry.suffix.lower() in READABLE and entry.is_file()]
-    if seen is not None:
-        seen.add(os.path.realpath(folder))
-        for entry in entries:
-            if entry.is_dir() and os.path.realpath(entry) not in seen:
-                _list_images(entry, found, seen)

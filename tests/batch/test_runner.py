@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from edsr.batch.jobs import Job, OutputSize
+from edsr.batch.clashes import Job
+from edsr.batch.jobs import OutputSize
 from edsr.batch.runner import FILES_AT_ONCE, UpscaleOptions, UpscalerPool, upscale_files
 from edsr.devices import list_devices
 from edsr.errors import BackendError, WeightsError

@@ -1,0 +1,103 @@
+"""Which images lie in a folder. Each real folder is entered once, whatever links lead to it."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edsr.errors import ImageError
+
+from .formats import READABLE
+
+
+@dataclass
+class FolderScan:
+    """What was found in a folder, each part sorted; hidden files are left out.
+
+    Attributes:
+        images: files with one of the extensions `READABLE`, in any case.
+        others: files with another extension, or none.
+        unreadable: folders that could not be listed, and why.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    unreadable: list[tuple[Path, OSError]] = field(default_factory=list)
+
+
+def scan_folder(folder: str | os.PathLike[str], recursive: bool = False) -> FolderScan:
+    """All that lies in `folder` and, if `recursive`, in the folders in it, at any depth."""
+    scan = FolderScan()
+    for _, entries in walk_folders(folder, recursive, scan.unreadable):
+        for entry in entries:
+            if not _is_folder(entry):
+                path = Path(entry.path)
+                (scan.images if path.suffix.lower() in READABLE else scan.others).append(path)
+    scan.images.sort()
+    scan.others.sort()
+    return scan
+
+
+def walk_folders(
+    top: str | os.PathLike[str], recursive: bool, unreadable: list[tuple[Path, OSError]]
+) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """(folder, its entries, sorted) of `top` and of the folders in it; hidden ones and hidden entries are left out.
+
+    Links are followed after all that is reached without them, so that nothing goes by another path than its own.
+    Folders that cannot be listed are appended to `unreadable`.
+    """
+    waiting, links, seen = [os.fspath(top)], deque[str](), set()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.popleft()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda entry: entry.name)
+        except OSError as error:
+            unreadable.append((Path(folder), error))
+            continue
+        yield Path(folder), entries
+        if recursive:
+            inner = [entry for entry in entries if _is_folder(entry)]
+            waiting += [entry.path for entry in reversed(inner) if not entry.is_symlink()]
+            links.extend(entry.path for entry in inner if entry.is_symlink())
+
+
+def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+    """Find the files in `folder` with a known extension, in any case, sorted; hidden ones are left out.
+
+    Args:
+        folder: where to look.
+        recursive: whether folders in it are searched, too, at any depth; hidden ones are left out, links followed once.
+
+    Raises:
+        ImageError: if there are none, or no such folder, or a folder cannot be listed.
+    """
+    scan = scan_folder(folder, recursive)
+    for path, error in scan.unreadable:
+        raise unlistable(path, error)
+    found = [path for path in scan.images if path.is_file()]
+    if not found:
+        raise no_images(folder)
+    return found
+
+
+def unlistable(folder: Path, error: OSError) -> ImageError:
+    """The error of a folder that cannot be listed."""
+    return ImageError(f"{folder}: cannot be listed as a folder ({error.strerror})")
+
+
+def no_images(folder: str | os.PathLike[str]) -> ImageError:
+    """The error of a folder without images."""
+    return ImageError(f"{folder}: no images in this folder ({', '.join(READABLE)})")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
