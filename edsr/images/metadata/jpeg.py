@@ -68,10 +68,12 @@ def _after(file: BinaryIO, known: bool) -> Iterator[Entry]:
 def density(file: BinaryIO) -> tuple[int, int, int] | None:
     """What JFIF says: horizontally, vertically, unit: 1 is an inch, 2 a centimeter, 0 none."""
     file.seek(2)
-    head = file.read(18)
-    if head[:2] == b"\xff\xe0" and head[4:9] == b"JFIF\0" and len(head) >= 16:
-        unit, x, y = struct.unpack_from(">BHH", head, 11)
-        return x, y, unit
+    while (marker := _next_marker(file)) not in (None, 0xD9, 0xDA):
+        start = file.read(2 + 12)
+        if marker == 0xE0 and start[2:7] == b"JFIF\0" and len(start) == 14:
+            unit, x, y = struct.unpack_from(">BHH", start, 9)
+            return x, y, unit
+        file.seek(int.from_bytes(start[:2], "big") - len(start), os.SEEK_CUR)
     return None
 
 

@@ -73,6 +73,9 @@ def _entry(kind: bytes, code: str, data: bytes) -> Entry:
         if kind == b"iTXt" and keyword == _XMP:
             packet = _international(text)
             return Entry("xmp" if packet else "damaged", code, "XMP", packet or b"", size)
+        if keyword == _XMP:
+            packet = inflate(text[1:]) if kind == b"zTXt" else text
+            return Entry("xmp" if packet else "damaged", code, "XMP", packet or b"", size)
         name = keyword.decode("latin-1")
         if name.lower().startswith("raw profile type "):
             found = _raw_profile(name[17:].strip().lower(), inflate(text[1:]) if kind == b"zTXt" else text)

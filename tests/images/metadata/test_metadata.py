@@ -57,6 +57,8 @@ TURNED = {  # file -> (contents, whether a contradiction is to be told)
     "xmp_other_prefix.png": (png_with(xmp_chunk(packet(6).replace(b"tiff:", b"t:").replace(b":tiff", b":t"))), False),
     "xmp_element.png": (png_with(xmp_chunk(packet(more="<tiff:Orientation>6</tiff:Orientation>"))), False),
     "xmp_utf16.png": (png_with(xmp_chunk(packet(6).decode().encode("utf-16"))), False),
+    "xmp_as_text.png": (png_with(chunk(b"tEXt", b"XML:com.adobe.xmp\0" + packet(6))), False),
+    "xmp_packed.png": (png_with(chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(packet(6)))), False),
     "both.png": (png_with(chunk(b"eXIf", exif(6)), xmp_chunk(packet(6))), False),
     "against.png": (png_with(chunk(b"eXIf", exif(6)), xmp_chunk(packet(3))), True),
     "raw_exif.png": (png_with(raw_profile("exif", b"Exif\0\0" + exif(6, MAKER))), False),
@@ -609,6 +611,54 @@ def test_named(tmp_path, name, target):
     said = convert(tmp_path / name, tmp_path / f"b{target}")
     for text in texts:
         assert lines(text, said), (text, said)
+
+
+def box(kind, *contents, version=None):
+    data = b"".join(contents)
+    data = data if version is None else struct.pack(">I", version << 24) + data
+    return struct.pack(">I4s", 8 + len(data), kind) + data
+
+
+def test_boxes_of_heif():
+    items = [
+        box(b"infe", struct.pack(">HH4s", i, 0, kind), b"\0" + more, version=2)
+        for i, (kind, more) in enumerate(
+            [
+                (b"av01", b""),
+                (b"tmap", b""),
+                (b"uri ", b"urn:x\0"),
+                (b"mime", b"application/rdf+xml\0"),
+                (b"mime", b"text/x\0"),
+            ]
+        )
+    ]
+    properties = box(b"iprp", box(b"ipco", box(b"pasp", struct.pack(">II", 2, 1)), box(b"clli", bytes(4))))
+    thumbnail = box(b"iref", box(b"thmb", struct.pack(">HHH", 2, 1, 1)), version=0)
+    meta = box(
+        b"meta", box(b"iinf", struct.pack(">H", len(items)), *items, version=0), thumbnail, properties, version=0
+    )
+    file = io.BytesIO(box(b"ftyp", b"avif") + meta)
+    assert [(entry.kind, entry.name) for entry in heif.scan(file)] == [
+        ("gain map", "gain map"),
+        ("thumbnail", "thumbnail"),
+        ("other", "uri , mime (text/x), clli"),
+    ]
+    assert heif.density(file) == (1, 2, 0) and not heif.has_turn(file) and not heif.replace_exif(file, b"")
+
+
+@pytest.mark.parametrize("target", OUTPUTS)
+def test_a_gain_map_of_avif(tmp_path, target):
+    write(tmp_path / "a.avif", PIXELS)
+    data = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "b.avif").write_bytes(data.replace(b"Exif\0", b"tmap\0", 1))
+    assert lines("the gain map is left out", convert(tmp_path / "b.avif", tmp_path / f"c{target}"))
+
+
+def test_jfif_behind_exif(tmp_path):
+    data = encoded("jpeg", pillow(PIXELS), dpi=(300, 300))
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segment(0xE1, b"Exif\0\0" + exif(None, MAKER)) + data[2:])
+    with ImageReader(tmp_path / "a.jpg") as reader:
+        assert reader.resolution == (300 / 25.4, 300 / 25.4)
 
 
 def test_chunks_that_may_be_copied(tmp_path):
