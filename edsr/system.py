@@ -4,6 +4,8 @@ Both are written under a temporary name beside the final one, synced to disk, an
 temporary one is locked, so that `remove_abandoned` can tell what a killed process has left from what is being written.
 """
 
+import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -14,14 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 _PREFIX, _SUFFIX = ".edsr-", ".part"
+_NO_REPLACE, _EXCHANGE, _CURRENT_FOLDER = 1, 2, -100  # of Linux's renameat2
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[BinaryIO]:
     """A file that gets its name only when the block ends without an error; otherwise nothing has changed.
 
-    Gives an open binary file (`x+b`, with the usual permissions) in the folder of `path`. It may also be written by its
-    `name`, for libraries that open files themselves. It must not be closed inside the block.
+    Its name is synced to disk as well. Gives an open binary file (`x+b`, with the usual permissions) in the folder of
+    `path`. It may also be written by its `name`, for libraries that open files themselves, if these notice every error.
+    It must not be closed inside the block.
 
     Args:
         path: the final name. Its folder must exist.
@@ -43,6 +47,7 @@ def atomic_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterato
             if sys.platform == "win32":  # which renames no open files
                 file.close()
             _rename_into_place(part, path, overwrite)
+        _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             part.unlink()  # there is none after it was renamed
@@ -62,7 +67,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: if something cannot be created, written, synced or renamed.
     """
     path = Path(path)
-    part, old, held = _temporary(path), _temporary(path), None
+    part, held = _temporary(path), None
     try:
         part.mkdir()
         if os.name != "nt":
@@ -71,15 +76,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _lock(held)
         yield part
         _sync_tree(part)
-        with suppress(FileNotFoundError):
-            os.rename(path, old)
-        try:
+        if not os.path.lexists(path):
             os.rename(part, path)
-        except BaseException:
-            with suppress(OSError):  # there may have been none
-                os.rename(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        elif not _rename_in_one_step(part, path, _EXCHANGE):  # after which the old one is called `part`
+            _rename_in_two_steps(part, path)
         _sync_folder(path.parent)
     finally:
         if held is not None:
@@ -130,8 +130,10 @@ def _rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
             os.link(part, path)
         except FileExistsError:
             raise
-        except OSError:  # a file system without links: claim the name, if it is free
-            open(path, "xb").close()
+        except OSError:  # a file system without links
+            if _rename_in_one_step(part, path, _NO_REPLACE):
+                return
+            open(path, "xb").close()  # claim the name, if it is free
             try:
                 os.replace(part, path)
             except OSError:
@@ -139,6 +141,35 @@ def _rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
                 raise
     else:
         os.replace(part, path)
+
+
+def _rename_in_one_step(source: Path, target: Path, how: int) -> bool:
+    """Rename by Linux's renameat2. False where system or file system cannot do so. Raises OSError.
+
+    how: `_NO_REPLACE`, or `_EXCHANGE`, by which each gets the other's name.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
+        return False
+    if renameat2(_CURRENT_FOLDER, os.fsencode(source), _CURRENT_FOLDER, os.fsencode(target), how) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(source), None, str(target))
+
+
+def _rename_in_two_steps(source: Path, target: Path) -> None:
+    """Replace a folder by another; killed in between, none of that name is there."""
+    old = _temporary(target)
+    os.rename(target, old)
+    try:
+        os.rename(source, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -154,9 +185,15 @@ def _sync_folder(folder: Path) -> None:
     """Make the names in a folder last, where the system can (Windows cannot, and need not)."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder into which one may write, but not look
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no folders
+            raise
     finally:
         os.close(handle)
 

@@ -1,8 +1,12 @@
 """Files and folders that appear whole or not at all, and the memory there is."""
 
+import ctypes
+import errno
 import os
+import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import psutil
@@ -71,6 +75,42 @@ def test_a_file_that_is_there_is_replaced_only_if_wanted(tmp_path, links, monkey
         file.write(b"new")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"new"
     assert names(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="syncs no folders")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_names_are_synced_where_the_system_can(tmp_path, monkeypatch, code):
+    synced, sync = [], os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            synced.append(os.fstat(handle).st_ino)
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError) if code == errno.EIO else nullcontext(), atomic_file(tmp_path / "a") as file:
+        file.write(b"new")
+    assert synced == [tmp_path.stat().st_ino]
+    assert (tmp_path / "a").read_bytes() == b"new" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's renameat2")
+@pytest.mark.parametrize("code", [0, errno.EINVAL, errno.ENOSYS, errno.EIO])
+def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch, code):
+    """Where the file system cannot, in two, and where it fails, not at all."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_bytes(b"")
+    renamed, rename = [], os.rename
+    monkeypatch.setattr(os, "rename", lambda *names: (renamed.append(names), rename(*names)))
+    if code:
+        library = SimpleNamespace(renameat2=lambda *_: -1)
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+        monkeypatch.setattr(ctypes, "get_errno", lambda: code)
+    with pytest.raises(OSError) if code == errno.EIO else nullcontext(), atomic_folder(tmp_path / "a") as folder:
+        (folder / "new").write_bytes(b"")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["old" if code == errno.EIO else "new"]
+    assert len(renamed) == (2 if code in (errno.EINVAL, errno.ENOSYS) else 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such permissions")

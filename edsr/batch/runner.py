@@ -195,9 +195,8 @@ def upscale_files(
     Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each image.
     When the generator is closed, or a KeyboardInterrupt comes, unfinished outputs are gone when it has ended.
     """
-    if options.skip_existing:
-        for folder in {job.output.parent for job in jobs}:
-            remove_abandoned(folder)
+    for folder in {job.output.parent for job in jobs}:
+        remove_abandoned(folder)
     device = pool.upscaler(0, pool.scale).device.type
     workers = min(len(jobs), len(pool) * FILES_AT_ONCE[device])
     if workers <= 1 or len(jobs) < len(pool):

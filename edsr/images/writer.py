@@ -19,9 +19,9 @@ from edsr.system import atomic_file
 from . import exif
 from .formats import FORMATS, Format, check_memory, describe_error, set_up_libvips, storage_for, to_srgb
 from .metadata import heif, jpeg, png, transfer, webp
-from .metadata.splice import save_spliced
 from .reader import ImageReader
 from .samples import TargetSize, over_white, quantize, resample, to_depth
+from .target import FileTarget
 
 _PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
 _SPLICES = {"PNG": png.Splice, "JPEG": jpeg.Splice}
@@ -142,7 +142,7 @@ class ImageWriter:
         """Start the encoder, wait while rows are written, then finish the file, which gets its name."""
         with atomic_file(self.path, self._overwrite) as file:
             source, sink = os.pipe()
-            encoder = threading.Thread(target=self._encode, args=(source, file.name), daemon=True)
+            encoder = threading.Thread(target=self._encode, args=(source, file), daemon=True)
             with open(sink, "wb") as self._pipe:
                 try:
                     encoder.start()
@@ -225,20 +225,22 @@ class ImageWriter:
         if self._error:
             raise ImageError(f"{self.path}: cannot be written ({self._error})")
 
-    def _encode(self, source: int, output: str | bytes) -> None:
-        """The encoder's thread: from the pipe `source` to the temporary file `output`."""
+    def _encode(self, source: int, file: BinaryIO) -> None:
+        """The encoder's thread: from the pipe `source` to the temporary file."""
+        splice = _SPLICES.get(self._format.name)
+        output = FileTarget(file, splice and splice(self._metadata.head))
         try:
             self._save(source, output)
-        except OSError as error:
-            self._error = error.strerror or str(error)
         except Exception as error:
             self._error = describe_error(error)
+        if output.error is not None:
+            self._error = getattr(output.error, "strerror", None) or str(output.error)
         # Until the writing end is closed, take what still comes, so that it never blocks nor breaks.
         with open(source, "rb", buffering=0) as rest:
             while rest.read(2**16):
                 pass
 
-    def _save(self, source: int, output: str | bytes) -> None:
+    def _save(self, source: int, output: FileTarget) -> None:
         stream = pyvips.Source.new_from_descriptor(source)
         image = pyvips.Operation.call("pngload_source", stream, access="sequential", fail_on="error")
         channels, dtype, _ = self._storage
@@ -258,11 +260,8 @@ class ImageWriter:
         image = image.copy(xres=xres, yres=yres)
         if channels <= 2 and not self._format.gray and self._metadata.profile:
             image = to_srgb(image)  # what is stored is RGB
-        if self._format.name in _SPLICES:
-            splice = _SPLICES[self._format.name](self._metadata.head)
-            save_spliced(image, f"{self._format.saver}_target", self._options | {"keep": "none"}, output, splice)
-        else:
-            pyvips.Operation.call(self._format.saver, image, os.fsencode(output), **self._options)
+        options = self._options | ({"keep": "none"} if self._format.name in _SPLICES else {})
+        pyvips.Operation.call(f"{self._format.saver}_target", image, output.target, **options)
 
 
 def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:

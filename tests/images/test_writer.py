@@ -10,10 +10,13 @@ import pytest
 import tifffile
 from PIL import Image, PngImagePlugin
 
-from edsr.images import formats
+from edsr import system
+from edsr.errors import ImageError
+from edsr.images import formats, writer
 from edsr.images.formats import FORMATS, storage_for
 from edsr.images.reader import ImageReader, read_image
 from edsr.images.samples import over_white, to_depth
+from edsr.images.target import FileTarget
 from edsr.images.writer import BIGTIFF_ABOVE, ImageWriter
 from tests.support.image_files import (
     EXTENSIONS,
@@ -428,12 +431,44 @@ def test_failing_rename_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", fail)
     monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(system, "_rename_in_one_step", lambda *_: False)
     refused("cannot be written (Input/output error)", write, tmp_path / "a.png", make_image())
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("call", ["write", "seek"])
+@pytest.mark.parametrize("kind", [".tif", ".png", ".jpg", ".webp", ".avif"])
+def test_one_failing_call_is_enough(tmp_path, monkeypatch, kind, call, at):
+    """libvips writing TIFF by itself goes on after it, and leaves a damaged file."""
+
+    class Failing:
+        def __init__(self, file):
+            self.file, self.left = file, at
+
+        def __getattr__(self, name):
+            return getattr(self.file, name) if name != call else self.attempt
+
+        def attempt(self, *arguments):
+            self.left -= 1
+            if self.left == -1:
+                failed.append(call)
+                raise OSError(errno.EIO, "Input/output error")
+            return getattr(self.file, call)(*arguments)
+
+    failed = []
+    monkeypatch.setattr(writer, "FileTarget", lambda file: FileTarget(Failing(file)))
+    path, pixels = tmp_path / f"a{kind}", make_image()
+    try:
+        write(path, pixels)
+    except ImageError as error:
+        assert failed and "cannot be written (Input/output error)" in str(error) and names(tmp_path) == []
+    else:
+        assert not failed and read_image(path).shape == pixels.shape
+
+
 def test_a_library_without_the_format(tmp_path, monkeypatch):
-    monkeypatch.setitem(FORMATS, ".avif", formats.Format("AVIF", "avifsave", {}, 8))
+    monkeypatch.setitem(FORMATS, ".avif", formats.Format("AVIF", "nosave", {}, 8))
     refused("a.avif: cannot be written", write, tmp_path / "a.avif", make_image())
     assert names(tmp_path) == []
 
