@@ -457,7 +457,7 @@ def test_one_failing_call_is_enough(tmp_path, monkeypatch, kind, call, at):
             return getattr(self.file, call)(*arguments)
 
     failed = []
-    monkeypatch.setattr(writer, "FileTarget", lambda file: FileTarget(Failing(file)))
+    monkeypatch.setattr(writer, "FileTarget", lambda file, splice: FileTarget(Failing(file), splice))
     path, pixels = tmp_path / f"a{kind}", make_image()
     try:
         write(path, pixels)
