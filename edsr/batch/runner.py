@@ -146,6 +146,7 @@ class UpscaleOptions:
         self_ensemble: See `Upscaler.bands`.
         overwrite: Replace existing outputs.
         skip_existing: Leave existing outputs as they are, but remove the temporary files of a batch that was killed.
+        salvage: Give what is left of damaged images, see `ImageReader`.
         make_folders: Make the folder of an output where there is none.
     """
 
@@ -156,6 +157,7 @@ class UpscaleOptions:
     overwrite: bool = False
     skip_existing: bool = False
     make_folders: bool = False
+    salvage: bool = False
 
 
 @dataclass
@@ -274,7 +276,7 @@ def _upscale(
         output.parent.mkdir(parents=True, exist_ok=True)
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
-    with ImageReader(source, full=True, folder=folder) as reader:
+    with ImageReader(source, full=True, folder=folder, salvage=options.salvage) as reader:
         width, height = reader.width, reader.height
         scale, target = _scale_and_size(source, width, height, pool, options.size)
         model, result.model = pool.choose(source, scale)
@@ -309,10 +311,9 @@ def _upscale(
                     raise _Stopped
                 writer.write(band)
                 bar.advance(len(band) // scale)
-            if black and holes.count:
-                result.warnings += (
-                    f"{holes.count:,} pixels without data (nodata, NaN or infinite) are written as black",
-                )
+        result.warnings = reader.warnings + writer.warnings  # damage shows when it is reached
+        if black and holes.count:
+            result.warnings += (f"{holes.count:,} pixels without data (nodata, NaN or infinite) are written as black",)
     result.seconds = time.perf_counter() - start
 
 

@@ -1,7 +1,6 @@
 """Image formats: what each can hold, and what an image loses in it."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,8 @@ import pyvips
 
 from edsr.errors import ImageError
 from edsr.system import available_memory
+
+from .messages import set_up_libvips, take_errors
 
 MAX_SIDE = 100_000_000
 """The most pixels of width or height in libvips."""
@@ -56,6 +57,8 @@ FORMATS = {
     ".png": _PNG,
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
+    ".jpe": _JPEG,
+    ".jfif": _JPEG,
     ".webp": _WEBP,
     ".tif": _TIFF,
     ".tiff": _TIFF,
@@ -63,7 +66,7 @@ FORMATS = {
 }
 """File name extension (lower case) -> the format written under it."""
 
-READABLE = (*FORMATS, ".heic", ".heif")
+READABLE = (*FORMATS, ".gif", ".heic", ".heif")
 """File name extensions (lower case) of images that can be read."""
 
 
@@ -100,15 +103,6 @@ def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
     return Storage(channels, dtype, tuple(warnings))
 
 
-@cache
-def set_up_libvips() -> None:
-    """Switch off libvips' cache, at its first use here, so that merely importing this leaves other programs' as it is.
-
-    Operations kept for reuse hold memory, and would answer for a file that has changed since.
-    """
-    pyvips.cache_set_max(0)
-
-
 def to_srgb(image: pyvips.Image) -> pyvips.Image:
     """Convert to sRGB, at the same depth, by the image's own color profile; CMYK without one by a standard profile."""
     depth, profile = (16 if image.format == "ushort" else 8), "cmyk" if image.interpretation == "cmyk" else "srgb"
@@ -124,7 +118,8 @@ def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)  # pyright: ignore[reportArgumentType]
     try:
         return to_srgb(image).numpy()
-    except pyvips.Error:
+    except (pyvips.Error, UnicodeDecodeError):
+        take_errors()
         return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
 
 
@@ -134,12 +129,3 @@ def check_memory(path: Path, needed: int) -> None:
     if needed > free:
         sizes = f"{needed / 1e6:,.0f} MB of memory, where {free / 1e6:,.0f} MB are free"
         raise ImageError(f"{path}: needs {sizes}; PNG and TIFF are coded row by row")
-
-
-def describe_error(error: Exception) -> str:
-    """The most telling line of a libvips error: the system's own, else the first."""
-    # Looking for the end of an AVIF leaves "bad seek", with or without an error, for whatever error comes next.
-    lines = [line.strip() for line in getattr(error, "detail", str(error)).splitlines() if ": bad seek to " not in line]
-    system = [line for line in lines if line.startswith("system error: ") and "Unknown error" not in line]
-    candidates = [line for line in (*system, *lines, getattr(error, "message", "")) if line]
-    return candidates[0].removeprefix("system error: ") if candidates else type(error).__name__

@@ -8,21 +8,33 @@ from typing import BinaryIO, NamedTuple
 from edsr.errors import ImageError
 
 from . import exif
+from .codecs import heif_codec
 from .formats import FORMATS, MAX_SIDE
 from .metadata.tiff import find_mends
 from .tiff_bands import TiffBands, read_bands
+from .tiff_parts import count_pages
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
     b"II+\0": "TIFF",  # BigTIFF
     b"MM\0+": "TIFF",
 }
-EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"}
+EXTENSIONS = {
+    "PNG": ".png",
+    "JPEG": ".jpg",
+    "WebP": ".webp",
+    "TIFF": ".tif",
+    "GIF": ".gif",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+}
 """Format -> its usual file name extension."""
-LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload"}
+LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "tiffload", "GIF": "gifload"}
 """Format -> the libvips operation that reads it; the others are read by heifload."""
 _HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
 # Of the color codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
@@ -52,6 +64,9 @@ class Header(NamedTuple):
         exif_whole: whether `exif` is all of it.
         bands: of a TIFF, what its bands are.
         mends: of a TIFF, offset -> bytes that must stand there, see `edsr.images.metadata.tiff`.
+        pages: of a TIFF, how many images it holds, without reduced copies and masks.
+        warnings: a line for each thing that is left out.
+        codec: of a HEIF, its name; "" if unknown.
     """
 
     format: str
@@ -62,6 +77,9 @@ class Header(NamedTuple):
     exif_whole: bool = True
     bands: TiffBands = TiffBands()
     mends: dict[int, bytes] = {}  # noqa: RUF012 - never changed
+    pages: int = 1
+    warnings: tuple[str, ...] = ()
+    codec: str = ""
 
 
 def identify(head: bytes) -> str:
@@ -94,7 +112,7 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
         raise ImageError(f"{path}: is empty, get an intact copy")
     name = identify(head)
     if not name:
-        raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF or AVIF image")
+        raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF, AVIF or GIF image")
     loader = LOADERS.get(name, "heifload")
     if name == "PNG":
         _check_png(path, file)
@@ -102,21 +120,28 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
         tags, bands = _check_tiff(path, file)
         found, whole = exif.parse(file)
         packed, mends = exif.pack(found), find_mends(file)
-        return Header(name, loader, tags=tags, exif=packed, exif_whole=whole, bands=bands, mends=mends)
+        pages, left_out = count_pages(file)
+        return Header(name, loader, False, tags, packed, whole, bands, mends, pages, left_out)
     if loader == "heifload":
-        return Header(name, loader, _check_heif(path, file))
+        file.seek(0)
+        codec = heif_codec(file.read(2**16))
+        return Header(name, loader, _check_heif(path, file), codec=codec)
     return Header(name, loader)
 
 
 def _check_png(path: Path, file: BinaryIO) -> None:
     file.seek(8)
+    frames, first = 0, False  # of an animation; whether the image is its first
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
         if kind == b"IDAT":
+            if frames and (frames > 1 or not first):
+                refuse_pages(path, "animation frames", frames + (not first))
             return
         data = file.read(min(length, 4))
         if kind == b"acTL":
-            refuse_pages(path, "animation frames", int.from_bytes(data, "big"))
+            frames = int.from_bytes(data, "big")
+        first |= kind == b"fcTL"
         if kind == b"cICP" and len(data) == 4:
             _check_colors(path, data[0], data[1])
         file.seek(length - len(data) + 4, os.SEEK_CUR)

@@ -13,13 +13,17 @@ import pyvips
 from edsr.errors import ImageError
 
 from . import exif, reorder
-from .formats import check_memory, describe_error, set_up_libvips, to_srgb
+from .codecs import check_tiff_codec, describe_codec, is_missing
+from .decoding import DECODER_ERRORS, CheckedImage, check_gif
+from .formats import check_memory, to_srgb
+from .messages import describe_error, set_up_libvips
 from .metadata import inventory, transfer
 from .metadata.entries import Entry
 from .metadata.mended import open_mended
 from .nodata import read_nodata
 from .probe import probe, refuse_pages
 from .samples import rescale
+from .tiff_parts import find_sparse
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
 _COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
@@ -29,7 +33,6 @@ _COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and
 }
 _HALF_SPACES = {"grey16": "b-w", "rgb16": "scrgb"}  # libvips' names for 16-bit floating point, which it gives as fp32
 _SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
-_FETCH_ROWS = 128  # rows at once; many more take libvips memory, and quadratic time
 
 
 class ReadLimits(NamedTuple):
@@ -58,6 +61,8 @@ class ImageReader:
         folder: where temporary files go, by default the system's folder for them.
         limits: sizes at which it uses a temporary file, and others.
         with_alpha: whether alpha is read where `full` is false, too.
+        salvage: whether what is left of a damaged image is given, with filler for the rest; `warnings` says so then, at
+            the latest when all rows have been read.
 
     Attributes:
         path: the file.
@@ -92,23 +97,27 @@ class ImageReader:
         folder: str | os.PathLike[str] | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
         with_alpha: bool = False,
+        salvage: bool = False,
     ) -> None:
         set_up_libvips()
         self.path = Path(path)
         self._with_alpha = with_alpha
-        self._limits = limits
+        self._limits, self._salvage = limits, salvage
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)
         self._sources: list[pyvips.Source] = []
         self.format = self._header.format
+        if self.format == "TIFF":
+            check_tiff_codec(self.path, self._header.tags.get(259, 1))
         with self._as_image_errors():
-            image = self._load()
+            checked = self._open()
+            image = checked.loaded
             self.buffered_bytes = self._count_buffered(image)
             self._interlaced = self.format == "PNG" and _get_field(image, "interlaced") == 1 and not self.buffered_bytes
             found = self._take_inventory(image)
             self._orientation = found.orientation
-            self.warnings = (*self._list_warnings(image), *found.warnings)
-            cmyk, image = image.interpretation == "cmyk", self._convert(image)
+            self.warnings = (*self._list_warnings(image), *found.warnings, *checked.warnings)
+            cmyk, image = image.interpretation == "cmyk", checked.image
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = np.dtype(_DTYPES[str(image.format)])
             entries = found.entries
@@ -129,7 +138,7 @@ class ImageReader:
             self.height, self.width = self.width, self.height
         self.alpha = self.channels in (2, 4)
         self._check_resources()
-        self._image: pyvips.Image | None = image
+        self._checked: CheckedImage | None = checked
 
     def __enter__(self) -> "ImageReader":
         return self
@@ -139,7 +148,7 @@ class ImageReader:
 
     def close(self) -> None:
         """Close the file. The attributes stay; rows() opens it again."""
-        self._image = None
+        self._checked = None
 
     def rows(self, count: int, with_holes: bool = False) -> Iterator[np.ndarray]:
         """Decode the image from its top, in arrays [count, width, channels] of `dtype`; the last may be shorter.
@@ -173,7 +182,8 @@ class ImageReader:
     def _decode(self, count: int, with_holes: bool) -> Iterator[np.ndarray]:
         """Yield the rows in the order in which they are stored, not yet upright."""
         with self._as_image_errors():
-            image, self._image = self._image or self._convert(self._load()), None  # can be read once only
+            checked, self._checked = self._checked or self._open(), None  # can be read once only
+            image = checked.image
             shape = image.height, image.width, image.bands
             if shape != self._stored or _DTYPES[str(image.format)] != self.dtype:
                 raise ImageError(f"{self.path}: has changed since it was opened, run again")
@@ -181,8 +191,9 @@ class ImageReader:
         if self._interlaced:
             rows = reorder.deinterlace(self.path, image.width, image.height, count, self._folder)
         else:
-            rows = _fetch(image, self.dtype, count)
+            rows = checked.rows(count, self.dtype)
         for part in self._with_image_errors(rows):
+            self.warnings += tuple(line for line in checked.warnings if line not in self.warnings)
             if self.dtype == np.float32 and not with_holes and self.nodata.find(part) is not None:
                 raise ImageError(f"{self.path}: holds samples without data (nodata, NaN or infinite), fill them first")
             stretched = self._header.loader == "heifload" and self.dtype == np.uint16
@@ -214,29 +225,45 @@ class ImageReader:
         """Turn what decoders and temporary files raise into an ImageError of one line."""
         try:
             yield
-        except (pyvips.Error, zlib.error, UnicodeError, MemoryError) as error:
-            why = describe_error(error)
-            rare = any(text in why for text in ("upported", "out of range", "not a whole number"))
-            advice = "cannot be decoded here, convert it to PNG" if rare else "damaged or cut off, get an intact copy"
-            raise ImageError(f"{self.path}: {advice} ({why})") from None
+        except (*DECODER_ERRORS, zlib.error, UnicodeError, MemoryError) as error:
+            raise ImageError(f"{self.path}: {self._advise(describe_error(error))}") from None
         except OSError as error:
             raise ImageError(f"{self.path}: a temporary file cannot be written ({error.strerror})") from None
 
-    def _load(self) -> pyvips.Image:
+    def _advise(self, why: str) -> str:
+        """What to do about a decoder's error."""
+        if is_missing(why):
+            return describe_codec(self._header.codec)
+        if "ecurity limit" in why or "maximum image size" in why:
+            return f"larger than this decoder's limit, cut it into parts or convert it to PNG ({why})"
+        if any(text in why for text in ("upported", "out of range", "not a whole number")):
+            return f"cannot be decoded here, convert it to PNG ({why})"
+        if self._salvage:
+            return f"damaged or cut off, and nothing is left of it; get an intact copy ({why})"
+        return f"damaged or cut off, get an intact copy, or what is left of it by upscale --salvage ({why})"
+
+    def _open(self) -> CheckedImage:
+        tags = self._header.tags
+        tile = (tags[322], tags[323]) if tags.get(322) and tags.get(323) else None
+        return CheckedImage(self._load, self._convert, self._salvage, lambda: find_sparse(self.path), tile)
+
+    def _load(self, fail_on: str) -> pyvips.Image:
         # As bytes: a name need not be valid Unicode, nor "[...]" in it be options.
         name, options = os.fsencode(self.path), {"unlimited": True} if self.format == "TIFF" else {}
-        # "error", not "truncated": libvips fills the missing part of a cut-off TIFF with black otherwise.
         loader, source = self._header.loader, name
         if self._header.mends:
             loader, source = f"{loader}_source", open_mended(self.path, self._header.mends)
             self._sources.append(source)  # libvips does not keep it alive
-        image = pyvips.Operation.call(loader, source, access="sequential", fail_on="error", **options)
+        image = pyvips.Operation.call(loader, source, access="sequential", fail_on=fail_on, **options)
+        if self.format == "GIF" and fail_on != "none":
+            check_gif(self.path)
         return self._check_supported(image)
 
     def _check_supported(self, image: pyvips.Image) -> pyvips.Image:
         """The image without bands that are neither color nor alpha. Raises an ImageError if its kind is not read."""
-        if (pages := _get_field(image, "n-pages") or 1) != 1:
-            refuse_pages(self.path, "animation frames" if self.format == "WebP" else "pages", pages)
+        pages = self._header.pages if self.format == "TIFF" else _get_field(image, "n-pages") or 1
+        if pages != 1:
+            refuse_pages(self.path, "animation frames" if self.format in ("WebP", "GIF") else "pages", pages)
         bands = self._header.bands
         everything, image = image.bands, bands.select(image)
         kind, space = str(image.format), str(image.interpretation)
@@ -277,6 +304,7 @@ class ImageReader:
             profile = _get_field(image, "icc-profile-data") or b""
             which = "its own profile" if profile[16:20] == b"CMYK" else "a standard profile, as it has none"
             yield f"CMYK is converted to sRGB through {which}"
+        yield from self._header.warnings
         if not self._header.exif_whole:
             yield exif.incomplete_warning(exif.MAX_READ)
         if self._header.bands.dropped:
@@ -289,13 +317,16 @@ class ImageReader:
         if self.format == "JPEG":
             return 2 * image.bands * pixels if _get_field(image, "jpeg-multiscan") else 0
         if self.format == "PNG":
-            return pixels * size if _get_field(image, "interlaced") and pixels * size <= self._limits.spooled else 0
+            whole = self._salvage or pixels * size <= self._limits.spooled
+            return pixels * size if _get_field(image, "interlaced") and whole else 0
         if self.format == "TIFF":
             tags = self._header.tags
             rows = min(tags.get(323) or tags.get(278, image.height), image.height)  # of a tile, of a strip
             block = rows * image.width * size
             by_row = 323 not in tags and tags.get(284, 1) == 1 and tags.get(259, 1) == 1  # contiguous, not compressed
             return 0 if by_row or block <= self._limits.strips else block
+        if self.format == "GIF":
+            return 8 * pixels
         return pixels * (10 if self.format == "WebP" else 20 if size == image.bands else 26)
 
     def _check_resources(self) -> None:
@@ -338,17 +369,6 @@ def read_image(
 def _get_field(image: pyvips.Image, name: str) -> Any:
     """A field of the image's header; None if there is no such field."""
     return image.get(name) if image.get_typeof(name) else None
-
-
-def _fetch(image: pyvips.Image, dtype: np.dtype, count: int) -> Iterator[np.ndarray]:
-    region = pyvips.Region.new(image)
-    for top in range(0, image.height, count):
-        bottom = min(top + count, image.height)
-        parts = [
-            np.frombuffer(region.fetch(0, y, image.width, min(_FETCH_ROWS, bottom - y)), dtype)
-            for y in range(top, bottom, _FETCH_ROWS)
-        ]
-        yield (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, image.width, image.bands)
 
 
 def _stretch(rows: np.ndarray, bits: int) -> np.ndarray:

@@ -17,7 +17,8 @@ from edsr.errors import ImageError
 from edsr.system import atomic_file
 
 from . import exif
-from .formats import FORMATS, Format, check_memory, describe_error, set_up_libvips, storage_for, to_srgb
+from .formats import FORMATS, Format, check_memory, storage_for, to_srgb
+from .messages import describe_error, set_up_libvips
 from .metadata import heif, jpeg, png, transfer, webp
 from .reader import ImageReader
 from .samples import TargetSize, over_white, quantize, resample, to_depth

@@ -526,7 +526,7 @@ NOT_READ = {  # by `full` either
     "animated.avif": (lambda: many("avif"), "3 animation frames"),
     "pages.tif": (lambda: many("tiff"), "3 pages"),
     "hdr.avif": (lambda: still_avif(9, 16), "color primaries 9 and transfer 16"),
-    "gif.png": (lambda: encoded("gif"), "is not a PNG, JPEG, WebP, TIFF or AVIF image"),
+    "bmp.png": (lambda: encoded("bmp"), "is not a PNG, JPEG, WebP, TIFF, AVIF or GIF image"),
     "text.jpg": (lambda: b"Hello, this is no image.", "is not a PNG"),
     "other.heic": (lambda: b"\0\0\0\x18ftypqt  \0\0\0\0", "is not a PNG"),
     "codec.heic": (lambda: encoded("avif").replace(b"ftypavif", b"ftypheic").replace(b"av01", b"hvc1"), "damaged"),

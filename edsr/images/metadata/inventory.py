@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 from . import exif_edit, heif, jpeg, photoshop, png, tiff, webp, xmp
 from .entries import MAX_ENTRIES, Entry, data_of
 
-_SCANNERS = {"PNG": png.scan, "JPEG": jpeg.scan, "WebP": webp.scan, "TIFF": tiff.scan}
+_SCANNERS = {"PNG": png.scan, "JPEG": jpeg.scan, "WebP": webp.scan, "TIFF": tiff.scan, "GIF": lambda _: iter(())}
 _DENSITIES = {"PNG": png.density, "JPEG": jpeg.density, "TIFF": tiff.density}
 _MAX_TOTAL = 2**27  # bytes of all entries together
 _SINGLE = {"exif": "EXIF data", "xmp": "XMP", "icc": "color profile"}
