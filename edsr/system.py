@@ -10,38 +10,45 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+
+from edsr.permissions import private, share, target_of
 
 _PREFIX, _SUFFIX = ".edsr-", ".part"
 _NO_REPLACE, _EXCHANGE, _CURRENT_FOLDER = 1, 2, -100  # of Linux's renameat2
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[BinaryIO]:
+def atomic_file(
+    path: str | os.PathLike[str], overwrite: bool = True, sources: Iterable[str | os.PathLike[str]] = ()
+) -> Iterator[BinaryIO]:
     """A file that gets its name only when the block ends without an error; otherwise nothing has changed.
 
-    Its name is synced to disk as well. Gives an open binary file (`x+b`, with the usual permissions) in the folder of
-    `path`. It may also be written by its `name`, for libraries that open files themselves, if these notice every error.
-    It must not be closed inside the block.
+    Its name is synced to disk as well. Gives an open binary file (`x+b`) in the folder of `path`. It may also be written
+    by its `name`, for libraries that open files themselves, if these notice every error. It must not be closed inside
+    the block. Only its owner may read it until it is finished; then it has the usual permissions, or those of the file
+    that it replaces.
 
     Args:
-        path: the final name. Its folder must exist.
+        path: the final name. Its folder must exist. If it is a link, and `overwrite` is true, what it links to.
         overwrite: whether a file of that name is replaced, in one step.
+        sources: files that the new one is made from; who may not read these may not read it.
 
     Raises:
         FileExistsError: at the end, if the name is taken and `overwrite` is false; that file is left as it is.
-        OSError: if the file cannot be created, written, synced or renamed.
+        OSError: if the file cannot be created, written, synced or renamed, or if `path` is a device, FIFO or socket.
     """
-    path = Path(path)
+    path = target_of(path) if overwrite else Path(path)
     part = _temporary(path)
     try:
-        with open(part, "x+b") as file:
+        with open(part, "x+b", opener=private) as file:
             with suppress(OSError):  # a file system without locks, where abandoned files stay
                 _lock(file)
             yield file
+            share(file.fileno(), sources, path)
             file.flush()
             os.fsync(file.fileno())
             if sys.platform == "win32":  # which renames no open files

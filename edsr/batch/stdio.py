@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from edsr.errors import ImageError
 from edsr.images import EXTENSIONS, identify
+from edsr.permissions import share_like
 
 STDIN, STDOUT = "standard input", "standard output"
 """What people are shown for the two."""
@@ -26,6 +27,7 @@ def stdin_file(stream: BinaryIO) -> Iterator[Path]:
         try:
             with open(path, "xb") as file:
                 shutil.copyfileobj(stream, file, 2**20)
+                share_like(file.fileno(), stream)
             with open(path, "rb") as file:
                 path = path.rename(path.with_suffix(EXTENSIONS.get(identify(file.read(16)), "")))
         except OSError as error:

@@ -46,7 +46,7 @@ def run_compare(options: Namespace) -> int:
         file = io.BytesIO()
         render_figure(found).save(file, "PNG")
         data = file.getvalue()
-    save_comparison(target, data, options.overwrite)
+    save_comparison(target, data, options.overwrite, [path for path in (options.image, options.hr) if path])
     if not options.quiet:
         print_result(str(target))
         if description != options.model:

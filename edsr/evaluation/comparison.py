@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,15 +198,15 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
     return target
 
 
-def save_comparison(target: Path, data: bytes, overwrite: bool) -> None:
-    """Writes a file, whole or not at all.
+def save_comparison(target: Path, data: bytes, overwrite: bool, sources: Sequence[Path] = ()) -> None:
+    """Writes a file, whole or not at all, for those to read who may read its `sources`.
 
     Raises:
         CompareError: It cannot be written, or is there and may not be replaced.
     """
     remove_abandoned(target.parent)
     try:
-        with atomic_file(target, overwrite) as file:
+        with atomic_file(target, overwrite, sources) as file:
             file.write(data)
     except FileExistsError:
         raise CompareError(f"{target}: exists; add --overwrite to replace it") from None

@@ -90,6 +90,7 @@ class ImageWriter:
         self.path = Path(path)
         self.width, self.height, self.channels = width, height, channels
         self._overwrite = overwrite
+        self._sources = [like.path] if like else []
         self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
         self._storage = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
         self.stored_dtype = self._storage.dtype
@@ -141,7 +142,7 @@ class ImageWriter:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Start the encoder, wait while rows are written, then finish the file, which gets its name."""
-        with atomic_file(self.path, self._overwrite) as file:
+        with atomic_file(self.path, self._overwrite, self._sources) as file:
             source, sink = os.pipe()
             encoder = threading.Thread(target=self._encode, args=(source, file), daemon=True)
             with open(sink, "wb") as self._pipe:
@@ -285,6 +286,8 @@ def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format
         raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', error)})") from None
     if taken and not overwrite:
         raise ImageError(_exists_message(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ImageError(f"{path}: is a device, FIFO or socket, not a file; name another output")
     if max(width, height) > found.max_side:
         size = f"{width} x {height}"
         raise ImageError(f"{path}: {size} is more than this format's {found.max_side} pixels a side, use .png or .tif")
