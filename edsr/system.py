@@ -27,10 +27,10 @@ def atomic_file(
 ) -> Iterator[BinaryIO]:
     """A file that gets its name only when the block ends without an error; otherwise nothing has changed.
 
-    Its name is synced to disk as well. Gives an open binary file (`x+b`) in the folder of `path`. It may also be written
-    by its `name`, for libraries that open files themselves, if these notice every error. It must not be closed inside
-    the block. Only its owner may read it until it is finished; then it has the usual permissions, or those of the file
-    that it replaces.
+    Its name is synced to disk as well. Gives an open binary file (`x+b`) in the folder of `path`. It may also be
+    written by its `name`, for libraries that open files themselves, if these notice every error. It must not be closed
+    inside the block. Only its owner may read it until it is finished; then it has the usual permissions, or those of
+    the file that it replaces.
 
     Args:
         path: the final name. Its folder must exist. If it is a link, and `overwrite` is true, what it links to.
