@@ -14,6 +14,7 @@ ICC, PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
 MOST = 65_533  # bytes in a segment
 MOST_ICC = 255 * (MOST - 14)
 _BLOCK = 2**20
+_MOST_SEGMENTS = 100_000
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # in coded pixels 0xff is followed by 0, or counts restarts
 
 
@@ -22,8 +23,8 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
     file.seek(2)
     profile: dict[int, bytes] = {}
     parts, seen = 0, set()
-    while (marker := _next_marker(file)) is not None:
-        if marker == 0xD9:
+    for _ in range(_MOST_SEGMENTS):
+        if (marker := _next_marker(file)) in (None, 0xD9):
             break
         if marker in (0x01, 0xD8):
             continue
@@ -43,11 +44,14 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
         if entry and not (entry.kind == "images" and "images" in seen):
             seen.add(entry.kind)
             yield entry
+    else:
+        raise ValueError(f"more than {_MOST_SEGMENTS} segments")
     if profile:
         whole = sorted(profile) == list(range(1, parts + 1))
         data = b"".join(profile[key] for key in sorted(profile))
         yield Entry("icc" if whole else "damaged", "APP2", "ICC profile", data if whole else b"", len(data))
-    yield from _after(file, "images" in seen)
+    if marker == 0xD9:
+        yield from _after(file, "images" in seen)
 
 
 def _after(file: BinaryIO, known: bool) -> Iterator[Entry]:

@@ -107,11 +107,11 @@ def _international(text: bytes) -> bytes | None:
 
 def _raw_profile(kind: str, text: bytes | None) -> Entry | None:
     """What ImageMagick's text holds: a line break, its kind, its length, and hexadecimal digits."""
-    found = re.fullmatch(rb"\s*([\w ]*?)\s*\n\s*(\d{1,9})\s*\n([0-9a-fA-F\s]*)\0?", text or b"")
-    if not found or kind not in _RAW_KINDS:
+    lines = (text or b"").lstrip().split(b"\n", 2)
+    if len(lines) < 3 or kind not in _RAW_KINDS or not re.fullmatch(rb" *\d{1,9} *\r?", lines[1]):
         return None
     try:
-        data = bytes.fromhex(found[3].decode("ascii"))[: int(found[2])]
+        data = bytes.fromhex(lines[2].rstrip(b"\0").decode("ascii"))[: int(lines[1])]
     except ValueError:
         return None
     kind = _RAW_KINDS[kind]

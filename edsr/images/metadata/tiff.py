@@ -33,6 +33,8 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
         return
     form, first = found
     entries, _ = exif.read_ifd(file, form, first)
+    if _has_reduced_copy(file, form, first):
+        yield Entry("thumbnail", "254", "reduced copy")
     for tag, entry in sorted(entries.items()):
         if tag in STRUCTURE or tag in exif.DESCRIPTIVE_TAGS or not entry.value_count:
             continue
@@ -55,6 +57,20 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
             yield Entry("nodata", code, "GDAL_NODATA", value.data if value else b"", size)
         else:
             yield Entry("other", code, _NAMES.get(tag, code), b"", size)
+
+
+def _has_reduced_copy(file: BinaryIO, form: exif.TiffForm, at: int) -> bool:
+    """Whether a further directory is that of a smaller copy of the image."""
+    seen = set[int]()
+    while at and at not in seen and len(seen) < 1000:
+        entries, _ = exif.read_ifd(file, form, at)
+        data = file.read(form.offset.size)  # which directory is next
+        kind, old = (exif.read_number(form, entries[tag]) or 0 if tag in entries else 0 for tag in (254, 255))
+        if seen and (kind & 5 == 1 or old == 2):
+            return True
+        seen.add(at)
+        at = form.offset.unpack(data)[0] if len(data) == form.offset.size else 0
+    return False
 
 
 def _in_order(data: bytes) -> bytes:

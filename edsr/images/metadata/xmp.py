@@ -81,7 +81,7 @@ def without_further_images(packet: bytes) -> bytes:
     for address in _GAIN_MAPS:
         for name in _prefixes(text, address):
             text = _without(text, rf"{name}:[\w.-]+")
-            text = re.sub(rf"\s+xmlns:{name}\s*=\s*([\"']){re.escape(address)}\1", "", text)
+            text = re.sub(rf"(?<!\s)\s+xmlns:{name}\s*=\s*([\"']){re.escape(address)}\1", "", text)
     for name in _prefixes(text, _CAMERA):
         text = _without(text, rf"{name}:(?:MotionPhoto|MicroVideo)[\w.-]*")
     if text == before:
@@ -103,10 +103,21 @@ def without_extension(packet: bytes) -> bytes:
 
 
 def _without(text: str, name: str) -> str:
-    """The text without attributes and elements of a name (a pattern)."""
-    text = re.sub(rf"<({name})(?=[\s>])[^<>]*(?<!/)>.{{0,100000}}?</\1\s*>", "", text, flags=re.DOTALL)
-    text = re.sub(rf"<{name}(?=[\s/])[^<>]*/>", "", text)
-    return re.sub(rf"\s+{name}\s*=\s*(?:\"[^\"]*\"|'[^']*')", "", text)
+    """The text without attributes and elements of a name (a pattern), in time proportional to its length."""
+    kept, at, unclosed = [], 0, set[str]()
+    for found in re.finditer(rf"<({name})(?=[\s/>])[^<>]*>", text):
+        if found.start() < at or found[1] in unclosed or len(unclosed) > 100:
+            continue
+        if found[0].endswith("/>"):
+            end = found.end()
+        elif close := re.compile(rf"</{re.escape(found[1])}\s*>").search(text, found.end()):
+            end = close.end()
+        else:
+            unclosed.add(found[1])
+            continue
+        kept.append(text[at : found.start()])
+        at = end
+    return re.sub(rf"(?<!\s)\s+{name}\s*=\s*(?:\"[^\"]*\"|'[^']*')", "", "".join(kept) + text[at:])
 
 
 def _is_xml(packet: bytes) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, IptcImagePlugin
 
-from edsr.images.metadata import exif_edit, heif, photoshop, profiles, tiff, xmp
+from edsr.images.metadata import exif_edit, heif, jpeg, photoshop, profiles, tiff, xmp
 from edsr.images.reader import ImageReader, read_image
 from tests.images.metadata.files import (
     IIM,
@@ -19,6 +19,7 @@ from tests.images.metadata.files import (
     RESOURCES,
     chunks,
     convert,
+    directory,
     exif,
     found_in,
     icc_chunk,
@@ -684,6 +685,50 @@ def test_many_chunks(tmp_path):
     assert lines("more than 10,000 entries", convert(tmp_path / "a.png", tmp_path / "b.png"))
 
 
-def test_hostile_xmp(tmp_path):
-    hostile = gain_map_xmp().replace(b"</rdf:Description>", b"<hdrgm:a>" * 20_000 + b"</rdf:Description>")
-    assert xmp.orientation(hostile) == 6 and xmp.without_further_images(hostile) is not None
+HOSTILE = {
+    "unclosed": b"<hdrgm:a>" * 200_000,
+    "names": b"".join(b"<hdrgm:a%d>" % i for i in range(100_000)),
+    "blanks": b" " * 2_000_000,
+    "attributes": b" hdrgm:a=" * 200_000,
+    "quotes": b" hdrgm:a='" * 200_000,
+    "orientations": b"<tiff:Orientation " * 100_000 + b"tiff:Orientation=" * 100_000 + b'"' + b"1" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_xmp_takes_time_by_its_length(name):
+    hostile = gain_map_xmp().replace(b"</rdf:Description>", HOSTILE[name] + b"</rdf:Description>")
+    assert xmp.orientation(hostile) == 6
+    xmp.upright(hostile)
+    xmp.without_further_images(hostile)
+    xmp.without_extension(hostile)
+
+
+@pytest.mark.parametrize(
+    "text", [b"\n" * 2_000_000, b" \n" * 1_000_000, b"\nexif\n" + b" " * 2_000_000, b"\nexif\n9\nzz"]
+)
+def test_hostile_raw_profiles_are_texts(tmp_path, text):
+    data = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+    (tmp_path / "a.png").write_bytes(png_with(data))
+    assert convert(tmp_path / "a.png", tmp_path / "b.png") == ()
+    assert data in (tmp_path / "b.png").read_bytes()
+
+
+def test_a_jpeg_of_a_million_segments(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg_with(b"\xff\xcc\0\2" * 1_000_000))  # 0xCC: arithmetic coding's tables
+    with open(tmp_path / "a.jpg", "rb") as file, pytest.raises(ValueError, match="100000 segments"):
+        list(jpeg.scan(file))
+
+
+COPIES = [({254: (4, 1)}, True), ({255: (3, 2)}, True), ({254: (4, 4)}, False), ({}, False)]
+
+
+@pytest.mark.parametrize("tags, listed", COPIES)
+def test_a_reduced_copy_in_a_tiff_is_a_thumbnail(tags, listed):
+    data = tiff_with({65001: (7, b"private")})
+    first = struct.unpack_from("<I", data, 4)[0]
+    count = struct.unpack_from("<H", data, first)[0]
+    link = first + 2 + 12 * count
+    second = directory({256: (4, 12)} | tags, len(data))
+    file = io.BytesIO(data[:link] + struct.pack("<I", len(data)) + data[link + 4 :] + second)
+    assert ("thumbnail" in [entry.kind for entry in tiff.scan(file)]) == listed
