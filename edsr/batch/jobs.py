@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edsr.errors import ImageError
-from edsr.images import FORMATS, READABLE
+from edsr.images import FORMATS, kept_extension
 
 from .clashes import Job, resolve_clashes, with_kind
 from .inputs import FailedInput, FoundInputs, Input
@@ -166,15 +166,13 @@ def output_path(
     Args:
         output: A folder if one is there or if it ends in a slash, otherwise the file to write.
         form: The extension without its dot ("png", "jpg", "webp", "tiff", "avif"), or "keep" for the source's own
-            (AVIF for HEIF). None is PNG, or what the name in `output` says.
+            (AVIF for HEIF, PNG for GIF). None is PNG, or what the name in `output` says.
 
     Raises:
         ImageError: That is the source itself, or the extension of `output` is another format's.
     """
     source = Path(source)
-    kind = source.suffix.lower()
-    kept = source.suffix if kind in FORMATS else ".avif" if kind in READABLE else ".png"
-    suffix = kept if form == "keep" else f".{form or 'png'}"
+    suffix = kept_extension(source) if form == "keep" else f".{form or 'png'}"
     target = source.parent / f"{source.stem}_{tag}{suffix}"
     if output is not None:
         text = os.fspath(output)

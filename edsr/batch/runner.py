@@ -147,6 +147,7 @@ class UpscaleOptions:
         overwrite: Replace existing outputs.
         skip_existing: Leave existing outputs as they are, but remove the temporary files of a batch that was killed.
         salvage: Give what is left of damaged images, see `ImageReader`.
+        keep: Keep each image's kind of compression, where its output is of its format.
         make_folders: Make the folder of an output where there is none.
     """
 
@@ -158,6 +159,7 @@ class UpscaleOptions:
     skip_existing: bool = False
     make_folders: bool = False
     salvage: bool = False
+    keep: bool = False
 
 
 @dataclass
@@ -293,6 +295,7 @@ def _upscale(
                 like=reader,
                 overwrite=options.overwrite,
                 quality=options.quality,
+                keep=options.keep,
                 dtype=np.float32 if reduced else reader.dtype,
                 reduced=TargetSize(*target, reader.dtype, options.linear) if reduced else None,
             ) as writer,

@@ -157,7 +157,7 @@ def add_upscale(commands, parents) -> None:
     output.add_argument(
         "--format",
         choices=("keep", "png", "jpg", "webp", "tiff", "avif"),
-        help="of the results; keep: each image's own; default: png",
+        help="of the results; keep: each image's own, and its kind of compression; default: png",
     )
     output.add_argument(
         "--quality", type=int_between(1, 100), metavar="N", help="1 to 100; default: 95 for JPEG and WebP, 90 for AVIF"

@@ -59,6 +59,7 @@ def run_upscale(options: Namespace) -> int:
             options.skip_existing,
             make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
             salvage=options.salvage,
+            keep=options.format == "keep",
         )
         try:
             with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:

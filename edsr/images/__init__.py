@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .formats import FORMATS as FORMATS
     from .formats import READABLE as READABLE
     from .formats import pixels_to_srgb as pixels_to_srgb
+    from .keeping import kept_extension as kept_extension
     from .nodata import Holes as Holes
     from .opaque import read_opaque as read_opaque
     from .probe import EXTENSIONS as EXTENSIONS
@@ -51,6 +52,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "formats": ["FORMATS", "READABLE", "pixels_to_srgb"],
         "opaque": ["read_opaque"],
         "nodata": ["Holes"],
+        "keeping": ["kept_extension"],
         "probe": ["EXTENSIONS", "identify"],
         "reader": ["ImageReader", "read_image"],
         "resize": ["matlab_bicubic", "matlab_downscale", "matlab_round"],

@@ -18,6 +18,7 @@ from edsr.system import atomic_file
 
 from . import exif
 from .formats import FORMATS, Format, check_memory, storage_for, to_srgb
+from .keeping import keep_compression
 from .messages import describe_error, set_up_libvips
 from .metadata import heif, jpeg, png, transfer, webp
 from .reader import ImageReader
@@ -47,6 +48,7 @@ class ImageWriter:
         quality: 1 to 100 for JPEG, WebP and AVIF; PNG and TIFF are lossless at any.
         dtype: of the rows: uint8, uint16 or float32 in 0..1. Stored as `storage_for` says, rounded to nearest.
         reduced: what the image is reduced to on its way to the file; its dtype is then what is stored, if possible.
+        keep: whether the kind of compression of `like` is kept, where its format is written.
         bigtiff_above: bytes of pixels above which a TIFF is written as a BigTIFF.
 
     Attributes:
@@ -72,6 +74,7 @@ class ImageWriter:
         dtype: Any = np.uint8,
         reduced: TargetSize | None = None,
         bigtiff_above: int = BIGTIFF_ABOVE,
+        keep: bool = False,
     ) -> None:
         set_up_libvips()
         self.dtype = np.dtype(dtype)
@@ -102,11 +105,17 @@ class ImageWriter:
         )
         check_memory(self.path, self.buffered_bytes)
         self._options = self._choose_options(quality, bigtiff_above)
+        kept, not_kept = (
+            keep_compression(like.path, self._format.name, self._storage.channels, self._storage.dtype, quality)
+            if keep and like
+            else ({}, ())
+        )
+        self._options |= kept
         self._resolution = like.resolution if like else (72 / 25.4, 72 / 25.4)
         source = like.source if like else transfer.Source()
         result = transfer.Result(self._format.name, channels <= 2, *self._reduced[:2])
         self._metadata = transfer.plan(source, result)
-        self.warnings = (*self._storage.warnings, *self._metadata.warnings)
+        self.warnings = (*self._storage.warnings, *self._metadata.warnings, *not_kept)
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
