@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads that wait for each othe
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 if not torch.cuda.is_available():
@@ -24,6 +25,13 @@ from tests.support import interpreter
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
     interpreter.mend()
+
+# A suite without a bug never fails by chance: no limits of time, and the same examples each time. Other examples are
+# tried by --hypothesis-profile explore.
+untimed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("explore", **untimed)
+settings.register_profile("same", derandomize=True, **untimed)
+settings.load_profile("same")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -6,7 +6,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 
 import numpy as np
@@ -18,6 +17,7 @@ from edsr.system import remove_abandoned
 from edsr.weights import save_model
 from tests.conftest import ROOT, network
 from tests.support.image_files import chunk, encoded, make_image, names, pillow, png
+from tests.support.processes import communicate, wait_until
 
 FILES, BROKEN = 200, 20
 
@@ -93,7 +93,7 @@ def files(folder):
 def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
     assert len(broken()) == BROKEN
     whole = start(folder, "whole/", stdout=subprocess.DEVNULL)
-    _, messages = whole.communicate(timeout=300)
+    _, messages = communicate(whole)
     assert whole.returncode == 1
     want = files(folder / "whole")
     assert len(want) == FILES - BROKEN
@@ -104,16 +104,14 @@ def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
         assert sum(f"in/{name}: " in line for line in lines[at + 1 :]) == 1, name
 
     killed = start(folder, "out/", stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 240
-    while len(list((folder / "out").rglob("*.png"))) < (FILES - BROKEN) // 2 and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: len(list((folder / "out").rglob("*.png"))) >= (FILES - BROKEN) // 2, killed, every=0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     half = files(folder / "out")
     assert killed.returncode == -signal.SIGKILL and (FILES - BROKEN) // 2 <= len(half) < FILES - BROKEN
     (folder / "out" / ".edsr-0123456789ab.part").write_bytes(b"what a kill at another moment leaves")
     resumed = start(folder, "out/", stdout=subprocess.DEVNULL)
-    _, messages = resumed.communicate(timeout=300)
+    _, messages = communicate(resumed)
     assert resumed.returncode == 1 and f"{BROKEN} failed:" in messages and " skipped, " in messages
     assert files(folder / "out") == want
 

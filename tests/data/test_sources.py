@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -227,7 +227,7 @@ def test_hdf5_without_h5py(tmp_path, monkeypatch):
     refused("pip install 'edsr-triton[train]'", tmp_path / "a.h5")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=4), st.integers(0, 8000))
 def test_damaged_hdf5(tmp_path, changes, length):
     path = hdf5(tmp_path / "a.h5", LR, HR)

@@ -39,9 +39,11 @@ def written(path, pixels, profile=None):
     """A file of ours, whatever the pixels are."""
     height, width, channels = pixels.shape
     with ImageWriter(path, width, height, channels, dtype=pixels.dtype) as writer:
-        if profile is not None:
-            writer._metadata.append((pyvips.GValue.blob_type, "icc-profile-data", profile))
         writer.write(pixels)
+    if profile is not None:
+        image = pyvips.Image.new_from_file(str(path)).copy_memory()
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+        image.write_to_file(str(path))
     return path
 
 

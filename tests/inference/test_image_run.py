@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,7 +27,7 @@ def close(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 @given(st.sets(st.integers(1, 40), max_size=3), st.integers(64, 90))
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=15)
 def test_running_out_of_memory_halves_the_bands_and_goes_on(caplog, when, step):
     """At any moments: the image is the same, no row twice, none missing. The next image has the whole budget again."""
     caplog.clear()

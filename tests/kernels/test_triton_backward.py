@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -23,7 +23,7 @@ from edsr.kernels.triton.hopper import dispatch
 from edsr.models.edsr import EDSR, EDSRConfig
 from tests.kernels.test_triton import DTYPES, NHWC, features, layer, wide
 
-any_size = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_size = settings(max_examples=6, deadline=None)
 
 
 @pytest.fixture(autouse=True)

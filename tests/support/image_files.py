@@ -15,6 +15,8 @@ from PIL import Image, ImageCms
 from edsr.errors import ImageError
 from edsr.images.writer import ImageWriter
 
+from .processes import communicate
+
 LOSSLESS = [".png", ".tif"]
 EXTENSIONS = [".png", ".jpg", ".webp", ".tif", ".avif"]
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -75,9 +77,10 @@ def run(script, *args):
     """Lines that a script prints in a process of its own, from the repository's root."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", script, *map(str, args)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    return done.stdout.splitlines()
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    output, errors = communicate(process)
+    assert process.returncode == 0 and errors == "", errors
+    return output.splitlines()
 
 
 # ---- PNG by hand: no library is asked twice

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from edsr.devices import ProcessGroup
 from edsr.training import checkpoint
 from edsr.weights import load_model
 from tests.conftest import ROOT, make_image
+from tests.support.processes import communicate, wait_until
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or sys.platform == "win32", reason="needs torch.distributed with gloo"
@@ -61,7 +61,7 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp
     texts = []
     for processes, out in (1, "one"), (2, "two"):
         process = command(processes, data, tmp_path / out, *steps)
-        texts.append(process.communicate(timeout=300)[1])
+        texts.append(communicate(process)[1])
         assert process.returncode == 0, texts[-1]
     one, two = (checkpoint.load_latest(tmp_path / out) for out in ("one", "two"))
     start = checkpoint.read(tmp_path / "one" / "checkpoint-00000003")
@@ -80,17 +80,14 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp
 def test_two_processes_stop_together_and_go_on(data, tmp_path):
     out = tmp_path / "run"
     process = command(2, data, out, "--steps", "100000", "--save-every", "1000000")
-    deadline = time.monotonic() + 200
-    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text() != "", process)
     process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=100)[1]
+    text = communicate(process)[1]
     stopped = checkpoint.load_latest(out).step
     assert stopped >= 50, text
     assert f"saved at step {stopped} of 100000" in text
     process = command(2, data, out, "--steps", "100000", "--resume", "--minutes", "0.0001")
-    text = process.communicate(timeout=200)[1]
+    text = communicate(process)[1]
     assert process.returncode == 0, text
     assert f"resuming {out} at step {stopped}" in text and "stopped after 0.0001 minutes" in text
     assert checkpoint.load_latest(out).step == stopped + 1
@@ -119,12 +116,10 @@ def test_a_signal_to_the_second_process_interrupts_both(data, tmp_path, more):
         for rank in range(2)
     )
     try:
-        deadline = time.monotonic() + 200
-        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
-            assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+        metrics = out / "metrics.jsonl"
+        wait_until(lambda: metrics.exists() and metrics.read_text() != "", first, second)
         second.send_signal(signal.SIGTERM)
-        texts = [process.communicate(timeout=100)[1] for process in (first, second)]
+        texts = [communicate(process)[1] for process in (first, second)]
     finally:
         first.kill(), second.kill()
     step = checkpoint.load_latest(out).step
@@ -148,7 +143,7 @@ def test_processes_share_files_and_gather_results():
         subprocess.Popen(start, env=rank_environment(rank, port), stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for rank in range(2)
     ]
-    texts = [process.communicate(timeout=200)[0].strip() for process in processes]
+    texts = [communicate(process)[0].strip() for process in processes]
     assert texts == ["cpu ['a', 'c', 'e'] [0, 1] True", "cpu ['b', 'd'] None False"]
 
 
@@ -157,13 +152,13 @@ def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
     """By the first one's clock. What the others do not know, images and options, it tells them."""
     out = tmp_path / "run"
     process = command(2, data, out, "--steps", "auto", "--minutes", "0.1", "--schedule", "wsd")
-    text = process.communicate(timeout=200)[1]
+    text = communicate(process)[1]
     assert process.returncode == 0, text
     last = checkpoint.load_latest(out)
     steps = last.record["options"]["steps"]
     assert text.count("steps a second") == 1 and f"{steps:,} steps until the 0.1 minutes are over" in text
     process = command(2, None, None, "--resume", str(out), "--decay", "auto", "--minutes", "0.1")
-    text = process.communicate(timeout=200)[1]
+    text = communicate(process)[1]
     assert process.returncode == 0, text
     decay = checkpoint.load_latest(tmp_path / f"run-decay-{last.step}")
     more = decay.record["options"]["steps"] - last.step
@@ -173,6 +168,6 @@ def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_told(data, tmp_path):
     process = command(2, data, tmp_path / "run", "--batch", "3")
-    text = process.communicate(timeout=200)[1]
+    text = communicate(process)[1]
     assert process.returncode != 0 and "--batch 3 cannot be shared evenly by 2 processes" in text
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,71 @@
+"""Processes that tests wait for as long as these do something: a machine under load makes no test fail."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+
+import psutil
+
+IDLE = 120.0
+"""Seconds in which a process and its children take no time of a processor, and are taken to hang."""
+
+
+def work_done(pid: int) -> float:
+    """Seconds of a processor that a process and its children have taken; what has ended counts no more."""
+    total = 0.0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in process, *process.children(recursive=True):
+            with suppress(psutil.Error):
+                total += sum(one.cpu_times()[:2])
+    return total
+
+
+class Watch:
+    """Tells whether any of some processes has done something lately."""
+
+    def __init__(self, *processes: subprocess.Popen, idle: float = IDLE):
+        self._processes, self._idle = processes, idle
+        self._before, self._since = -1.0, time.monotonic()
+
+    def hangs(self) -> bool:
+        now = sum(work_done(process.pid) for process in self._processes)
+        if now != self._before:
+            self._before, self._since = now, time.monotonic()
+        return time.monotonic() - self._since > self._idle
+
+
+@contextmanager
+def killed_if_idle(process: subprocess.Popen, idle: float = IDLE):
+    """Inside the block one may wait for a process without a limit: it is killed when it hangs."""
+    watch, ended = Watch(process, idle=idle), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.5):
+            if watch.hangs():
+                process.kill()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def communicate(process: subprocess.Popen, text: str | None = None) -> tuple:
+    """What `Popen.communicate` gives; a process that hangs is killed."""
+    with killed_if_idle(process):
+        return process.communicate(text)
+
+
+def wait_until(happened: Callable[[], bool], *processes: subprocess.Popen, every: float = 0.05) -> None:
+    """Waits for something that processes do, all of which must go on until then, and at least one do something."""
+    watch = Watch(*processes)
+    while not happened():
+        assert all(process.poll() is None for process in processes), "ended too early"
+        assert not watch.hangs(), "hangs"
+        time.sleep(every)
