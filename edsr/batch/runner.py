@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import ImageError, WeightsError
-from edsr.images import Holes, ImageReader, ImageWriter, TargetSize, to_float
+from edsr.images import UNIT, Holes, ImageReader, ImageWriter, TargetSize, ValueRange, to_float
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
 from edsr.progress import BatchProgress
@@ -149,6 +149,7 @@ class UpscaleOptions:
         salvage: Give what is left of damaged images, see `ImageReader`.
         keep: Keep each image's kind of compression, where its output is of its format.
         make_folders: Make the folder of an output where there is none.
+        value_range: The values of black and white in files of floating-point samples.
     """
 
     size: OutputSize = field(default_factory=OutputSize)
@@ -160,6 +161,7 @@ class UpscaleOptions:
     make_folders: bool = False
     salvage: bool = False
     keep: bool = False
+    value_range: ValueRange = UNIT
 
 
 @dataclass
@@ -278,7 +280,9 @@ def _upscale(
         output.parent.mkdir(parents=True, exist_ok=True)
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
-    with ImageReader(source, full=True, folder=folder, salvage=options.salvage) as reader:
+    with ImageReader(
+        source, full=True, folder=folder, salvage=options.salvage, value_range=options.value_range
+    ) as reader:
         width, height = reader.width, reader.height
         scale, target = _scale_and_size(source, width, height, pool, options.size)
         model, result.model = pool.choose(source, scale)
@@ -298,10 +302,11 @@ def _upscale(
                 keep=options.keep,
                 dtype=np.float32 if reduced else reader.dtype,
                 reduced=TargetSize(*target, reader.dtype, options.linear) if reduced else None,
+                value_range=None if reduced else UNIT,
             ) as writer,
             progress.file(result.job.source_label or source.name, width, height) as bar,
             Prefetcher(
-                holes.fill(_mark(holes, reader, upscaler.band_rows(width, height), keep_size=not reduced))
+                holes.fill(reader.to_unit(_mark(holes, reader, upscaler.band_rows(width, height), not reduced)))
             ) as rows,
             contextlib.closing(
                 upscaler.bands(map(to_float, rows) if reduced else rows, width, options.self_ensemble)
@@ -309,12 +314,13 @@ def _upscale(
         ):
             result.warnings = reader.warnings + writer.warnings + pool.notes(model)
             black = reader.dtype == np.float32 and writer.stored_dtype != np.float32
-            for band in holes.put_back(bands, scale, 0 if black else None):
+            own_range = UNIT if reduced or black else reader.value_range  # before what has no data is put back
+            for band in holes.put_back(map(own_range.from_unit, bands), scale, 0 if black else None):
                 if stopped():
                     raise _Stopped
                 writer.write(band)
                 bar.advance(len(band) // scale)
-        result.warnings = reader.warnings + writer.warnings  # damage shows when it is reached
+        result.warnings = reader.warnings + writer.warnings + pool.notes(model)  # with what was found on the way
         if black and holes.count:
             result.warnings += (f"{holes.count:,} pixels without data (nodata, NaN or infinite) are written as black",)
     result.seconds = time.perf_counter() - start

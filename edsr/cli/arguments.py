@@ -43,6 +43,15 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError("give a number above 0")
 
 
+def value_range(text: str) -> tuple[float, float]:
+    """(low, high): two finite numbers that differ."""
+    with contextlib.suppress(ValueError):
+        low, high = map(float, text.split(","))
+        if low != high and abs(low) + abs(high) < float("inf"):
+            return low, high
+    raise argparse.ArgumentTypeError("give LOW,HIGH, the values of black and white, such as 0,255")
+
+
 def fraction(text: str) -> float:
     """0 to 1."""
     with contextlib.suppress(ValueError):

@@ -8,7 +8,18 @@ from pathlib import Path
 from edsr import __version__
 from edsr.training import TrainConfig
 
-from .arguments import Defaults, Given, LineParser, auto_or_whole, fraction, int_between, positive, square, tile
+from .arguments import (
+    Defaults,
+    Given,
+    LineParser,
+    auto_or_whole,
+    fraction,
+    int_between,
+    positive,
+    square,
+    tile,
+    value_range,
+)
 
 
 def program_name() -> str:
@@ -145,6 +156,13 @@ def add_upscale(commands, parents) -> None:
         metavar="NAME[,NAME...]|all",
         help="auto (the fastest here, the default), cpu, cuda, cuda:N or mps; several, such as cuda:0,cuda:1, or all "
         "GPUs share the files, or the columns of a single one",
+    )
+    command.add_argument(
+        "--range",
+        type=value_range,
+        metavar="LOW,HIGH",
+        help="the values of black and white in TIFFs of floating-point samples, written as --range=LOW,HIGH; results "
+        "in floating point have the same range; default: 0,1",
     )
     output = command.add_argument_group("output")
     output.add_argument(

@@ -25,6 +25,7 @@ def run_upscale(options: Namespace) -> int:
 
     from edsr.batch import OutputSize, UpscaleOptions, UpscalerPool, upscale_files
     from edsr.devices import ProcessGroup, list_devices
+    from edsr.images import UNIT, ValueRange
 
     from . import progress
 
@@ -60,6 +61,7 @@ def run_upscale(options: Namespace) -> int:
             make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
             salvage=options.salvage,
             keep=options.format == "keep",
+            value_range=ValueRange(*options.range) if options.range else UNIT,
         )
         try:
             with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from .samples import over_white as over_white
     from .samples import to_depth as to_depth
     from .samples import to_float as to_float
+    from .value_range import HIGHEST as HIGHEST
+    from .value_range import LOWEST as LOWEST
+    from .value_range import UNIT as UNIT
+    from .value_range import ValueRange as ValueRange
     from .writer import ImageWriter as ImageWriter
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -57,6 +61,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reader": ["ImageReader", "read_image"],
         "resize": ["matlab_bicubic", "matlab_downscale", "matlab_round"],
         "samples": ["TargetSize", "over_white", "to_depth", "to_float"],
+        "value_range": ["HIGHEST", "LOWEST", "UNIT", "ValueRange"],
         "writer": ["ImageWriter"],
     },
 )

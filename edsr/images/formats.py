@@ -97,7 +97,7 @@ def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
         channels -= 1
         warnings.append(f"{form.name} has no transparency, the image is laid over white")
     if dtype.itemsize * 8 > form.bits:
-        samples = "16-bit samples are" if dtype == np.uint16 else "floating-point samples are cut off at 0 and 1 and"
+        samples = "16-bit samples are" if dtype == np.uint16 else "floating-point samples are"
         warnings.append(f"{form.name} has at most {form.bits} bits a sample, {samples} rounded")
         dtype = np.dtype(np.uint8 if form.bits == 8 else np.uint16)
     return Storage(channels, dtype, tuple(warnings))

@@ -24,6 +24,7 @@ from .nodata import read_nodata
 from .probe import probe, refuse_pages
 from .samples import rescale
 from .tiff_parts import find_sparse
+from .value_range import UNIT, FoundRange, ValueRange, map_rows
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
 _COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
@@ -63,6 +64,7 @@ class ImageReader:
         with_alpha: whether alpha is read where `full` is false, too.
         salvage: whether what is left of a damaged image is given, with filler for the rest; `warnings` says so then, at
             the latest when all rows have been read.
+        value_range: the floating-point values of black and white, for formats do not state them.
 
     Attributes:
         path: the file.
@@ -71,6 +73,8 @@ class ImageReader:
         channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied).
         alpha: whether the last channel is alpha.
         dtype: uint8, uint16 or float32.
+        value_range: of floating-point samples; that of others is 0..1.
+        found: the least and greatest of the floating-point samples in the rows that have been read.
         resolution: pixels per mm, horizontally and vertically; 72 per inch where that is not known.
         metadata: all that the file holds besides pixels, as `edsr.images.metadata.entries.Entry`.
         source: the same, and the resolution where it is known, as an ImageWriter takes it.
@@ -98,6 +102,7 @@ class ImageReader:
         limits: ReadLimits = DEFAULT_LIMITS,
         with_alpha: bool = False,
         salvage: bool = False,
+        value_range: ValueRange = UNIT,
     ) -> None:
         set_up_libvips()
         self.path = Path(path)
@@ -120,6 +125,11 @@ class ImageReader:
             cmyk, image = image.interpretation == "cmyk", checked.image
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = np.dtype(_DTYPES[str(image.format)])
+            self.value_range, self.found = value_range if self.dtype == np.float32 else UNIT, FoundRange()
+            if self.value_range != value_range:
+                self.warnings += (
+                    "the range given is not applied, it is for floating-point samples, and these are whole numbers",
+                )
             entries = found.entries
             if cmyk:
                 converted = _get_field(image, "icc-profile-data") or b""
@@ -153,6 +163,8 @@ class ImageReader:
     def rows(self, count: int, with_holes: bool = False) -> Iterator[np.ndarray]:
         """Decode the image from its top, in arrays [count, width, channels] of `dtype`; the last may be shorter.
 
+        Floating-point colors come as 0..1, see `value_range`, and a little beyond; with holes, as they are in the file.
+
         For one thread at a time; each call starts again at the top.
 
         Args:
@@ -160,11 +172,21 @@ class ImageReader:
             with_holes: whether floating-point samples may be without data (`nodata`); they are given as they are.
 
         Raises:
-            ImageError: at a damaged or missing part of the file, or at such samples.
+            ImageError: at a damaged or missing part of the file, at such samples, or at others far beyond the range.
             ValueError: if count < 1.
         """
         if count < 1:
             raise ValueError(f"count must be 1 or more, got {count}")
+        rows = self._upright(count, with_holes)
+        return rows if with_holes else self.to_unit(rows)
+
+    def to_unit(self, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Rows that `rows` gives with holes, once these are NaN: floating-point colors as 0..1. Raises as it does."""
+        self.found = FoundRange()
+        return map_rows(self.path, rows, self.value_range, self.found) if self.dtype == np.float32 else rows
+
+    def _upright(self, count: int, with_holes: bool) -> Iterator[np.ndarray]:
+        """Yield the rows as they are in the file."""
         if self._orientation == 1:
             yield from self._decode(count, with_holes)
         elif self._orientation == 2:

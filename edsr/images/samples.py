@@ -105,13 +105,13 @@ def resample(image: pyvips.Image, to: TargetSize) -> pyvips.Image:
     across, down = image.width / to.width, image.height / to.height
     alpha = image.bands in (2, 4)
     if to.linear:
-        image = _apply_to_colors(image, _to_light)
+        image = apply_to_colors(image, _to_light)
     if alpha:
         image = image.premultiply(max_alpha=1)
     image = image.reduce(across, down, kernel="lanczos3")
     if alpha:
         image = image.unpremultiply(max_alpha=1)
-    return _apply_to_colors(image, _from_light) if to.linear else image
+    return apply_to_colors(image, _from_light) if to.linear else image
 
 
 def quantize(image: pyvips.Image, dtype: np.dtype, bits: int) -> pyvips.Image:
@@ -125,7 +125,7 @@ def quantize(image: pyvips.Image, dtype: np.dtype, bits: int) -> pyvips.Image:
     return levels.copy(interpretation=spaces[image.bands >= 3])
 
 
-def _apply_to_colors(image: pyvips.Image, function) -> pyvips.Image:
+def apply_to_colors(image: pyvips.Image, function) -> pyvips.Image:
     """Apply a function to all bands but alpha."""
     if image.bands in (1, 3):
         return function(image)

@@ -22,8 +22,9 @@ from .keeping import keep_compression
 from .messages import describe_error, set_up_libvips
 from .metadata import heif, jpeg, png, transfer, webp
 from .reader import ImageReader
-from .samples import TargetSize, over_white, quantize, resample, to_depth
+from .samples import TargetSize, apply_to_colors, over_white, quantize, resample, to_depth
 from .target import FileTarget
+from .value_range import UNIT, ValueRange
 
 _PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
 _SPLICES = {"PNG": png.Splice, "JPEG": jpeg.Splice}
@@ -46,9 +47,11 @@ class ImageWriter:
         like: the ImageReader whose metadata is kept or converted, or named in `warnings`.
         overwrite: whether an existing file is replaced, in one step; otherwise it stays untouched.
         quality: 1 to 100 for JPEG, WebP and AVIF; PNG and TIFF are lossless at any.
-        dtype: of the rows: uint8, uint16 or float32 in 0..1. Stored as `storage_for` says, rounded to nearest.
+        dtype: of the rows: uint8, uint16 or float32 in 0..1. Stored as `storage_for` says: whole numbers clamped and
+            rounded to nearest, floats as they are.
         reduced: what the image is reduced to on its way to the file; its dtype is then what is stored, if possible.
         keep: whether the kind of compression of `like` is kept, where its format is written.
+        value_range: to which floating-point rows of 0..1 are brought in a file of floats; by default that of `like`.
         bigtiff_above: bytes of pixels above which a TIFF is written as a BigTIFF.
 
     Attributes:
@@ -75,6 +78,7 @@ class ImageWriter:
         reduced: TargetSize | None = None,
         bigtiff_above: int = BIGTIFF_ABOVE,
         keep: bool = False,
+        value_range: ValueRange | None = None,
     ) -> None:
         set_up_libvips()
         self.dtype = np.dtype(dtype)
@@ -116,6 +120,11 @@ class ImageWriter:
         result = transfer.Result(self._format.name, channels <= 2, *self._reduced[:2])
         self._metadata = transfer.plan(source, result)
         self.warnings = (*self._storage.warnings, *self._metadata.warnings, *not_kept)
+        self._like, self._range = like, like.value_range if like else UNIT
+        self._own_range = self._range if value_range is None else value_range
+        self._to_whole = self._storage.dtype != np.float32
+        if self._range != UNIT and self._to_whole:
+            self.warnings += (f"floating-point samples of {self._range} become black and white",)
         self._written = 0
         self._error = ""  # why the encoder has failed
         self._pipe: BinaryIO | None = None
@@ -170,6 +179,8 @@ class ImageWriter:
                     if encoder.is_alive():
                         encoder.join()
             self._raise_error()
+            if self._to_whole and self._like and self._like.found.is_beyond(self._range):
+                self.warnings += (f"floating-point samples of {self._like.found} are cut off at {self._range}",)
             self._finish(file)
 
     def _finish(self, file: BinaryIO) -> None:
@@ -217,6 +228,10 @@ class ImageWriter:
         step = max(1, _CHUNK_BYTES // (self.width * self.channels * self.dtype.itemsize))
         for y in range(0, len(rows), step):
             part = rows[y : y + step]
+            if part.dtype == np.float32 and self._to_whole:
+                if np.isnan(part).any():
+                    raise ValueError(f"NaN cannot be stored as {self._storage.dtype}")
+                part = part.clip(0, 1)  # before it is reduced, as whole numbers are
             part = over_white(part) if self.channels > self._storage.channels else part
             part = to_depth(part, self._piped_dtype, self._format.bits)
             part = part.astype(part.dtype.newbyteorder(">") if part.dtype == np.uint16 else part.dtype, "C", copy=False)
@@ -262,6 +277,9 @@ class ImageWriter:
             image = resample(image, self._reduced)
         if dtype != self._piped_dtype:
             image = quantize(image, dtype, self._format.bits)
+        elif self._own_range != UNIT and not self._to_whole:
+            low, high = self._own_range
+            image = apply_to_colors(image, lambda colors: colors * (high - low) + low)
         image = image.copy()
         blobs: list[tuple[str, Any]] = [("icc-profile-data", self._metadata.profile), ("xmp-data", self._metadata.xmp)]
         for name, value in blobs:

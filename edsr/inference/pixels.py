@@ -78,13 +78,14 @@ def from_network(y: Tensor, channels: int, dtype: np.dtype, alpha_masks: tuple[T
         return to_samples(color.permute(1, 2, 0), dtype)
     clear, opaque = alpha_masks
     alpha = y[1].mean(0).masked_fill(clear, 0).masked_fill(opaque, 1)
-    return to_samples(torch.cat([color.masked_fill(clear, 0), alpha[None]]).permute(1, 2, 0), dtype)
+    return to_samples(torch.cat([color.masked_fill(clear, 0), alpha[None].clamp(0, 1)]).permute(1, 2, 0), dtype)
 
 
 def to_samples(y: Tensor, dtype: np.dtype) -> Tensor:
-    """Values in 0..1, clamped and, for whole numbers, brought to the full range and rounded. Writes over y."""
+    """Values in 0..1: for whole numbers clamped, brought to the full range and rounded; else as they are. Writes over
+    y."""
     target = torch_dtype(dtype)
-    return quantize(y, target) if target in (torch.uint8, torch.uint16) else y.clamp_(0, 1).float()
+    return quantize(y, target) if target in (torch.uint8, torch.uint16) else y.float()
 
 
 def flat_alpha(alpha: np.ndarray, top: int, count: int) -> tuple[Tensor, Tensor]:

@@ -98,8 +98,8 @@ class Upscaler:
             self_ensemble: See `bands`.
 
         Returns:
-            The image, s times larger, of the same dtype and number of axes; clamped to the range and, for whole
-            numbers, rounded to nearest.
+            The image, s times larger, of the same dtype and number of axes; whole numbers clamped to their range and
+            rounded to nearest, floats as computed, but for alpha, which is clamped.
 
         Raises:
             TypeError: Another dtype.

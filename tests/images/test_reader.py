@@ -123,7 +123,9 @@ def test_tiff(tmp_path, dtype, channels, layout):
     pixels = make_image(channels=channels, dtype=dtype)
     options = {"planarconfig": "contig"} | LAYOUTS[layout]
     if dtype == "float32":
-        pixels = pixels * 3 - 1  # kept as they are, below 0 and above 1 as well
+        colors = pixels[:, :, : channels - (channels in (2, 4))]
+        colors[:] = colors * 3 - np.float32(0.9)  # kept as they are, below 0 and above 1 as well
+        colors.clip(-0.5, None, out=colors)
         options.pop("predictor", None)
     planes = options["planarconfig"] == "separate"
     stored = np.ascontiguousarray(np.moveaxis(pixels, 2, 0)) if planes else pixels

@@ -42,7 +42,7 @@ XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><note>kept</note></x:xmpmeta>"
 FITTING = {  # extension, dtype -> dtype stored and what is said of it
     (".png", "uint8"): ("uint8", ""),
     (".png", "uint16"): ("uint16", ""),
-    (".png", "float32"): ("uint16", "PNG has at most 16 bits a sample, floating-point samples are cut off"),
+    (".png", "float32"): ("uint16", "PNG has at most 16 bits a sample, floating-point samples are rounded"),
     (".jpg", "uint8"): ("uint8", ""),
     (".jpg", "uint16"): ("uint8", "JPEG has at most 8 bits a sample, 16-bit samples are rounded"),
     (".jpg", "float32"): ("uint8", "JPEG has at most 8 bits a sample, floating-point"),
