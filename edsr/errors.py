@@ -39,7 +39,7 @@ class ImageError(EDSRError):
 
 
 class WeightsError(EDSRError):
-    """Weights that cannot be found, read or written."""
+    """Weights that cannot be found, read, written or computed with."""
 
 
 class BackendError(EDSRError):

@@ -175,7 +175,8 @@ def to_output(y: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     y = y + _mean_like(mean, y)
     if result.overflow is not None:
-        result.overflow.logical_or_(~torch.isfinite(y).all())
+        low, high = torch.aminmax(y)  # of which NaN makes NaN
+        result.overflow.logical_or_(~(torch.isfinite(low) & torch.isfinite(high)))
     return y if result.dtype is None else quantize(y, result.dtype)
 
 

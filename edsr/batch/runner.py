@@ -120,7 +120,7 @@ class UpscalerPool:
             network, ready = self._loaded[key]
             if device not in ready:
                 lock = self._compute_locks[device]
-                upscaler = Upscaler(network, self._devices[device], *self._options, compute_lock=lock)
+                upscaler = Upscaler(network, self._devices[device], *self._options, name=key[0], compute_lock=lock)
                 upscaler.warm_up()
                 ready[device] = upscaler
             return ready[device]

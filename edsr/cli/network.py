@@ -24,8 +24,9 @@ def make_upscaler(options: Namespace, model: str | None = None) -> "Upscaler":
     from edsr.weights import load_model
 
     set_threads(options)
-    network = load_model(model or options.model, options.scale, options.residual_scale)
-    upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile)
+    name = model or options.model
+    network = load_model(name, options.scale, options.residual_scale)
+    upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile, name=name)
     upscaler.warm_up()
     return upscaler
 

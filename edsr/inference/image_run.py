@@ -32,7 +32,11 @@ GRAPH_PIXELS = 1 << 20  # of a band up to which it becomes a CUDA graph; larger 
 
 
 class Overflow(Exception):
-    """A value is NaN or infinite, in a precision whose range may be too small."""
+    """A value is NaN or infinite."""
+
+
+class FaultyWeights(Exception):
+    """A value is NaN or infinite even in fp32, though none of the image is."""
 
 
 class OutOfMemory(Exception):
@@ -81,6 +85,8 @@ class ImageRun:
                 overflowed = True
             # Not in the handlers: there the traceback would keep the feature maps alive.
             if overflowed:
+                if self._plan.precision == "fp32":
+                    raise FaultyWeights
                 logger.warning("the network overflows in %s: going on in fp32", self._plan.precision)
                 self._plan = replace(self._plan, precision="fp32")
             else:
@@ -132,9 +138,9 @@ class ImageRun:
             yield _finished(pending)
 
     def _compute(self, copier: DeviceCopier) -> Iterator[PendingCopy]:
-        """Copies to the host of successive parts of the output, and of the mark of overflow if there may be any."""
+        """Copies to the host of successive parts of the output, each with the mark of overflow."""
         executor, plan, scale = self._executor, self._plan, self._executor.scale
-        overflow = None if plan.precision == "fp32" else torch.zeros(1, dtype=torch.int32, device=plan.device)
+        overflow = torch.zeros(1, dtype=torch.int32, device=plan.device)
         compute, step = None, 0
         at = 0  # row of input that the next row of output belongs to
         for first, ending, rows in self._input():
@@ -155,7 +161,7 @@ class ImageRun:
                     if y.shape[2] == 0:
                         continue
                     y = y[0].permute(1, 2, 0) if quantized else self._to_samples(y, piece, top)
-                yield copier.to_host(y.contiguous(), *(() if overflow is None else (overflow,)))
+                yield copier.to_host(y.contiguous(), overflow)
 
     def _to_samples(self, y: Tensor, like: np.ndarray, top: int) -> Tensor:
         """[rows, s·W, C] of the dtype and channels of `like`. top: the LR row with which y begins."""
@@ -207,8 +213,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _finished(copy: PendingCopy) -> np.ndarray:
-    y, *overflow = copy.wait()
-    if overflow and overflow[0].item():
+    y, overflow = copy.wait()
+    if overflow.item():
         raise Overflow
     return y.numpy()
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edsr.errors import BackendError
+from edsr.errors import BackendError, WeightsError
 from edsr.kernels import OutputSpec, TensorOps, compile_ahead
 from edsr.models import EDSR, FoldedEDSR
 
 from .executor import Executor
-from .image_run import ImageRun, OutOfMemory
+from .image_run import FaultyWeights, ImageRun, OutOfMemory
 from .pixels import fill_hidden_colors
 from .plan import ExecutionPlan, make_plan
 
@@ -34,12 +34,14 @@ class Upscaler:
             pixels. At least 32, and at least 44 for 32 residual blocks (see `edsr.inference.plan.smallest_tile`). On a
             CPU bands use no more than 256, because larger maps take memory and little less time; an image within N x N
             is computed whole, with "winograd" up to 512 x 512 (64 features).
+        name: What messages call the weights.
         compute_lock: Held while a band is computed. Upscalers of one device that share it together need no more memory
             than one. By default the Upscaler's own.
 
     Attributes:
         plan: Device, precision, backend and memory budget as settled; they do not change any more.
         scale: The network's.
+        name: As given.
 
     Raises:
         BackendError: A device, precision, backend or budget cannot be had.
@@ -53,10 +55,12 @@ class Upscaler:
         backend: str = "auto",
         tile: int | str = "auto",
         *,
+        name: str = "the network",
         compute_lock: AbstractContextManager[Any] | None = None,
     ):
         self.plan: ExecutionPlan = make_plan(model.config, device, precision, backend, tile)
         self.scale: int = model.config.scale
+        self.name = name
         self._executor = Executor(model, self.plan, compute_lock)
 
     @property
@@ -104,7 +108,7 @@ class Upscaler:
         Raises:
             TypeError: Another dtype.
             ValueError: Another shape.
-            BackendError: As of `bands`.
+            BackendError, WeightsError: As of `bands`.
         """
         if image.dtype not in (np.uint8, np.uint16, np.float32):
             raise TypeError(f"images are uint8, uint16 or float32, not {image.dtype}")
@@ -179,6 +183,7 @@ class Upscaler:
 
         Raises:
             BackendError: Not even the smallest bands fit into memory.
+            WeightsError: The network gives NaN or infinite values, in fp32, too.
         """
         return self.bands_of_filled(fill_hidden_colors(rows), width, self_ensemble)
 
@@ -188,5 +193,8 @@ class Upscaler:
         """As `bands`, for rows whose colors under alpha 0 have been filled by `fill_hidden_colors`."""
         try:
             yield from ImageRun(self._executor, rows, width, self_ensemble)
+        except FaultyWeights:
+            why = "gives values that are no numbers (NaN or infinite), so its weights are faulty"
+            raise WeightsError(f"{self.name}: {why}; use others") from None
         except OutOfMemory as error:
             raise BackendError(f"{error}; close what else uses it, or use --device cpu") from None
