@@ -16,9 +16,10 @@ if TYPE_CHECKING:  # arrays are converted where libvips is not installed, too: o
 
 
 def to_float(samples: np.ndarray) -> np.ndarray:
-    """Samples as float32 in 0..1; those that are float32 already as they are."""
-    if samples.dtype == np.float32:
-        return samples
+    """Samples as float32 in 0..1; those that are floating point already as they are."""
+    _check_dtype(samples)
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False)
     return samples.astype(np.float32) / np.float32(np.iinfo(samples.dtype).max)
 
 
@@ -32,6 +33,7 @@ def to_depth(samples: np.ndarray, dtype: Any, bits: int = 16, white: float | Non
         bits: the bits that are used of a uint16, the upper ones.
         white: of the samples; by default 1 for floating point, else the most that their dtype holds.
     """
+    _check_dtype(samples)
     dtype = np.dtype(dtype)
     used = min(bits, 8 * dtype.itemsize)
     floating = samples.dtype.kind == "f"
@@ -69,13 +71,19 @@ def over_white(samples: np.ndarray, white: float = 1) -> np.ndarray:
     Returns:
         fp64 [..., 1 or 3] in 0..white.
     """
-    full = 1 if samples.dtype == np.float32 else np.iinfo(samples.dtype).max
+    _check_dtype(samples)
+    full = 1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max
     values = samples * np.float64(white)
     values /= full
     values.clip(0, white, out=values)
     if samples.shape[-1] in (1, 3):
         return values
     return white - values[..., -1:] / white * (white - values[..., :-1])
+
+
+def _check_dtype(samples: np.ndarray) -> None:
+    if samples.dtype.kind != "f" and samples.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        raise TypeError(f"samples are uint8, uint16 or floating point, not {samples.dtype}")
 
 
 class TargetSize(NamedTuple):

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from .arrays import checked_rows
 from .pixels import fill_hidden_colors
 from .plan import ColumnSlice, split_columns
 from .prefetch import Prefetcher
@@ -39,7 +40,9 @@ class MultiDeviceUpscaler:
         if len(slices) == 1:
             yield from self.members[0].bands(rows, width, self_ensemble)
             return
-        shared = _SharedRows(fill_hidden_colors(rows), len(slices))  # before columns are cut, so that all see the same
+        shared = _SharedRows(
+            fill_hidden_colors(checked_rows(rows, width)), len(slices)
+        )  # before columns are cut, so that all see the same
         with ExitStack() as stack:
             results = []
             for i, (member, part) in enumerate(zip(self.members, slices, strict=False)):

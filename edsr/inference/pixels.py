@@ -58,7 +58,7 @@ def to_network(rows: Tensor) -> tuple[Tensor, bool]:
     if len(x) == 1:
         return x[None].expand(1, 3, -1, -1), False
     values = x.float() / (MAX_VALUE[x.dtype] if x.dtype != torch.float32 else 1.0)
-    return torch.stack([values[:-1].expand(3, -1, -1), values[-1:].expand(3, -1, -1)]), False
+    return torch.stack([values[:-1].expand(3, -1, -1), values[-1:].clamp(0, 1).expand(3, -1, -1)]), False
 
 
 def from_network(y: Tensor, channels: int, dtype: np.dtype, alpha_masks: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -1,25 +1,29 @@
 """Upscaler: a network made ready for a device, a precision and a memory budget, for images of any size."""
 
+import os
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from edsr.errors import BackendError, WeightsError
 from edsr.kernels import OutputSpec, TensorOps, compile_ahead
 from edsr.models import EDSR, FoldedEDSR
 
+from .arrays import as_pixels, checked_rows
 from .executor import Executor
+from .forking import adapt_to_fork, check_owner
 from .image_run import FaultyWeights, ImageRun, OutOfMemory
 from .pixels import fill_hidden_colors
 from .plan import ExecutionPlan, make_plan
 
 
 class Upscaler:
-    """Upscales images by `model.config.scale`. May be called from several threads at once.
+    """Upscales images by `model.config.scale`. May be called from several threads at once, but stays in its process.
 
     The result does not depend on the memory budget: it is the whole image's, to rounding.
 
@@ -58,10 +62,15 @@ class Upscaler:
         name: str = "the network",
         compute_lock: AbstractContextManager[Any] | None = None,
     ):
+        adapt_to_fork(device)
+        self._process = os.getpid()
         self.plan: ExecutionPlan = make_plan(model.config, device, precision, backend, tile)
         self.scale: int = model.config.scale
         self.name = name
         self._executor = Executor(model, self.plan, compute_lock)
+
+    def __reduce__(self):
+        raise TypeError("an Upscaler cannot be sent to another process: send the model, and make one there")
 
     @property
     def device(self) -> torch.device:
@@ -93,36 +102,35 @@ class Upscaler:
         """The operations that execute it."""
         return self._executor.ops
 
-    def __call__(self, image: np.ndarray, self_ensemble: bool = False) -> np.ndarray:
+    def __call__(self, image: ArrayLike, self_ensemble: bool = False) -> np.ndarray:
         """Upscales an image.
 
         Args:
             image: [H, W] gray, or [H, W, C] of gray, gray and alpha, RGB, or RGB and alpha (C = 1 to 4); uint8, uint16,
-                or float32 in 0..1.
+                or floats in 0..1, computed in fp32, which may be as far beyond as -0.5 and 4. Or an image of Pillow.
             self_ensemble: See `bands`.
 
         Returns:
-            The image, s times larger, of the same dtype and number of axes; whole numbers clamped to their range and
-            rounded to nearest, floats as computed, but for alpha, which is clamped.
+            The image, s times larger, of the same dtype (in the machine's byte order) and number of axes; whole numbers
+            clamped to their range and rounded to nearest, floats as computed, but for alpha, which is clamped.
 
         Raises:
-            TypeError: Another dtype.
-            ValueError: Another shape.
+            TypeError: Another dtype, or not an array.
+            ValueError: Another shape, or floats that are NaN, infinite or of another range, such as 0..255.
             BackendError, WeightsError: As of `bands`.
         """
-        if image.dtype not in (np.uint8, np.uint16, np.float32):
-            raise TypeError(f"images are uint8, uint16 or float32, not {image.dtype}")
-        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] > 4) or 0 in image.shape:
-            raise ValueError(f"images are [H, W] or [H, W, 1 to 4] and not empty, not {list(image.shape)}")
-        source = image[:, :, None] if image.ndim == 2 else image
+        pixels = as_pixels(image)
+        source = pixels[:, :, None] if pixels.ndim == 2 else pixels
         height, width, channels = source.shape
         step = self.band_rows(width, height)
-        out, filled = np.empty((self.scale * height, self.scale * width, channels), image.dtype), 0
+        out, filled = np.empty((self.scale * height, self.scale * width, channels), pixels.dtype), 0
         for part in self.bands((source[i : i + step] for i in range(0, height, step)), width, self_ensemble):
             out[filled : filled + len(part)] = part
             filled += len(part)
         assert filled == len(out)
-        return out[:, :, 0] if image.ndim == 2 else out
+        if isinstance(image, np.ndarray) and image.dtype.kind == "f":
+            out = out.astype(image.dtype.newbyteorder("="), copy=False)
+        return out[:, :, 0] if pixels.ndim == 2 else out
 
     def frame(self, x: Tensor) -> Tensor:
         """Upscales images that are on the device already, and leaves them there: frames of a video.
@@ -140,6 +148,7 @@ class Upscaler:
         """
         if x.dtype not in (torch.uint8, torch.uint16) or x.ndim not in (3, 4) or x.shape[-1] != 3 or 0 in x.shape:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
+        check_owner(self._process)
         images = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
         with torch.no_grad(), self._executor.on_device():
             y = self._executor.compute_whole(images, OutputSpec(x.dtype)).permute(0, 2, 3, 1)
@@ -182,15 +191,16 @@ class Upscaler:
             by 15 rows where alpha is near 0, and on CUDA by one band more, because the next is computed meanwhile.
 
         Raises:
-            BackendError: Not even the smallest bands fit into memory.
+            BackendError: Not even the smallest bands fit into memory, or the process was forked since this was made.
             WeightsError: The network gives NaN or infinite values, in fp32, too.
         """
-        return self.bands_of_filled(fill_hidden_colors(rows), width, self_ensemble)
+        return self.bands_of_filled(fill_hidden_colors(checked_rows(rows, width)), width, self_ensemble)
 
     def bands_of_filled(
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
     ) -> Generator[np.ndarray, None, None]:
         """As `bands`, for rows whose colors under alpha 0 have been filled by `fill_hidden_colors`."""
+        check_owner(self._process)
         try:
             yield from ImageRun(self._executor, rows, width, self_ensemble)
         except FaultyWeights:

@@ -1,0 +1,104 @@
+"""Images as callers have them, brought to the arrays that a network takes: never with a guess at what numbers mean.
+
+Read-only arrays, views, other byte orders, nested sequences, images of Pillow, whatever else gives its pixels to NumPy,
+and floats of 16 or 64 bits are taken. What could mean two things is refused in a line that says what to do.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from edsr.images import HIGHEST, LOWEST
+
+_SAME = ("L", "LA", "RGB", "RGBA", "F", "I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow that mean what ours do
+_CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}  # modes that lose nothing
+_ALPHA_ROUNDING = 1e-3
+
+
+def as_pixels(image: Any) -> np.ndarray:
+    """An image as uint8, uint16 or fp32, [H, W] or [H, W, 1 to 4], in the machine's byte order; a copy where needed.
+
+    Raises:
+        TypeError: It is no image, or its numbers could mean several things.
+        ValueError: Another shape, empty, or values that are NaN, infinite or far from 0..1.
+    """
+    pixels = native(_as_array(image))
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] > 4) or 0 in pixels.shape:
+        hint = "; the channels come last" if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) else ""
+        raise ValueError(f"images are [H, W] or [H, W, 1 to 4] and not empty, not {list(pixels.shape)}{hint}")
+    check_values(pixels if pixels.ndim == 3 else pixels[:, :, None])
+    return pixels
+
+
+def checked_rows(rows: Iterable[Any], width: int) -> Iterator[np.ndarray]:
+    """Successive rows of one image, [n, width, 1 to 4] as `native` gives them. Raises as `as_pixels` does."""
+    first = None
+    for part in rows:
+        pixels = native(_as_array(part))
+        if pixels.ndim != 3 or pixels.shape[1] != width or not 1 <= pixels.shape[2] <= 4:
+            raise ValueError(f"rows are [n, {width}, 1 to 4], not {list(pixels.shape)}")
+        first = first or (pixels.shape[2], pixels.dtype)
+        if first != (pixels.shape[2], pixels.dtype):
+            raise ValueError("all rows of an image have the same channels and dtype")
+        check_values(pixels)
+        yield pixels
+
+
+def native(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as uint8, uint16 or fp32 in the machine's byte order. Raises TypeError."""
+    kind = pixels.dtype.newbyteorder("=")
+    if kind.kind == "f" and kind.itemsize <= 8:
+        with np.errstate(over="ignore"):  # infinity is refused later
+            return pixels.astype(np.float32, copy=False)
+    if kind not in (np.uint8, np.uint16):
+        advice = {"i": ": .astype(np.uint8) if they are 0..255", "b": ": image.astype(np.uint8) * 255"}
+        more = advice.get("i" if kind.kind == "u" else kind.kind, "")
+        raise TypeError(f"images are uint8, uint16, or floats in 0..1, not {kind}{more}")
+    return pixels.astype(kind, copy=False)
+
+
+def check_values(pixels: np.ndarray) -> None:
+    """Raise ValueError for floats [.., C] that are NaN, infinite or far from 0..1."""
+    if pixels.dtype != np.float32 or pixels.size == 0:
+        return
+    low, high = float(pixels.min()), float(pixels.max())  # NaN if any is
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("the image holds NaN or infinite values; replace them")
+    if low < LOWEST or high > HIGHEST:
+        advice = "divide them by 255" if low >= 0 and high <= 255 else "map them to it"
+        raise ValueError(f"floats are 0..1 from black to white, these are {low:.6g}..{high:.6g}; {advice}")
+    if pixels.shape[-1] in (2, 4):
+        alpha = pixels[..., -1]
+        if alpha.min() < -_ALPHA_ROUNDING or alpha.max() > 1 + _ALPHA_ROUNDING:
+            raise ValueError("alpha, the last channel, is 0..1; clip it, or leave it out if it is none")
+
+
+def _as_array(image: Any) -> np.ndarray:
+    if isinstance(image, np.ma.MaskedArray):
+        raise TypeError("images are not masked arrays, since a network needs every pixel; fill them first")
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, (str, bytes, os.PathLike)):
+        raise TypeError("images are arrays, not names of files; read them with edsr.images.read_image")
+    if type(image).__module__.partition(".")[0] == "torch":
+        raise TypeError("images are arrays [H, W, C], not tensors; call .permute(1, 2, 0).cpu().numpy(), or frame()")
+    if hasattr(image, "mode") and hasattr(image, "getbands"):
+        return _from_pillow(image)
+    try:
+        return np.asarray(image)
+    except (TypeError, ValueError):
+        raise TypeError(f"images are arrays [H, W, C], not {type(image).__name__} of uneven parts") from None
+
+
+def _from_pillow(image: Any) -> np.ndarray:
+    transparent = "transparency" in image.info
+    if image.mode in _SAME and not transparent:
+        return np.asarray(image)
+    if image.mode in ("1", "P", "L", "RGB") and transparent:
+        return np.asarray(image.convert("LA" if image.mode in ("1", "L") else "RGBA"))
+    if image.mode in _CONVERTED:
+        return np.asarray(image.convert(_CONVERTED[image.mode]))
+    advice = "np.asarray(image).astype(np.uint16) if it has 16 bits" if image.mode == "I" else "image.convert('RGB')"
+    raise TypeError(f"Pillow's images of mode {image.mode} are not supported; use {advice}")
