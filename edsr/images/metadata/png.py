@@ -21,8 +21,14 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
     """List a PNG's entries. What ImageMagick keeps as hexadecimal text is an entry of its own kind, of code "raw"."""
     end = file.seek(0, os.SEEK_END)
     file.seek(8)
+    bits = 8
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
+        if kind == b"IHDR" and length == 13:
+            header = file.read(13).ljust(13, b"\0")
+            bits = 8 if header[9] == 3 else header[8]  # of a palette's colors, of a sample
+            file.seek(4, os.SEEK_CUR)
+            continue
         if kind == b"IEND":
             if end > file.tell() + 4 + 16:  # a few bytes are padding
                 yield Entry("other", "end", "bytes after the image's end", b"", end - file.tell() - 4)
@@ -43,7 +49,8 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
         if check != zlib.crc32(data, zlib.crc32(kind)):
             yield Entry("damaged", code, code, b"", length)
             continue
-        yield _entry(kind, code, data)
+        if kind != b"sBIT" or any(value != bits for value in data):  # else all bits are significant, as in the result
+            yield _entry(kind, code, data)
 
 
 def density(file: BinaryIO) -> tuple[float, float, int] | None:

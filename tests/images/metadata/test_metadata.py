@@ -662,6 +662,12 @@ def test_jfif_behind_exif(tmp_path):
         assert reader.resolution == (300 / 25.4, 300 / 25.4)
 
 
+@pytest.mark.parametrize("bits, said", [(b"\x08\x08\x08", False), (b"\5\6\5", True)])
+def test_significant_bits(tmp_path, bits, said):
+    (tmp_path / "a.png").write_bytes(png_with(chunk(b"sBIT", bits)))
+    assert bool(lines("sBIT", convert(tmp_path / "a.png", tmp_path / "b.png"))) == said
+
+
 def test_chunks_that_may_be_copied(tmp_path):
     (tmp_path / "a.png").write_bytes(png_with(chunk(b"abCd", b"safe to copy"), after=[chunk(b"xyZz", b"likewise")]))
     assert convert(tmp_path / "a.png", tmp_path / "b.png") == ()
