@@ -13,11 +13,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from edsr.permissions import private, share, target_of
 
 _PREFIX, _SUFFIX = ".edsr-", ".part"
+
+_unfinished: set[Path] = set()
+"""What is being written, and temporary folders."""
 _NO_REPLACE, _EXCHANGE, _CURRENT_FOLDER = 1, 2, -100  # of Linux's renameat2
 
 
@@ -43,6 +47,7 @@ def atomic_file(
     """
     path = target_of(path) if overwrite else Path(path)
     part = _temporary(path)
+    _unfinished.add(part)
     try:
         with open(part, "x+b", opener=private) as file:
             with suppress(OSError):  # a file system without locks, where abandoned files stay
@@ -58,6 +63,7 @@ def atomic_file(
     finally:
         with suppress(OSError):
             part.unlink()  # there is none after it was renamed
+        _unfinished.discard(part)
 
 
 @contextmanager
@@ -76,6 +82,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     part, held = _temporary(path), None
     try:
+        _unfinished.add(part)
         part.mkdir()
         if os.name != "nt":
             held = os.open(part, os.O_RDONLY)
@@ -83,6 +90,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _lock(held)
         yield part
         _sync_tree(part)
+        _unfinished.discard(part)
         if not os.path.lexists(path):
             os.rename(part, path)
         elif not _rename_in_one_step(part, path, _EXCHANGE):  # after which the old one is called `part`
@@ -92,6 +100,32 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         if held is not None:
             os.close(held)
         shutil.rmtree(part, ignore_errors=True)
+        _unfinished.discard(part)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder among the system's temporary ones, removed with what is in it at the end of the block.
+
+    Raises:
+        OSError: if there can be none.
+    """
+    with TemporaryDirectory(prefix="edsr-") as name:
+        _unfinished.add(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            _unfinished.discard(Path(name))
+
+
+def remove_unfinished() -> None:
+    """Remove what this process is writing, and its temporary folders; for the moment before it ends by force."""
+    for path in tuple(_unfinished):
+        with suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -206,7 +240,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def available_memory(root: str | os.PathLike[str] = "/") -> int:
-    """Bytes of memory that can be had without swapping: of the system's, and of what the process's cgroups allow it.
+    """Bytes of memory that can be had without swapping: of the system's, and of what limits leave the process.
+
+    Limits are those of its cgroups and that of its addresses.
 
     A container may have far less than the machine that it runs on. What cgroups hold in cached files counts as
     available, as it does in the system's own figure.
@@ -216,7 +252,19 @@ def available_memory(root: str | os.PathLike[str] = "/") -> int:
     """
     import psutil  # takes 30 ms
 
-    return min((psutil.virtual_memory().available, *_cgroup_headroom(Path(root))))
+    return min((psutil.virtual_memory().available, *_cgroup_headroom(Path(root)), *_address_space()))
+
+
+def _address_space() -> Iterator[int]:
+    """Bytes of addresses that the process may still map, where it has a limit (`ulimit -v`)."""
+    if sys.platform != "win32":
+        import resource
+
+        import psutil
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            yield max(0, limit - psutil.Process().memory_info().vms)
 
 
 def _cgroup_headroom(root: Path) -> Iterator[int]:

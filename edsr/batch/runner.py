@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import ImageError, WeightsError
-from edsr.images import UNIT, Holes, ImageReader, ImageWriter, TargetSize, ValueRange, to_float
+from edsr.images import UNIT, Holes, ImageReader, ImageWriter, ReadLimits, TargetSize, ValueRange, to_float
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
 from edsr.progress import BatchProgress
@@ -150,6 +151,7 @@ class UpscaleOptions:
         keep: Keep each image's kind of compression, where its output is of its format.
         make_folders: Make the folder of an output where there is none.
         value_range: The values of black and white in files of floating-point samples.
+        unlimited: Believe an image's size, however few bytes its file has.
     """
 
     size: OutputSize = field(default_factory=OutputSize)
@@ -162,6 +164,7 @@ class UpscaleOptions:
     salvage: bool = False
     keep: bool = False
     value_range: ValueRange = UNIT
+    unlimited: bool = False
 
 
 @dataclass
@@ -280,8 +283,9 @@ def _upscale(
         output.parent.mkdir(parents=True, exist_ok=True)
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
+    limits = ReadLimits(pixels_per_byte=math.inf) if options.unlimited else ReadLimits()
     with ImageReader(
-        source, full=True, folder=folder, salvage=options.salvage, value_range=options.value_range
+        source, full=True, folder=folder, limits=limits, salvage=options.salvage, value_range=options.value_range
     ) as reader:
         width, height = reader.width, reader.height
         scale, target = _scale_and_size(source, width, height, pool, options.size)

@@ -1,8 +1,6 @@
 """The command line's entry: parses the arguments, runs the command, turns errors into lines and exit codes."""
 
-import contextlib
 import os
-import signal
 import sys
 
 from .console import lost_output, open_streams, settle_streams
@@ -18,42 +16,42 @@ def main(argv: list[str] | None = None) -> int:
     open_streams()
     options = build_parser().parse_args(argv)
     # Now, and not before: --help answers without what only commands need.
-    from . import commands, upscale
+    from . import commands, interruption, upscale
     from .console import UsageError, describe, is_expected, print_line, show_log
 
     if any("\0" in argument for argument in (sys.argv[1:] if argv is None else argv)):
         print_line("error: an argument holds a NUL character, which no name and no value has")
         return 2
-    # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
-    with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Of the processes that torchrun starts for a training run only the first speaks.
     mute = options.command == "train" and os.environ.get("RANK", "0") != "0"
     show_log(mute or getattr(options, "quiet", False))
-    try:
-        handlers = {
-            "upscale": upscale.run_upscale,
-            "compare": commands.run_compare,
-            "evaluate": commands.run_evaluate,
-            "train": commands.run_train,
-            "info": commands.run_info,
-            "convert": commands.run_convert,
-        }
-        code = handlers[options.command](options)
-        if (lost := lost_output()) is not None:
-            print_line(f"error: standard output: {lost.strerror or lost}; lines are missing there")
-            return code or 1
-        return code
-    except KeyboardInterrupt as interrupt:
-        print_line(str(interrupt) or "interrupted")
-        return 130
-    except UsageError as error:
-        print_line(f"error: {error}")
-        return 2
-    except Exception as error:
-        if options.debug or not is_expected(error):
-            raise
-        print_line(f"error: {describe(error)}")
-        return 1
-    finally:
-        settle_streams()
+    # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
+    with interruption.watched(patient=options.command == "train"):
+        try:
+            handlers = {
+                "upscale": upscale.run_upscale,
+                "compare": commands.run_compare,
+                "evaluate": commands.run_evaluate,
+                "train": commands.run_train,
+                "info": commands.run_info,
+                "convert": commands.run_convert,
+            }
+            code = handlers[options.command](options)
+            if (lost := lost_output()) is not None:
+                print_line(f"error: standard output: {lost.strerror or lost}; lines are missing there")
+                return code or 1
+            return code
+        except KeyboardInterrupt as interrupt:
+            print_line(str(interrupt) or "interrupted")
+            interruption.end_if_stuck()
+            return 130
+        except UsageError as error:
+            print_line(f"error: {error}")
+            return 2
+        except Exception as error:
+            if options.debug or not is_expected(error):
+                raise
+            print_line(f"error: {describe(error)}")
+            return 1
+        finally:
+            settle_streams()

@@ -191,6 +191,11 @@ def add_upscale(commands, parents) -> None:
     )
     size.add_argument("--height", type=int_between(1, 10**8), metavar="N", help="pixels")
     size.add_argument("--linear-light", action="store_true", help="reduce in linear light, not in sRGB's values")
+    command.add_argument(
+        "--unlimited",
+        action="store_true",
+        help="read images that claim very many pixels for the bytes of their file, such as huge ones of a single color",
+    )
     batch = command.add_argument_group("batch")
     batch.add_argument(
         "--recursive", action="store_true", help="go into folders of folders; below -o DIR/ the same tree is made"

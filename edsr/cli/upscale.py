@@ -58,6 +58,7 @@ def run_upscale(options: Namespace) -> int:
             options.self_ensemble,
             options.overwrite,
             options.skip_existing,
+            unlimited=options.unlimited,
             make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
             salvage=options.salvage,
             keep=options.format == "keep",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .probe import EXTENSIONS as EXTENSIONS
     from .probe import identify as identify
     from .reader import ImageReader as ImageReader
+    from .reader import ReadLimits as ReadLimits
     from .reader import read_image as read_image
     from .resize import matlab_bicubic as matlab_bicubic
     from .resize import matlab_downscale as matlab_downscale
@@ -58,7 +59,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "nodata": ["Holes"],
         "keeping": ["kept_extension"],
         "probe": ["EXTENSIONS", "identify"],
-        "reader": ["ImageReader", "read_image"],
+        "reader": ["ImageReader", "ReadLimits", "read_image"],
         "resize": ["matlab_bicubic", "matlab_downscale", "matlab_round"],
         "samples": ["TargetSize", "over_white", "to_depth", "to_float"],
         "value_range": ["HIGHEST", "LOWEST", "UNIT", "ValueRange"],

@@ -123,9 +123,9 @@ def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
         return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
 
 
-def check_memory(path: Path, needed: int) -> None:
-    """Raise ImageError, about the file `path`, unless `needed` bytes of memory are available."""
+def check_memory(path: Path, needed: int, advice: str = "PNG and TIFF are coded row by row") -> None:
+    """Raise ImageError, about the file `path`, unless `needed` bytes of memory are available. advice: what to do."""
     free = available_memory()
     if needed > free:
         sizes = f"{needed / 1e6:,.0f} MB of memory, where {free / 1e6:,.0f} MB are free"
-        raise ImageError(f"{path}: needs {sizes}; PNG and TIFF are coded row by row")
+        raise ImageError(f"{path}: needs {sizes}; {advice}")

@@ -13,6 +13,7 @@ import pyvips
 from edsr.errors import ImageError
 
 from . import exif, reorder
+from .claims import PIXELS_PER_BYTE, check_before_opening, check_claim, tiff_block
 from .codecs import check_tiff_codec, describe_codec, is_missing
 from .decoding import DECODER_ERRORS, CheckedImage, check_gif
 from .formats import check_memory, to_srgb
@@ -34,6 +35,7 @@ _COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and
 }
 _HALF_SPACES = {"grey16": "b-w", "rgb16": "scrgb"}  # libvips' names for 16-bit floating point, which it gives as fp32
 _SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
+_AS_A_WHOLE = "here images are held whole, upscale takes them in rows"
 
 
 class ReadLimits(NamedTuple):
@@ -42,11 +44,13 @@ class ReadLimits(NamedTuple):
     spooled: up to this many bytes of pixels that must be reordered stay in memory; more take a temporary file.
     block: how much is decoded at once where rows are not handed out as they come.
     strips: a row of strips or tiles in a TIFF counts as buffered above this.
+    pixels_per_byte: no bytes, but pixels that a file may claim for each of its own, see `edsr.images.claims`.
     """
 
     spooled: int = 2**24
     block: int = 2**21
     strips: int = 2**26
+    pixels_per_byte: float = PIXELS_PER_BYTE
 
 
 DEFAULT_LIMITS = ReadLimits()
@@ -114,6 +118,7 @@ class ImageReader:
         self.format = self._header.format
         if self.format == "TIFF":
             check_tiff_codec(self.path, self._header.tags.get(259, 1))
+        check_before_opening(self.path, self.format, limits.pixels_per_byte)
         with self._as_image_errors():
             checked = self._open()
             image = checked.loaded
@@ -254,6 +259,8 @@ class ImageReader:
 
     def _advise(self, why: str) -> str:
         """What to do about a decoder's error."""
+        if "out of memory" in why:
+            return f"needs more memory than is free ({why})"
         if is_missing(why):
             return describe_codec(self._header.codec)
         if "ecurity limit" in why or "maximum image size" in why:
@@ -342,11 +349,8 @@ class ImageReader:
             whole = self._salvage or pixels * size <= self._limits.spooled
             return pixels * size if _get_field(image, "interlaced") and whole else 0
         if self.format == "TIFF":
-            tags = self._header.tags
-            rows = min(tags.get(323) or tags.get(278, image.height), image.height)  # of a tile, of a strip
-            block = rows * image.width * size
-            by_row = 323 not in tags and tags.get(284, 1) == 1 and tags.get(259, 1) == 1  # contiguous, not compressed
-            return 0 if by_row or block <= self._limits.strips else block
+            block = tiff_block(self._header.tags, image.width, image.height) * size
+            return 0 if block <= self._limits.strips else block
         if self.format == "GIF":
             return 8 * pixels
         return pixels * (10 if self.format == "WebP" else 20 if size == image.bands else 26)
@@ -354,6 +358,7 @@ class ImageReader:
     def _check_resources(self) -> None:
         """Raise ImageError unless there are memory and temporary space for what is not read row by row."""
         height, width, channels = self._stored
+        check_claim(self.path, self.format, width, height, self._limits.pixels_per_byte)
         row = width * channels * self.dtype.itemsize
         check_memory(self.path, self.buffered_bytes + 30 * row)  # of which libvips has as many at a time
         passes = int(self._interlaced) + (self._orientation > 2)
@@ -376,6 +381,7 @@ def read_image(
         ImageError: as `ImageReader` and its rows() do, or if there is no memory for the pixels.
     """
     with ImageReader(path, sixteen, full, limits=limits, with_alpha=with_alpha) as reader:
+        check_memory(reader.path, reader.height * reader.width * reader.channels * reader.dtype.itemsize, _AS_A_WHOLE)
         try:
             image = np.empty((reader.height, reader.width, reader.channels), reader.dtype)
         except MemoryError:

@@ -14,6 +14,13 @@ import numpy as np
 if TYPE_CHECKING:  # arrays are converted where libvips is not installed, too: on machines that only train or measure
     import pyvips
 
+_GAP = 4
+"""Reductions by twice this or more begin with a mean over whole blocks of pixels (`resample`)."""
+_THREADS = 2
+"""Of libvips, in a reduction. Each holds rows of its own, and the encoder behind them is a single one."""
+_HELD_ROWS = 5_000
+"""Rows of the image that libvips holds at most while it reduces, as measured."""
+
 
 def to_float(samples: np.ndarray) -> np.ndarray:
     """Samples as float32 in 0..1; those that are floating point already as they are."""
@@ -102,6 +109,9 @@ class TargetSize(NamedTuple):
 def resample(image: pyvips.Image, to: TargetSize) -> pyvips.Image:
     """Reduce an image by a Lanczos kernel of three lobes, row by row and in floating point.
 
+    Where it becomes an eighth or less, blocks of n x n pixels are averaged first, n being the factor divided by 4 and
+    rounded down: the kernel then spans 48 rows at most, and memory does not grow with the factor.
+
     Args:
         image: float samples in 0..1, of 1 to 4 channels; with 2 or 4 the last is alpha. Colors are weighted by
             their opacity.
@@ -110,16 +120,26 @@ def resample(image: pyvips.Image, to: TargetSize) -> pyvips.Image:
     Returns:
         Float samples, which overshoot 0..1 beside sharp edges.
     """
+    import pyvips
+
     across, down = image.width / to.width, image.height / to.height
+    image = image.copy()
+    image.set_type(pyvips.GValue.gint_type, "concurrency", _THREADS)
     alpha = image.bands in (2, 4)
     if to.linear:
         image = apply_to_colors(image, _to_light)
     if alpha:
         image = image.premultiply(max_alpha=1)
-    image = image.reduce(across, down, kernel="lanczos3")
+    # Before a reduction of 8 or more an exact mean over whole pixels: rows that the kernel spans are held in memory.
+    image = image.reduce(across, down, kernel="lanczos3", gap=_GAP)
     if alpha:
         image = image.unpremultiply(max_alpha=1)
     return apply_to_colors(image, _from_light) if to.linear else image
+
+
+def resampling_memory(width: int, height: int, channels: int) -> int:
+    """About how many bytes `resample` needs for an image of width x height."""
+    return 4 * width * channels * min(height, _HELD_ROWS)
 
 
 def quantize(image: pyvips.Image, dtype: np.dtype, bits: int) -> pyvips.Image:

@@ -6,7 +6,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,13 +22,14 @@ from .keeping import keep_compression
 from .messages import describe_error, set_up_libvips
 from .metadata import heif, jpeg, png, transfer, webp
 from .reader import ImageReader
-from .samples import TargetSize, apply_to_colors, over_white, quantize, resample, to_depth
+from .samples import TargetSize, apply_to_colors, over_white, quantize, resample, resampling_memory, to_depth
 from .target import FileTarget
 from .value_range import UNIT, ValueRange
 
 _PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG's color type
 _SPLICES = {"PNG": png.Splice, "JPEG": jpeg.Splice}
 _CHUNK_BYTES = 2**20  # bytes handed to the encoder at once
+_PATIENCE = 0.5  # seconds that somebody who interrupts waits for an encoder
 BIGTIFF_ABOVE = 4_000_000_000  # bytes of pixels; classic TIFF ends at 4 GB: change over if this could come near
 
 
@@ -58,7 +59,8 @@ class ImageWriter:
         stored_dtype: of the samples in the file.
         warnings: a line for each thing that the file will not hold.
         buffered_bytes: about how many bytes the encoder needs for the image as a whole: 0 for PNG, JPEG and TIFF, which
-            go row by row; 18 a pixel for WebP and 38 for AVIF, twice that with alpha or 16 bits.
+            go row by row; 18 a pixel for WebP and 38 for AVIF, twice that with alpha or 16 bits. What is reduced takes
+            20,000 more for each of a row's samples.
 
     Raises:
         ImageError: before any work, for what can be known to fail; and when the file cannot be written.
@@ -107,7 +109,11 @@ class ImageWriter:
         self.buffered_bytes = (
             self._reduced.width * self._reduced.height * self._format.buffered_bytes * (2 if more else 1)
         )
-        check_memory(self.path, self.buffered_bytes)
+        advice = "PNG and TIFF are coded row by row"
+        if self._reduced[:2] != (width, height):
+            self.buffered_bytes += resampling_memory(width, height, channels)
+            advice = "reducing takes some for each column, the network's own size none"
+        check_memory(self.path, self.buffered_bytes, advice)
         self._options = self._choose_options(quality, bigtiff_above)
         kept, not_kept = (
             keep_compression(like.path, self._format.name, self._storage.channels, self._storage.dtype, quality)
@@ -162,7 +168,8 @@ class ImageWriter:
         """Start the encoder, wait while rows are written, then finish the file, which gets its name."""
         with atomic_file(self.path, self._overwrite, self._sources) as file:
             source, sink = os.pipe()
-            encoder = threading.Thread(target=self._encode, args=(source, file), daemon=True)
+            encoder = threading.Thread(target=self._encode, args=(source, file), name="edsr-encoder", daemon=True)
+            patience = None
             with open(sink, "wb") as self._pipe:
                 try:
                     encoder.start()
@@ -173,11 +180,16 @@ class ImageWriter:
                         raise ImageError(f"{self.path}: not saved, {missing} of {self.height} rows are missing")
                     self._write_chunk(b"IDAT", self._deflate.flush())
                     self._write_chunk(b"IEND", b"")
+                except KeyboardInterrupt:  # nobody waits for an encoder that hangs; without a name its file is nothing
+                    patience = _PATIENCE
+                    os.set_blocking(sink, False)
+                    raise
                 finally:
-                    self._pipe.close()  # a stream that ends too early makes the encoder give up
+                    with suppress(BlockingIOError):
+                        self._pipe.close()  # a stream that ends too early makes the encoder give up
                     self._pipe = None
                     if encoder.is_alive():
-                        encoder.join()
+                        encoder.join(patience)
             self._raise_error()
             if self._to_whole and self._like and self._like.found.is_beyond(self._range):
                 self.warnings += (f"floating-point samples of {self._like.found} are cut off at {self._range}",)

@@ -7,12 +7,15 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_PATIENCE = 0.5  # seconds that somebody who interrupts waits for a decoder
+
 
 class Prefetcher(Iterator[T], Generic[T]):
     """The items of an iterable, up to `count` of them produced before they are asked for.
 
     What the iterable raises is raised here, after the items before it. It is a context manager: when that ends the
     thread has ended, too, and if the iterable is a generator it has been closed, whether all items were taken or not.
+    After a KeyboardInterrupt a thread that hangs is left behind.
     """
 
     def __init__(self, items: Iterable[T], count: int = 2):
@@ -21,17 +24,17 @@ class Prefetcher(Iterator[T], Generic[T]):
         self._changed = threading.Condition()
         self._finished = self._closed = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._produce, daemon=True)
+        self._thread = threading.Thread(target=self._produce, name="edsr-reader", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> "Prefetcher[T]":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_PATIENCE if kind is KeyboardInterrupt else None)
 
     def __next__(self) -> T:
         with self._changed:
