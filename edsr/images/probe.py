@@ -11,6 +11,7 @@ from . import exif
 from .codecs import heif_codec
 from .formats import FORMATS, MAX_SIDE
 from .metadata.tiff import find_mends
+from .number_range import NumberRange, read_heif_range
 from .tiff_bands import TiffBands, read_bands
 from .tiff_parts import count_pages
 
@@ -62,6 +63,7 @@ class Header(NamedTuple):
         tags: of a TIFF, the numbers in its first IFD; 0 for what is not a number.
         exif: of a TIFF, as `edsr.images.exif.pack` makes it.
         exif_whole: whether `exif` is all of it.
+        numbers: how colors are stored, where the decoder leaves them so.
         bands: of a TIFF, what its bands are.
         mends: of a TIFF, offset -> bytes that must stand there, see `edsr.images.metadata.tiff`.
         pages: of a TIFF, how many images it holds, without reduced copies and masks.
@@ -80,6 +82,7 @@ class Header(NamedTuple):
     pages: int = 1
     warnings: tuple[str, ...] = ()
     codec: str = ""
+    numbers: NumberRange = NumberRange()
 
 
 def identify(head: bytes) -> str:
@@ -115,7 +118,7 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
         raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF, AVIF or GIF image")
     loader = LOADERS.get(name, "heifload")
     if name == "PNG":
-        _check_png(path, file)
+        return Header(name, loader, numbers=NumberRange(_check_png(path, file)))
     if name == "TIFF":
         tags, bands = _check_tiff(path, file)
         found, whole = exif.parse(file)
@@ -125,26 +128,30 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     if loader == "heifload":
         file.seek(0)
         codec = heif_codec(file.read(2**16))
-        return Header(name, loader, _check_heif(path, file), codec=codec)
+        return Header(name, loader, _check_heif(path, file), codec=codec, numbers=read_heif_range(file))
     return Header(name, loader)
 
 
-def _check_png(path: Path, file: BinaryIO) -> None:
+def _check_png(path: Path, file: BinaryIO) -> bool:
+    """Whether samples are of narrow range. Raises ImageError for what is not read."""
     file.seek(8)
+    narrow = False
     frames, first = 0, False  # of an animation; whether the image is its first
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
         if kind == b"IDAT":
             if frames and (frames > 1 or not first):
                 refuse_pages(path, "animation frames", frames + (not first))
-            return
+            return narrow
         data = file.read(min(length, 4))
         if kind == b"acTL":
             frames = int.from_bytes(data, "big")
         first |= kind == b"fcTL"
         if kind == b"cICP" and len(data) == 4:
             _check_colors(path, data[0], data[1])
+            narrow = data[3] == 0
         file.seek(length - len(data) + 4, os.SEEK_CUR)
+    return narrow
 
 
 def _check_tiff(path: Path, file: BinaryIO) -> tuple[dict[int, int], TiffBands]:

@@ -223,8 +223,10 @@ class ImageReader:
             self.warnings += tuple(line for line in checked.warnings if line not in self.warnings)
             if self.dtype == np.float32 and not with_holes and self.nodata.find(part) is not None:
                 raise ImageError(f"{self.path}: holds samples without data (nodata, NaN or infinite), fill them first")
-            stretched = self._header.loader == "heifload" and self.dtype == np.uint16
-            yield _stretch(part, bits) if stretched else part
+            if self._header.loader == "heifload" and self.dtype == np.uint16:
+                yield self._header.numbers.restore(_stretch(part, bits), bits)
+            else:
+                yield self._header.numbers.restore(part, 8 * self.dtype.itemsize)
 
     def _with_image_errors(self, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the same rows; what goes wrong on the way becomes an ImageError."""

@@ -15,13 +15,15 @@ _ITEMS = {b"av01", b"hvc1", b"grid", b"iden", b"iovl", b"Exif", b"av1 "}
 _XMP_TYPE = b"application/rdf+xml"
 
 
-class _Box(NamedTuple):
+class Box(NamedTuple):
+    """A box: its kind, and where its contents begin and end."""
+
     kind: bytes
     start: int
     end: int
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
+def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
     """The boxes in data[start:end], whose contents lie in data[box.start:box.end]."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
@@ -31,11 +33,11 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
         size = size or end - start
         if size < head:
             return
-        yield _Box(kind, start + head, min(start + size, end))
+        yield Box(kind, start + head, min(start + size, end))
         start += size
 
 
-def _read_meta(file: BinaryIO) -> tuple[bytes, int]:
+def read_meta(file: BinaryIO) -> tuple[bytes, int]:
     """(the meta box's contents, where they begin in the file); nothing if there is none."""
     end, at = file.seek(0, os.SEEK_END), 0
     while at + 8 <= end:
@@ -55,10 +57,10 @@ def _read_meta(file: BinaryIO) -> tuple[bytes, int]:
 def _items(data: bytes) -> dict[int, tuple[bytes, bytes]]:
     """Item -> (its type, its content type or name)."""
     found: dict[int, tuple[bytes, bytes]] = {}
-    for box in _boxes(data, 0, len(data)):
+    for box in boxes(data, 0, len(data)):
         if box.kind == b"iinf":
             start = box.start + (6 if data[box.start : box.start + 1] == b"\0" else 8)
-            for each in _boxes(data, start, box.end):
+            for each in boxes(data, start, box.end):
                 body = data[each.start : each.end]
                 if each.kind == b"infe" and body[:1] in (b"\2", b"\3"):
                     wide = body[0] == 3
@@ -72,7 +74,7 @@ def _items(data: bytes) -> dict[int, tuple[bytes, bytes]]:
 
 def scan(file: BinaryIO) -> Iterator[Entry]:
     """List what libvips does not give: thumbnails, gain maps, other items, the shape of pixels, mastering data."""
-    data, _ = _read_meta(file)
+    data, _ = read_meta(file)
     others = []
     for kind, content in _items(data).values():
         if kind == b"tmap":
@@ -81,15 +83,15 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
             others.append(f"{kind.decode()} ({content.decode('latin-1')})")
         elif kind not in _ITEMS and kind != b"mime":
             others.append(kind.decode("latin-1"))
-    for box in _boxes(data, 0, len(data)):
+    for box in boxes(data, 0, len(data)):
         if box.kind == b"iref":
-            kinds = [each.kind for each in _boxes(data, box.start + 4, box.end)]
+            kinds = [each.kind for each in boxes(data, box.start + 4, box.end)]
             if b"thmb" in kinds:
                 yield Entry("thumbnail", "thmb", "thumbnail")
         elif box.kind == b"iprp":
-            for inner in _boxes(data, box.start, box.end):
+            for inner in boxes(data, box.start, box.end):
                 if inner.kind == b"ipco":
-                    kinds = {each.kind for each in _boxes(data, inner.start, inner.end)}
+                    kinds = {each.kind for each in boxes(data, inner.start, inner.end)}
                     others += [kind.decode() for kind in (b"clli", b"mdcv") if kind in kinds]
     if others:
         yield Entry("other", "meta", list_names(others))
@@ -97,13 +99,13 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
 
 def has_turn(file: BinaryIO) -> bool:
     """Whether the file itself says that its image is to be turned or mirrored; the decoder does so."""
-    data, _ = _read_meta(file)
+    data, _ = read_meta(file)
     return any(name in data for name in (b"irot", b"imir"))
 
 
 def density(file: BinaryIO) -> tuple[int, int, int] | None:
     """The shape of pixels, width and height, without a unit; None if not stated."""
-    data, _ = _read_meta(file)
+    data, _ = read_meta(file)
     at = data.find(b"pasp")
     if at < 4 or len(data) < at + 12:
         return None
@@ -117,9 +119,9 @@ def replace_exif(file: BinaryIO, exif: bytes) -> bool:
     Returns:
         False, with the file unchanged, if its list of items has another form than libheif's.
     """
-    data, start = _read_meta(file)
+    data, start = read_meta(file)
     number = next((number for number, (kind, _) in _items(data).items() if kind == b"Exif"), None)
-    place = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"iloc"), None)
+    place = next((box for box in boxes(data, 0, len(data)) if box.kind == b"iloc"), None)
     if number is None or place is None or data[place.start] > 1:
         return False
     version, sizes = data[place.start], struct.unpack_from(">H", data, place.start + 4)[0]
