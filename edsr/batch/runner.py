@@ -1,8 +1,10 @@
 """Upscales image files: one, or a batch over one device or several."""
 
 import contextlib
+import dataclasses
 import logging
 import math
+import os
 import queue
 import threading
 import time
@@ -22,6 +24,7 @@ from edsr.system import remove_abandoned
 from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_with_notes
 
 from .clashes import Job
+from .existing import is_finished
 from .jobs import OutputSize, scale_for
 
 logger = logging.getLogger(__name__)
@@ -146,7 +149,8 @@ class UpscaleOptions:
         quality: See `ImageWriter`.
         self_ensemble: See `Upscaler.bands`.
         overwrite: Replace existing outputs.
-        skip_existing: Leave existing outputs as they are, but remove the temporary files of a batch that was killed.
+        skip_existing: Leave finished outputs as they are (see `edsr.batch.existing`), but remove the temporary files of
+            a batch that was killed.
         salvage: Give what is left of damaged images, see `ImageReader`.
         keep: Keep each image's kind of compression, where its output is of its format.
         make_folders: Make the folder of an output where there is none.
@@ -254,14 +258,33 @@ def _run_job(
     stopped: Callable[[], bool],
 ) -> FileResult:
     result = FileResult(job)
-    if options.skip_existing and job.output.exists():
-        result.skipped = True
-        return result
+    again: tuple[str, ...] = ()
     try:
+        if options.skip_existing and os.path.lexists(job.output):
+            if _is_done(job, pool, options):
+                result.skipped = True
+                return result
+            options = dataclasses.replace(options, overwrite=True)
+            again = (f"done again, as {job.output_name} was no finished image",)
         _upscale(result, get_upscaler, pool, options, progress, stopped)
+        result.warnings += again
     except Exception as error:
         result.error = error
     return result
+
+
+def _is_done(job: Job, pool: UpscalerPool, options: UpscaleOptions) -> bool:
+    """Whether the output is there, as large as it should be. Raises ImageError if it is something to be kept."""
+    size = None
+    # The result of an image that cannot be read any more is a result, too.
+    with contextlib.suppress(ImageError), ImageReader(job.source, full=True) as reader:
+        _, size = _scale_and_size(job.source, reader.width, reader.height, pool, options.size)
+    try:
+        return is_finished(job.output, size)
+    except ImageError:
+        if options.overwrite and not os.path.isdir(job.output):
+            return False
+        raise
 
 
 class _Stopped(Exception):

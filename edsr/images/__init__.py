@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .value_range import LOWEST as LOWEST
     from .value_range import UNIT as UNIT
     from .value_range import ValueRange as ValueRange
+    from .wholeness import ends_whole as ends_whole
     from .writer import ImageWriter as ImageWriter
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -63,6 +64,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "resize": ["matlab_bicubic", "matlab_downscale", "matlab_round"],
         "samples": ["TargetSize", "over_white", "to_depth", "to_float"],
         "value_range": ["HIGHEST", "LOWEST", "UNIT", "ValueRange"],
+        "wholeness": ["ends_whole"],
         "writer": ["ImageWriter"],
     },
 )
