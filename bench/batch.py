@@ -85,8 +85,8 @@ def main() -> int:
         good &= whole and grown < 0.05 and found["failed"] == count // DAMAGED_EACH
         print(
             f"{count:,} images, {name}: {found['done']:,} done, {found['failed']:,} failed, {found['files']:,} files, "
-            f"exit code {found['code']}, {found['seconds']:.0f} s; memory after {count // 10:,} {found['early']:.0f} MB, "
-            f"at the end {found['late']:.0f} MB ({grown:+.1%})",
+            f"exit code {found['code']}, {found['seconds']:.0f} s; memory after {count // 10:,} "
+            f"{found['early']:.0f} MB, at the end {found['late']:.0f} MB ({grown:+.1%})",
             flush=True,
         )
     return 0 if good else 1
