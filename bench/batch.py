@@ -31,8 +31,9 @@ def make_images(folder: Path, count: int, sizes: bool) -> None:
     """So many PNGs in one folder: 2 x 2 each, or if `sizes` of a size each, none twice, up to about 160 x 160."""
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    order = np.random.default_rng(1).permutation(count)  # large and small ones from the beginning on
     for i in range(count):
-        height, width = (40 + i % 55, 40 + i // 55) if sizes else (2, 2)
+        height, width = (40 + order[i] % 55, 40 + order[i] // 55) if sizes else (2, 2)
         path = folder / f"{i:06}.png"
         Image.fromarray(pixels[:height, :width]).save(path, compress_level=1)
         if i % DAMAGED_EACH == DAMAGED_EACH - 1:
