@@ -6,21 +6,27 @@
 
 import json
 import logging
+import os
 import shutil
+import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from edsr.errors import CheckpointError
+from edsr.strict_json import loads
 from edsr.system import atomic_folder, remove_abandoned
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 15_000_000  # bytes of tensors in a file, but for a larger single tensor: small enough to be sent anywhere
+MAX_STATE_BYTES = 1_000_000  # of state.json, which has a few thousand
+MAX_PIECE_BYTES = 2_000_000_000
 KEPT = 2
 VERSION = 2
 # Names of version 1 and what they are now: keys of the record, and the first part of tensors' names.
@@ -82,10 +88,15 @@ def exists(run: Path) -> bool:
     return bool(_folders(run))
 
 
-def load_latest(run: Path, before: int | None = None) -> Checkpoint:
+def load_latest(run: Path, before: int | None = None, check: Callable[[dict], None] | None = None) -> Checkpoint:
     """Reads the newest intact checkpoint under `run`, of step `before` or earlier; the oldest if none is so early.
 
     Damaged ones are passed over, with a warning.
+
+    Args:
+        run: The run's folder.
+        before: See above.
+        check: Raises ValueError for a record that is damaged.
 
     Raises:
         CheckpointError: None is intact.
@@ -95,9 +106,13 @@ def load_latest(run: Path, before: int | None = None) -> Checkpoint:
         folders = [p for p in folders if _step(p) <= before] + [p for p in folders if _step(p) > before][::-1]
     for folder in folders:
         try:
-            return read(folder)
+            found = read(folder)
+            if check is not None:
+                check(found.record)
+            return found
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning(f"{folder}: damaged ({str(error).splitlines()[0]}); trying another")
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logger.warning(f"{folder}: damaged ({reason[:200]}); trying another")
     raise CheckpointError(f"{run}: holds no intact checkpoint; leave --resume out and choose another --out")
 
 
@@ -107,21 +122,43 @@ def read(folder: Path) -> Checkpoint:
     Raises:
         OSError, ValueError, KeyError, TypeError: It is damaged.
     """
-    state = json.loads((folder / "state.json").read_bytes())
-    version = state["version"]
+    state = loads(_read_file(folder / "state.json", MAX_STATE_BYTES))
+    version, step, files, record = (state[key] for key in ("version", "step", "files", "record"))
     if version not in (1, VERSION):
         raise ValueError(f"version {version}, this program reads 1 and {VERSION}")
+    if not isinstance(files, dict) or not files or not isinstance(record, dict):
+        raise ValueError("state.json lists no files, or no record")
+    if step != _step(folder) or isinstance(step, bool):
+        raise ValueError(f"state.json is of step {step}")
     tensors = {}
-    for name, (length, crc) in state["files"].items():
-        data = (folder / name).read_bytes()
+    for name, (length, crc) in files.items():
+        if Path(name).name != name or "\0" in name:
+            raise ValueError(f"{name} is not a name of a file in it")
+        data = _read_file(folder / name, MAX_PIECE_BYTES)
         if (len(data), zlib.crc32(data)) != (length, crc):
             raise ValueError(f"{name} is not as it was written")
-        tensors |= load(data)
-    record = state["record"]
+        try:
+            tensors |= load(data)
+        except SafetensorError as error:
+            raise ValueError(f"{name} is not a file of tensors: {error}") from None
     if version == 1:
         record = {VERSION_1_NAMES.get(key, key): value for key, value in record.items()}
         tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
-    return Checkpoint(state["step"], tensors, record)
+    return Checkpoint(step, tensors, record)
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    """A file's content; ValueError for what is no file, such as a pipe, which may never end, or too large."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else _refuse(handle, path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise ValueError(f"{path.name} is too large")
+        return file.read()
+
+
+def _refuse(handle: int, path: Path) -> BinaryIO:
+    os.close(handle)
+    raise ValueError(f"{path.name} is not a regular file")
 
 
 def _renamed(tensor: str) -> str:

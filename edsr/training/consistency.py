@@ -29,6 +29,9 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         TrainError, WeightsError: They do not.
     """
     run = Path(config.out)
+    for path in (*config.data, config.out, config.val, config.cache, config.init):
+        if path is not None and "\0" in os.fspath(path):
+            raise TrainError(f"{path}: a name has no NUL in it; give another")
     if config.model not in PRESETS:
         raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(PRESETS)}")
     for name in ("steps", "decay", "batch", "patch", "val_every", "save_every"):

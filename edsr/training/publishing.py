@@ -54,7 +54,9 @@ def published_score(path: Path) -> float:
     """What weights that a run has published are ranked by, see `Scores.mean`; -inf if there are none."""
     with contextlib.suppress(WeightsError):
         training = read_info(path)["training"] or {}
-        return Scores(training.get("validation_psnr", -math.inf), training.get("validation_psnr_degraded")).mean
+        psnr, degraded = training.get("validation_psnr"), training.get("validation_psnr_degraded")
+        if isinstance(psnr, (int, float)) and isinstance(degraded, (int, float, type(None))):
+            return Scores(psnr, degraded).mean
     return -math.inf
 
 

@@ -11,6 +11,8 @@ from . import checkpoint, recipe
 from .checkpoint import Checkpoint
 from .config import AUTO, TrainConfig
 from .consistency import check, recall
+from .lock import RunLock
+from .run_record import check_record
 
 
 class Decay(NamedTuple):
@@ -47,17 +49,22 @@ class RunStart(NamedTuple):
     decay: Decay | None = None
 
 
-def resolve_start(config: TrainConfig, group: ProcessGroup) -> RunStart:
+def resolve_start(config: TrainConfig, group: ProcessGroup, lock: RunLock) -> RunStart:
     """Finds where the run starts; the main process alone looks at folders, and tells the others. Writes nothing.
 
+    Args:
+        config: The options that were given.
+        group: The processes of the run.
+        lock: Of its folder: acquired in the main process if the folder exists, before anything in it is read.
+
     Raises:
-        TrainError, WeightsError, CheckpointError: It cannot be done.
+        TrainError, WeightsError, CheckpointError: It cannot be done; another process trains there.
     """
     start = RunStart(config)
     if config.resume:
         loaded = message = None
         if group.is_main:
-            run, out, is_new, loaded = _branch_off(config) if config.decay is not None else _continue(config)
+            run, out, is_new, loaded = (_continue if config.decay is None else _branch_off)(config, lock)
             message = {"run": str(run), "out": str(out), "is_new": is_new, "record": loaded.record}
         message = group.broadcast([], message)
         assert message is not None
@@ -67,16 +74,20 @@ def resolve_start(config: TrainConfig, group: ProcessGroup) -> RunStart:
         decay = message["record"].get("decay")
         start = RunStart(config, loaded, message["is_new"], decay and Decay(*decay))
     check(start.config, group.world_size, group.is_main)
+    if group.is_main and Path(start.config.out).is_dir():
+        lock.acquire(Path(start.config.out))
     return start
 
 
-def _continue(config: TrainConfig) -> tuple[Path, Path, bool, Checkpoint]:
+def _continue(config: TrainConfig, lock: RunLock) -> tuple[Path, Path, bool, Checkpoint]:
     """As `_branch_off`, of a run that goes on in its own folder."""
     run = Path(config.out)
+    if run.is_dir():
+        lock.acquire(run)
     return run, run, False, _load(run)
 
 
-def _branch_off(config: TrainConfig) -> tuple[Path, Path, bool, Checkpoint]:
+def _branch_off(config: TrainConfig, lock: RunLock) -> tuple[Path, Path, bool, Checkpoint]:
     """The run, the folder of its decay, whether that is yet to be made, and what to go on from."""
     run = Path(config.source or "")
     last = _load(run)
@@ -90,7 +101,8 @@ def _branch_off(config: TrainConfig) -> tuple[Path, Path, bool, Checkpoint]:
     steps = AUTO if config.decay in (AUTO, None) else last.step + config.decay
     out = Path(config.out) if config.out else run.resolve().with_name(f"{run.resolve().name}-decay-{last.step}")
     if checkpoint.exists(out):
-        found = checkpoint.load_latest(out)
+        lock.acquire(out)
+        found = checkpoint.load_latest(out, check=check_record)
         same = steps in (AUTO, found.record["options"]["steps"]) and found.record.get("decay") == [*decay]
         if not same:
             raise TrainError(f"{out} holds another run; continue that with --resume {out}, or choose another --out")
@@ -106,4 +118,4 @@ def _branch_off(config: TrainConfig) -> tuple[Path, Path, bool, Checkpoint]:
 def _load(run: Path) -> Checkpoint:
     if not checkpoint.exists(run):
         raise TrainError(f"{run} holds no run to resume; leave --resume out to start one")
-    return checkpoint.load_latest(run)
+    return checkpoint.load_latest(run, check=check_record)

@@ -74,11 +74,11 @@ class RunLogger:
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl in the keys of today; what a crash cut off or garbled is left out."""
     lines = []
-    if path.exists():
+    if path.is_file():  # not a pipe, which may never end
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append({RENAMED.get(key, key): value for key, value in line.items()})

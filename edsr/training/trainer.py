@@ -27,10 +27,12 @@ from .checkpoint import Checkpoint
 from .config import AUTO, TrainConfig
 from .consistency import remembered, run_signature
 from .intervals import MIN_SAVE_SECONDS, IntervalTrigger
+from .lock import RunLock
 from .progress import Progress
 from .publishing import publish, published, published_score, scores_by_name
 from .resuming import RunStart
 from .run_log import LOG_EVERY, RunLogger
+from .run_record import check_record
 from .validation import Scores, bicubic_psnr, degrade_images, mean_absolute_error, probe_patches, validate
 
 logger = logging.getLogger(__name__)
@@ -63,13 +65,14 @@ def train(
     """
     started = clock()
     group = ProcessGroup(config.device)
-    run = None
+    run, lock = None, RunLock()
     try:
-        run = Trainer(resuming.resolve_start(config, group), group, clock, started)
+        run = Trainer(resuming.resolve_start(config, group, lock), group, clock, started, lock)
         with contextlib.closing(run):
             return (yield from run.steps(stopping))
     finally:
         run = None  # what talks to other processes goes before the group does
+        lock.close()
         group.leave()
 
 
@@ -79,7 +82,7 @@ class Trainer:
     `step` steps are done, `saved_step` of them safe on disk.
     """
 
-    def __init__(self, start: RunStart, group: ProcessGroup, clock: Callable[[], float], started: float):
+    def __init__(self, start: RunStart, group: ProcessGroup, clock: Callable[[], float], started: float, lock: RunLock):
         config, loaded, self.is_new, self.decay = start
         self.group, self.clock, self.started = group, clock, started
         self.config, self.folder = config, Path(config.out)
@@ -109,7 +112,7 @@ class Trainer:
         self.saving = IntervalTrigger(config.interval(config.save_every), min_seconds=MIN_SAVE_SECONDS, clock=clock)
         self.unlogged_losses: list[float] = []
         self.run_log: RunLogger | None = None
-        self._begin()
+        self._begin(lock)
 
     def _log(self, line: str) -> None:
         """Of several processes the main one logs."""
@@ -165,7 +168,7 @@ class Trainer:
         self.config = replace(self.config, steps=fixed["steps"])
         self._log(step_budget.describe(speed, count, minutes))
 
-    def _begin(self) -> None:
+    def _begin(self, lock: RunLock) -> None:
         """Logs what will be done, and saves the beginning, so that there is something to go back to."""
         if self.decay is not None and self.is_new:
             falling = f"{self.lr_factor * self.config.lr * self.decay.lr_share:.3g}"
@@ -176,6 +179,9 @@ class Trainer:
         self.saved_step = -1 if self.is_new else self.step
         if self.group.is_main:
             _make_folder(self.folder)
+            lock.acquire(self.folder)
+            if self.is_new and checkpoint.exists(self.folder):  # made while this process read its images
+                raise TrainError(f"{self.folder} holds a run by now; add --resume to continue it")
         self._save(None)
         if self.group.is_main:
             self.run_log = RunLogger(self.folder, self.step)
@@ -286,7 +292,7 @@ class Trainer:
             )
         # It may have begun before it was detected, by a mean over some steps.
         before = step - recipe.DivergenceMonitor.FAST
-        self._restore(checkpoint.load_latest(self.folder, before) if self.group.is_main else None)
+        self._restore(checkpoint.load_latest(self.folder, before, check_record) if self.group.is_main else None)
         self.rollbacks, self.lr_factor, self.unlogged_losses, self.saved_step = rollbacks, factor, [], self.step
         if self.run_log is not None:
             self.run_log.roll_back(self.step)
@@ -338,7 +344,7 @@ class Trainer:
         """Takes the state from a checkpoint. loaded: None in all processes but the main one, which tells them."""
         own = self.train_step.tensors()
         if loaded is not None:
-            if loaded.tensors.keys() != own.keys():
+            if {k: t.shape for k, t in loaded.tensors.items()} != {k: t.shape for k, t in own.items()}:
                 raise TrainError(f"{self.folder}: its checkpoint is of another network; choose another --out")
             for name, tensor in own.items():
                 tensor.copy_(loaded.tensors[name])

@@ -2,7 +2,8 @@
 
 llvmlite translates what `codegen` writes, for the CPU found. The object code lies in the user's cache folder, under a
 name made from all that it depends on, after a checksum of itself; it is written under another name and renamed when
-whole, so processes that start at once do not disturb each other, and what is damaged is made again.
+whole, so processes that start at once do not disturb each other, and what is damaged is made again. What others than
+the user could have written is not executed (`cache.read_private`).
 
 `python -m kernels.winograd.jit` prints the code before it is translated.
 """
@@ -146,10 +147,9 @@ def object_path(machine: Machine, training: bool = False) -> Path:
 
 
 def read_object(path: Path) -> bytes | None:
-    """Object code from the cache; None if it is not there, or not as it was written."""
-    try:
-        content = path.read_bytes()
-    except OSError:
+    """Object code from the cache; None if it is not there, not as it was written, or others could have written it."""
+    content = cache.read_private(path)
+    if content is None:
         return None
     digest, code = content[:32], content[32:]
     return code if hashlib.sha256(code).digest() == digest else None

@@ -91,6 +91,19 @@ class TestCache:
         assert len(lines) == 2 and convolves(kernels)
         assert kept.read_bytes() == whole
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="modes")
+    @pytest.mark.parametrize("which", ["file", "folder"])
+    def test_code_that_others_can_write_is_not_executed(self, cache, which, code, monkeypatch):
+        """Though its checksum is right: it is compiled in memory, which is said, and the file is made anew."""
+        monkeypatch.setattr(jit, "compiled", lambda *_: code)
+        kept = jit.object_path(HERE)
+        evil = bytes(len(code))
+        jit.write_object(kept, evil)
+        (kept if which == "file" else kept.parent).chmod(0o777)
+        kernels, lines = cache()
+        assert convolves(kernels) and "other users can write to it" in lines[0] and len(lines) == 3
+        assert kept.read_bytes().endswith(evil if which == "folder" else code)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("obstacle", ["a file for the folder", "a folder for the file"])
     def test_nowhere_to_keep_it(self, cache, obstacle, code, monkeypatch):

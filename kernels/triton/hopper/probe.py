@@ -182,8 +182,7 @@ def begin(device: torch.device) -> None:
     gpu = torch.cuda.get_device_properties(device).name
     log = verification.cache_path(gpu).with_suffix(".log")
     try:
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(log, "wb") as file:
+        with cache.open_private(log) as file:
             subprocess.Popen(
                 command(device.index or 0),
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(_import_paths())},
@@ -193,7 +192,7 @@ def begin(device: torch.device) -> None:
                 start_new_session=True,  # it ends by itself, within minutes
             )
     except OSError as error:
-        reason = error.strerror
+        reason = error.strerror or error
         logger.warning("the fastest kernels cannot be tried on this %s (%s); portable kernels serve", gpu, reason)
         return
     logger.info("the fastest kernels are being tried on this %s; portable kernels serve in this run", gpu)
@@ -219,8 +218,7 @@ def exclusive_lock(file: Path) -> Iterator[bool]:
     alone = True
     with contextlib.ExitStack() as stack:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = stack.enter_context(open(file, "wb"))
+            handle = stack.enter_context(cache.open_private(file))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             alone = False

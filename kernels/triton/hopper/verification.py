@@ -86,11 +86,11 @@ def cache_path(gpu: str) -> Path:
 
 
 def _read(file: Path) -> dict[str, tuple[str, float]]:
-    """By key the status and when it was found, in seconds as of time.time(); nothing of a file that is damaged."""
+    """By key the status and when it was found, in seconds as of time.time(); nothing of a damaged file."""
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(cache_folder.read_private(file) or b"")
         return {str(key): (str(status), float(at)) for key, (status, at) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
