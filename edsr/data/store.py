@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edsr.errors import DataError
+from edsr.strict_json import loads
 from edsr.system import atomic_folder, available_memory, remove_abandoned
 
 logger = logging.getLogger(__name__)
@@ -125,15 +127,16 @@ class DiskCache:
 
     def _read(self) -> PairedImages | None:
         try:
-            header = json.loads((self.folder / "index.json").read_text())
+            header = loads(_regular(self.folder / "index.json").read_bytes())
             if header["key"] != self.key:
                 logger.info(f"{self.folder}: the images have changed since, reading them again")
                 return None
             dtype, pixels = np.dtype(header["dtype"]), header["pixels"]
-            rows = (self.folder / "table.bin").read_bytes()
+            rows = _regular(self.folder / "table.bin").read_bytes()
             if zlib.crc32(rows) != header["table"] or dtype not in (np.uint8, np.uint16):
                 raise ValueError
             index = np.frombuffer(rows, np.int64).reshape(-1, 5)
+            _check_index(index, pixels, self.scale)
             hr, lr = (self._map(name, n, dtype) for name, n in (("hr.bin", pixels * self.scale**2), ("lr.bin", pixels)))
         except FileNotFoundError:
             if self.folder.exists():
@@ -145,7 +148,7 @@ class DiskCache:
         return PairedImages(self.scale, _to_tensor(hr), _to_tensor(lr), index)
 
     def _map(self, name: str, pixels: int, dtype: np.dtype) -> np.ndarray:
-        path = self.folder / name
+        path = _regular(self.folder / name)
         if path.stat().st_size != pixels * 3 * dtype.itemsize:
             raise ValueError
         return np.memmap(path, dtype, "c", shape=(pixels, 3))  # "c": torch wants to be allowed to write
@@ -206,6 +209,21 @@ class DiskCacheWriter:
         except OSError as error:
             why = f"cannot be written ({error.strerror})"
             raise DataError(f"{self.cache.root}: {why}; choose another folder with --cache") from None
+
+
+def _regular(path: Path) -> Path:
+    """The path of a file; ValueError for what is none, such as a pipe, which may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    return path
+
+
+def _check_index(index: np.ndarray, pixels: int, scale: int) -> None:
+    """Raises ValueError if an image would lie outside of the buffers."""
+    hr_start, lr_start, height, width = index.T[:4].astype(object)  # of any size
+    ends = lr_start + height * width, hr_start + height * width * scale**2
+    if (index < 0).any() or (ends[0] > pixels).any() or (ends[1] > pixels * scale**2).any():
+        raise ValueError("the index points outside of the images")
 
 
 def _digest(value: tuple) -> str:
