@@ -90,3 +90,18 @@ def heif_codec(boxes: bytes) -> str:
 def describe_codec(name: str) -> str:
     """What people are told of a codec that is missing here. name: "" if that is unknown."""
     return f"compressed with {name or 'a codec'}{',' if name else ''} which cannot be decoded here; convert it to PNG"
+
+
+def advise(why: str, codec: str, salvage: bool) -> str:
+    """What to do about a decoder's error. codec: of the image, as far as known. salvage: whether that was tried."""
+    if "out of memory" in why:
+        return f"needs more memory than is free ({why})"
+    if is_missing(why):
+        return describe_codec(codec)
+    if "ecurity limit" in why or "maximum image size" in why:
+        return f"larger than this decoder's limit, cut it into parts or convert it to PNG ({why})"
+    if any(text in why for text in ("upported", "out of range", "not a whole number")):
+        return f"cannot be decoded here, convert it to PNG ({why})"
+    if salvage:
+        return f"damaged or cut off, and nothing is left of it; get an intact copy ({why})"
+    return f"damaged or cut off, get an intact copy, or what is left of it by upscale --salvage ({why})"

@@ -183,6 +183,12 @@ class CheckedImage:
         if odd:
             self.warnings.append(f"the file is odd, look whether the image is as it should be ({odd[0]})")
 
+    def report_damage(self, why: str) -> None:
+        """Treat the image as damaged: raise pyvips.Error, or say so where it is salvaged."""
+        if not self._salvage:
+            raise pyvips.Error("", why)
+        self._report([why])
+
     def _report(self, lines: list[str]) -> None:
         """Say that the image is damaged, once."""
         if not any(line.startswith("damaged") for line in self.warnings):

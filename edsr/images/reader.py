@@ -14,7 +14,7 @@ from edsr.errors import ImageError
 
 from . import exif, reorder
 from .claims import PIXELS_PER_BYTE, check_before_opening, check_claim, tiff_block
-from .codecs import check_tiff_codec, describe_codec, is_missing
+from .codecs import advise, check_tiff_codec
 from .decoding import DECODER_ERRORS, CheckedImage, check_gif
 from .formats import check_memory, to_srgb
 from .messages import describe_error, set_up_libvips
@@ -22,9 +22,10 @@ from .metadata import inventory, transfer
 from .metadata.entries import Entry
 from .metadata.mended import open_mended
 from .nodata import read_nodata
+from .palette import LACKS_COLORS, lacks_colors
 from .probe import probe, refuse_pages
 from .samples import rescale
-from .tiff_parts import find_sparse
+from .tiff_parts import checksums_hold, find_sparse
 from .value_range import UNIT, FoundRange, ValueRange, map_rows
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
@@ -215,6 +216,11 @@ class ImageReader:
             if shape != self._stored or _DTYPES[str(image.format)] != self.dtype:
                 raise ImageError(f"{self.path}: has changed since it was opened, run again")
             bits = _get_field(image, "bits-per-sample") or 16
+            deflated = self._header.tags.get(259) in (8, 32946)
+            if deflated and not checksums_hold(self.path, int(np.prod(shape)) * self.dtype.itemsize):
+                checked.report_damage("a checksum is wrong")
+            if self.format == "PNG" and lacks_colors(self.path):
+                self.warnings += tuple({LACKS_COLORS}.difference(self.warnings))
         if self._interlaced:
             rows = reorder.deinterlace(self.path, image.width, image.height, count, self._folder)
         else:
@@ -255,23 +261,11 @@ class ImageReader:
         try:
             yield
         except (*DECODER_ERRORS, zlib.error, UnicodeError, MemoryError) as error:
-            raise ImageError(f"{self.path}: {self._advise(describe_error(error))}") from None
+            raise ImageError(
+                f"{self.path}: {advise(describe_error(error), self._header.codec, self._salvage)}"
+            ) from None
         except OSError as error:
             raise ImageError(f"{self.path}: a temporary file cannot be written ({error.strerror})") from None
-
-    def _advise(self, why: str) -> str:
-        """What to do about a decoder's error."""
-        if "out of memory" in why:
-            return f"needs more memory than is free ({why})"
-        if is_missing(why):
-            return describe_codec(self._header.codec)
-        if "ecurity limit" in why or "maximum image size" in why:
-            return f"larger than this decoder's limit, cut it into parts or convert it to PNG ({why})"
-        if any(text in why for text in ("upported", "out of range", "not a whole number")):
-            return f"cannot be decoded here, convert it to PNG ({why})"
-        if self._salvage:
-            return f"damaged or cut off, and nothing is left of it; get an intact copy ({why})"
-        return f"damaged or cut off, get an intact copy, or what is left of it by upscale --salvage ({why})"
 
     def _open(self) -> CheckedImage:
         tags = self._header.tags

@@ -63,6 +63,13 @@ def zeroed_part(data, tag):
     return data[: places[4]] + bytes(places[5] - places[4]) + data[places[5] :]
 
 
+def deflated_wrongly(options):
+    """A TIFF that inflates well, but to other pixels: of its data as they were written only the checksum is left."""
+    data = tiff(compression="zlib", compressionargs={"level": 0}, **options)
+    at = len(data) // 2
+    return data[:at] + bytes(40) + data[at + 40 :]
+
+
 def restart_lost():
     data = encoded("jpeg", pillow(PIXELS), quality=90, restart_marker_blocks=4)
     start = data.find(b"\xff\xd3")
@@ -97,6 +104,8 @@ DAMAGED = {
     "lzw.tif": lambda: zeroed(encoded("tiff", pillow(PIXELS), compression="tiff_lzw"), 0.5, 3000),
     "tile zeroed.tif": lambda: zeroed_part(tiff(tile=(64, 64), compression="zlib"), 324),
     "tile overwritten.tif": lambda: overwritten_part(tiff(tile=(64, 64), compression="zlib"), 324),
+    "deflated strip.tif": lambda: deflated_wrongly({"rowsperstrip": 16}),
+    "deflated tile.tif": lambda: deflated_wrongly({"tile": (64, 64)}),
     "strip zeroed.tif": lambda: zeroed_part(tiff(rowsperstrip=16, compression="zlib"), 273),
     "strip overwritten.tif": lambda: overwritten_part(tiff(rowsperstrip=16, compression="zlib"), 273),
     "pixels.png": lambda: bad_crc(b"IDAT"),
