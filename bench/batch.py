@@ -78,7 +78,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="edsr-bench-") as folder:
             work = Path(folder)
             torch.manual_seed(0)
-            save_model(EDSR(EDSRConfig(blocks=1, features=8)), work / "network.safetensors")
+            save_model(EDSR(EDSRConfig(blocks=1, features=16)), work / "network.safetensors")
             make_images(work / "in", count, name != "2 x 2")
             found = run_batch(work, max(1, count // 10))
         whole = found["done"] + found["failed"] == count and found["files"] == found["done"]

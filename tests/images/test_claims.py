@@ -99,7 +99,9 @@ def test_an_honest_image_of_one_color_is_read(tmp_path, extension):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"lossless": True}, {"exif": Image.Exif()}, {"icc_profile": b"x" * 128}], ids=str
+    "options",
+    [{}, {"lossless": True}, {"exif": Image.Exif()}, {"icc_profile": b"x" * 128}],
+    ids=["plain", "lossless", "exif", "icc"],
 )
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("size", [(1, 1), (300, 7), (5, 9001)])
