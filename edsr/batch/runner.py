@@ -16,7 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from edsr.errors import ImageError, WeightsError
-from edsr.images import UNIT, Holes, ImageReader, ImageWriter, ReadLimits, TargetSize, ValueRange, to_float
+from edsr.images import (
+    UNIT,
+    Holes,
+    ImageReader,
+    ImageWriter,
+    ReadLimits,
+    TargetSize,
+    ValueRange,
+    check_memory,
+    to_float,
+)
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.models import EDSR
 from edsr.progress import BatchProgress
@@ -316,6 +326,8 @@ def _upscale(
         upscaler = get_upscaler(scale, model)
         result.device, result.precision, result.backend = str(upscaler.device), upscaler.precision, upscaler.backend
         result.input_size, result.output_size = (width, height), target
+        state = upscaler.state_bytes(width, height, reader.channels, options.self_ensemble)
+        check_memory(source, state, "cut the image into narrower ones")
         reduced, holes = target != (scale * width, scale * height), Holes(reader.nodata)
         with (
             ImageWriter(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .folders import walk_folders as walk_folders
     from .formats import FORMATS as FORMATS
     from .formats import READABLE as READABLE
+    from .formats import check_memory as check_memory
     from .formats import pixels_to_srgb as pixels_to_srgb
     from .keeping import kept_extension as kept_extension
     from .nodata import Holes as Holes
@@ -55,7 +56,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "compression": ["LossyCompression", "detect_compression"],
         "filling": ["fill_rows"],
         "folders": ["find_images", "no_images", "scan_folder", "unlistable", "walk_folders"],
-        "formats": ["FORMATS", "READABLE", "pixels_to_srgb"],
+        "formats": ["FORMATS", "READABLE", "check_memory", "pixels_to_srgb"],
         "opaque": ["read_opaque"],
         "nodata": ["Holes"],
         "keeping": ["kept_extension"],

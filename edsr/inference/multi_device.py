@@ -32,6 +32,11 @@ class MultiDeviceUpscaler:
         slices = zip(self.members, self.column_slices(width), strict=False)
         return max(member.band_rows(part.width, height) for member, part in slices)
 
+    def state_bytes(self, width: int, height: int, channels: int, self_ensemble: bool = False) -> int:
+        """As `Upscaler.state_bytes`, of all devices together."""
+        slices = zip(self.members, self.column_slices(width), strict=False)
+        return sum(member.state_bytes(part.width, height, channels, self_ensemble) for member, part in slices)
+
     def bands(
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
     ) -> Generator[np.ndarray, None, None]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, TensorOps, empty_feature_map, load_ops
-from edsr.models import EDSR
+from edsr.models import EDSR, EDSRConfig
 
 from .cuda import BandGraph
-from .plan import FOOTROOM, HEADROOM, split_columns
+from .plan import FOOTROOM, HEADROOM, ColumnSlice, split_columns
 
 
 class Band(NamedTuple):
@@ -200,6 +200,30 @@ class LineBuffer:
                 self.delayed.appendleft(piece[:, :, n:].clone())
 
 
+def state_bytes(config: EDSRConfig, width: int, band: tuple[int, int], itemsize: int) -> int:
+    """About how many bytes a Stream remembers between bands, for each image of the batch.
+
+    Two rows of its input for every convolution, two for the skip connection of every block, and for the long one, whose
+    rows wait for the body, two a block, with the rooms of the bands that they came in; each of as many channels as the
+    network has features.
+
+    Args:
+        config: The network's.
+        width: As of `Stream`.
+        band: (rows, columns) that are computed at once.
+        itemsize: Bytes of a value of a feature map.
+    """
+    late = 2 * config.blocks
+    rows = 4 * late + 8 + (HEADROOM + FOOTROOM) * (2 + -(-late // band[0]))
+    return rows * config.features * itemsize * sum(part.width for part in _split(config, width, band[1]))
+
+
+def _split(config: EDSRConfig, width: int, columns: int | None) -> list[ColumnSlice]:
+    radius = config.receptive_radius
+    count = 1 if columns is None or columns >= width else -(-width // (columns - 2 * radius))
+    return split_columns(width, count, radius)
+
+
 def _no_rows(like: Tensor, columns: int, result: OutputSpec) -> Tensor:
     dtype = result.dtype or torch.promote_types(like.dtype, torch.float32)
     return torch.empty(like.shape[0], 3, 0, columns, dtype=dtype, device=like.device)
@@ -231,9 +255,7 @@ class Stream:
         self.model, self.width, self.result = model, width, result
         self.ops = load_ops("torch") if ops is None else ops
         self._tallest = 1  # rows of the tallest band so far
-        radius = model.config.receptive_radius
-        count = 1 if columns is None or columns >= width else -(-width // (columns - 2 * radius))
-        self._pieces = [(part, StreamingOps(self.ops)) for part in split_columns(width, count, radius)]
+        self._pieces = [(part, StreamingOps(self.ops)) for part in _split(model.config, width, columns)]
         self._graphs = [BandGraph(partial(self._compute, ops), ops) for _, ops in self._pieces if graphs]
 
     @torch.no_grad()

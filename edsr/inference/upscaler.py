@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from edsr.devices import PRECISIONS
 from edsr.errors import BackendError, WeightsError
 from edsr.kernels import OutputSpec, TensorOps, compile_ahead
 from edsr.models import EDSR, FoldedEDSR
@@ -20,6 +21,7 @@ from .forking import adapt_to_fork, check_owner
 from .image_run import FaultyWeights, ImageRun, OutOfMemory
 from .pixels import fill_hidden_colors
 from .plan import ExecutionPlan, make_plan
+from .streaming import state_bytes
 
 
 class Upscaler:
@@ -153,6 +155,19 @@ class Upscaler:
         with torch.no_grad(), self._executor.on_device():
             y = self._executor.compute_whole(images, OutputSpec(x.dtype)).permute(0, 2, 3, 1)
         return y[0] if x.ndim == 3 else y
+
+    def state_bytes(self, width: int, height: int, channels: int, self_ensemble: bool = False) -> int:
+        """About how many bytes of the system's memory `bands` needs for what it remembers of the rows above.
+
+        They grow with the width alone: 40 kB a column for `edsr-baseline`. 0 for images computed at once, and on CUDA,
+        where a lack of memory leads to smaller bands, and then to a BackendError.
+        """
+        rows, columns = self.plan.band_shape(width, height)
+        if self.device.type == "cuda" or (rows >= height and columns == width and not self_ensemble):
+            return 0
+        images = (2 if channels in (2, 4) else 1) * (8 if self_ensemble else 1)
+        itemsize = PRECISIONS[self.precision].itemsize
+        return images * state_bytes(self.model.config, width, (rows, columns), itemsize)
 
     def warm_up(self) -> None:
         """Compiles the kernels that images need on a GPU: a minute the first time on a machine; they are kept.

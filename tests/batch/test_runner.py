@@ -11,6 +11,7 @@ from edsr.batch.jobs import OutputSize
 from edsr.batch.runner import FILES_AT_ONCE, UpscaleOptions, UpscalerPool, upscale_files
 from edsr.devices import list_devices
 from edsr.errors import BackendError, WeightsError
+from edsr.images import formats
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
 from edsr.progress import Silent
@@ -138,3 +139,16 @@ def test_devices(monkeypatch):
     assert list_devices("all") == ["cuda:0", "cuda:1", "cuda:2"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert list_devices("all") == ["auto"]
+
+
+def test_an_image_too_wide_for_what_bands_remember_is_refused_before(home, monkeypatch):
+    """The others are done: memory grows with an image's width, not with its height."""
+    pool = UpscalerPool("m.safetensors", None, ["cpu"])
+    need = pool.upscaler(0, pool.scale).state_bytes(60_000, 2, 3)
+    monkeypatch.setattr(formats, "available_memory", lambda: need - 1)
+    save(home / "wide.png", make_image(2, 60_000))
+    save(home / "narrow.png", make_image(2, 600))
+    jobs = [Job(home / f"{name}.png", home / "out" / f"{name}.png") for name in ("wide", "narrow")]
+    wide, narrow = upscale_files(jobs, pool, UpscaleOptions(), SILENT)
+    assert "wide.png: needs" in str(wide.error) and "narrower" in str(wide.error) and not narrow.error
+    assert names(home / "out") == ["narrow.png"]

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edsr.inference.plan import MIN_TILE, band_shape, smallest_tile
-from edsr.inference.streaming import Band, Stream, StreamingOps
+from edsr.inference.streaming import Band, Stream, StreamingOps, state_bytes
+from edsr.models import EDSR, EDSRConfig
 from edsr.models.folding import FoldedEDSR
 from tests.conftest import network
 
@@ -199,3 +200,18 @@ def test_nor_with_the_smallest_tile_of_a_large_network(monkeypatch):
     largest, x = LargestMap(monkeypatch), torch.rand(1, 3, 4, 600, dtype=torch.float64)
     torch.testing.assert_close(streamed(m, x, [rows], columns), m(x), rtol=0, atol=1e-12)
     assert 0 < largest.pixels <= tile * tile
+
+
+@pytest.mark.parametrize(("blocks", "features"), [(0, 16), (1, 16), (5, 16), (16, 64)])
+@pytest.mark.parametrize("columns", [None, 160])
+@pytest.mark.parametrize("rows", [4, 16, 50])
+def test_what_a_stream_remembers_is_known_before(blocks, features, columns, rows):
+    m = FoldedEDSR(EDSR(EDSRConfig(blocks=blocks, features=features)))
+    width = 400
+    stream, most = Stream(m, width, columns), 0
+    for _ in range(3 + 40 // rows):
+        stream(torch.rand(1, 3, rows, width))
+        states = [tensor for _, ops in stream._pieces for tensor in ops.state()]
+        most = max(most, sum(tensor.untyped_storage().nbytes() for tensor in states))
+    expected = state_bytes(m.config, width, (rows, columns or width), 4)
+    assert most <= expected <= 1.2 * most + 20 * width * features * 4
