@@ -111,7 +111,11 @@ class CheckedImage:
         if self._strict:
             with hear_warnings() as lines:
                 try:
-                    return self._get(0, y, self.image.width, rows)
+                    data = self._get(0, y, self.image.width, rows)
+                    # libvips decodes JPEG tiles by itself, and does not stop at what it says of them.
+                    lines += [line for line in take_errors() if line.startswith("VipsJpeg")] if self._tile else []
+                    if not any(line.startswith("VipsJpeg") for line in lines):
+                        return data
                 except DECODER_ERRORS as error:
                     lines += list_errors(error)
             damage = self._damage(lines)

@@ -10,6 +10,7 @@ from edsr.errors import ImageError
 from . import exif
 from .codecs import heif_codec
 from .formats import FORMATS, MAX_SIDE
+from .jpeg_header import find_oddities
 from .metadata.tiff import find_mends
 from .number_range import NumberRange, read_heif_range
 from .tiff_bands import TiffBands, read_bands
@@ -65,7 +66,7 @@ class Header(NamedTuple):
         exif_whole: whether `exif` is all of it.
         numbers: how colors are stored, where the decoder leaves them so.
         bands: of a TIFF, what its bands are.
-        mends: of a TIFF, offset -> bytes that must stand there, see `edsr.images.metadata.tiff`.
+        mends: offset -> bytes that must stand there, see `edsr.images.metadata.tiff` and `edsr.images.jpeg_header`.
         pages: of a TIFF, how many images it holds, without reduced copies and masks.
         warnings: a line for each thing that is left out.
         codec: of a HEIF, its name; "" if unknown.
@@ -125,6 +126,9 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
         packed, mends = exif.pack(found), find_mends(file)
         pages, left_out = count_pages(file)
         return Header(name, loader, False, tags, packed, whole, bands, mends, pages, left_out)
+    if name == "JPEG":
+        odd = find_oddities(file)
+        return Header(name, loader, mends=odd.mends, warnings=odd.warnings)
     if loader == "heifload":
         file.seek(0)
         codec = heif_codec(file.read(2**16))
