@@ -143,7 +143,8 @@ def remove_abandoned(folder: Path) -> None:
                 finally:
                     os.close(handle)
             else:
-                with open(path, "rb+") as file:
+                # Where locks need it, as on NFS, for writing; but it may be read-only.
+                with open(path, "rb+" if os.access(path, os.W_OK) else "rb") as file:
                     _lock(file)
                 path.unlink()
 

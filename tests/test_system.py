@@ -189,6 +189,20 @@ def test_what_a_killed_process_leaves_is_removed_but_not_what_is_being_written(t
     assert names(tmp_path) == [".edsr-notes"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX's permissions")
+def test_what_is_left_may_be_read_only(tmp_path):
+    """As a result has that replaces a read-only file; not as root, who may write anything."""
+    (tmp_path / ".edsr-0123456789ab.part").touch(0o444)
+    script = "import fcntl, os, sys\nfrom pathlib import Path\nfrom edsr.system import remove_abandoned\n"
+    if os.getuid() == 0:
+        script += "os.setgroups([])\nos.setuid(65534)\n"
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o777 if folder == tmp_path else folder.stat().st_mode | 0o055)
+    script += "remove_abandoned(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, check=True)
+    assert names(tmp_path) == []
+
+
 # ---- memory
 
 

@@ -60,7 +60,7 @@ class UpscalerPool:
             is loaded at once.
         devices: Each as `Upscaler` takes it; further options are those of `Upscaler`.
         description: What people are told of the network, by default its name.
-        residual_scale: As `load_model` takes it; not for "auto".
+        residual_scale: As `load_model` takes it.
 
     Raises:
         BackendError, WeightsError: One of these cannot be had.
@@ -89,7 +89,7 @@ class UpscalerPool:
             known = available_scales(model) if scale is None else ()
         except ValueError as error:
             raise WeightsError(f"{model}: {error}") from None
-        self._residual_scale = None if self._auto else residual_scale
+        self._residual_scale = residual_scale
         self._notes: dict[str, tuple[str, ...]] = {}
         first = self._load(self._default.model, scale or next((s for s in known if s >= expected_scale), None))
         self.scale: int = first.config.scale  # where an image asks for none
@@ -274,8 +274,9 @@ def _run_job(
             if _is_done(job, pool, options):
                 result.skipped = True
                 return result
-            options = dataclasses.replace(options, overwrite=True)
-            again = (f"done again, as {job.output_name} was no finished image",)
+            overwrite, options = options.overwrite, dataclasses.replace(options, overwrite=True)
+            if not overwrite:
+                again = (f"done again, as {job.output_name} was no finished image",)
         _upscale(result, get_upscaler, pool, options, progress, stopped)
         result.warnings += again
     except Exception as error:

@@ -14,12 +14,19 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 done, 1 something failed, or lines for standard output were lost, 2 misuse, 130 interrupted.
     """
     open_streams()
-    options = build_parser().parse_args(argv)
+    try:
+        options = build_parser().parse_args(argv)
+    except SystemExit as end:  # --help, --version or misuse, whose lines are printed
+        raise SystemExit(end.code if settle_streams() else end.code or 1) from None
     # Now, and not before: --help answers without what only commands need.
     from . import commands, interruption, upscale
     from .console import UsageError, describe, is_expected, print_line, show_log
 
-    if any("\0" in argument for argument in (sys.argv[1:] if argv is None else argv)):
+    arguments = sys.argv[1:] if argv is None else argv
+    if "" in arguments:  # which would stand for the folder that one is in
+        print_line("error: an argument is empty, as that of a variable that is not set; leave it out, or fill it")
+        return 2
+    if any("\0" in argument for argument in arguments):
         print_line("error: an argument holds a NUL character, which no name and no value has")
         return 2
     # Of the processes that torchrun starts for a training run only the first speaks.

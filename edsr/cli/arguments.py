@@ -43,6 +43,19 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError("give a number above 0")
 
 
+def factor(text: str) -> float:
+    """How many times larger a side becomes: above 0, at most 1,000."""
+    if positive(text) > 1000:  # far more than networks make; the product with a side stays a number
+        raise argparse.ArgumentTypeError("give a number above 0, at most 1000")
+    return float(text)
+
+
+def image_format(text: str) -> str:
+    """A format by its name, in any case, or by one of its endings."""
+    name = text.lower().removeprefix(".")
+    return {"tif": "tiff", "jpeg": "jpg"}.get(name, name)
+
+
 def value_range(text: str) -> tuple[float, float]:
     """(low, high): two finite numbers that differ."""
     with contextlib.suppress(ValueError):
@@ -84,6 +97,8 @@ class LineParser(argparse.ArgumentParser):
     """A parser whose errors are lines, whatever the arguments that they quote hold."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += "; one that begins with - is joined to the option, as in --range=-1,1"
         super().error(printable(message))
 
 

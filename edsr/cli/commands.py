@@ -9,6 +9,7 @@ import math
 import os
 import signal
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edsr.errors import printable
@@ -48,6 +49,7 @@ def run_compare(options: Namespace) -> int:
         data = file.getvalue()
     save_comparison(target, data, options.overwrite, [path for path in (options.image, options.hr) if path])
     if not options.quiet:
+        print_line(*(f"note: {line}" for line in found.warnings))
         print_result(str(target))
         if description != options.model:
             print_result(f"  {description}")
@@ -132,12 +134,10 @@ def run_train(options: Namespace) -> int:
         nonlocal interrupted
         interrupted = yield from train(TrainConfig(**chosen), lambda: stopping)
 
-    for name in signal.SIGINT, signal.SIGTERM:
-        signal.signal(name, stop)
     if options.preview:
         write_preview(TrainConfig(**chosen), options.preview)
         return 0
-    with contextlib.closing(run()) as steps, training_bar(quiet) as bar:
+    with handled(stop), contextlib.closing(run()) as steps, training_bar(quiet) as bar:
         for progress in steps:
             bar.show(progress)
             if progress.validated:
@@ -151,6 +151,17 @@ def run_train(options: Namespace) -> int:
         return 130 if interrupted else 0
     report(f"{progress.folder / 'best.safetensors'} is ready for upscale --model")
     return 0
+
+
+@contextlib.contextmanager
+def handled(stop: Callable[..., None]) -> Iterator[None]:
+    """In the block `stop` is called when SIGINT or SIGTERM comes."""
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def training_options(options) -> dict:

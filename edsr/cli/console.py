@@ -67,16 +67,23 @@ def lost_output() -> OSError | None:
     return _failure
 
 
-def settle_streams() -> None:
-    """Drops what the streams have not taken: Python would try again at its end, and change the exit code."""
+def settle_streams() -> bool:
+    """Drops what the streams have not taken: Python would try again at its end, and change the exit code.
+
+    Returns:
+        Whether they have taken everything.
+    """
+    settled = True
     for stream in sys.stdout, sys.stderr:
         try:
             stream.flush()
         except (OSError, ValueError):
+            settled = False
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)
+    return settled
 
 
 def is_closed(name: str) -> bool:

@@ -13,7 +13,9 @@ from .arguments import (
     Given,
     LineParser,
     auto_or_whole,
+    factor,
     fraction,
+    image_format,
     int_between,
     positive,
     square,
@@ -174,6 +176,7 @@ def add_upscale(commands, parents) -> None:
     )
     output.add_argument(
         "--format",
+        type=image_format,
         choices=("keep", "png", "jpg", "webp", "tiff", "avif"),
         help="of the results; keep: each image's own, and its kind of compression; default: png",
     )
@@ -185,7 +188,7 @@ def add_upscale(commands, parents) -> None:
     size = command.add_argument_group(
         "size", "any size: the image is upscaled by the next larger network and then reduced (Lanczos)"
     )
-    size.add_argument("--outscale", type=positive, metavar="X", help="how many times larger, such as 2.5")
+    size.add_argument("--outscale", type=factor, metavar="X", help="how many times larger, such as 2.5")
     size.add_argument(
         "--width", type=int_between(1, 10**8), metavar="N", help="pixels; the height follows, unless given too"
     )

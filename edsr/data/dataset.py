@@ -100,9 +100,12 @@ def load_validation(source: str | Path, scale: int) -> PairedImages:
         DataError: As `load_dataset` does.
     """
     path = Path(source)
-    if (path / "DIV2K_valid_HR").is_dir():
-        return load_files(find_div2k(path, "valid", scale, MAX_VALIDATION), LoadSpec(scale, 1))
-    return load_dataset([source], scale, 1)[0]
+    try:
+        if (path / "DIV2K_valid_HR").is_dir():
+            return load_files(find_div2k(path, "valid", scale, MAX_VALIDATION), LoadSpec(scale, 1))
+        return load_dataset([source], scale, 1)[0]
+    except DataError as error:
+        raise DataError(str(error).replace("with --data", "with --val")) from None
 
 
 def train_val_split(images: PairedImages, count: int = 20, side: int = 192) -> tuple[PairedImages, PairedImages | None]:

@@ -52,6 +52,7 @@ class Comparison:
         scores: (PSNR in dB, SSIM) by title; empty without an original and where no pixel lies inside the border. PSNR
             is inf for equal images, SSIM nan for fewer than 11 pixels a side inside the border.
         detail: (x, y, side) of a square in `images`, in pixels.
+        warnings: What the reader says of the files, in lines, each with the file's path.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Comparison:
     images: dict[str, np.ndarray]
     scores: dict[str, tuple[float, float]]
     detail: tuple[int, int, int]
+    warnings: tuple[str, ...] = ()
 
 
 def compare(
@@ -117,7 +119,9 @@ def compare(
     detail = detail or choose_detail(images["bicubic"], images[network])
     if target is not None and original is not None:
         images["original"] = _to_srgb(target, _icc_profile(original))
-    return Comparison(source.path.name, (width, height), s, images, scores, detail)
+    readers = [source] if original is None or original is source else [source, original]
+    warnings = tuple(f"{reader.path}: {line}" for reader in readers for line in reader.warnings)
+    return Comparison(source.path.name, (width, height), s, images, scores, detail, warnings)
 
 
 # --- files
@@ -184,6 +188,8 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
     target = sources[0].with_name(f"{sources[0].stem}_compare{suffix}")
     if output is not None:
         target = Path(output) / target.name if os.path.isdir(output) else Path(output)
+        if output.endswith(("/", os.sep)) and not os.path.isdir(output):
+            raise CompareError(f"{output}: there is no such folder, create it first")
     if target.suffix.lower() != suffix:
         kind = "figures" if suffix == ".png" else "pages"
         raise CompareError(f"{target}: {kind} are written as {suffix}, give such a name")

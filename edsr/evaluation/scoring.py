@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edsr.errors import EDSRError, EvaluateError
-from edsr.images import find_images, matlab_bicubic, matlab_downscale, matlab_round, read_opaque
+from edsr.images import find_images, matlab_bicubic, matlab_downscale, matlab_round, read_opaque, scan_folder
 from edsr.inference import Upscaler
 
 from . import metrics
@@ -63,6 +63,8 @@ def evaluate(
         else:
             gray += target.shape[2] == 1
             yield {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
+    if others := len(scan_folder(hr).others):
+        logger.info(f"{others} files of {hr} are passed over, no images by their names")
     if gray and protocol == "y":
         logger.info(f"gray images are scored on their values as they are, 0 to 255: {gray} of {len(paths)}")
 

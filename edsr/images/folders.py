@@ -70,6 +70,8 @@ def walk_folders(
 def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
     """Find the files in `folder` with a known extension, in any case, sorted; hidden ones are left out.
 
+    What cannot be read (a link that leads nowhere, a FIFO) is among them: whoever reads it can say so.
+
     Args:
         folder: where to look.
         recursive: whether folders in it are searched, too, at any depth; hidden ones are left out, links followed once.
@@ -80,10 +82,9 @@ def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
     scan = scan_folder(folder, recursive)
     for path, error in scan.unreadable:
         raise unlistable(path, error)
-    found = [path for path in scan.images if path.is_file()]
-    if not found:
+    if not scan.images:
         raise no_images(folder)
-    return found
+    return scan.images
 
 
 def unlistable(folder: Path, error: OSError) -> ImageError:

