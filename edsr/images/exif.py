@@ -12,7 +12,7 @@ hold, as after every editor that does not know the maker's format.
 import io
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
@@ -21,12 +21,13 @@ import numpy as np
 MAX_READ = 512_000  # bytes of EXIF data that are read; no directory can have 65,536 entries then
 MAX_WRITTEN = 65_000  # bytes written into a JPEG, where a segment ends at 65,533
 _MAX_OFFSET = 2**40  # of what is read; systems refuse some that are larger
-DESCRIPTION = 270
+DESCRIPTION, _PRINT_IM = 270, 50341
 DESCRIPTIVE_TAGS = frozenset(
-    (269, DESCRIPTION, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
+    (269, DESCRIPTION, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), _PRINT_IM)
 )
 """Tags of a first IFD: name of the document, description, make, model, name of the page, software, date, artist, host
-computer, rating, the same in percent, copyright; Windows' title, comment, author, keywords and subject."""
+computer, rating, the same in percent, copyright; Windows' title, comment, author, keywords and subject; what cameras
+tell printers."""
 _EXIF, _GPS, _INTEROPERABILITY = 34665, 34853, 40965  # each IFD goes by the tag that points to it, the first by 0
 _SUB_IFDS = {0: (_EXIF, _GPS), _EXIF: (_INTEROPERABILITY,), _GPS: (), _INTEROPERABILITY: ()}
 _NEVER_COPIED = {274, 513, 514, _EXIF, _GPS, _INTEROPERABILITY}  # orientation, thumbnail, pointers where none should be
@@ -111,6 +112,24 @@ def read_ifd(file: BinaryIO, form: TiffForm, offset: int) -> tuple[dict[int, Ent
     for tag, *rest in form.entry.iter_unpack(table):
         entries.setdefault(tag, Entry(*rest))  # libtiff keeps the first of a kind, too
     return entries, there and count == len(table) // form.entry.size
+
+
+def walk_ifds(file: BinaryIO, most: int) -> Iterator[dict[int, int]]:
+    """Tag -> its whole number, 0 for others, of each directory of a TIFF, up to `most`, the first included.
+
+    It ends where all tables together are longer than the file: then they lie upon each other, and are no pages.
+    """
+    if (found := find_first(file)) is None:
+        return
+    form, at = found
+    left, seen = file.seek(0, os.SEEK_END), set[int]()
+    while at and at not in seen and len(seen) < most and left > 0:
+        entries, _ = read_ifd(file, form, at)
+        left -= max(file.tell() - at, form.number.size)
+        data = file.read(form.offset.size)  # which directory is next
+        yield {tag: read_number(form, entry) or 0 for tag, entry in entries.items()}
+        seen.add(at)
+        at = form.offset.unpack(data)[0] if len(data) == form.offset.size else 0
 
 
 def read_number(form: TiffForm, entry: Entry) -> int | None:

@@ -1,6 +1,7 @@
 """A TIFF's pages, and the strips or tiles of its first."""
 
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,19 +16,11 @@ _PLACES = {3: "u2", 4: "u4", 16: "u8"}  # TIFF's types of offsets and lengths
 
 def count_pages(file: BinaryIO) -> tuple[int, tuple[str, ...]]:
     """How many images a TIFF holds, apart from reduced copies and masks, and a line for a mask."""
-    count, masks, seen = 1, False, set[int]()
-    if (found := exif.find_first(file)) is None:
-        return count, ()
-    form, at = found
-    while at and at not in seen and len(seen) < _MAX_PAGES:
-        entries, _ = exif.read_ifd(file, form, at)
-        data = file.read(form.offset.size)
-        kind, old = (exif.read_number(form, entries[tag]) or 0 if tag in entries else 0 for tag in (254, 255))
-        if seen and entries:
-            count += not (kind & 5 or old == 2)  # bit 0: a reduced copy, bit 2: a mask; so old files say the former
-            masks |= kind & 5 == 4
-        seen.add(at)
-        at = form.offset.unpack(data)[0] if len(data) == form.offset.size else 0
+    count, masks = 1, False
+    for tags in filter(None, islice(exif.walk_ifds(file, _MAX_PAGES), 1, None)):
+        kind, old = tags.get(254, 0), tags.get(255)
+        count += not (kind & 5 or old == 2)  # bit 0: a reduced copy, bit 2: a mask; so old files say the former
+        masks |= kind & 5 == 4
     return count, ("a transparency mask on a page of its own is left out",) if masks else ()
 
 

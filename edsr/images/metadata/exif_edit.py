@@ -16,10 +16,13 @@ _ORIENTATION, _WIDTH, _HEIGHT = 274, 0xA002, 0xA003
 
 
 def has_thumbnail(data: bytes) -> bool:
-    """Whether EXIF data has a second directory, which is that of a thumbnail."""
+    """Whether EXIF data has a second directory that holds a thumbnail."""
     file = io.BytesIO(data)
     found = exif.find_first(file)
-    return found is not None and _following(data, *found) > 0
+    if found is None or not (place := _following(data, *found)):
+        return False
+    entries, intact = exif.read_ifd(file, found[0], place)
+    return not intact or 513 in entries or 273 in entries  # where its bytes are, as a JPEG or in strips
 
 
 def orientation(data: bytes) -> int:

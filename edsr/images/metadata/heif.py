@@ -12,6 +12,8 @@ from .entries import Entry, list_names
 
 _MAX_META = 2**24
 _ITEMS = {b"av01", b"hvc1", b"grid", b"iden", b"iovl", b"Exif", b"av1 "}
+_OUTER = {b"ftyp", b"meta", b"mdat", b"free", b"skip", b"wide", b"styp", b"pdin", b"moov"}
+_ALPHA = {"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", "urn:mpeg:hevc:2015:auxid:1", "urn:mpeg:avc:2015:auxid:1"}
 _XMP_TYPE = b"application/rdf+xml"
 
 
@@ -37,21 +39,29 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
         start += size
 
 
-def read_meta(file: BinaryIO) -> tuple[bytes, int]:
-    """(the meta box's contents, where they begin in the file); nothing if there is none."""
+def _outer_boxes(file: BinaryIO) -> Iterator[Box]:
+    """The boxes that the file consists of; bytes behind them, which are none, are one of no kind."""
     end, at = file.seek(0, os.SEEK_END), 0
-    while at + 8 <= end:
+    while at < end:
         file.seek(at)
         start = file.read(16).ljust(16, b"\0")
         size, kind, large = struct.unpack(">I4sQ", start)
         head, size = (16, large) if size == 1 else (8, size or end - at)
-        if size < head:
-            break
-        if kind == b"meta":
-            file.seek(at + head + 4)  # version and flags
-            return file.read(min(size - head - 4, _MAX_META)), at + head + 4
+        if size < head or at + 8 > end or not all(32 <= byte < 127 for byte in kind):
+            yield Box(b"", at, end)
+            return
+        yield Box(kind, at + head, at + size)
         at += size
-    return b"", 0
+
+
+def read_meta(file: BinaryIO) -> tuple[bytes, int]:
+    """(the meta box's contents, where they begin in the file); nothing if there is none."""
+    box = next((box for box in _outer_boxes(file) if box.kind == b"meta"), None)
+    if box is None:
+        return b"", 0
+    start = box.start + 4  # version and flags
+    file.seek(start)
+    return file.read(max(0, min(box.end - start, _MAX_META))), start
 
 
 def _items(data: bytes) -> dict[int, tuple[bytes, bytes]]:
@@ -93,8 +103,25 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
                 if inner.kind == b"ipco":
                     kinds = {each.kind for each in boxes(data, inner.start, inner.end)}
                     others += [kind.decode() for kind in (b"clli", b"mdcv") if kind in kinds]
+                    yield from _auxiliary(data, inner)
+    for box in _outer_boxes(file):
+        if not box.kind and box.end - box.start > 16:
+            others.append("bytes after the image's end")
+        elif box.kind and box.kind not in _OUTER:
+            others.append(f"box {box.kind.decode('ascii')}")
     if others:
         yield Entry("other", "meta", list_names(others))
+
+
+def _auxiliary(data: bytes, properties: Box) -> Iterator[Entry]:
+    """Images that accompany the image, but for its alpha: depth, mattes, gain maps."""
+    for box in boxes(data, properties.start, properties.end):
+        if box.kind == b"auxC":
+            name = data[box.start + 4 : box.end].partition(b"\0")[0].decode("latin-1")
+            if "gainmap" in name.lower():
+                yield Entry("gain map", "auxC", "gain map")
+            elif name not in _ALPHA:
+                yield Entry("other", "auxC", f"auxiliary image ({name.rpartition(':')[2]})")
 
 
 def has_turn(file: BinaryIO) -> bool:

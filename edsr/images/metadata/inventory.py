@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from . import exif_edit, heif, jpeg, photoshop, png, tiff, webp, xmp
+from . import exif_edit, gif, heif, jpeg, photoshop, png, tiff, webp, xmp
 from .entries import MAX_ENTRIES, Entry, data_of
 
-_SCANNERS = {"PNG": png.scan, "JPEG": jpeg.scan, "WebP": webp.scan, "TIFF": tiff.scan, "GIF": lambda _: iter(())}
-_DENSITIES = {"PNG": png.density, "JPEG": jpeg.density, "TIFF": tiff.density}
+_SCANNERS = {"PNG": png.scan, "JPEG": jpeg.scan, "WebP": webp.scan, "TIFF": tiff.scan, "GIF": gif.scan}
+_DENSITIES = {"PNG": png.density, "JPEG": jpeg.density, "TIFF": tiff.density, "GIF": gif.density}
 _MAX_TOTAL = 2**27  # bytes of all entries together
 _SINGLE = {"exif": "EXIF data", "xmp": "XMP", "icc": "color profile"}
 _UNITS = {"PNG": {0: 0, 1: 1000}, "JPEG": {0: 0, 1: 25.4, 2: 10}}  # code -> mm; 0: none

@@ -38,7 +38,9 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
         data = file.read(max(0, length))
         if marker == 0xE2 and data.startswith(ICC) and len(data) >= 14:
             parts = data[13]
-            profile.setdefault(data[12], data[14:])
+            if profile.setdefault(data[12], data[14:]) != data[14:] and "icc" not in seen:
+                seen.add("icc")
+                yield Entry("other", "APP2", "a second color profile", b"", len(data))
             continue
         entry = _entry(marker, data)
         if entry and not (entry.kind == "images" and "images" in seen):
@@ -83,13 +85,13 @@ def density(file: BinaryIO) -> tuple[int, int, int] | None:
 
 def _next_marker(file: BinaryIO) -> int | None:
     """The next marker's code; coded pixels are passed over. The file stands behind it."""
-    tail = b""
-    while block := file.read(_BLOCK if tail or file.tell() > 2**16 else 4096):
+    tail, size = b"", 4096
+    while block := file.read(size):
         data = tail + block
         if found := _MARKER.search(data):
             file.seek(found.end() - len(data), os.SEEK_CUR)
             return found[1][0]
-        tail = data[-1:]
+        tail, size = data[-1:], min(4 * size, _BLOCK)
     return None
 
 
@@ -138,17 +140,30 @@ def profile_segments(profile: bytes) -> bytes:
     return b"".join(segment(0xE2, ICC + bytes((i + 1, len(parts))) + part) for i, part in enumerate(parts))
 
 
+def _pointer(name: str) -> bytes:
+    """XMP that says no more than that there is extended XMP of this name."""
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:xmpNote="http://ns.adobe.com/xmp/note/" '
+        f'xmpNote:HasExtendedXMP="{name}"/></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+def join_extended(packet: bytes, extended: list[bytes]) -> bytes:
+    """What `xmp_segments` has made two of; none of it if they are something else."""
+    at = len(EXTENDED) + 40
+    parts = {part[at - 4 : at]: part[at:] for part in extended}
+    whole = b"".join(parts[place] for place in sorted(parts))
+    name = hashlib.md5(whole, usedforsecurity=False).hexdigest().upper()
+    return whole if packet == _pointer(name) else b""
+
+
 def xmp_segments(packet: bytes) -> bytes:
     """XMP, as extended XMP where one segment does not hold it."""
     if len(XMP) + len(packet) <= MOST:
         return segment(0xE1, XMP + packet)
     name = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper()
-    pointer = (
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        '<rdf:Description rdf:about="" xmlns:xmpNote="http://ns.adobe.com/xmp/note/" '
-        f'xmpNote:HasExtendedXMP="{name}"/></rdf:RDF></x:xmpmeta>'
-    )
-    out, step = segment(0xE1, XMP + pointer.encode()), 65_400
+    out, step = segment(0xE1, XMP + _pointer(name)), 65_400
     for at in range(0, len(packet), step):
         head = EXTENDED + name.encode() + struct.pack(">II", len(packet), at)
         out += segment(0xE1, head + packet[at : at + step])

@@ -10,8 +10,8 @@ _THUMBNAILS = {0x0409, 0x040C}
 
 def _resources(data: bytes) -> list[tuple[int, bytes, bytes]] | None:
     """(number, contents, all of its bytes) of each resource; None if damaged."""
-    found, at = [], 0
-    while at < len(data) and data[at:].strip(b"\0"):
+    found, at, last = [], 0, len(data.rstrip(b"\0"))
+    while at < last:
         if len(data) < at + 7 or data[at : at + 4] not in _SIGNATURES:
             return None
         number, name = struct.unpack_from(">HB", data, at + 4)
@@ -32,7 +32,8 @@ def split(data: bytes) -> tuple[bytes, bytes] | None:
     resources = _resources(data)
     if resources is None:
         return None
-    iptc = next((content for number, content, _ in resources if number == _IPTC), b"")
+    records = dict.fromkeys(content for number, content, _ in resources if number == _IPTC)
+    iptc = b"".join(records)  # records may follow upon records
     return iptc, b"".join(whole for number, _, whole in resources if number not in {_IPTC, *_OF_THE_OLD_IMAGE})
 
 

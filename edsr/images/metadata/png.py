@@ -12,8 +12,10 @@ from .entries import MAX_BYTES, Entry, read_exactly
 _PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"pHYs"}
 _COLOR = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI"}
 _TEXT = {b"tEXt", b"zTXt", b"iTXt"}
-_OF_THE_OLD_SIZE = {b"oFFs", b"caNv", b"vpAg"}  # count pixels, though their names say that they may be copied
+# These count pixels, though their names say that they may be copied.
+_OF_THE_OLD_SIZE = {b"oFFs", b"caNv", b"vpAg", b"npTc", b"npLb", b"npOl"}
 _XMP = b"XML:com.adobe.xmp"
+_MOST_INFLATED = 2**27  # bytes of all chunks together
 _RAW_KINDS = {"exif": "exif", "app1": "exif", "xmp": "xmp", "icc": "icc", "icm": "icc", "iptc": "iptc", "8bim": "iptc"}
 
 
@@ -21,7 +23,7 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
     """List a PNG's entries. What ImageMagick keeps as hexadecimal text is an entry of its own kind, of code "raw"."""
     end = file.seek(0, os.SEEK_END)
     file.seek(8)
-    bits = 8
+    bits, behind, budget = 8, False, [_MOST_INFLATED]
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
         if kind == b"IHDR" and length == 13:
@@ -33,6 +35,7 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
             if end > file.tell() + 4 + 16:  # a few bytes are padding
                 yield Entry("other", "end", "bytes after the image's end", b"", end - file.tell() - 4)
             return
+        behind |= kind == b"IDAT"
         if kind in _PIXELS or not kind.isalpha():
             file.seek(length + 4, os.SEEK_CUR)
             continue
@@ -50,7 +53,10 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
             yield Entry("damaged", code, code, b"", length)
             continue
         if kind != b"sBIT" or any(value != bits for value in data):  # else all bits are significant, as in the result
-            yield _entry(kind, code, data)
+            if behind and (kind in _COLOR or kind == b"iCCP"):  # where all decoders pass over it
+                yield Entry("other", code, f"{code} behind the pixels", b"", length)
+            else:
+                yield _entry(kind, code, data, budget)
 
 
 def density(file: BinaryIO) -> tuple[float, float, int] | None:
@@ -66,26 +72,27 @@ def density(file: BinaryIO) -> tuple[float, float, int] | None:
     return None
 
 
-def _entry(kind: bytes, code: str, data: bytes) -> Entry:
+def _entry(kind: bytes, code: str, data: bytes, budget: list[int]) -> Entry:
     size = len(data)
     if kind == b"eXIf":
         return Entry("exif", code, "EXIF", data.removeprefix(b"Exif\0\0"), size)
     if kind == b"iCCP":
-        profile = inflate(data.partition(b"\0")[2][1:])
+        profile = _inflate(data.partition(b"\0")[2][1:], budget)
         return Entry("icc" if profile else "damaged", code, "ICC profile", profile or b"", size)
     if kind in _COLOR:
         return Entry("color", code, code, data, size)
     if kind in _TEXT:
         keyword, _, text = data.partition(b"\0")
         if kind == b"iTXt" and keyword == _XMP:
-            packet = _international(text)
+            packet = _international(text, budget)
             return Entry("xmp" if packet else "damaged", code, "XMP", packet or b"", size)
         if keyword == _XMP:
-            packet = inflate(text[1:]) if kind == b"zTXt" else text
+            packet = _inflate(text[1:], budget) if kind == b"zTXt" else text
             return Entry("xmp" if packet else "damaged", code, "XMP", packet or b"", size)
         name = keyword.decode("latin-1")
         if name.lower().startswith("raw profile type "):
-            found = _raw_profile(name[17:].strip().lower(), inflate(text[1:]) if kind == b"zTXt" else text)
+            plain = _inflate(text[1:], budget) if kind == b"zTXt" else text
+            found = _raw_profile(name[17:].strip().lower(), plain)
             if found:
                 return found._replace(size=size)
         return Entry("text", code, name, data, size)
@@ -94,22 +101,26 @@ def _entry(kind: bytes, code: str, data: bytes) -> Entry:
     return Entry("other", code, code, data if kind[3:].islower() else b"", size)  # lower case: safe to copy
 
 
-def inflate(data: bytes) -> bytes | None:
-    """Undo the compression; None if damaged or above `MAX_BYTES`."""
-    stream = zlib.decompressobj()
-    try:
-        plain = stream.decompress(data, MAX_BYTES)
-    except zlib.error:
+def _inflate(data: bytes, budget: list[int]) -> bytes | None:
+    """Undo the compression; None if damaged or above `MAX_BYTES`, or if the budget of bytes is used up."""
+    stream, limit = zlib.decompressobj(), min(MAX_BYTES, budget[0])
+    if limit <= 0:
         return None
+    try:
+        plain = stream.decompress(data, limit)
+    except zlib.error:
+        budget[0] -= min(limit, 1032 * len(data))  # deflate makes no more of it
+        return None
+    budget[0] -= len(plain)
     return plain if stream.eof else None
 
 
-def _international(text: bytes) -> bytes | None:
+def _international(text: bytes, budget: list[int]) -> bytes | None:
     """What an iTXt chunk holds behind its keyword; None if damaged."""
     parts = text[2:].split(b"\0", 2)  # language, keyword in it, text
     if len(text) < 2 or len(parts) < 3:
         return None
-    return inflate(parts[2]) if text[0] else parts[2]
+    return _inflate(parts[2], budget) if text[0] else parts[2]
 
 
 def _raw_profile(kind: str, text: bytes | None) -> Entry | None:

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO
 
 from .. import exif
@@ -20,7 +21,7 @@ _GEO = {33550, 33922, 34264, 34735, 34736, 34737, 33920, 50844}
 _GDAL, NODATA = 42112, 42113
 _NAMES = {
     301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities", 330: "SubIFDs", 342: "TransferRange",
-    343: "ClipPath", 37724: "ImageSourceData", 50341: "PrintIM", _GDAL: "GDAL_METADATA",
+    343: "ClipPath", 37724: "ImageSourceData", _GDAL: "GDAL_METADATA",
 }  # fmt: skip
 _KINDS = {ICC: ("icc", "ICC profile"), XMP: ("xmp", "XMP"), IPTC: ("iptc", "IPTC data")}
 _KINDS |= {PHOTOSHOP: ("photoshop", "Photoshop's image resources")}
@@ -33,7 +34,7 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
         return
     form, first = found
     entries, _ = exif.read_ifd(file, form, first)
-    if _has_reduced_copy(file, form, first):
+    if _has_reduced_copy(file):
         yield Entry("thumbnail", "254", "reduced copy")
     for tag, entry in sorted(entries.items()):
         if tag in STRUCTURE or tag in exif.DESCRIPTIVE_TAGS or not entry.value_count:
@@ -59,18 +60,10 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
             yield Entry("other", code, _NAMES.get(tag, code), b"", size)
 
 
-def _has_reduced_copy(file: BinaryIO, form: exif.TiffForm, at: int) -> bool:
+def _has_reduced_copy(file: BinaryIO) -> bool:
     """Whether a further directory is that of a smaller copy of the image."""
-    seen = set[int]()
-    while at and at not in seen and len(seen) < 1000:
-        entries, _ = exif.read_ifd(file, form, at)
-        data = file.read(form.offset.size)  # which directory is next
-        kind, old = (exif.read_number(form, entries[tag]) or 0 if tag in entries else 0 for tag in (254, 255))
-        if seen and (kind & 5 == 1 or old == 2):
-            return True
-        seen.add(at)
-        at = form.offset.unpack(data)[0] if len(data) == form.offset.size else 0
-    return False
+    further = islice(exif.walk_ifds(file, 1000), 1, None)
+    return any(tags.get(254, 0) & 5 == 1 or tags.get(255) == 2 for tags in further)
 
 
 def _in_order(data: bytes) -> bytes:

@@ -79,7 +79,10 @@ def plan(source: Source, result: Result) -> Plan:
 
 def _plan_profile(out: Plan, entries: tuple[Entry, ...], result: Result) -> bytes:
     """Returns the chunks or segments that say what colors are."""
-    chunks = {entry.code: entry.data for entry in entries if entry.kind == "color"}
+    chunks: dict[str, bytes] = {}
+    for entry in entries:
+        if entry.kind == "color" and chunks.setdefault(entry.code, entry.data) != entry.data:  # decoders take the first
+            out.warnings.append(f"a second {entry.code} is left out")
     profile, wanted = data_of(entries, "icc"), (b"GRAY", "gray") if result.gray else (b"RGB ", "RGB")
     stated = bool(profile)
     if profile and profile[16:20] != wanted[0]:
@@ -186,8 +189,10 @@ def _plan_xmp(out: Plan, entries: tuple[Entry, ...], result: Result) -> bytes:
             out.warnings.append("XMP is left out, it speaks of images that are left out, too")
         packet = changed
     if extended and result.form != "JPEG":
-        packet = xmp.without_extension(packet)
-        out.warnings.append("extended XMP is left out")
+        whole = jpeg.join_extended(packet, extended)
+        if not whole:
+            out.warnings.append("extended XMP is left out")
+        packet = whole or xmp.without_extension(packet)
     if not packet:
         return b""
     if result.form == "PNG":
@@ -216,6 +221,14 @@ def _plan_iptc(out: Plan, entries: tuple[Entry, ...], result: Result) -> bytes:
     if not records and not resources:
         return b""
     parts = photoshop.split(resources)
+    if (
+        records
+        and parts
+        and parts[0]
+        and result.form not in ("WebP", "AVIF")
+        and parts[0].rstrip(b"\0") != records.rstrip(b"\0")
+    ):
+        out.warnings.append("IPTC data is told twice, that among Photoshop's image resources is left out")
     if result.form == "JPEG":
         whole = photoshop.clean(resources) if parts is None or not records else photoshop.join(records, parts[1])
         return jpeg.photoshop_segments(whole) if parts is not None or whole else b""
@@ -247,11 +260,13 @@ def _plan_iptc(out: Plan, entries: tuple[Entry, ...], result: Result) -> bytes:
 def _plan_texts(out: Plan, entries: tuple[Entry, ...], result: Result) -> Iterator[bytes]:
     """Yields the chunks or segments of texts, comments and chunks of unknown kinds."""
     texts = [entry for entry in entries if entry.kind == "text"]
-    turns = [entry.name for entry in texts if entry.name.lower().endswith("orientation")]
+    turns = list(filter(_turns, texts))
     if turns:
-        out.warnings.append(f"a PNG text is left out, it would turn the result: {list_names(turns)}")
-        texts = [entry for entry in texts if entry.name not in turns]
+        names = list_names(entry.name for entry in turns)
+        out.warnings.append(f"a PNG text is left out, it would turn the result: {names}")
+        texts = [entry for entry in texts if not _turns(entry)]
     comments = [entry.data for entry in entries if entry.kind == "comment"]
+    of_gif = any(entry.kind == "comment" and entry.code == "GIF" for entry in entries)
     if result.form == "PNG":
         yield from (png.chunk(entry.code.encode(), entry.data) for entry in texts)
         yield from map(png.comment_chunk, comments)
@@ -259,9 +274,21 @@ def _plan_texts(out: Plan, entries: tuple[Entry, ...], result: Result) -> Iterat
     elif texts:
         out.warnings.append(f"PNG texts are left out: {list_names(entry.name or '(no keyword)' for entry in texts)}")
     if result.form == "JPEG":
-        yield from (jpeg.segment(0xFE, data) for data in comments)
+        most = jpeg.MOST
+        yield from (
+            jpeg.segment(0xFE, data[at : at + most]) for data in comments for at in range(0, max(1, len(data)), most)
+        )
     elif comments and result.form != "PNG":
-        out.warnings.append("the JPEG comment is left out" if len(comments) == 1 else "JPEG comments are left out")
+        form = "GIF" if of_gif else "JPEG"
+        out.warnings.append(
+            f"the {form} comment is left out" if len(comments) == 1 else f"{form} comments are left out"
+        )
+
+
+def _turns(text: Entry) -> bool:
+    """Whether it is a text by which ImageMagick would turn the result."""
+    value = text.data.partition(b"\0")[2].strip()
+    return text.name.lower().endswith("orientation") and value not in (b"1", b"TopLeft")
 
 
 def _copied(entry: Entry) -> bool:

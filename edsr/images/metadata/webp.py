@@ -13,13 +13,19 @@ _KINDS = {b"EXIF": ("exif", "EXIF"), b"XMP ": ("xmp", "XMP"), b"ICCP": ("icc", "
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """(name, size) of each chunk; the file stands before its data then."""
-    file.seek(12)
-    at = 12
-    while len(start := file.read(8)) == 8:
+    at, end = 12, _end(file)
+    file.seek(at)
+    while at < end and len(start := file.read(8)) == 8:
         kind, size = struct.unpack("<4sI", start)
         at += 8 + size + size % 2
         yield kind, size
         file.seek(at)
+
+
+def _end(file: BinaryIO) -> int:
+    """Where the image ends by its own words; decoders read no further."""
+    file.seek(4)
+    return 8 + int.from_bytes(file.read(4), "little")
 
 
 def scan(file: BinaryIO) -> Iterator[Entry]:
@@ -37,6 +43,10 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
             data = file.read(size)
             if len(data) == size:
                 yield Entry(name, code, label, data.removeprefix(b"Exif\0\0") if name == "exif" else data, size)
+    end = _end(file)
+    behind = file.seek(0, os.SEEK_END) - end
+    if behind > 16:
+        yield Entry("other", "end", "bytes after the image's end", b"", behind)
 
 
 def replace_exif(file: BinaryIO, exif: bytes) -> None:

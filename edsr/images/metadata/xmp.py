@@ -4,6 +4,7 @@ Only these bytes are changed, by patterns: writing a packet anew from its parsed
 """
 
 import re
+from html import unescape
 from xml.parsers import expat
 
 _TIFF = "http://ns.adobe.com/tiff/1.0/"
@@ -28,7 +29,8 @@ def _decode(packet: bytes) -> tuple[str, str]:
 
 
 def _prefixes(text: str, address: str) -> list[str]:
-    return [re.escape(name) for name in re.findall(rf"xmlns:([\w.-]+)\s*=\s*[\"']{re.escape(address)}[\"']", text)]
+    names = re.findall(rf"xmlns:([\w.-]+)\s*=\s*[\"']{re.escape(address)}[\"']", text)
+    return [re.escape(name) for name in dict.fromkeys(names)]
 
 
 def _orientation_pattern(text: str) -> re.Pattern[str] | None:
@@ -36,7 +38,7 @@ def _orientation_pattern(text: str) -> re.Pattern[str] | None:
     if not names:
         return None
     name = rf"(?:{names}):Orientation"
-    return re.compile(rf"({name}\s*=\s*[\"']\s*|<{name}(?:\s[^<>]*)?>\s*)(\d+)(?=\s*[\"'<])")
+    return re.compile(rf"({name}\s*=\s*[\"']\s*|<{name}(?:\s[^<>]*)?>\s*)((?:\d|&#x?[\da-fA-F]{{1,8}};)+)(?=\s*[\"'<])")
 
 
 def orientation(packet: bytes) -> int:
@@ -47,8 +49,8 @@ def orientation(packet: bytes) -> int:
         return 0
     pattern = _orientation_pattern(text)
     found = pattern.search(text) if pattern else None
-    value = int(found[2][:9]) if found else 0
-    return value if 1 <= value <= 8 else 0
+    value = unescape(found[2][:40]).lstrip("0") if found else ""
+    return int(value) if value in tuple("12345678") else 0
 
 
 def upright(packet: bytes) -> bytes:
@@ -79,11 +81,11 @@ def without_further_images(packet: bytes) -> bytes:
         return packet
     before = text
     for address in _GAIN_MAPS:
-        for name in _prefixes(text, address):
-            text = _without(text, rf"{name}:[\w.-]+")
-            text = re.sub(rf"(?<!\s)\s+xmlns:{name}\s*=\s*([\"']){re.escape(address)}\1", "", text)
-    for name in _prefixes(text, _CAMERA):
-        text = _without(text, rf"{name}:(?:MotionPhoto|MicroVideo)[\w.-]*")
+        if names := "|".join(_prefixes(text, address)):
+            text = _without(text, rf"(?:{names}):[\w.-]+")
+            text = re.sub(rf"(?<!\s)\s+xmlns:(?:{names})\s*=\s*([\"']){re.escape(address)}\1", "", text)
+    if names := "|".join(_prefixes(text, _CAMERA)):
+        text = _without(text, rf"(?:{names}):(?:MotionPhoto|MicroVideo)[\w.-]*")
     if text == before:
         return packet
     changed = text.encode(encoding, "surrogatepass")
@@ -97,8 +99,8 @@ def without_extension(packet: bytes) -> bytes:
     except UnicodeError:
         return packet
     before = text
-    for name in _prefixes(text, _NOTE):
-        text = _without(text, rf"{name}:HasExtendedXMP")
+    if names := "|".join(_prefixes(text, _NOTE)):
+        text = _without(text, rf"(?:{names}):HasExtendedXMP")
     return text.encode(encoding, "surrogatepass") if text != before else packet
 
 
