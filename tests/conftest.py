@@ -1,6 +1,7 @@
 import importlib.util
 import logging
 import os
+import signal
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads that wait for each other's cores take many times as long
@@ -32,6 +33,9 @@ untimed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, Hea
 settings.register_profile("explore", **untimed)
 settings.register_profile("same", derandomize=True, **untimed)
 settings.load_profile("same")
+
+# A shell ignores SIGINT for what it starts in the background, and so would all processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
