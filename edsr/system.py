@@ -60,6 +60,10 @@ def atomic_file(
                 file.close()
             _rename_into_place(part, path, overwrite)
         _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename == str(part):  # a name that nobody has given
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             part.unlink()  # there is none after it was renamed

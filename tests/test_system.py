@@ -203,6 +203,15 @@ def test_what_is_left_may_be_read_only(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in tmp_path / "none" / "a.txt", tmp_path / "folder":
+        with pytest.raises(OSError) as caught, atomic_file(path):
+            pass
+        assert caught.value.filename == str(path)
+    assert names(tmp_path) == ["folder"]
+
+
 # ---- memory
 
 
