@@ -197,7 +197,7 @@ def test_fields_damaged_at_random(run, tmp_path):
 
 @pytest.mark.slow
 def test_fields_damaged_at_random_many_times(run, tmp_path):
-    every_field_in_turn(run, tmp_path, range(12, 500))
+    every_field_in_turn(run, tmp_path, range(12, int(os.environ.get("EDSR_DAMAGES", 100))))
 
 
 def test_no_checkpoint_left_is_a_line(run):
