@@ -158,7 +158,7 @@ def xmp_chunk(packet: bytes) -> bytes:
 
 def iptc_chunk(resources: bytes) -> bytes:
     """Photoshop's resources in ImageMagick's way, which ExifTool and others read, too."""
-    digits = (b"Photoshop 3.0\0" + resources).hex()
+    digits = resources.hex()  # without "Photoshop 3.0", which ExifTool takes for damage
     lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
     text = f"\niptc\n{len(digits) // 2:8}\n{lines}\n".encode()
     return chunk(b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(text))

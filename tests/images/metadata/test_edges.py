@@ -112,6 +112,13 @@ def test_iptc_that_contradicts_itself(tmp_path, target):
     assert not [line for line in convert(tmp_path / "c.tif", tmp_path / f"d{target}") if "twice" in line]
 
 
+def test_resources_in_a_png_begin_as_readers_want_it(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg_with(segment(0xED, b"Photoshop 3.0\0" + RESOURCES)))
+    convert(tmp_path / "a.jpg", tmp_path / "b.png")
+    _, kind, size, digits = found_in(tmp_path / "b.png")["info"]["Raw profile type iptc"].split("\n", 3)
+    assert (kind, int(size), bytes.fromhex(digits)) == ("iptc", len(RESOURCES), RESOURCES)
+
+
 def test_records_in_two_resources_are_joined():
     parts = [b"8BIM\4\4\0\0" + struct.pack(">I", len(iim)) + iim + bytes(len(iim) % 2) for iim in (IIM, OTHER_IIM)]
     assert photoshop.split(b"".join(parts)) == (IIM + OTHER_IIM, b"")
