@@ -51,6 +51,8 @@ _HEIF_CODECS = {  # what configures a codec -> name
     b"uncC": "uncompressed samples",
     b"av1C": "AV1",
 }
+# Of kinds of images that libvips does not read, though they are whole.
+_NOT_READ = ("upported", "out of range", "not a whole number", "not 1 bands", "Cannot handle", "required field 262")
 _NOT_BUILT_IN = ("not configured", "not implemented", "not been built in", "nsupported codec")
 
 
@@ -100,7 +102,7 @@ def advise(why: str, codec: str, salvage: bool) -> str:
         return describe_codec(codec)
     if "ecurity limit" in why or "maximum image size" in why:
         return f"larger than this decoder's limit, cut it into parts or convert it to PNG ({why})"
-    if any(text in why for text in ("upported", "out of range", "not a whole number")):
+    if any(text in why for text in _NOT_READ):
         return f"cannot be decoded here, convert it to PNG ({why})"
     if salvage:
         return f"damaged or cut off, and nothing is left of it; get an intact copy ({why})"

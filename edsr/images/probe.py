@@ -41,16 +41,18 @@ LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "ti
 _HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIF")
 # Of the color codes of ITU-T H.273 those that are sRGB's, or so near that they are shown as sRGB, or "unspecified".
 _PRIMARIES, _TRANSFERS = (1, 2, 5, 6), (1, 2, 4, 5, 6, 13, 14, 15)
+_NO_TRANSPARENCY = "its transparency (tRNS) is not as PNG has it, and left out"
+_YCBCR = "the color space YCbCr is"
 _UNSUPPORTED_PHOTOMETRIC = {  # of TIFF, what libvips passes off as RGB, or converts by another white than the file's
-    4: "a transparency mask",
-    6: "YCbCr",
-    8: "CIELab",
-    9: "ICCLab",
-    10: "ITULab",
-    32803: "a camera's color filter array",
-    32844: "LogL",
-    32845: "LogLuv",
-    34892: "a camera's linear colors",
+    4: "a transparency mask is",
+    6: _YCBCR,
+    8: "the color space CIELab is",
+    9: "the color space ICCLab is",
+    10: "the color space ITULab is",
+    32803: "a camera's color filter array is",
+    32844: "the color space LogL is",
+    32845: "the color space LogLuv is",
+    34892: "a camera's linear colors are",
 }
 
 
@@ -119,7 +121,8 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
         raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF, AVIF or GIF image")
     loader = LOADERS.get(name, "heifload")
     if name == "PNG":
-        return Header(name, loader, numbers=NumberRange(_check_png(path, file)))
+        narrow, lines = _check_png(path, file)
+        return Header(name, loader, numbers=NumberRange(narrow), warnings=lines)
     if name == "TIFF":
         tags, bands = _check_tiff(path, file)
         found, whole = exif.parse(file)
@@ -136,18 +139,25 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     return Header(name, loader)
 
 
-def _check_png(path: Path, file: BinaryIO) -> bool:
-    """Whether samples are of narrow range. Raises ImageError for what is not read."""
+def _check_png(path: Path, file: BinaryIO) -> tuple[bool, tuple[str, ...]]:
+    """Whether samples are of narrow range, and a line for what is left out. Raises ImageError for what is not read."""
     file.seek(8)
-    narrow = False
+    narrow, kind_of_colors, colors, lines = False, 0, 0, ()
     frames, first = 0, False  # of an animation; whether the image is its first
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
         if kind == b"IDAT":
             if frames and (frames > 1 or not first):
                 refuse_pages(path, "animation frames", frames + (not first))
-            return narrow
-        data = file.read(min(length, 4))
+            break
+        data = file.read(min(length, 10 if kind == b"IHDR" else 4))
+        if kind == b"IHDR" and len(data) == 10:
+            kind_of_colors = data[9]
+        elif kind == b"PLTE":
+            colors = length // 3
+        elif kind == b"tRNS":
+            fits = {0: length == 2, 2: length == 6, 3: 0 < length <= colors}.get(kind_of_colors, True)
+            lines = () if fits else (_NO_TRANSPARENCY,)
         if kind == b"acTL":
             frames = int.from_bytes(data, "big")
         first |= kind == b"fcTL"
@@ -155,7 +165,7 @@ def _check_png(path: Path, file: BinaryIO) -> bool:
             _check_colors(path, data[0], data[1])
             narrow = data[3] == 0
         file.seek(length - len(data) + 4, os.SEEK_CUR)
-    return narrow
+    return narrow, lines
 
 
 def _check_tiff(path: Path, file: BinaryIO) -> tuple[dict[int, int], TiffBands]:
@@ -165,10 +175,12 @@ def _check_tiff(path: Path, file: BinaryIO) -> tuple[dict[int, int], TiffBands]:
         raise ImageError(f"{path}: is a TIFF or camera raw file; a TIFF must be named .tif or .tiff")
     tags, bands = _read_tags(file)
     color = _UNSUPPORTED_PHOTOMETRIC.get(tags.get(262, 2), "")
-    if color and not (color == "YCbCr" and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
-        raise ImageError(f"{path}: the color space {color} is not supported, convert it to RGB")
+    if color and not (color == _YCBCR and tags.get(259) in (6, 7)):  # JPEG inside, which converts by itself
+        raise ImageError(f"{path}: {color} not supported, convert it to RGB")
     if tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(262) not in (2, 5):  # of which libvips makes noise
         raise ImageError(f"{path}: gray with alpha in separate planes is not supported, store them interleaved")
+    if tags.get(262) == 3 and 320 not in tags:  # libtiff would take the numbers of colors for gray
+        raise ImageError(f"{path}: damaged, get an intact copy (its palette is missing)")
     if bands.refusal:
         raise ImageError(f"{path}: {bands.refusal} not supported, convert it to RGB or gray")
     return tags, bands

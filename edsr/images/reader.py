@@ -24,7 +24,7 @@ from .metadata.mended import open_mended
 from .nodata import read_nodata
 from .palette import LACKS_COLORS, lacks_colors
 from .probe import probe, refuse_pages
-from .samples import rescale
+from .samples import SAMPLE_NAMES, rescale
 from .tiff_parts import checksums_hold, find_sparse
 from .value_range import UNIT, FoundRange, ValueRange, map_rows
 
@@ -35,7 +35,6 @@ _COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and
     "float": {"b-w": (1, 2), "scrgb": (3, 4)},
 }
 _HALF_SPACES = {"grey16": "b-w", "rgb16": "scrgb"}  # libvips' names for 16-bit floating point, which it gives as fp32
-_SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "char": "signed 8-bit", "short": "signed 16-bit"}
 _AS_A_WHOLE = "here images are held whole, upscale takes them in rows"
 
 
@@ -294,9 +293,10 @@ class ImageReader:
         kind, space = str(image.format), str(image.interpretation)
         space = _HALF_SPACES.get(space, space) if kind == "float" else space
         if kind not in _COLOR_SPACES:
-            why = f"{_SAMPLE_NAMES.get(kind, kind)} samples are"
+            why = f"{SAMPLE_NAMES.get(kind, kind)} samples are"
         elif image.bands not in _COLOR_SPACES[kind].get(space, ()):
-            why = f"the color space {space.upper()} ({everything} channels) is"
+            name = "of this file" if space == "multiband" else space.upper()
+            why = f"the color space {name} ({everything} channel{'s' * (everything != 1)}) is"
         elif kind == "float" and image.bands == 2 and bands.premultiplied:
             why = "premultiplied alpha in floating-point gray is"  # libvips divides as if 255 were opaque
         elif kind == "float" and self._header.tags.get(262) == 0:
@@ -304,7 +304,7 @@ class ImageReader:
         elif self._full:
             return image
         elif kind == "float" or (kind == "ushort" and not self._sixteen):
-            why = f"{_SAMPLE_NAMES[kind]} samples are"
+            why = f"{SAMPLE_NAMES[kind]} samples are"
         elif bands.dropped:
             why = "a band that is neither color nor alpha is"
         elif image.hasalpha() and not self._with_alpha:
@@ -313,7 +313,7 @@ class ImageReader:
             why = "the color space CMYK is"
         else:
             return image
-        kinds = "an" if self._full else "one 8-bit"
+        kinds = "an 8-bit or 16-bit" if self._full else "one 8-bit"
         raise ImageError(f"{self.path}: {why} not supported here, convert it to {kinds} RGB or gray image")
 
     def _convert(self, image: pyvips.Image) -> pyvips.Image:

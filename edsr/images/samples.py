@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # arrays are converted where libvips is not installed, too: o
 
 _GAP = 4
 """Reductions by twice this or more begin with a mean over whole blocks of pixels (`resample`)."""
+SAMPLE_NAMES = {"ushort": "16-bit", "float": "floating-point", "uint": "32-bit whole-number"}
+SAMPLE_NAMES |= {"char": "signed 8-bit", "short": "signed 16-bit", "int": "signed 32-bit"}
+"""libvips' sample types, as people are told of them."""
 _THREADS = 2
 """Of libvips, in a reduction. Each holds rows of its own, and the encoder behind them is a single one."""
 _HELD_ROWS = 5_000

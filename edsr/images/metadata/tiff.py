@@ -13,15 +13,17 @@ ICC, XMP, IPTC, PHOTOSHOP = 34675, 700, 33723, 34377
 RESOLUTION = (282, 283, 296)  # horizontally, vertically, unit
 STRUCTURE = {
     *range(254, 260), 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 280, 281, *RESOLUTION, 284, 286, 287, 288,
-    289, 290, 291, 292, 293, 297, 317, 320, 321, 322, 323, 324, 325, 326, 327, 328, 332, 333, 334, 336, 338, 339,
-    340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 32995, 32996, 32997, 32998,
+    289, 290, 292, 293, 297, 317, 320, 321, 322, 323, 324, 325, 326, 327, 328, 332, 333, 334, 336, 338, 339,
+    340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 32995, 32996, 32997, 32998,
     34665, 34853, 40965,
 }  # fmt: skip
 _GEO = {33550, 33922, 34264, 34735, 34736, 34737, 33920, 50844}
 _GDAL, NODATA = 42112, 42113
+_BLACK_WHITE = 532
 _NAMES = {
-    301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities", 330: "SubIFDs", 342: "TransferRange",
-    343: "ClipPath", 37724: "ImageSourceData", _GDAL: "GDAL_METADATA",
+    291: "GrayResponseCurve", 301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities",
+    330: "SubIFDs", 342: "TransferRange", 343: "ClipPath", _BLACK_WHITE: "ReferenceBlackWhite",
+    37724: "ImageSourceData", _GDAL: "GDAL_METADATA",
 }  # fmt: skip
 _KINDS = {ICC: ("icc", "ICC profile"), XMP: ("xmp", "XMP"), IPTC: ("iptc", "IPTC data")}
 _KINDS |= {PHOTOSHOP: ("photoshop", "Photoshop's image resources")}
@@ -38,6 +40,8 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
         yield Entry("thumbnail", "254", "reduced copy")
     for tag, entry in sorted(entries.items()):
         if tag in STRUCTURE or tag in exif.DESCRIPTIVE_TAGS or not entry.value_count:
+            continue
+        if tag == _BLACK_WHITE and (_photometric(form, entries) == 6 or _full_range(file, form, entry)):
             continue
         size = entry.value_count * exif.SIZES.get(entry.field_type, 1)
         code = str(tag)
@@ -58,6 +62,18 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
             yield Entry("nodata", code, "GDAL_NODATA", value.data if value else b"", size)
         else:
             yield Entry("other", code, _NAMES.get(tag, code), b"", size)
+
+
+def _photometric(form: exif.TiffForm, entries: dict[int, Value]) -> int | None:
+    return exif.read_number(form, entries[262]) if 262 in entries else None
+
+
+def _full_range(file: BinaryIO, form: exif.TiffForm, entry: Value) -> bool:
+    """Whether black is 0, and white the most that samples can be, as where the file says nothing of it."""
+    value = exif.read_value(file, form, entry, 1000) if entry.field_type == 5 else None
+    numbers = struct.unpack(f"{form.byte_order}{len(value.data) // 4}I", value.data) if value else ()
+    blacks, whites = numbers[::4], [(n, d) for n, d in zip(numbers[2::4], numbers[3::4], strict=False)]
+    return bool(whites) and not any(blacks) and all(d and n / d in (255, 65535) for n, d in whites)
 
 
 def _has_reduced_copy(file: BinaryIO) -> bool:
