@@ -128,7 +128,8 @@ def test_damage_is_refused_or_salvaged(tmp_path, name):
         refused("nothing is left of it", read, path, salvage=True)
         return
     pixels, warnings = read(path, salvage=True)
-    assert len(warnings) == 1 and warnings[0].startswith("damaged: what is left of it is given")
+    assert warnings[-1].startswith("damaged: what is left of it is given")
+    assert len(warnings) == 1 or name == "cut.gif"  # whose metadata is cut off, too
     if name == "cut.png":
         assert np.array_equal(pixels[:20], PIXELS[:20])
 

@@ -211,7 +211,6 @@ def test_what_a_stream_remembers_is_known_before(blocks, features, columns, rows
     stream, most = Stream(m, width, columns), 0
     for _ in range(3 + 40 // rows):
         stream(torch.rand(1, 3, rows, width))
-        states = [tensor for _, ops in stream._pieces for tensor in ops.state()]
-        most = max(most, sum(tensor.untyped_storage().nbytes() for tensor in states))
+        most = max(most, sum(tensor.nbytes for _, ops in stream._pieces for tensor in ops.state()))
     expected = state_bytes(m.config, width, (rows, columns or width), 4)
-    assert most <= expected <= 1.2 * most + 20 * width * features * 4
+    assert most <= expected <= 1.5 * most + 20 * width * features * 4
