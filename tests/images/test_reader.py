@@ -504,7 +504,7 @@ NOT_READ = {  # by `full` either
     "lab16.tif": (lambda: tiff(noise(channels=3, dtype=np.uint16), photometric="cielab"), "CIELab"),
     "ycbcr.tif": (lambda: encoded("tiff", pillow(make_image()).convert("YCbCr")), "YCbCr"),
     "signed.tif": (lambda: tiff(noise(channels=3, dtype=np.int16), photometric="rgb"), "signed 16-bit"),
-    "long.tif": (lambda: tiff(noise(channels=3, dtype=np.uint32), photometric="rgb"), "uint samples"),
+    "long.tif": (lambda: tiff(noise(channels=3, dtype=np.uint32), photometric="rgb"), "32-bit whole-number samples"),
     "double.tif": (lambda: tiff(noise(channels=3, dtype=np.float64), photometric="rgb"), "cannot be decoded here"),
     "gray.tif": (
         lambda: tiff(make_image(channels=2, dtype="float32"), photometric="minisblack", extrasamples=["assocalpha"]),
