@@ -114,6 +114,16 @@ def read_ifd(file: BinaryIO, form: TiffForm, offset: int) -> tuple[dict[int, Ent
     return entries, there and count == len(table) // form.entry.size
 
 
+def find_values(file: BinaryIO, form: TiffForm, offset: int, tag: int, entry: Entry) -> int:
+    """Where in the file the values of an entry stand, of the IFD at `offset`; it must be there."""
+    if entry.value_count * SIZES.get(entry.field_type, 1) > len(entry.data):
+        return form.offset.unpack(entry.data)[0]
+    file.seek(offset + form.number.size)
+    places = range(file.tell(), file.tell() + 65_535 * form.entry.size, form.entry.size)
+    at = next(at for at in places if form.entry.unpack(file.read(form.entry.size))[0] == tag)
+    return at + form.entry.size - len(entry.data)
+
+
 def walk_ifds(file: BinaryIO, most: int) -> Iterator[dict[int, int]]:
     """Tag -> its whole number, 0 for others, of each directory of a TIFF, up to `most`, the first included.
 

@@ -14,6 +14,7 @@ from .jpeg_header import find_oddities
 from .metadata.tiff import find_mends
 from .number_range import NumberRange, read_heif_range
 from .tiff_bands import TiffBands, read_bands
+from .tiff_half import find_half
 from .tiff_parts import count_pages
 
 _SIGNATURES = {
@@ -68,6 +69,7 @@ class Header(NamedTuple):
         exif_whole: whether `exif` is all of it.
         numbers: how colors are stored, where the decoder leaves them so.
         bands: of a TIFF, what its bands are.
+        half: whether it has 16-bit floats, which are read as whole numbers of the same bits.
         mends: offset -> bytes that must stand there, see `edsr.images.metadata.tiff` and `edsr.images.jpeg_header`.
         pages: of a TIFF, how many images it holds, without reduced copies and masks.
         warnings: a line for each thing that is left out.
@@ -81,6 +83,7 @@ class Header(NamedTuple):
     exif: bytes = b""
     exif_whole: bool = True
     bands: TiffBands = TiffBands()
+    half: bool = False
     mends: dict[int, bytes] = {}  # noqa: RUF012 - never changed
     pages: int = 1
     warnings: tuple[str, ...] = ()
@@ -128,7 +131,8 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
         found, whole = exif.parse(file)
         packed, mends = exif.pack(found), find_mends(file)
         pages, left_out = count_pages(file)
-        return Header(name, loader, False, tags, packed, whole, bands, mends, pages, left_out)
+        half = {} if bands.premultiplied else find_half(file, tags)  # libvips divides by alpha
+        return Header(name, loader, False, tags, packed, whole, bands, bool(half), mends | half, pages, left_out)
     if name == "JPEG":
         odd = find_oddities(file)
         return Header(name, loader, mends=odd.mends, warnings=odd.warnings)

@@ -17,6 +17,7 @@ from .claims import PIXELS_PER_BYTE, check_before_opening, check_claim, tiff_blo
 from .codecs import advise, check_tiff_codec
 from .decoding import DECODER_ERRORS, CheckedImage, check_gif
 from .formats import check_memory, to_srgb
+from .kinds import HALF_SPACES, Wanted, check_kind
 from .messages import describe_error, set_up_libvips
 from .metadata import inventory, transfer
 from .metadata.entries import Entry
@@ -24,17 +25,12 @@ from .metadata.mended import open_mended
 from .nodata import read_nodata
 from .palette import LACKS_COLORS, lacks_colors
 from .probe import probe, refuse_pages
-from .samples import SAMPLE_NAMES, rescale
+from .samples import rescale
+from .tiff_half import NO_NAN, widen
 from .tiff_parts import checksums_hold, find_sparse
 from .value_range import UNIT, FoundRange, ValueRange, map_rows
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
-_COLOR_SPACES = {  # libvips' sample type -> the color spaces that are read, and their channels
-    "uchar": {"b-w": (1, 2), "srgb": (3, 4), "cmyk": (4, 5)},
-    "ushort": {"grey16": (1, 2), "rgb16": (3, 4), "cmyk": (4, 5)},
-    "float": {"b-w": (1, 2), "scrgb": (3, 4)},
-}
-_HALF_SPACES = {"grey16": "b-w", "rgb16": "scrgb"}  # libvips' names for 16-bit floating point, which it gives as fp32
 _AS_A_WHOLE = "here images are held whole, upscale takes them in rows"
 
 
@@ -129,7 +125,7 @@ class ImageReader:
             self.warnings = (*self._list_warnings(image), *found.warnings, *checked.warnings)
             cmyk, image = image.interpretation == "cmyk", checked.image
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
-            self.dtype = np.dtype(_DTYPES[str(image.format)])
+            self.dtype = self._dtype(image)
             self.value_range, self.found = value_range if self.dtype == np.float32 else UNIT, FoundRange()
             if self.value_range != value_range:
                 self.warnings += (
@@ -212,7 +208,7 @@ class ImageReader:
             checked, self._checked = self._checked or self._open(), None  # can be read once only
             image = checked.image
             shape = image.height, image.width, image.bands
-            if shape != self._stored or _DTYPES[str(image.format)] != self.dtype:
+            if shape != self._stored or self._dtype(image) != self.dtype:
                 raise ImageError(f"{self.path}: has changed since it was opened, run again")
             bits = _get_field(image, "bits-per-sample") or 16
             deflated = self._header.tags.get(259) in (8, 32946)
@@ -223,9 +219,13 @@ class ImageReader:
         if self._interlaced:
             rows = reorder.deinterlace(self.path, image.width, image.height, count, self._folder)
         else:
-            rows = checked.rows(count, self.dtype)
+            rows = checked.rows(count, np.dtype(_DTYPES[str(image.format)]))
         for part in self._with_image_errors(rows):
             self.warnings += tuple(line for line in checked.warnings if line not in self.warnings)
+            if self._header.half:
+                part = widen(part)
+            elif image.format == "float" and image.interpretation in HALF_SPACES and np.isinf(part).any():
+                self.warnings += tuple({NO_NAN}.difference(self.warnings))
             if self.dtype == np.float32 and not with_holes and self.nodata.find(part) is not None:
                 raise ImageError(f"{self.path}: holds samples without data (nodata, NaN or infinite), fill them first")
             if self._header.loader == "heifload" and self.dtype == np.uint16:
@@ -288,33 +288,13 @@ class ImageReader:
         pages = self._header.pages if self.format == "TIFF" else _get_field(image, "n-pages") or 1
         if pages != 1:
             refuse_pages(self.path, "animation frames" if self.format in ("WebP", "GIF") else "pages", pages)
-        bands = self._header.bands
-        everything, image = image.bands, bands.select(image)
-        kind, space = str(image.format), str(image.interpretation)
-        space = _HALF_SPACES.get(space, space) if kind == "float" else space
-        if kind not in _COLOR_SPACES:
-            why = f"{SAMPLE_NAMES.get(kind, kind)} samples are"
-        elif image.bands not in _COLOR_SPACES[kind].get(space, ()):
-            name = "of this file" if space == "multiband" else space.upper()
-            why = f"the color space {name} ({everything} channel{'s' * (everything != 1)}) is"
-        elif kind == "float" and image.bands == 2 and bands.premultiplied:
-            why = "premultiplied alpha in floating-point gray is"  # libvips divides as if 255 were opaque
-        elif kind == "float" and self._header.tags.get(262) == 0:
-            why = "white as zero in floating-point gray is"  # libvips leaves it so
-        elif self._full:
-            return image
-        elif kind == "float" or (kind == "ushort" and not self._sixteen):
-            why = f"{SAMPLE_NAMES[kind]} samples are"
-        elif bands.dropped:
-            why = "a band that is neither color nor alpha is"
-        elif image.hasalpha() and not self._with_alpha:
-            why = "transparency (alpha) is"
-        elif space == "cmyk":
-            why = "the color space CMYK is"
-        else:
-            return image
-        kinds = "an 8-bit or 16-bit" if self._full else "one 8-bit"
-        raise ImageError(f"{self.path}: {why} not supported here, convert it to {kinds} RGB or gray image")
+        image = self._header.bands.select(image)
+        check_kind(self.path, image, self._header, Wanted(self._sixteen, self._full, self._with_alpha))
+        return image
+
+    def _dtype(self, image: pyvips.Image) -> np.dtype:
+        """Of the samples of an image that libvips gives, as they are handed out."""
+        return np.dtype(np.float32 if self._header.half else _DTYPES[str(image.format)])
 
     def _convert(self, image: pyvips.Image) -> pyvips.Image:
         """Convert CMYK to sRGB, and RGB to gray where the file holds gray."""

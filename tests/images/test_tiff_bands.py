@@ -1,11 +1,14 @@
 """Bands of a TIFF that are neither color nor alpha, with tifffile as the writer of the files; and 16-bit floats."""
 
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
 
 from edsr.images.reader import ImageReader, read_image
 from tests.support.image_files import make_image, refused
+from tests.support.tiff import tiff
 
 NONE, ASSOCIATED, ALPHA = 0, 1, 2  # of ExtraSamples
 
@@ -130,3 +133,54 @@ def test_half_floats_times_alpha(tmp_path):
             assert np.allclose(read_image(tmp_path / "a.tif", full=True), np.dstack([colors, alpha]), atol=1e-3)
         else:
             refused("premultiplied alpha", read_image, tmp_path / "a.tif", full=True)
+
+
+def deflated(pixels: np.ndarray, predictor: int) -> bytes:
+    """A TIFF of 16-bit floats with one of the two predictors of TIFF (6.0, and Adobe's technical note 3)."""
+    rows = pixels.view(np.uint16).reshape(len(pixels), -1)
+    step, one = pixels.shape[2], (1,) * pixels.shape[2]
+    if predictor == 2:
+        coded = np.concatenate([rows[:, :step], rows[:, step:] - rows[:, :-step]], 1)
+    else:
+        planes = np.concatenate([rows >> 8, rows & 255], 1).astype(np.uint8)
+        coded = np.concatenate([planes[:, :step], planes[:, step:] - planes[:, :-step]], 1)
+    data = np.frombuffer(zlib.compress(coded.tobytes()), np.uint8)[None]
+    more: dict = {256: (4, (pixels.shape[1],)), 257: (4, (len(pixels),)), 258: (3, tuple(16 * n for n in one))}
+    more |= {259: (3, (8,)), 262: (3, (2 if step > 2 else 1,)), 277: (3, (step,)), 278: (4, (len(pixels),))}
+    return tiff(data, more | {317: (3, (predictor,)), 339: (3, tuple(3 * n for n in one))})
+
+
+def every_half(channels: int) -> np.ndarray:
+    """All 16-bit floats, 64 x 256 pixels."""
+    return np.arange(65_536, dtype=np.uint16).view(np.float16).reshape(64, 256, 4)[..., :channels].copy()
+
+
+@pytest.mark.parametrize("form", ["strips", "tiles", "big-endian", "BigTIFF", "predictor"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_half_floats_of_every_value(tmp_path, channels, form):
+    """NaN is among them, and libvips makes infinity of it."""
+    pixels = every_half(channels)
+    options: dict = {"tiles": {"tile": (48, 80)}, "big-endian": {"byteorder": ">"}, "BigTIFF": {"bigtiff": True}}
+    if form == "predictor":
+        (tmp_path / "a.tif").write_bytes(deflated(pixels, 2))
+    else:
+        photometric = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(tmp_path / "a.tif", pixels.squeeze(), photometric=photometric, **options.get(form, {}))
+    with ImageReader(tmp_path / "a.tif", full=True) as reader:
+        read = np.concatenate(list(reader.rows(20, with_holes=True)))
+    assert np.array_equal(read.view(np.uint32), pixels.astype(np.float32).view(np.uint32)) and not reader.warnings
+
+
+def test_half_floats_whose_nan_is_lost(tmp_path):
+    """A predictor for floats cannot be undone on whole numbers: a line says what becomes of NaN."""
+    pixels = every_half(3)
+    (tmp_path / "a.tif").write_bytes(deflated(pixels, 3))
+    with ImageReader(tmp_path / "a.tif", full=True) as reader:
+        read = np.concatenate(list(reader.rows(20, with_holes=True)))
+    known = np.isfinite(pixels)
+    assert np.array_equal(read[known], pixels[known]) and np.isinf(read[~known]).all()
+    assert [line for line in reader.warnings if "NaN" in line] == list(reader.warnings)
+    (tmp_path / "b.tif").write_bytes(deflated(np.where(known, pixels, np.float16(0)), 3))
+    with ImageReader(tmp_path / "b.tif", full=True) as reader:
+        list(reader.rows(20, with_holes=True))
+    assert not reader.warnings
