@@ -7,9 +7,9 @@
 # copy goes through a decay of the rate each time, and gives the weights to use: last.safetensors in results.tar.
 # In $OUT at any moment: the newest checkpoint, best weights before the decay, metrics, results.tar with logs.
 #
-#   OUT=folder  TIME=570  PYTHON=python3  WHEELS=folder  KERNELS=kernels.tar      as of bench/gpu.sh
-#   SCALE=2  INIT=edsr-baseline  LR=4e-4  DECAY=75                                of the run; seconds of the decay
-#   TEST=Set5/HR:Set14/HR                                                         folders to score the weights on
+#   OUT=folder  TIME=570  PYTHON=python3  WHEELS=folder  KERNELS=kernels.tar  SLOW=1      as of bench/gpu.sh
+#   SCALE=2  INIT=edsr-baseline  LR=4e-4  DECAY=75                                        of the run; seconds of the decay
+#   TEST=Set5/HR:Set14/HR                                                                 folders to score the weights on
 set -euo pipefail
 usage() { echo "usage: bench/gpu_train.sh DATA... [--resume CHECKPOINT]${1:+: $1}" >&2; exit 2; }
 here=$PWD
@@ -60,6 +60,7 @@ done
 ((left - decay >= 20)) || usage "TIME=${TIME:-570} leaves no time to train beside a decay of $decay s and the scores"
 
 exec "$python" -m bench.parts --seconds "${TIME:-570}" --elapsed "$SECONDS" --out "$out" --run "$run" \
+    --slow "${SLOW:-1}" \
     --keep "$released/metrics.jsonl" "$released/last.safetensors" "$run/plot.png" \
     --end "$python -m bench.findings --logs {logs} --run $released" <<PLAN
 train    $((left - decay)) $python cli.py train $begin --data $images --minutes {minutes-15}

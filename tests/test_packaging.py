@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.support import processes
 
 HOME = "https://example.org/somebody/edsr"
 pytestmark = pytest.mark.slow
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 def run(*command, **environment) -> subprocess.CompletedProcess:
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
     elsewhere = Path(sys.executable).parent  # in the repository, its folder kernels/ would be found first
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=env, cwd=elsewhere, timeout=300)
+    return processes.run([*map(str, command)], capture_output=True, text=True, env=env, cwd=elsewhere)
 
 
 @pytest.fixture(scope="module")

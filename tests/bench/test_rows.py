@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from bench.rounds import Implementation, Turns, in_turns, measured, measured_wor
 from bench.workloads import CpuNetwork, Unavailable
 from edsr import EDSRConfig
 from tests.conftest import ROOT
+from tests.support import processes
 
 ROWS = """
 import pytest
@@ -53,7 +53,7 @@ def run(folder: Path, *arguments: str, code: int = 0) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *arguments]
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = processes.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from edsr.inference.upscaler import Upscaler
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.weights import load_model, save_model
 from tests.conftest import ROOT, make_image, network
+from tests.support.processes import communicate, wait_until
 
 
 def listing(folder):
@@ -173,7 +173,7 @@ def test_a_terminal_gets_progress(home):
         if not part:
             break
         shown += part
-    process.communicate(timeout=60)
+    communicate(process)
     os.close(leader)
     assert process.returncode == 0
     assert b"rows" in shown and b"Mpx/s" in shown
@@ -398,13 +398,6 @@ def test_interruption_leaves_no_half_file(home, capsys, monkeypatch):
     assert listing(home) == ["m.safetensors", "photo.png"]
 
 
-def wait_for(happened, process, seconds=120):
-    """Until something has happened, the process has ended, or it took too long."""
-    end = time.monotonic() + seconds
-    while not happened() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize(
     ("files", "devices"), [(1, "cpu"), *(pytest.param(files, "cpu,cpu", marks=pytest.mark.slow) for files in (1, 2))]
 )
@@ -416,9 +409,9 @@ def test_sigterm_leaves_no_half_file(home, files, devices):
     save_model(network(2, blocks=8, features=64), "m.safetensors")
     command = [sys.executable, ROOT / "cli.py", "upscale", *names, "--model", "m.safetensors", "--device", devices]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    wait_for(lambda: any(p.name.endswith(".part") for p in home.iterdir()), process)
+    wait_until(lambda: any(p.name.endswith(".part") for p in home.iterdir()), process)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = communicate(process)
     goes_on = b"" if files == 1 else b": 0 of 2 images done; the same command with --skip-existing goes on"
     assert process.returncode == 130 and err == b"interrupted" + goes_on + b"\n"
     assert listing(home) == [*names, "m.safetensors", "photo.png"]
@@ -540,9 +533,9 @@ def test_a_stopped_training_is_saved_and_continues(home):
     command = [sys.executable, ROOT / "cli.py", "train", "--data", "data", "--out", "run", "--device", "cpu"]
     command += ["--batch", "1", "--patch", "8", "--save-every", "1"]
     process = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(p.name > "checkpoint-00000001" for p in (home / "run").glob("checkpoint-*")), process)
+    wait_until(lambda: any(p.name > "checkpoint-00000001" for p in (home / "run").glob("checkpoint-*")), process)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = communicate(process)
     assert process.returncode == 130 and "continue with --resume" in err
     step = int(re.findall(r"saved at step (\d+)", err)[0])
     assert (home / "run" / f"checkpoint-{step:08d}" / "state.json").exists()

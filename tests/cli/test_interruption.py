@@ -9,6 +9,7 @@ import pytest
 
 from edsr.system import atomic_file, remove_unfinished, temporary_folder
 from tests.conftest import ROOT
+from tests.support.processes import communicate
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX's signals")
 
@@ -77,7 +78,7 @@ def test_whatever_hangs_a_signal_ends_it(home, cases):
             assert process.stdout.readline() == "hangs\n", (place, process.communicate())
             for number in signals:
                 process.send_signal(number)
-            _, messages = process.communicate(timeout=200)
+            _, messages = communicate(process)
             assert (process.returncode, messages) == (130, "interrupted\n"), place
     finally:
         for process, *_ in started:

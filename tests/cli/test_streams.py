@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from edsr.errors import printable
 from tests.conftest import ROOT
 from tests.support.image_files import make_image as smooth
 from tests.support.image_files import names, pillow
+from tests.support.processes import run as run_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes, and a shell")
 HOSTILE = "a\x1b]0;title\x07\nb\u202e\udcff"
@@ -26,9 +26,7 @@ CONTROLS = {*map(chr, [*range(32), *range(127, 160)]), "\u202e", "\u2028"} - {"\
 def shell(redirections, *arguments, **environment):
     """`upscale` as a shell starts it."""
     command = shlex.join([sys.executable, str(ROOT / "cli.py"), *map(str, arguments)])
-    return subprocess.run(
-        ["sh", "-c", f"{command} {redirections}"], capture_output=True, timeout=120, env=os.environ | environment
-    )
+    return run_process(["sh", "-c", f"{command} {redirections}"], capture_output=True, env=os.environ | environment)
 
 
 def stream(encoding):

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import resource
-import subprocess
 import sys
 
 import numpy as np
@@ -19,11 +18,12 @@ from tests.conftest import ROOT, make_image
 from tests.support.image_files import ICC, encoded, names, pillow
 from tests.support.image_files import make_image as smooth
 from tests.support.image_files import write as save
+from tests.support.processes import run as run_process
 
 
 def process(*arguments, stdin=b"", **options):
     command = [sys.executable, ROOT / "cli.py", "upscale", *arguments, "--model", "m.safetensors"]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=120, **options)
+    return run_process(command, input=stdin, capture_output=True, **options)
 
 
 def ours():
@@ -248,7 +248,7 @@ def test_torchrun_shares_a_batch(home):
     ]
     command += ["--model", "m.safetensors", "--json", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = run_process(command, capture_output=True, text=True, env=environment)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode != 0  # torchrun's own, because one file failed
     assert sorted(record["input"] for record in records) == [f"in/{i}.png" for i in range(7)]
@@ -309,6 +309,6 @@ def test_an_existing_file_survives_a_full_disk(home):
     code = "import resource, sys; sys.path.insert(0, sys.argv.pop(1)); import cli\n"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, ROOT, "upscale", "noise.png", "-o", "b.png", "--overwrite"]
-    done = subprocess.run([*command, "--model", "m.safetensors"], capture_output=True, timeout=120)
+    done = run_process([*command, "--model", "m.safetensors"], capture_output=True)
     assert done.returncode == 1 and (home / "b.png").read_bytes() == b"precious"
     assert names(home) == ["b.png", "m.safetensors", "noise.png", "photo.png"]

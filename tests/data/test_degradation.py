@@ -264,7 +264,7 @@ def test_threads_work_ahead(some):
     degrader = PatchDegrader(some, 8, 0, parse_degradation(ALL), first=0, ahead=4)
     degrader.submit(0, PatchSampler(some.index, 8, 6, 0).draw(0, 3))
     assert len(degrader.pending) == 3
-    assert all(future.result(timeout=60).shape == (6, 8, 8, 3) for future in degrader.pending.values())
+    assert all(future.result(timeout=600).shape == (6, 8, 8, 3) for future in degrader.pending.values())
     degrader.close()
 
 

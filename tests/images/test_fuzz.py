@@ -26,9 +26,15 @@ from edsr.images.writer import ImageWriter
 from tests.conftest import ROOT
 from tests.support.image_files import ICC, encoded, linux, make_image, names, pillow, png
 from tests.support.mutations import mutate, rejoined
+from tests.support.processes import run
 
 SIZE = 33, 27
-SECONDS, MEGABYTES, ROWS = 10, 400, 60  # that a mutant may take, and rows of it besides; 0.02 and 20 are usual
+SECONDS, MEGABYTES, ROWS = (
+    10,
+    400,
+    60,
+)  # of a processor, that a mutant may take, and rows of it besides; 0.02 and 20 are usual
+ENDLESS = 200  # seconds of a processor after which a mutant is taken to have no end
 ADDRESSES = 8_000_000_000  # bytes
 SPOOLED = ReadLimits(spooled=0)  # what must be reordered goes through a temporary file, however small it is
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><note>kept</note></x:xmpmeta>"
@@ -118,7 +124,7 @@ def attempt(kind, number, data, folder, good):
     extension = (".png", ".tif", ".jpg", ".png", ".tif", ".webp", ".png", ".avif")[number % 8]
     target, before = folder / f"out{extension}", names(folder)
     Path("/proc/self/clear_refs").write_text("5")
-    start, held, row = time.monotonic(), memory("VmRSS"), 0
+    start, held, row = time.process_time(), memory("VmRSS"), 0
     try:
         limits = SPOOLED if number // 2 % 2 else DEFAULT_LIMITS
         with ImageReader(source, full=True, folder=folder, limits=limits) as reader:
@@ -143,7 +149,7 @@ def attempt(kind, number, data, folder, good):
         target.unlink()
     if read_image(good[0], full=True).tobytes() != good[1]:
         return "spoils the next file"
-    seconds, megabytes = time.monotonic() - start, memory("VmHWM") - held
+    seconds, megabytes = time.process_time() - start, memory("VmHWM") - held
     if seconds > SECONDS + row / 20 or megabytes > MEGABYTES + ROWS * row:
         return f"took {seconds:.1f} s and {megabytes} MB"
     return ""
@@ -164,6 +170,7 @@ def main():
         os.dup2(printed.fileno(), 2)
         for line in sys.stdin:
             kind, number = line.strip().rsplit(" ", 1)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + ENDLESS, resource.RLIM_INFINITY))
             print(line.strip(), end=": ", flush=True)
             try:
                 wrong = attempt(kind, int(number), valid[kind], folder, good[kind.split()[0]])
@@ -196,13 +203,8 @@ def check_mutants(left):
     """Attempts mutants, each "KIND NUMBER", in processes of their own, one after the other while none crashes."""
     failures, command = [], [sys.executable, "-m", "tests.images.test_fuzz"]
     while left:
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, input="\n".join(left), text=True, stdout=subprocess.PIPE, timeout=200
-            )
-            end, output = f"ended the process with {done.returncode}", done.stdout
-        except subprocess.TimeoutExpired as error:
-            end, output = "does not end", (error.stdout or b"").decode()
+        done = run(command, cwd=ROOT, input="\n".join(left), text=True, stdout=subprocess.PIPE)
+        end, output = f"ended the process with {done.returncode}", done.stdout
         lines = [line for line in output.splitlines() if line.partition(":")[0] in left]
         assert lines, end
         failures += [line for line in lines if not line.endswith(": ")]

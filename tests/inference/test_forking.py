@@ -34,7 +34,7 @@ for made in "before", "in the worker":
     results = context.Queue()
     worker = context.Process(target=use, args=(made, results))
     worker.start()
-    print(results.get(timeout=60))
+    print(results.get())
     worker.join()
 """
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from edsr.kernels.winograd import ops as winograd_cpu
 from tests.conftest import ROOT
+from tests.support.processes import communicate
 
 if winograd_cpu.unavailable_reason("cpu", torch.float32, 16):
     pytest.skip(winograd_cpu.unavailable_reason("cpu", torch.float32, 16), allow_module_level=True)
@@ -135,7 +136,7 @@ class TestCache:
             process.stdin.write("\n")
             process.stdin.flush()
         for process in both:
-            _, errors = process.communicate(timeout=60)
+            _, errors = communicate(process)
             assert process.returncode == 0, errors
         (kept,) = (tmp_path / "edsr-triton").iterdir()
         assert jit.read_object(kept)

@@ -3,13 +3,15 @@
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 
 import psutil
 
 IDLE = 120.0
 """Seconds in which a process and its children take no time of a processor, and are taken to hang."""
+ENDLESS = 3600.0
+"""Seconds of a processor after which they are taken to go round in circles."""
 
 
 def work_done(pid: int) -> float:
@@ -34,7 +36,7 @@ class Watch:
         now = sum(work_done(process.pid) for process in self._processes)
         if now != self._before:
             self._before, self._since = now, time.monotonic()
-        return time.monotonic() - self._since > self._idle
+        return time.monotonic() - self._since > self._idle or now > ENDLESS
 
 
 @contextmanager
@@ -56,10 +58,21 @@ def killed_if_idle(process: subprocess.Popen, idle: float = IDLE):
         thread.join()
 
 
-def communicate(process: subprocess.Popen, text: str | None = None) -> tuple:
+def communicate(process: subprocess.Popen, text: str | bytes | None = None) -> tuple:
     """What `Popen.communicate` gives; a process that hangs is killed."""
     with killed_if_idle(process):
         return process.communicate(text)
+
+
+def run(command: Sequence, *, input: str | bytes | None = None, **options) -> subprocess.CompletedProcess:
+    """`subprocess.run` of a process that is killed when it hangs."""
+    if options.pop("capture_output", False):
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    with subprocess.Popen(command, **options) as process:
+        output, errors = communicate(process, input)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def wait_until(happened: Callable[[], bool], *processes: subprocess.Popen, every: float = 0.05) -> None:

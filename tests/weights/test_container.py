@@ -6,7 +6,6 @@ import os
 import pickle
 import socket
 import struct
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from edsr.weights import container, load_model, read_info, save_model
 from tests.conftest import ROOT
 from tests.support.checkpoints import assert_same_state, basicsr, edsr_pytorch, refusal
+from tests.support.processes import run
 from tests.support.repeating import in_layout, repeating
 
 # What else a file may be
@@ -261,7 +261,7 @@ def test_claims_are_refused_before_anything_is_allocated(tmp_path):
         paths.append(tmp_path / f"{i}.pt")
         paths[-1].write_bytes(data)
     command = [sys.executable, "-c", LIMITED, *map(str, paths)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    ran = run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout.splitlines() == ["0 False"] * len(paths), ran.stderr
 
 

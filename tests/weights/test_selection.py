@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -23,6 +22,7 @@ from edsr.weights import files as weights
 from edsr.weights import load_model, save_model, selection
 from tests.conftest import ROOT, make_image, network
 from tests.support.image_files import names, pillow
+from tests.support.processes import run as run_process
 
 SILENT = Silent()
 
@@ -238,7 +238,7 @@ def test_standard_input(home):
     code += "from edsr.weights import files, selection; selection.TABLE = Path('.points.json')\n"
     code += "files.FOLDER = Path('packaged'); import cli; sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(ROOT), "upscale", "-"]
-    done = subprocess.run(command, input=(home / "a.jpg").read_bytes(), capture_output=True, timeout=120)
+    done = run_process(command, input=(home / "a.jpg").read_bytes(), capture_output=True)
     found = selection.choose_by_file(home / "a.jpg", 2)
     assert done.returncode == 0 and done.stderr.decode().rstrip().endswith(found.description)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(done.stdout))), by(found.model, "a.jpg"))

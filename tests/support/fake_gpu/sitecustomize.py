@@ -21,6 +21,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 NAME = "NVIDIA H100 80GB HBM3"
 
+PATIENCE = 20  # times as long as on a GPU may anything take here that does not hang on purpose
+QUIET = 15.0  # seconds without any work of a process after which it hangs
+TRAINED = 20.0  # seconds of a processor that training has, whatever it is told
+
 
 # --- torch
 
@@ -189,6 +193,36 @@ def patch_hopper_check(module):
 
 def patch_probe(module):
     module.begin = lambda device: None  # it would outlive the test
+    read_line = module._Process.read_line
+
+    def read_or_hang(self, seconds):
+        """The next line of a process that works; `seconds` are of a GPU, and of a machine without other work."""
+        from tests.support.processes import Watch
+
+        watch = Watch(self._process, idle=QUIET)
+        while (line := read_line(self, 0.5)) is None and not watch.hangs():
+            pass
+        return line
+
+    module._Process.read_line = read_or_hang
+
+
+def patch_isolate(module):
+    tell = module.Heartbeat.__call__
+    module.Heartbeat.__call__ = lambda self, part, seconds=module.LIMIT: tell(self, part, PATIENCE * seconds)
+    module.LIMIT *= PATIENCE
+
+
+def patch_trainer(module):
+    """Minutes of training are few, and of a processor: as many steps fit into them on a machine with other work."""
+    init = module.Trainer.__init__
+
+    def short(self, start, group, clock, started, lock):
+        if start.config.minutes is not None:
+            start = start._replace(config=replace(start.config, minutes=TRAINED / 60))
+        init(self, start, group, time.process_time, time.process_time(), lock)
+
+    module.Trainer.__init__ = short
 
 
 # --- what is measured
@@ -265,10 +299,12 @@ PATCHES = {
     "edsr.models.edsr": patch_model,
     "edsr.inference.cuda": patch_graphs,
     "edsr.training.step": patch_step,
+    "edsr.training.trainer": patch_trainer,
     "edsr.weights.files": patch_weights,
     "edsr.kernels.triton.launch": patch_launch,
     "edsr.kernels.triton.hopper.self_test": patch_hopper_check,
     "edsr.kernels.triton.hopper.probe": patch_probe,
+    "bench.isolate": patch_isolate,
     "bench.machine": patch_machine,
     "bench.frames": patch_frames,
     "bench.ops": patch_ops,
