@@ -54,7 +54,7 @@ def run_compare(options: Namespace) -> int:
         if description != options.model:
             print_result(f"  {description}")
         for title, (psnr, ssim) in found.scores.items():
-            print_result(f"  {title:10}{psnr:6.2f} dB{ssim:9.4f}")
+            print_result(f"  {title:10}{psnr:6.2f} dB" + ("" if math.isnan(ssim) else f"{ssim:9.4f}"))
     return 0
 
 
@@ -62,7 +62,7 @@ def run_compare(options: Namespace) -> int:
 
 
 def run_evaluate(options: Namespace) -> int:
-    from edsr.evaluation import evaluate, mean_scores
+    from edsr.evaluation import evaluate, mean_counts, mean_scores
 
     if options.model == "auto":
         raise UsageError("evaluate scores one network for all images, not auto; name it with --model")
@@ -78,16 +78,23 @@ def run_evaluate(options: Namespace) -> int:
                 print_line(image["error"])
                 continue
             images.append(image)
+            print_line(*(f"note: {image['name']}: {line}" for line in image.get("warnings", ())))
             if not options.json:
                 print_result(score_line(image["name"], image))
         complete = True
     finally:  # what was scored before an interruption is given, too
         if options.json:
             document = {"images": [name_infinite(image) for image in images], "failed": failed}
-            print_result(dumps(document | {"mean": name_infinite(mean_scores(images)), "complete": complete}))
+            means, counts = name_infinite(mean_scores(images)), mean_counts(images)
+            means |= {"counts": counts} if counts else {}
+            print_result(dumps(document | {"mean": means, "complete": complete}))
     if images and not options.json:
         title = f"mean of {len(images)}" + (f" of {len(images) + len(failed)}" if failed else "")
         print_result(score_line(title, mean_scores(images)))
+    counts = mean_counts(images)
+    for kind in "psnr", "ssim":
+        if kind in counts:
+            print_line(f"note: mean {kind.upper()} of {counts[kind]} of {len(images)}, where it is a number")
     if failed:
         print_line(f"{len(failed)} of {len(images) + len(failed)} images could not be scored")
     return 1 if failed else 0
@@ -101,7 +108,8 @@ def name_infinite(scores: dict) -> dict:
 
 def score_line(name: str, scores: dict) -> str:
     psnr, ssim, bicubic_psnr, bicubic_ssim = (scores[f] for f in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim"))
-    return f"{printable(name)[:23]:24}{psnr:9.2f}{ssim:9.4f}{bicubic_psnr:10.2f}{bicubic_ssim:9.4f}"
+    ssim, bicubic_ssim = ("-" if math.isnan(value) else f"{value:.4f}" for value in (ssim, bicubic_ssim))
+    return f"{printable(name)[:23]:24}{psnr:9.2f}{ssim:>9}{bicubic_psnr:10.2f}{bicubic_ssim:>9}"
 
 
 # --- train

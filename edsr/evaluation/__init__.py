@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .page import render_page as render_page
     from .scoring import FIELDS as FIELDS
     from .scoring import evaluate as evaluate
+    from .scoring import mean_counts as mean_counts
     from .scoring import mean_scores as mean_scores
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -23,6 +24,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "figure": ["render_figure"],
         "metrics": ["psnr", "scored_region"],
         "page": ["render_page"],
-        "scoring": ["FIELDS", "evaluate", "mean_scores"],
+        "scoring": ["FIELDS", "evaluate", "mean_counts", "mean_scores"],
     },
 )

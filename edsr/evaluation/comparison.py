@@ -50,9 +50,9 @@ class Comparison:
         images: uint8 [H, W, 3] in sRGB, all of one shape, by title, in the order in which they are shown: "bicubic",
             "EDSR x2" ("EDSR+ x2" for a self-ensemble) and, where there is one, "original".
         scores: (PSNR in dB, SSIM) by title; empty without an original and where no pixel lies inside the border. PSNR
-            is inf for equal images, SSIM nan for fewer than 11 pixels a side inside the border.
+            is inf for equal images, SSIM nan for fewer than 11 pixels a side inside the border; `warnings` say so.
         detail: (x, y, side) of a square in `images`, in pixels.
-        warnings: What the reader says of the files, in lines, each with the file's path.
+        warnings: What the reader says of the files, and scores that are missing, in lines, each with a file's path.
     """
 
     name: str
@@ -112,15 +112,19 @@ def compare(
             bar.advance(len(band) // s)
     network = f"EDSR{'+' if self_ensemble else ''} x{s}"
     results = {"bicubic": upscale_bicubic(rows, s), network: np.concatenate(bands)}
-    scores = {}
+    scores, missing = {}, []
     if target is not None and min(target.shape[:2]) > 2 * s:
         scores = {title: metrics.score(*_match_channels(result, target), s) for title, result in results.items()}
+        missing = metrics.explain_missing(scores, s * width, s * height, s)
+    elif target is not None:
+        missing = [f"no scores, as {s * width} x {s * height} pixels leave none inside a border of {s}"]
     images = {title: _to_srgb(result, _icc_profile(source)) for title, result in results.items()}
     detail = detail or choose_detail(images["bicubic"], images[network])
     if target is not None and original is not None:
         images["original"] = _to_srgb(target, _icc_profile(original))
     readers = [source] if original is None or original is source else [source, original]
     warnings = tuple(f"{reader.path}: {line}" for reader in readers for line in reader.warnings)
+    warnings += tuple(f"{hr}: {line}" for line in missing)
     return Comparison(source.path.name, (width, height), s, images, scores, detail, warnings)
 
 

@@ -3,11 +3,15 @@
 All functions take images as arrays in 0..255, [H, W] or [H, W, C], and compute in fp64.
 """
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 PROTOCOLS = ("y", "rgb", "div2k")
+SSIM_SIDE = 11  # of SSIM's window, which must fit into an image
 _BAND_PIXELS = 2**18
 
 
@@ -46,8 +50,8 @@ def ssim(a: np.ndarray, b: np.ndarray, band_pixels: int = _BAND_PIXELS) -> float
         ValueError: The shapes differ, or a side is shorter than 11 pixels.
     """
     _check_same_shape(a, b)
-    if min(a.shape[:2]) < 11:
-        raise ValueError(f"SSIM needs 11 pixels a side, not {a.shape[1]} x {a.shape[0]}")
+    if min(a.shape[:2]) < SSIM_SIDE:
+        raise ValueError(f"SSIM needs {SSIM_SIDE} pixels a side, not {a.shape[1]} x {a.shape[0]}")
     taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     taps /= taps.sum()
 
@@ -88,7 +92,27 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tu
         ValueError: No pixel is left inside the border, the shapes differ, or there is no such protocol.
     """
     a, b = scored_region(sr, hr, scale, protocol)
-    return psnr(a, b), ssim(a, b) if min(a.shape[:2]) >= 11 else float("nan")
+    return psnr(a, b), ssim(a, b) if min(a.shape[:2]) >= SSIM_SIDE else float("nan")
+
+
+def explain_missing(
+    scores: Mapping[str, tuple[float, float]], width: int, height: int, scale: int, protocol: str = "y"
+) -> list[str]:
+    """Says in lines which scores of an image are no numbers, and why.
+
+    Args:
+        scores: (PSNR, SSIM) as `score` gives them, by what the result is called.
+        width: Of the images compared, in pixels.
+        height: Of the images compared, in pixels.
+        scale: As for `score`.
+        protocol: As for `score`.
+    """
+    border = border_pixels(scale, protocol)
+    inside = f"inside the border of {border} are {width - 2 * border} x {height - 2 * border}"
+    lines = [f"{name}: exact, so PSNR is infinite" for name, (psnr, _) in scores.items() if math.isinf(psnr)]
+    if any(math.isnan(ssim) for _, ssim in scores.values()):
+        lines.append(f"no SSIM, which needs {SSIM_SIDE} pixels a side: {inside}")
+    return lines
 
 
 def scored_region(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Scores of a network on a folder of originals, beside bicubic's, as papers report them."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from . import metrics
 logger = logging.getLogger(__name__)
 
 FIELDS = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
+_COMPARED = {field: (field.removeprefix("bicubic_"), f"bicubic_{field.removeprefix('bicubic_')}") for field in FIELDS}
 
 
 def evaluate(
@@ -42,7 +44,8 @@ def evaluate(
 
     Yields:
         {"name", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"}; PSNR in dB, inf where nothing differs, SSIM nan where
-        fewer than 11 pixels a side are scored. Or {"name", "error"}, the error being a line for a person.
+        fewer than 11 pixels a side are scored; then also "warnings", lines for a person that say so. Or {"name",
+        "error"}, the error being a line for a person.
 
     Raises:
         ImageError: A folder cannot be read, or holds no images.
@@ -62,7 +65,10 @@ def evaluate(
             yield {"name": path.name, "error": f"{path.name}: out of memory; try a smaller --tile"}
         else:
             gray += target.shape[2] == 1
-            yield {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
+            results = {"EDSR": scores[:2], "bicubic": scores[2:]}
+            lines = metrics.explain_missing(results, target.shape[1], target.shape[0], upscaler.scale, protocol)
+            found = {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
+            yield found | ({"warnings": lines} if lines else {})
     if others := len(scan_folder(hr).others):
         logger.info(f"{others} files of {hr} are passed over, no images by their names")
     if gray and protocol == "y":
@@ -70,9 +76,31 @@ def evaluate(
 
 
 def mean_scores(images: list[dict]) -> dict:
-    """The mean of each of FIELDS over what `evaluate` yields, errors left out; nan if nothing has been scored."""
+    """The mean of each of FIELDS over what `evaluate` yields, errors left out; nan if nothing has been scored.
+
+    Of each score it is the mean over the images of which it is finite, both the network's and bicubic's, so that the
+    two can be compared (`mean_counts` says how many these are); over all if there are none such.
+    """
+    finite, scored = _with_finite(images), [image for image in images if "error" not in image]
+    return {
+        field: float(np.mean([image[field] for image in finite[field] or scored])) if scored else float("nan")
+        for field in FIELDS
+    }
+
+
+def mean_counts(images: list[dict]) -> dict[str, int]:
+    """Of how many images each mean of `mean_scores` is, where that is not all, nor all in want of a finite one."""
+    scored = sum("error" not in image for image in images)
+    return {field: len(chosen) for field, chosen in _with_finite(images).items() if 0 < len(chosen) < scored}
+
+
+def _with_finite(images: list[dict]) -> dict[str, list[dict]]:
+    """By field, the images of which it is finite, the network's and bicubic's."""
     scored = [image for image in images if "error" not in image]
-    return {field: float(np.mean([image[field] for image in scored])) if scored else float("nan") for field in FIELDS}
+    return {
+        field: [image for image in scored if all(math.isfinite(image[name]) for name in _COMPARED[field])]
+        for field in FIELDS
+    }
 
 
 def _score(

@@ -10,6 +10,7 @@ from typing import TextIO
 
 import numpy as np
 
+from edsr.strict_json import dumps
 from edsr.system import atomic_file, remove_abandoned
 
 logger = logging.getLogger(__name__)
@@ -42,12 +43,12 @@ class RunLogger:
     def _open(self, step: int) -> TextIO:
         lines = [line for line in read_metrics(self._path) if line["step"] <= step]
         with atomic_file(self._path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.write("".join(dumps(line) + "\n" for line in lines).encode())
         return open(self._path, "a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, **values: float) -> None:
         """Writes a line of metrics.jsonl, and as many TensorBoard scalars."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.write(dumps({"step": step} | values) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

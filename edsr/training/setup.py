@@ -17,6 +17,7 @@ from edsr.weights import list_packaged, load_model
 
 from .config import TrainConfig
 from .step import CHUNK_FLOPS, TrainStep
+from .validation import is_flat
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ MIN_VALIDATED = 3  # LR pixels a side: of less, nothing is left when the border 
 def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages, PairedImages | None]:
     """Loads images to train on, and to validate on if there are any.
 
-    Validation images too small to be scored are left out.
+    Validation images too small to be scored, or of one color, are left out.
 
     Raises:
         DataError: There is nothing to train on, or nothing in `config.val` to validate on.
@@ -42,24 +43,25 @@ def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages,
     elif validation is None:
         training, validation = train_val_split(training)
     if validation is not None:
-        validation = _leave_out_tiny(validation, group)
+        validation = _leave_out_unscored(validation, group)
     if config.val and validation is None:
         least = MIN_VALIDATED * config.scale
-        raise DataError(f"{config.val}: no image of {least} x {least} pixels or more; give another --val")
+        kinds = f"no image of {least} x {least} pixels or more that is not of one color"
+        raise DataError(f"{config.val}: {kinds}; give another --val")
     if group.is_main:
         logger.info(f"{len(training)} images to train on, {len(validation) if validation else 0} to validate on")
     return training, validation
 
 
-def _leave_out_tiny(images: PairedImages, group: ProcessGroup) -> PairedImages | None:
-    """The images that can be scored; None if none can."""
-    enough = np.array([min(images.pair(i)[0].shape[:2]) >= MIN_VALIDATED for i in range(len(images))])
-    if group.is_main and not enough.all():
-        side = MIN_VALIDATED * images.scale
-        logger.info(
-            f"{np.sum(~enough)} of {len(images)} validation images smaller than {side} x {side} pixels: left out"
-        )
-    return replace(images, index=images.index[enough]) if enough.any() else None
+def _leave_out_unscored(images: PairedImages, group: ProcessGroup) -> PairedImages | None:
+    """The images whose score tells something; None if there are none."""
+    tiny = np.array([min(images.pair(i)[0].shape[:2]) < MIN_VALIDATED for i in range(len(images))])
+    flat = np.array([not tiny[i] and is_flat(images.pair(i)[1], images.scale) for i in range(len(images))])
+    side, kept = MIN_VALIDATED * images.scale, ~tiny & ~flat
+    for left_out, kind in (tiny, f"smaller than {side} x {side} pixels"), (flat, "of one color, or one luma"):
+        if group.is_main and left_out.any():
+            logger.info(f"{left_out.sum()} of {len(images)} validation images {kind}: left out")
+    return replace(images, index=images.index[kept]) if kept.any() else None
 
 
 def build_model(config: TrainConfig, group: ProcessGroup) -> EDSR:

@@ -1,5 +1,8 @@
 """How good a network is while it is trained, measured cheaply enough to be done often."""
 
+import logging
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,6 +13,8 @@ from edsr.data import Degradation, PairedImages, degrade
 from edsr.evaluation import psnr, scored_region
 from edsr.images import matlab_bicubic, to_depth
 from edsr.models import EDSR
+
+logger = logging.getLogger(__name__)
 
 PROBE_IMAGES = 4  # from which a run judges whether it has learned at all
 PROBE_SIDE = 48  # LR pixels of each
@@ -82,15 +87,32 @@ def bicubic_psnr(images: PairedImages) -> float:
     for i in range(len(images)):
         low, high = (np.ascontiguousarray(to_depth(image, np.uint8)) for image in images.pair(i))
         scores.append(psnr(*scored_region(matlab_bicubic(low, *high.shape[:2]), high, images.scale)))
-    return float(np.mean(scores))
+    return _mean_psnr(scores)
+
+
+def is_flat(high: np.ndarray, scale: int) -> bool:
+    """Whether an image, uint8 or uint16 [H, W, 3], has one luma in all that is scored: even bicubic's PSNR may then be
+    infinite, and it tells nothing of a network."""
+    scored, _ = scored_region(*[to_depth(high, np.uint8)] * 2, scale)
+    return bool((scored == scored.flat[0]).all())
+
+
+def _mean_psnr(scores: Sequence[float]) -> float:
+    """The mean of those that are finite, which is logged where some are not; inf if none is."""
+    finite = [score for score in scores if math.isfinite(score)]
+    if 0 < len(finite) < len(scores):
+        exact = f"{len(scores) - len(finite)} of {len(scores)} validation images"
+        logger.info(f"{exact} come out exact, with infinite PSNR: the mean is of the others")
+    return float(np.mean(finite or scores))
 
 
 def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict[str, np.ndarray]]:
     """Measures a network on validation images.
 
     Returns:
-        Mean PSNR in dB on luma, a border of `scale` pixels left out; and by name, of the first SAMPLES images, a detail
-        of at most SAMPLE_SIDE pixels a side, uint8: bicubic, output and target side by side.
+        Mean PSNR in dB on luma, a border of `scale` pixels left out, of images that are not exact; and by name, of the
+        first SAMPLES images, a detail of at most SAMPLE_SIDE pixels a side, uint8: bicubic, output and target side by
+        side.
     """
     device = next(model.parameters()).device
     scores, samples = [], {}
@@ -104,4 +126,4 @@ def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict
             h, w = (min(SAMPLE_SIDE // scale, side) * scale for side in low.shape[:2])
             views = matlab_bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
             samples[f"sample/{i}"] = np.concatenate(views, axis=1)
-    return float(np.mean(scores)), samples
+    return _mean_psnr(scores), samples

@@ -150,6 +150,8 @@ def test_a_few_pixels(tmp_path, upscaler, height, width):
     for image, hr in (small, None), (small, large), (None, large):
         found = compare(upscaler, image, hr)
         assert found.scores == {} and found.detail[2] == 2 * min(height, width)
+        assert len(found.warnings) == (hr is not None)
+        assert all("leave none inside a border of 2" in line for line in found.warnings)
         assert max(render_figure(found).size) < 2000
 
 
@@ -157,7 +159,15 @@ def test_scores_of_small_images_lack_ssim(tmp_path, upscaler):
     found = compare(upscaler, None, written(tmp_path / "a.png", make_image(6, 30)))
     psnr, ssim = found.scores["bicubic"]
     assert psnr > 0 and math.isnan(ssim)
+    why = "no SSIM, which needs 11 pixels a side: inside the border of 2 are 26 x 2"
+    assert found.warnings == (f"{tmp_path / 'a.png'}: {why}",)
     render_figure(found)
+
+
+def test_an_exact_result_is_said(tmp_path, upscaler):
+    found = compare(upscaler, None, written(tmp_path / "a.png", np.full((40, 40, 3), 99, np.uint8)))
+    assert found.scores["bicubic"][0] == math.inf
+    assert f"{tmp_path / 'a.png'}: bicubic: exact, so PSNR is infinite" in found.warnings
 
 
 # --- color profiles

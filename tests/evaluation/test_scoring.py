@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from edsr import cli
-from edsr.evaluation.scoring import evaluate, mean_scores
+from edsr.evaluation.scoring import FIELDS, evaluate, mean_scores
 from edsr.images import matlab_bicubic, matlab_downscale, matlab_round
 from edsr.inference.upscaler import Upscaler
 from edsr.weights import list_packaged, load_model, save_model
@@ -189,6 +189,32 @@ def test_equal_images_are_null_and_named(tmp_path, score):
     _, document, _ = score()
     for scores in document["images"][0], document["mean"]:
         assert scores["bicubic_psnr"] is None and "bicubic_psnr" in scores["infinite"]
+
+
+def test_a_score_that_does_not_exist_is_explained_and_not_in_the_mean(folders, score, capsys):
+    """A narrow image has no SSIM, a flat one, which bicubic gives back, no finite PSNR."""
+    whole = score("--protocol", "div2k")[1]
+    Image.fromarray(make_image(60, 22)).save(folders / "hr" / "narrow.png")
+    Image.fromarray(np.full((40, 40, 3), 99, np.uint8)).save(folders / "hr" / "flat.png")
+    code, document, said = score("--protocol", "div2k")
+    assert code == 0 and document["complete"]
+    images = {image["name"]: image for image in document["images"]}
+    why = {
+        "narrow.png": "no SSIM, which needs 11 pixels a side: inside the border of 8 are 6 x 44",
+        "flat.png": "bicubic: exact, so PSNR is infinite",
+    }
+    for name, line in why.items():
+        assert images[name]["warnings"] == [line] and f"note: {name}: {line}" in said
+    assert images["narrow.png"]["ssim"] is None and "warnings" not in images["a.png"]
+    for field, without in ("psnr", "flat.png"), ("bicubic_psnr", "flat.png"), ("bicubic_ssim", "narrow.png"):
+        mean = np.mean([image[field] for name, image in images.items() if name != without])
+        assert document["mean"][field] == pytest.approx(mean)
+    assert document["mean"]["counts"] == dict.fromkeys(FIELDS, 3) and "counts" not in whole["mean"]
+    assert "mean SSIM of 3 of 4" in said and "mean PSNR of 3 of 4" in said
+    save = ["evaluate", "--hr", str(folders / "hr"), "--model", str(folders / "m.safetensors"), "--protocol", "div2k"]
+    assert cli.main(save) == 0
+    captured = capsys.readouterr()
+    assert "nan" not in captured.out and all(f"note: {name}: {line}" in captured.err for name, line in why.items())
 
 
 @pytest.mark.parametrize("side", [13, 16, 17, 18, 19])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edsr.data import dataset
+from edsr.data import PairedImages, dataset
 from edsr.errors import BackendError, CheckpointError, DataError, TrainError, WeightsError
 from edsr.images.resize import matlab_downscale
 from edsr.models.edsr import EDSRConfig
@@ -17,6 +17,7 @@ from edsr.training.validation import validate
 from edsr.weights import load_model, read_info, save_model
 from tests.conftest import make_image, network
 from tests.conftest import training as options
+from tests.support.repeating import repeating
 
 TINY = EDSRConfig(blocks=1, features=8)
 
@@ -130,12 +131,34 @@ def test_validation_images_too_small_to_be_scored_are_left_out(folder, tmp_path,
     assert "2 of 4 validation images smaller than 6 x 6 pixels: left out" in lines
     assert np.isfinite([p.psnr for p in steps if p.psnr is not None]).all()
     only = icons(tmp_path / "only", 4)
-    with pytest.raises(DataError, match="only: no image of 6 x 6 pixels or more; give another --val"):
+    with pytest.raises(DataError, match="only: no image of 6 x 6 pixels or more that is not of one color; give"):
         list(train(options(folder, tmp_path / "none", val=only)))
     assert not (tmp_path / "none").exists()
     # Held out of images that are small themselves.
     list(train(options(icons(tmp_path / "tiny", 4, 5), tmp_path / "small", steps=2, patch=2)))
     assert "1 images to train on, 0 to validate on" in lines
+
+
+def test_validation_images_of_one_color_are_left_out(folder, tmp_path, lines):
+    """Their PSNR is infinite as soon as they come out right, and so was the mean: no later weights were better."""
+    val = icons(tmp_path / "val", 40)
+    Image.fromarray(np.full((40, 40, 3), 99, np.uint8)).save(tmp_path / "val" / "flat.png")
+    list(train(options(folder, tmp_path / "run", steps=5, val=val)))
+    assert "1 of 2 validation images of one color, or one luma: left out" in lines
+    (tmp_path / "val" / "40.png").unlink()
+    with pytest.raises(DataError, match="that is not of one color; give another --val"):
+        list(train(options(folder, tmp_path / "none", val=val)))
+
+
+def test_an_exact_validation_image_is_not_in_the_mean(tmp_path, lines):
+    image = make_image(40, 40)
+    exact = np.repeat(np.repeat(image[:20, :20], 2, 0), 2, 1)  # what the network below makes of its reduction
+    pairs = [(image[:20, :20], exact), (image[:20, :20], image)]
+    m = repeating()
+    alone, _ = validate(m, PairedImages.from_pairs(pairs[1:], 2), 2)
+    both, _ = validate(m, PairedImages.from_pairs(pairs, 2), 2)
+    assert both == alone < np.inf and "1 of 2 validation images come out exact" in lines[-1]
+    assert validate(m, PairedImages.from_pairs(pairs[:1], 2), 2)[0] == np.inf
 
 
 def test_a_gradient_is_clipped_and_a_network_given(folder, tmp_path):
