@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import BinaryIO
 
 from edsr.permissions import private, share, target_of
@@ -105,6 +105,40 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(held)
         shutil.rmtree(part, ignore_errors=True)
         _unfinished.discard(part)
+
+
+def why_unwritable(folder: str | os.PathLike[str]) -> str:
+    """Why nothing can be written into a folder, which may be yet to be made; "" if it can.
+
+    It is tried, by a file without a name: permissions do not tell of disks that are read-only.
+    """
+    top = folder = Path(folder)
+    while not os.path.lexists(top) and top != top.parent:
+        top = top.parent
+    if not os.path.isdir(top):
+        return f"{top} is no folder"
+    try:
+        for name in folder.relative_to(top).parts:
+            with suppress(FileNotFoundError):
+                os.lstat(top / name)  # a name too long
+        with TemporaryFile(prefix=_PREFIX, dir=top):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def why_unwritable_file(path: str | os.PathLike[str]) -> str:
+    """Why `atomic_file` could not write a file, in place of one that is there; "" if it could."""
+    try:
+        target = target_of(path)
+    except OSError as error:
+        return error.strerror or str(error)
+    if os.path.isdir(target):
+        return "is a folder, name a file in it"
+    if not os.path.isdir(target.parent):
+        return f"there is no folder {target.parent}, create it first"
+    why = why_unwritable(target.parent)
+    return f"cannot be written ({why})" if why else ""
 
 
 @contextmanager

@@ -230,6 +230,7 @@ def run_convert(options: Namespace) -> int:
     import torch
 
     from edsr.errors import WeightsError
+    from edsr.system import why_unwritable_file
     from edsr.weights import load_model, read_info, save_model
 
     output = Path(options.output)
@@ -238,6 +239,8 @@ def run_convert(options: Namespace) -> int:
     if output.exists() and not options.overwrite:
         raise WeightsError(f"{output} exists; add --overwrite to replace it")
     chosen = {"scale": options.scale, "residual_scale": options.residual_scale}
+    if why := why_unwritable_file(output):
+        raise WeightsError(f"{output}: {why}")
     model = load_model(options.input, **chosen)
     dtype = torch.float16 if options.half else None
     save_model(model, output, dtype=dtype, training=read_info(options.input, **chosen)["training"])

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edsr.errors import printable
+from edsr.errors import ImageError, printable
 from edsr.strict_json import dumps
+from edsr.system import why_unwritable
 
 from .console import UsageError, describe, is_closed, is_expected, print_line, print_result, require_output
 from .network import requested_choice, set_threads
@@ -94,7 +95,7 @@ def run_upscale(options: Namespace) -> int:
 
 
 def check_options(options: Namespace) -> None:
-    """Raises UsageError for options that contradict each other."""
+    """Raises UsageError for options that contradict each other, ImageError if there can be no output."""
     if "-" in (*options.inputs, options.output):
         if len(options.inputs) > 1:
             raise UsageError("- is one image: give no other input with it, and no output - for several")
@@ -110,6 +111,10 @@ def check_options(options: Namespace) -> None:
                 raise UsageError("--json and the image cannot both go to standard output; name a file with -o")
     if options.json:
         require_output("what --json prints")
+    if options.output not in (None, "-"):
+        folder = options.output.endswith(("/", os.sep)) or os.path.isdir(options.output)
+        if why := why_unwritable(options.output if folder else Path(options.output).parent):
+            raise ImageError(f"{options.output}: cannot be written ({why}); choose another -o")
     if options.outscale and (options.width or options.height):
         raise UsageError("--outscale and --width or --height contradict each other; give one of them")
 
@@ -122,7 +127,6 @@ def writes_stdout(options: Namespace) -> bool:
 def plan_batch(options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
     """The plan of the batch, with temporary files for standard input and output, which last as long as the stack."""
     from edsr.batch import STDOUT, plan_jobs, stdin_file, stdout_file
-    from edsr.errors import ImageError
 
     stdin = stack.enter_context(stdin_file(sys.stdin.buffer)) if "-" in options.inputs else None
     to_stdout = writes_stdout(options)
@@ -139,12 +143,14 @@ def plan_batch(options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
 
 def report_plan(plan: "BatchPlan", options: Namespace, tally: "Tally") -> None:
     """Reports what the plan leaves out, and the inputs that nothing can be made of."""
+    from edsr.images import passed_over
+
     if plan.left_out and not options.quiet:
         names = [str(path) for path in plan.left_out[:LEFT_OUT_SHOWN]]
         more = len(plan.left_out) - len(names)
         listed = ", ".join(names) + (f" and {more} more" if more else "")
         print_line(f"note: left out, because other inputs become this: {listed}")
-    tally.earlier, tally.others = len(plan.earlier), len(plan.others)
+    tally.earlier, tally.others = len(plan.earlier), passed_over(plan.others) if plan.others else ""
     if plan.errors and options.debug:
         raise plan.errors[0].error
     for failed in plan.errors:
@@ -205,7 +211,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.inputs, self.skipped = 0, 0
-        self.earlier, self.others = 0, 0  # files in folders that are no inputs, see BatchPlan
+        self.earlier, self.others = 0, ""  # files in folders that are no inputs, see BatchPlan; a line on others
         self.failures: list[str] = []
 
     def add(self, record: dict) -> None:
@@ -241,6 +247,6 @@ class Tally:
         if self.earlier:
             parts.append(f"{self.earlier} earlier results left out (--again takes them)")
         if self.others:
-            parts.append(f"{self.others} files passed over, no images by their names")
+            parts.append(self.others)
         parts += [f"{len(self.failures)} failed:"] if self.failures else []
         return [", ".join(parts), *(f"  {line}" for line in self.failures)]

@@ -152,6 +152,8 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
     cached = cache.open() if cache else None
     if cached is not None:
         return cached
+    if cache:
+        cache.require_writable()
     groups, small = [], []
     least = spec.crop or spec.patch * spec.scale
     for scanned in _map_in_threads(partial(scan_file, spec=spec), files):

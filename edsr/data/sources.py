@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import READABLE, ImageReader, find_images, read_opaque, to_depth
+from edsr.images import READABLE, ImageReader, passed_over, read_opaque, scan_images, to_depth
 
 from .value_range import find_white, measure
 
@@ -91,10 +91,14 @@ def find_div2k(folder: Path, split: str, scale: int, limit: int | None = None, c
 
 
 def _find_images(folder: Path, recursive: bool = False) -> list[Path]:
+    """The images in a folder; how many other files there are is logged. Raises DataError."""
     try:
-        return find_images(folder, recursive)
+        scan = scan_images(folder, recursive)
     except ImageError as error:
         raise DataError(f"{error}; give another with --data") from None
+    if scan.others:
+        logger.info(passed_over(scan.others, f"of {folder} are "))
+    return scan.images
 
 
 class LoadSpec(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edsr.errors import DataError
 from edsr.strict_json import loads
-from edsr.system import atomic_folder, available_memory, remove_abandoned
+from edsr.system import atomic_folder, available_memory, remove_abandoned, why_unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,11 @@ class DiskCache:
         if images is not None:
             logger.info(f"{len(images)} images found in {self.folder}")
         return images
+
+    def require_writable(self) -> None:
+        """Raises DataError, before images are read, if they cannot be kept."""
+        if why := why_unwritable(self.root):
+            raise DataError(f"{self.root}: cannot be written ({why}); choose another folder with --cache")
 
     def _read(self) -> PairedImages | None:
         try:

@@ -22,7 +22,7 @@ from edsr.images import (
 )
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, Silent
-from edsr.system import atomic_file, available_memory, remove_abandoned
+from edsr.system import atomic_file, available_memory, remove_abandoned, why_unwritable_file
 
 from . import metrics
 
@@ -184,7 +184,7 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
         overwrite: Whether the file may exist.
 
     Raises:
-        CompareError: It has another ending, its folder does not exist, it is one of the inputs, or exists already.
+        CompareError: It has another ending, cannot be written, is one of the inputs, or exists already.
     """
     sources = [path for path in (image, hr) if path is not None]
     if not sources:
@@ -197,10 +197,8 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
     if target.suffix.lower() != suffix:
         kind = "figures" if suffix == ".png" else "pages"
         raise CompareError(f"{target}: {kind} are written as {suffix}, give such a name")
-    if not os.path.isdir(target.parent):
-        raise CompareError(f"{target}: there is no folder {target.parent}, create it first")
-    if os.path.isdir(target):
-        raise CompareError(f"{target}: is a folder, name a file in it")
+    if why := why_unwritable_file(target):
+        raise CompareError(f"{target}: {why}")
     if any(os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target) for path in sources):
         raise CompareError(f"{target}: is the input itself, choose another output")
     if os.path.lexists(target) and not overwrite:

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from edsr.errors import EDSRError, EvaluateError
-from edsr.images import find_images, matlab_bicubic, matlab_downscale, matlab_round, read_opaque, scan_folder
+from edsr.images import (
+    find_images,
+    matlab_bicubic,
+    matlab_downscale,
+    matlab_round,
+    passed_over,
+    read_opaque,
+    scan_images,
+)
 from edsr.inference import Upscaler
 
 from . import metrics
@@ -50,7 +58,8 @@ def evaluate(
     Raises:
         ImageError: A folder cannot be read, or holds no images.
     """
-    paths = find_images(hr)
+    scan = scan_images(hr)
+    paths = scan.images
     lr_paths = None if lr is None else _LowResolution(Path(lr), upscaler.scale)
     gray = 0
     for path in paths:
@@ -65,12 +74,12 @@ def evaluate(
             yield {"name": path.name, "error": f"{path.name}: out of memory; try a smaller --tile"}
         else:
             gray += target.shape[2] == 1
-            results = {"EDSR": scores[:2], "bicubic": scores[2:]}
+            results = {"EDSR": (scores[0], scores[1]), "bicubic": (scores[2], scores[3])}
             lines = metrics.explain_missing(results, target.shape[1], target.shape[0], upscaler.scale, protocol)
             found = {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
             yield found | ({"warnings": lines} if lines else {})
-    if others := len(scan_folder(hr).others):
-        logger.info(f"{others} files of {hr} are passed over, no images by their names")
+    if scan.others:
+        logger.info(passed_over(scan.others, f"of {hr} are "))
     if gray and protocol == "y":
         logger.info(f"gray images are scored on their values as they are, 0 to 255: {gray} of {len(paths)}")
 

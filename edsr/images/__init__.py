@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .filling import fill_rows as fill_rows
     from .folders import find_images as find_images
     from .folders import no_images as no_images
+    from .folders import passed_over as passed_over
     from .folders import scan_folder as scan_folder
+    from .folders import scan_images as scan_images
     from .folders import unlistable as unlistable
     from .folders import walk_folders as walk_folders
     from .formats import FORMATS as FORMATS
@@ -55,7 +57,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "compression": ["LossyCompression", "detect_compression"],
         "filling": ["fill_rows"],
-        "folders": ["find_images", "no_images", "scan_folder", "unlistable", "walk_folders"],
+        "folders": [
+            "find_images",
+            "no_images",
+            "passed_over",
+            "scan_folder",
+            "scan_images",
+            "unlistable",
+            "walk_folders",
+        ],
         "formats": ["FORMATS", "READABLE", "check_memory", "pixels_to_srgb"],
         "opaque": ["read_opaque"],
         "nodata": ["Holes"],

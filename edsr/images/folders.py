@@ -1,14 +1,16 @@
 """Which images lie in a folder. Each real folder is entered once, whatever links lead to it."""
 
 import os
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edsr.errors import ImageError
 
 from .formats import READABLE
+
+_KINDS_SHOWN = 5
 
 
 @dataclass
@@ -79,12 +81,25 @@ def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
     Raises:
         ImageError: if there are none, or no such folder, or a folder cannot be listed.
     """
+    return scan_images(folder, recursive).images
+
+
+def scan_images(folder: str | os.PathLike[str], recursive: bool = False) -> FolderScan:
+    """As `find_images`, with the files that are no images beside; same errors."""
     scan = scan_folder(folder, recursive)
     for path, error in scan.unreadable:
         raise unlistable(path, error)
     if not scan.images:
         raise no_images(folder)
-    return scan.images
+    return scan
+
+
+def passed_over(others: Sequence[Path], where: str = "") -> str:
+    """A line on files that are no images by their names: how many, and of which kinds, the most frequent first."""
+    kinds = Counter(path.suffix.lower() or "without ending" for path in others).most_common()
+    listed = [f"{count} {kind}" for kind, count in kinds[:_KINDS_SHOWN]]
+    listed += [f"{sum(count for _, count in kinds[_KINDS_SHOWN:])} of other kinds"] if kinds[_KINDS_SHOWN:] else []
+    return f"{len(others)} files {where}passed over, no images by their names ({', '.join(listed)})"
 
 
 def unlistable(folder: Path, error: OSError) -> ImageError:

@@ -88,6 +88,11 @@ def exists(run: Path) -> bool:
     return bool(_folders(run))
 
 
+def places(run: Path) -> list[Path]:
+    """All that has a checkpoint's name, be it one or not."""
+    return sorted(path for path in run.glob("checkpoint-*") if _step(path) >= 0) if run.is_dir() else []
+
+
 def load_latest(run: Path, before: int | None = None, check: Callable[[dict], None] | None = None) -> Checkpoint:
     """Reads the newest intact checkpoint under `run`, of step `before` or earlier; the oldest if none is so early.
 

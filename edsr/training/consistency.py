@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edsr.errors import TrainError, WeightsError
 from edsr.models import PRESETS
+from edsr.system import why_unwritable, why_unwritable_file
 
 from . import checkpoint
 from .config import AUTO, LOSSES, SCHEDULES, TrainConfig
@@ -51,6 +52,8 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         raise TrainError(f"--batch {config.batch} cannot be shared evenly by {world_size} processes")
     if run.exists() and not run.is_dir():
         raise TrainError(f"{run} is a file; give a folder with {folder_option}")
+    if is_main and (why := why_unwritable(run)):
+        raise TrainError(f"{run}: cannot be written into ({why}); choose another {folder_option}")
     at_or_above = {run.resolve(), *run.resolve().parents}
     source = next((folder for folder in config.data if Path(folder).resolve() in at_or_above), None)
     if source is not None:  # its plot and samples would be trained on after the next start
@@ -58,6 +61,22 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         raise TrainError(f"{run} {where} a folder of images to train on; choose another {folder_option}")
     if is_main and not config.resume and checkpoint.exists(run):
         raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
+
+
+def check_places(run: Path) -> None:
+    """Checks that all that a run writes into its folder can be written. Raises TrainError."""
+    if not run.is_dir():
+        return
+    metrics = run / "metrics.jsonl"
+    for path in (metrics, *(run / name for name in ("plot.png", "best.safetensors", "last.safetensors"))):
+        if why := why_unwritable_file(path):
+            raise TrainError(f"{path}: {why}; a run writes there, move it away, or choose another --out")
+    for path in (run / "tensorboard", *checkpoint.places(run)):
+        if os.path.lexists(path) and not path.is_dir():
+            raise TrainError(f"{path}: is no folder; a run writes there, move it away, or choose another --out")
+    for path in (metrics, run / "tensorboard"):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise TrainError(f"{path}: is read-only, and a run adds to it; choose another --out")
 
 
 def run_signature(config: TrainConfig) -> dict:

@@ -14,7 +14,7 @@ from edsr.data import PairedImages, PatchLoader
 from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
 from edsr.images import to_depth
-from edsr.system import atomic_file
+from edsr.system import atomic_file, why_unwritable, why_unwritable_file
 
 from . import setup
 from .config import TrainConfig
@@ -39,9 +39,12 @@ def write_preview(config: TrainConfig, folder: str) -> None:
     group = ProcessGroup(config.device)
     try:
         check(replace(config, out=folder, resume=False), group.world_size, False, "--preview")
+        path = Path(folder) / "degrade.png"
+        why = why_unwritable_file(path) if path.parent.is_dir() else why_unwritable(folder)
+        if group.is_main and why:
+            raise TrainError(f"{path}: {why}; choose another folder with --preview")
         images, _ = setup.load_images(config, group)
         if group.is_main:
-            path = Path(folder) / "degrade.png"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_file(path) as file:

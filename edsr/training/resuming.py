@@ -10,7 +10,7 @@ from edsr.errors import TrainError
 from . import checkpoint, recipe
 from .checkpoint import Checkpoint
 from .config import AUTO, TrainConfig
-from .consistency import check, recall
+from .consistency import check, check_places, recall
 from .lock import RunLock
 from .run_record import check_record
 
@@ -74,6 +74,8 @@ def resolve_start(config: TrainConfig, group: ProcessGroup, lock: RunLock) -> Ru
         decay = message["record"].get("decay")
         start = RunStart(config, loaded, message["is_new"], decay and Decay(*decay))
     check(start.config, group.world_size, group.is_main)
+    if group.is_main:
+        check_places(Path(start.config.out))
     if group.is_main and Path(start.config.out).is_dir():
         lock.acquire(Path(start.config.out))
     return start

@@ -93,7 +93,8 @@ def bicubic_psnr(images: PairedImages) -> float:
 def is_flat(high: np.ndarray, scale: int) -> bool:
     """Whether an image, uint8 or uint16 [H, W, 3], has one luma in all that is scored: even bicubic's PSNR may then be
     infinite, and it tells nothing of a network."""
-    scored, _ = scored_region(*[to_depth(high, np.uint8)] * 2, scale)
+    high = to_depth(high, np.uint8)
+    scored, _ = scored_region(high, high, scale)
     return bool((scored == scored.flat[0]).all())
 
 

@@ -145,7 +145,35 @@ def test_evaluate_passes_over_nothing_unsaid(home, run):
     code, out, err = run("evaluate", "--hr", "hr", "--model", "m.safetensors")
     assert code == 1 and "mean of 1 of 3" in out
     assert "hr/link.png: no such file" in err and "hr/pipe.png: is not a regular file" in err
-    assert "1 files of hr are passed over" in err
+    assert "1 files of hr are passed over, no images by their names (1 .txt)" in err
+
+
+def spoiled(home):
+    """Places where nothing can be written: below a file, a link to nowhere, too long, in a folder of the kernel."""
+    (home / "file").touch()
+    os.symlink("gone", "link")
+    return ["file/out", "link/out", f"{'n' * 300}/out", "/proc/none/out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc, and links")
+@pytest.mark.parametrize("number", range(4))
+def test_an_output_that_cannot_be_made_is_found_before_any_work(home, run, number, monkeypatch):
+    place = spoiled(home)[number]
+    os.mkdir("images")
+    Image.fromarray(make_image(40, 40)).save("images/a.png")
+    for name in "edsr.weights.load_model", "edsr.batch.UpscalerPool", "edsr.training.setup.load_dataset":
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("work has begun"))
+    train = ["train", "--data", "images", "--steps", "1", "--device", "cpu"]
+    for command in (
+        ["upscale", "photo.png", "-o", f"{place}/"],
+        ["upscale", "photo.png", "-o", f"{place}/a.png"],
+        ["compare", "photo.png", "-o", f"{place}/a.png"],
+        ["convert", "m.safetensors", f"{place}/a.safetensors"],
+        [*train, "--out", place],
+        [*train, "--preview", place, "--degrade", "jpeg:50"],
+    ):
+        code, out, err = run(*command)
+        assert (code, out, err.count("\n")) == (1, "", 1) and "Errno" not in err and place.split("/")[0] in err, command
 
 
 def test_training_leaves_the_handlers_of_signals(home, run, folder, tiny):

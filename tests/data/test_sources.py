@@ -92,6 +92,27 @@ def test_reductions_beside_originals_are_not_trained_on(tmp_path, names):
     assert len(read_all(tmp_path / "other")) == 2
 
 
+def test_files_that_are_no_images_are_counted_by_kind(folder, tmp_path, lines, div2k):
+    for name in "a.txt", "b.TXT", "c.h5", "d", ".hidden", *(f"e.{i}" for i in range(4)):
+        (folder / name).touch()
+    (div2k / "DIV2K_train_HR" / "notes.md").touch()
+    load_dataset([folder, div2k], 2, 4)
+    kinds = "2 .txt, 1 .h5, 1 without ending, 1 .0, 1 .1, 2 of other kinds"
+    said = [line for line in lines() if "passed over" in line]
+    assert sorted(said) == sorted(
+        [
+            f"8 files of {folder} are passed over, no images by their names ({kinds})",
+            f"1 files of {div2k / 'DIV2K_train_HR'} are passed over, no images by their names (1 .md)",
+        ]
+    )
+
+
+def test_a_cache_that_cannot_be_made_is_found_before_images_are_read(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("edsr.data.dataset.scan_file", lambda *_, **__: pytest.fail("reads images"))
+    assert "choose another folder with --cache" in refused("is no folder", folder, cache=tmp_path / "file" / "cache")
+
+
 def test_alpha_that_is_opaque_is_left_out(folder, tmp_path):
     want = read_all(folder)
     for path in folder.iterdir():

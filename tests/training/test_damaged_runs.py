@@ -200,6 +200,31 @@ def test_fields_damaged_at_random_many_times(run, tmp_path):
     every_field_in_turn(run, tmp_path, range(12, int(os.environ.get("EDSR_DAMAGES", 100))))
 
 
+@pytest.mark.parametrize("damage", [folder_instead, pipe])
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "plot.png", "best.safetensors", "last.safetensors", "tensorboard", "checkpoint-00000099"]
+)
+def test_what_a_run_cannot_write_is_refused_before_images_are_read(
+    run, folder, tmp_path, name, resumed, damage, monkeypatch
+):
+    if damage is folder_instead and "." not in name:
+        return
+    place = run / name if resumed else tmp_path / "new" / name
+    place.parent.mkdir(exist_ok=True)
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.touch()
+    damage(place)
+    monkeypatch.setattr("edsr.training.setup.load_images", lambda *_: pytest.fail("reads images"))
+    with pytest.raises(TrainError, match=f"{name}: is .*choose another --out") as caught:
+        if resumed:
+            resume(run)
+        else:
+            list(train(training(folder, tmp_path / "new")))
+    assert "\n" not in str(caught.value)
+
+
 def test_no_checkpoint_left_is_a_line(run):
     for path in run.glob("checkpoint-*/state.json"):
         pipe(path)
