@@ -318,9 +318,12 @@ def _upscale(
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
     limits = ReadLimits(pixels_per_byte=math.inf) if options.unlimited else ReadLimits()
-    with ImageReader(
-        source, full=True, folder=folder, limits=limits, salvage=options.salvage, value_range=options.value_range
-    ) as reader:
+    with (
+        ImageReader(
+            source, full=True, folder=folder, limits=limits, salvage=options.salvage, value_range=options.value_range
+        ) as reader,
+        _noted(result, reader),
+    ):
         width, height = reader.width, reader.height
         scale, target = _scale_and_size(source, width, height, pool, options.size)
         model, result.model = pool.choose(source, scale)
@@ -364,6 +367,16 @@ def _upscale(
         if black and holes.count:
             result.warnings += (f"{holes.count:,} pixels without data (nodata, NaN or infinite) are written as black",)
     result.seconds = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _noted(result: FileResult, reader: ImageReader) -> Iterator[None]:
+    """If the block fails, the result has all the same what was found until then."""
+    try:
+        yield
+    except BaseException:
+        result.warnings = tuple(dict.fromkeys((*reader.warnings, *result.warnings)))
+        raise
 
 
 def _mark(holes: Holes, reader: ImageReader, count: int, keep_size: bool) -> Iterator[np.ndarray]:

@@ -204,7 +204,7 @@ def _load(
         "layout": FORMAT,
         "dtype": "float32",
         "training": {"mixture": parts},
-        "notes": [f"{part}: {note}" for part in parts for note in loaded[part][1]["notes"]],
+        "notes": interpolation.notes(text) + [f"{part}: {note}" for part in parts for note in loaded[part][1]["notes"]],
     }
 
 

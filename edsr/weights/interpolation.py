@@ -28,6 +28,23 @@ def parse_mixture(text: str) -> dict[str, float] | None:
     Raises:
         ValueError: The shares' sum is not above 0, or not finite.
     """
+    parts = _read_shares(text)
+    if not parts:
+        return None
+    total = sum(parts.values())
+    if not (total > 0 and math.isfinite(total)):
+        raise ValueError(f"the shares sum to {total:g}, give some that sum to more than 0")
+    return {name: share / total for name, share in parts.items()}
+
+
+def notes(text: str) -> list[str]:
+    """A line if the shares of a mixture, one that `parse_mixture` reads, do not sum to 1, and are scaled."""
+    total = sum((_read_shares(text) or {}).values())
+    return [] if abs(total - 1) < 1e-6 else [f"the shares sum to {total:g} and are scaled to sum to 1"]
+
+
+def _read_shares(text: str) -> dict[str, float] | None:
+    """The parts of a mixture and their shares as they are given; None if the text names none."""
     parts: dict[str, float] = {}
     position = 0
     while position < len(text):
@@ -36,12 +53,7 @@ def parse_mixture(text: str) -> dict[str, float] | None:
             return None
         parts[part[1]] = parts.get(part[1], 0.0) + float(part[2])
         position = part.end()
-    if not parts:
-        return None
-    total = sum(parts.values())
-    if not (total > 0 and math.isfinite(total)):
-        raise ValueError(f"the shares sum to {total:g}, give some that sum to more than 0")
-    return {name: share / total for name, share in parts.items()}
+    return parts
 
 
 def mixture_name(parts: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """Arguments that are empty, out of range, or written as people write them; what is asked for and cannot be given."""
 
+import json
 import os
 import signal
 import sys
@@ -112,6 +113,17 @@ def test_compare_says_what_the_reader_says(home, run):
     code, out, err = run("compare", "infrared.tif", "--model", "m.safetensors")
     assert code == 0 and "infrared_compare.png" in out and err.startswith("note: infrared.tif: ")
     assert run("compare", "infrared.tif", "--model", "m.safetensors", "--overwrite", "--quiet") == (0, "", "")
+
+
+def test_what_was_noted_of_an_image_that_fails_is_told(home, upscale):
+    image = make_image(20, 24, 4)
+    (home / "infrared.tif").write_bytes(tiff(image, {338: (3, (0,))}))
+    code, out, _ = upscale("infrared.tif", "--json")
+    said = json.loads(out)["warnings"]
+    (home / "infrared_x2.png").write_bytes(b"")
+    code, out, _ = upscale("infrared.tif", "--json")
+    record = json.loads(out)
+    assert code == 1 and "exists" in record["error"] and record["warnings"] and set(record["warnings"]) <= set(said)
 
 
 def test_compare_into_a_folder_that_is_not_there(home, run):

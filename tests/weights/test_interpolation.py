@@ -115,6 +115,12 @@ def test_parts_that_are_missing(folder, monkeypatch):
             load_model(text)
 
 
+def test_shares_that_are_scaled_are_told(folder):
+    a, b = "edsr-baseline", "edsr-photo"
+    for shares, says in ((0.3, 0.7), []), ((1, 3), ["the shares sum to 4 and are scaled to sum to 1"]):
+        assert read_info(f"{a}:{shares[0]}+{b}:{shares[1]}")["notes"] == says
+
+
 def test_sums_that_overflow(folder):
     save_model(network(), "third.safetensors")
     with pytest.raises(WeightsError, match="not finite"):
