@@ -16,7 +16,8 @@ from edsr.errors import printable
 from edsr.strict_json import dumps
 
 from .console import UsageError, print_line, print_result, require_output
-from .network import make_upscaler, requested_choice, set_threads
+from .network import make_upscaler, make_upscalers, requested_choice, set_threads
+from .scores import ScoreTable, name_infinite, print_notes
 
 # --- compare
 
@@ -62,54 +63,61 @@ def run_compare(options: Namespace) -> int:
 
 
 def run_evaluate(options: Namespace) -> int:
-    from edsr.evaluation import evaluate, mean_counts, mean_scores
+    from edsr.evaluation import ResultFolders, evaluate_all, mean_counts, mean_scores, short_names
+    from edsr.images import scan_folder
+    from edsr.weights import AUTO, FAITHFUL
 
-    if options.model == "auto":
+    models = options.model or [FAITHFUL]
+    if AUTO in models:
         raise UsageError("evaluate scores one network for all images, not auto; name it with --model")
+    if len(set(models)) < len(models):
+        raise UsageError("a network is named twice; name each once with --model")
+    if options.overwrite and not options.save:
+        raise UsageError("--overwrite is for the images that --save DIR keeps; add that, or leave it out")
     require_output("the scores")
-    upscaler = make_upscaler(options)
-    images, failed, complete = [], [], False
-    if not options.json:
-        print_result(f"{'':24}{'PSNR':>9}{'SSIM':>9}{'bicubic':>10}{'SSIM':>9}")
+    names = short_names(models)
+    upscalers = make_upscalers(options, models)
+    scale, keep = upscalers[0].scale, None
+    if options.save:
+        originals = scan_folder(options.hr).images
+        keep = ResultFolders(Path(options.save), names, originals, scale, options.overwrite).save
+    images: list[list[dict]] = [[] for _ in models]
+    failed, complete = [], False
+    table = None if options.json else ScoreTable(models, names)
     try:
-        for image in evaluate(upscaler, options.hr, options.lr, options.protocol, options.self_ensemble):
-            if "error" in image:
-                failed.append(image)
-                print_line(image["error"])
+        for found in evaluate_all(upscalers, options.hr, options.lr, options.protocol, options.self_ensemble, keep):
+            if "error" in found[0]:
+                failed.append(found[0])
+                print_line(found[0]["error"])
                 continue
-            images.append(image)
-            print_line(*(f"note: {image['name']}: {line}" for line in image.get("warnings", ())))
-            if not options.json:
-                print_result(score_line(image["name"], image))
+            for scored, image in zip(images, found, strict=True):
+                scored.append(image)
+            print_notes(names, found)
+            if table:
+                table.row(found[0]["name"], found)
         complete = True
     finally:  # what was scored before an interruption is given, too
         if options.json:
-            document = {"images": [name_infinite(image) for image in images], "failed": failed}
-            means, counts = name_infinite(mean_scores(images)), mean_counts(images)
-            means |= {"counts": counts} if counts else {}
-            print_result(dumps(document | {"mean": means, "complete": complete}))
-    if images and not options.json:
-        title = f"mean of {len(images)}" + (f" of {len(images) + len(failed)}" if failed else "")
-        print_result(score_line(title, mean_scores(images)))
-    counts = mean_counts(images)
-    for kind in "psnr", "ssim":
-        if kind in counts:
-            print_line(f"note: mean {kind.upper()} of {counts[kind]} of {len(images)}, where it is a number")
+            how = {"scale": scale} | {
+                name: getattr(options, name) for name in ("protocol", "self_ensemble", "hr", "lr")
+            }
+            for model, scored in zip(models, images, strict=True):
+                document = {"images": [name_infinite(image) for image in scored], "failed": failed}
+                means, counts = name_infinite(mean_scores(scored)), mean_counts(scored)
+                means |= {"counts": counts} if counts else {}
+                print_result(dumps({"model": model} | how | document | {"mean": means, "complete": complete}))
+    count = len(images[0])
+    if count and table:
+        title = f"mean of {count}" + (f" of {count + len(failed)}" if failed else "")
+        table.row(title, [mean_scores(scored) for scored in images])
+    for name, scored in zip(names, images, strict=True):
+        counts, whose = mean_counts(scored), f", {name}" if len(names) > 1 else ""
+        for kind in "psnr", "ssim":
+            if kind in counts:
+                print_line(f"note: mean {kind.upper()}{whose} of {counts[kind]} of {count}, where it is a number")
     if failed:
-        print_line(f"{len(failed)} of {len(images) + len(failed)} images could not be scored")
+        print_line(f"{len(failed)} of {count + len(failed)} images could not be scored")
     return 1 if failed else 0
-
-
-def name_infinite(scores: dict) -> dict:
-    """The scores with the names of those that are infinite, which JSON has as null, under `infinite`."""
-    names = [name for name, value in scores.items() if isinstance(value, float) and math.isinf(value)]
-    return scores | ({"infinite": names} if names else {})
-
-
-def score_line(name: str, scores: dict) -> str:
-    psnr, ssim, bicubic_psnr, bicubic_ssim = (scores[f] for f in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim"))
-    ssim, bicubic_ssim = ("-" if math.isnan(value) else f"{value:.4f}" for value in (ssim, bicubic_ssim))
-    return f"{printable(name)[:23]:24}{psnr:9.2f}{ssim:>9}{bicubic_psnr:10.2f}{bicubic_ssim:>9}"
 
 
 # --- train

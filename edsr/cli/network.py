@@ -1,6 +1,7 @@
 """The network that the options ask for. torch is imported when it is needed: it takes seconds."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .console import UsageError
@@ -29,6 +30,16 @@ def make_upscaler(options: Namespace, model: str | None = None) -> "Upscaler":
     upscaler = Upscaler(network, options.device, options.precision, options.backend, options.tile, name=name)
     upscaler.warm_up()
     return upscaler
+
+
+def make_upscalers(options: Namespace, models: Sequence[str]) -> "list[Upscaler]":
+    """An Upscaler of each network, as `make_upscaler` gives it. Raises UsageError unless all have one scale."""
+    upscalers = [make_upscaler(options, model) for model in models]
+    for model, upscaler in zip(models, upscalers, strict=True):
+        if upscaler.scale != upscalers[0].scale:
+            scales = f"{models[0]} upscales x{upscalers[0].scale}, {model} x{upscaler.scale}"
+            raise UsageError(f"{scales}; name networks of one scale, or choose with --scale")
+    return upscalers
 
 
 def requested_choice(options: Namespace) -> "Choice | None":

@@ -60,7 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     form = "NAME|FILE|NAME:SHARE+..."
     names = "a packaged network, a weights file, or a mixture such as edsr-baseline:0.3+edsr-photo:0.7"
     fixed = argparse.ArgumentParser(add_help=False)
-    fixed.add_argument("--model", metavar=form, default="edsr-baseline", help=f"{names}; default: %(default)s")
+    fixed.add_argument(
+        "--model",
+        metavar=form,
+        action="append",
+        help=f"{names}; given several times, networks stand side by side; default: edsr-baseline",
+    )
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument(
         "--model",
@@ -243,12 +248,20 @@ def add_evaluate(commands, parents) -> None:
         "evaluate",
         parents=parents,
         help="score a network: PSNR and SSIM on a folder of images",
-        description="Upscales low-resolution images and compares the results with the originals; bicubic's scores "
+        description="Upscales low-resolution images and compares the results with the originals; bicubic's scores\n"
         "stand beside. Low-resolution images are made as MATLAB's imresize does, unless --lr has them.",
-        epilog="Example: %(prog)s --hr Set5/HR --scale 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  %(prog)s --hr Set5/HR --scale 2\n"
+        "  %(prog)s --hr Set5/HR --lr Set5/LR_bicubic --model edsr-baseline --model runs/x2/best.safetensors",
     )
     command.add_argument("--hr", required=True, metavar="DIR", help="the high-resolution originals")
-    command.add_argument("--lr", metavar="DIR", help="their low-resolution images, NAME.png or NAMEx2.png")
+    command.add_argument(
+        "--lr",
+        metavar="DIR",
+        help="their low-resolution images, NAME.png, NAMEx2.png or the like, or a folder that has X2, LRbicx2, "
+        "LR_bicubic/X2 or the like for the scale",
+    )
     command.add_argument(
         "--protocol",
         default="y",
@@ -256,7 +269,11 @@ def add_evaluate(commands, parents) -> None:
         help="y, the default: luma, a border of SCALE pixels left out, as for Set5 and Set14; rgb: the same on RGB; "
         "div2k: on RGB, a border of 6 + SCALE",
     )
-    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    command.add_argument(
+        "--save", metavar="DIR", help="keep the results as NAME_x2.png in DIR, or in DIR/MODEL/ of each"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace existing files in DIR")
+    command.add_argument("--json", action="store_true", help="one JSON document for each model, each on its own line")
 
 
 def add_train(commands, parents) -> None:

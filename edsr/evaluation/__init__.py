@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from .metrics import psnr as psnr
     from .metrics import scored_region as scored_region
     from .page import render_page as render_page
+    from .results import ResultFolders as ResultFolders
+    from .results import short_names as short_names
     from .scoring import FIELDS as FIELDS
     from .scoring import evaluate as evaluate
+    from .scoring import evaluate_all as evaluate_all
     from .scoring import mean_counts as mean_counts
     from .scoring import mean_scores as mean_scores
 
@@ -24,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "figure": ["render_figure"],
         "metrics": ["psnr", "scored_region"],
         "page": ["render_page"],
-        "scoring": ["FIELDS", "evaluate", "mean_counts", "mean_scores"],
+        "results": ["ResultFolders", "short_names"],
+        "scoring": ["FIELDS", "evaluate", "evaluate_all", "mean_counts", "mean_scores"],
     },
 )

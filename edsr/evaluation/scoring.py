@@ -2,26 +2,18 @@
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from edsr.errors import EDSRError, EvaluateError
-from edsr.images import (
-    find_images,
-    matlab_bicubic,
-    matlab_downscale,
-    matlab_round,
-    passed_over,
-    read_opaque,
-    scan_images,
-)
+from edsr.images import matlab_bicubic, matlab_downscale, matlab_round, passed_over, read_opaque, scan_images
 from edsr.inference import Upscaler
 
 from . import metrics
+from .low_resolution import LowResolution
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +37,8 @@ def evaluate(
         upscaler: The network, on a device.
         hr: Folder of original images, 8-bit gray or RGB; they are cropped at right and bottom to a multiple of the
             scale. A gray one is scored on its values as they are, 0 to 255, by every protocol, as MATLAB's scripts do.
-        lr: Folder of their low-resolution images, `NAME.png` or `NAMEx2.png`; by default they are made as MATLAB's
-            bicubic does.
+        lr: Folder of their low-resolution images, named as `edsr.evaluation.low_resolution` says; by default they are
+            made as MATLAB's bicubic does.
         protocol: See `edsr.evaluation.metrics.score`.
         self_ensemble: See `Upscaler.bands`.
 
@@ -57,31 +49,83 @@ def evaluate(
 
     Raises:
         ImageError: A folder cannot be read, or holds no images.
+        EvaluateError: `lr` has several folders for the scale.
     """
+    for (found,) in evaluate_all([upscaler], hr, lr, protocol, self_ensemble):
+        yield found
+
+
+def evaluate_all(
+    upscalers: Sequence[Upscaler],
+    hr: str | Path,
+    lr: str | Path | None = None,
+    protocol: str = "y",
+    self_ensemble: bool = False,
+    keep: Callable[[int, Path, np.ndarray], None] | None = None,
+) -> Iterator[list[dict]]:
+    """Scores several networks of one scale on the same images; arguments and errors as for `evaluate`.
+
+    Args:
+        upscalers: The networks.
+        hr: See `evaluate`.
+        lr: See `evaluate`.
+        protocol: See `evaluate`.
+        self_ensemble: See `evaluate`.
+        keep: Given each network's number, the original's path and the result, uint8 [H, W, 1 or 3].
+
+    Yields:
+        What `evaluate` yields, for each of the networks. An image that fails with one of them fails with all, so that
+        all have scores of the same images.
+    """
+    s = upscalers[0].scale
+    if any(upscaler.scale != s for upscaler in upscalers):
+        raise ValueError("the networks must be of one scale")
     scan = scan_images(hr)
-    paths = scan.images
-    lr_paths = None if lr is None else _LowResolution(Path(lr), upscaler.scale)
+    lr_images = None if lr is None else LowResolution(Path(lr), s)
     gray = 0
-    for path in paths:
+    for path in scan.images:
         try:
-            target = _read_original(path, upscaler.scale, protocol)
-            lr_image = matlab_downscale(target, upscaler.scale) if lr_paths is None else lr_paths.read(path, target)
-            scores = _score(upscaler, lr_image, target, protocol, self_ensemble)
+            target = _read_original(path, s, protocol)
+            lr_image = matlab_downscale(target, s) if lr_images is None else lr_images.read(path, target)
+            bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
+            reference = metrics.score(bicubic, target, s, protocol)
+            found = []
+            for i, upscaler in enumerate(upscalers):
+                result = upscaler(lr_image, self_ensemble=self_ensemble)
+                found.append(
+                    _describe(path, metrics.score(result, target, s, protocol), reference, target, s, protocol)
+                )
+                if keep is not None:
+                    keep(i, path, result)
         except EDSRError as error:
             message = str(error)
-            yield {"name": path.name, "error": message if path.name in message else f"{path.name}: {message}"}
+            line = message if path.name in message else f"{path.name}: {message}"
+            yield [{"name": path.name, "error": line} for _ in upscalers]
         except (MemoryError, torch.OutOfMemoryError):
-            yield {"name": path.name, "error": f"{path.name}: out of memory; try a smaller --tile"}
+            line = f"{path.name}: out of memory; try a smaller --tile"
+            yield [{"name": path.name, "error": line} for _ in upscalers]
         else:
             gray += target.shape[2] == 1
-            results = {"EDSR": (scores[0], scores[1]), "bicubic": (scores[2], scores[3])}
-            lines = metrics.explain_missing(results, target.shape[1], target.shape[0], upscaler.scale, protocol)
-            found = {"name": path.name} | dict(zip(FIELDS, scores, strict=True))
-            yield found | ({"warnings": lines} if lines else {})
+            yield found
     if scan.others:
         logger.info(passed_over(scan.others, f"of {hr} are "))
     if gray and protocol == "y":
-        logger.info(f"gray images are scored on their values as they are, 0 to 255: {gray} of {len(paths)}")
+        logger.info(f"gray images are scored on their values as they are, 0 to 255: {gray} of {len(scan.images)}")
+
+
+def _describe(
+    path: Path,
+    scores: tuple[float, float],
+    bicubic: tuple[float, float],
+    target: np.ndarray,
+    s: int,
+    protocol: str,
+) -> dict:
+    """What `evaluate` yields of an image that is scored."""
+    results = {"EDSR": scores, "bicubic": bicubic}
+    lines = metrics.explain_missing(results, target.shape[1], target.shape[0], s, protocol)
+    found = {"name": path.name} | dict(zip(FIELDS, (*scores, *bicubic), strict=True))
+    return found | ({"warnings": lines} if lines else {})
 
 
 def mean_scores(images: list[dict]) -> dict:
@@ -112,17 +156,6 @@ def _with_finite(images: list[dict]) -> dict[str, list[dict]]:
     }
 
 
-def _score(
-    upscaler: Upscaler, lr_image: np.ndarray, target: np.ndarray, protocol: str, self_ensemble: bool
-) -> tuple[float, ...]:
-    """The scores in the order of FIELDS."""
-    result = upscaler(lr_image, self_ensemble=self_ensemble)
-    bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
-    return tuple(
-        score for image in (result, bicubic) for score in metrics.score(image, target, upscaler.scale, protocol)
-    )
-
-
 def _read_original(path: Path, s: int, protocol: str) -> np.ndarray:
     """An original, cropped to a multiple of the scale."""
     whole = read_opaque(path)
@@ -130,36 +163,3 @@ def _read_original(path: Path, s: int, protocol: str) -> np.ndarray:
     if min(whole.shape[:2]) <= 2 * (s + 6) or min(target.shape[:2]) <= 2 * metrics.border_pixels(s, protocol):
         raise EvaluateError(f"{path}: {whole.shape[1]} x {whole.shape[0]} is too small to score; remove it")
     return target
-
-
-class _LowResolution:
-    """A folder of low-resolution images, found by the name of their original."""
-
-    def __init__(self, folder: Path, scale: int):
-        self.folder, self.scale = folder, scale
-        self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-        for path in find_images(folder):
-            self._by_stem[path.stem].append(path)
-
-    def read(self, original: Path, target: np.ndarray) -> np.ndarray:
-        """The image that belongs to an original, whose pixels are `target`. Raises EvaluateError or ImageError."""
-        s, stem = self.scale, original.stem
-        found = self._by_stem[stem] + self._by_stem[f"{stem}x{s}"]
-        if not found:
-            names = f"{stem}.png or {stem}x{s}.png"
-            raise EvaluateError(f"{self.folder} has no low-resolution image of {original.name} ({names})")
-        if len(found) > 1:
-            names = " and ".join(path.name for path in found)
-            raise EvaluateError(f"{self.folder}: {names} may both belong to {original.name}; keep one of them")
-        image = read_opaque(found[0])
-        if (image.shape[0] * s, image.shape[1] * s) != target.shape[:2]:
-            raise EvaluateError(
-                f"{original.name}: its low-resolution image is {image.shape[1]} x {image.shape[0]}, not a {s}th of "
-                f"{target.shape[1]} x {target.shape[0]}; check --scale and --lr"
-            )
-        if image.shape[2] == target.shape[2]:
-            return image
-        if any((pixels != pixels[..., :1]).any() for pixels in (image, target)):
-            kinds = ("gray", "RGB") if image.shape[2] == 1 else ("RGB", "gray")
-            raise EvaluateError(f"{original.name}: its low-resolution image is {kinds[0]}, not {kinds[1]}; check --lr")
-        return np.repeat(image, 3, 2) if image.shape[2] == 1 else np.ascontiguousarray(image[..., :1])

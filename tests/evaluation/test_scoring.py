@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from edsr import cli
-from edsr.evaluation.scoring import FIELDS, evaluate, mean_scores
+from edsr.evaluation.metrics import psnr
+from edsr.evaluation.results import short_names
+from edsr.evaluation.scoring import FIELDS, evaluate, evaluate_all, mean_scores
 from edsr.images import matlab_bicubic, matlab_downscale, matlab_round
 from edsr.inference.upscaler import Upscaler
 from edsr.weights import list_packaged, load_model, save_model
@@ -81,7 +83,9 @@ def test_json_is_one_document(folders, capsys, protocol, tmp_path):
     assert cli.main(["evaluate", *arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     fields = {"psnr", "ssim", "bicubic_psnr", "bicubic_ssim"}
-    assert set(document) == {"images", "failed", "mean", "complete"} and set(document["mean"]) == fields
+    how = {"model": arguments[3], "scale": 2, "protocol": protocol, "self_ensemble": False, "lr": None}
+    assert how | {"hr": arguments[1]} == {key: document[key] for key in ("hr", *how)}
+    assert set(document) == {"images", "failed", "mean", "complete", "hr", *how} and set(document["mean"]) == fields
     assert [set(image) for image in document["images"]] == [fields | {"name"}] * 2
     assert document["mean"]["psnr"] == pytest.approx(np.mean([image["psnr"] for image in document["images"]]))
     assert cli.main(["evaluate", *arguments]) == 0
@@ -277,3 +281,125 @@ def test_low_resolution_images_that_do_not_fit(folders, score):
 def test_names_with_nul(folders, capsys, option):
     assert cli.main(["evaluate", "--hr", str(folders / "hr"), option, "a\0b"]) == 2
     assert "NUL" in capsys.readouterr().err
+
+
+# --- several networks
+
+
+@pytest.fixture
+def rivals(folders, monkeypatch):
+    """Two networks in files of one name."""
+    monkeypatch.chdir(folders)
+    for name in "pq":
+        (folders / name).mkdir()
+        save_model(network(), f"{name}/best.safetensors")
+    return ["p/best.safetensors", "q/best.safetensors"]
+
+
+def test_networks_side_by_side_have_the_scores_that_each_has_alone(folders, rivals, capsys):
+    (folders / "hr" / "c.png").write_bytes(b"")
+    both = ["--model", rivals[0], "--model", rivals[1], "--hr", "hr", "--protocol", "rgb"]
+    assert cli.main(["evaluate", *both, "--json"]) == 1
+    together = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    alone = []
+    for model in rivals:
+        assert cli.main(["evaluate", "--model", model, "--hr", "hr", "--protocol", "rgb", "--json"]) == 1
+        alone.append(json.loads(capsys.readouterr().out))
+    assert together == alone and [document["model"] for document in alone] == rivals
+    assert alone[0]["mean"]["psnr"] != alone[1]["mean"]["psnr"]
+    assert cli.main(["evaluate", *both]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["p/best", "q/best", "bicubic"] and len({len(line) for line in lines}) == 1
+    *_, p, _, q, _, bicubic, _ = lines[-1].split()
+    assert lines[-1].startswith("mean of 2 of 3 ")
+    assert [p, q, bicubic] == [
+        f"{value:.2f}" for value in (*(a["mean"]["psnr"] for a in alone), alone[0]["mean"]["bicubic_psnr"])
+    ]
+
+
+def test_long_names_are_numbered(folders, rivals, capsys):
+    mixture = "+".join(f"{model}:0.5" for model in rivals)
+    assert cli.main(["evaluate", "--hr", "hr", "--model", rivals[0], "--model", mixture]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"(1) {rivals[0]}", f"(2) {mixture}"] and lines[2].split() == ["(1)", "(2)", "bicubic"]
+
+
+def test_an_image_that_fails_with_one_network_fails_with_all(folders, monkeypatch):
+    ours, theirs = Upscaler(network(), device="cpu"), Upscaler(network(), device="cpu")
+    honest = Upscaler.__call__
+
+    def call(self, image, self_ensemble=False):
+        if self is theirs and image.shape[2] == 1:
+            raise MemoryError
+        return honest(self, image, self_ensemble=self_ensemble)
+
+    monkeypatch.setattr(Upscaler, "__call__", call)
+    first, second = evaluate_all([ours, theirs], folders / "hr")
+    assert ["error" in found for found in first] == [False, False]
+    assert [found["error"] for found in second] == ["b.png: out of memory; try a smaller --tile"] * 2
+    with pytest.raises(ValueError, match="one scale"):
+        next(evaluate_all([ours, Upscaler(network(3), device="cpu")], folders / "hr"))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--model", "p/best.safetensors", "--model", "p/best.safetensors"], 2, "named twice"),
+        (["--model", "p/best.safetensors", "--model", "x3.safetensors"], 2, "best.safetensors upscales x2, x3.safe"),
+        (["--model", "p/best.safetensors", "--model", "auto"], 2, "not auto"),
+        (["--model", "p/best.safetensors", "--overwrite"], 2, "--save"),
+        (["--model", "p/best.safetensors", "--save", "hr"], 1, "holds the originals"),
+        (["--model", "p/best.safetensors", "--save", "m.txt"], 1, "is no folder"),
+    ],
+)
+def test_what_cannot_be_scored_side_by_side(folders, rivals, capsys, options, code, says):
+    save_model(network(3), "x3.safetensors")
+    (folders / "m.txt").touch()
+    before = sorted(folders.rglob("*"))
+    assert cli.main(["evaluate", "--hr", "hr", *options]) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" and says in captured.err and captured.err.count("\n") == 1
+    assert sorted(folders.rglob("*")) == before
+
+
+# --- results that are kept
+
+
+def test_results_are_kept_for_each_network(folders, rivals, capsys):
+    Image.open("hr/b.png").save("hr/a.tif")
+    options = ["--hr", "hr", "--protocol", "rgb", "--json"]
+    both = ["--model", rivals[0], "--model", rivals[1]]
+    assert cli.main(["evaluate", *options, *both, "--save", "out/deep"]) == 0
+    documents = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    names = ["a.png_x2.png", "a.tif_x2.png", "b_x2.png"]
+    for document, name in zip(documents, ("p_best", "q_best"), strict=True):
+        assert sorted(path.name for path in (folders / "out/deep" / name).iterdir()) == names
+        for image in document["images"]:
+            file = {"a.png": names[0], "a.tif": names[1], "b.png": names[2]}[image["name"]]
+            result, original = (
+                np.asarray(Image.open(path)) for path in (f"out/deep/{name}/{file}", f"hr/{image['name']}")
+            )
+            assert result.shape == (*(side // 2 * 2 for side in original.shape[:2]), *original.shape[2:])
+            inside = (original[2 : result.shape[0] - 2, 2 : result.shape[1] - 2], result[2:-2, 2:-2])
+            assert psnr(*inside) == image["psnr"]
+    assert cli.main(["evaluate", *options, *both, "--save", "out/deep"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "a.png_x2.png: exists; add --overwrite" in captured.err
+    assert cli.main(["evaluate", *options, *both, "--save", "out/deep", "--overwrite"]) == 0
+    assert cli.main(["evaluate", *options, "--model", rivals[1], "--save", "alone"]) == 0
+    for name in names:
+        assert (folders / "alone" / name).read_bytes() == (folders / "out/deep/q_best" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["edsr-baseline", "edsr-photo"], ["edsr-baseline", "edsr-photo"]),
+        (["runs/a/best.safetensors", "runs/b/best.pt"], ["a/best", "b/best"]),
+        (["a/x.safetensors", "a/x.pth", "edsr"], ["a/x.safetensors", "a/x.pth", "edsr"]),
+        (["x.pt", "a/x.pt", "./b/../a/y.pt"], ["x", "a/x", "a/y"]),
+        (["a/v1.2", "a:0.5+b/c.pt:0.5"], ["v1.2", "a:0.5+b/c.pt:0.5"]),
+    ],
+)
+def test_short_names(models, names):
+    assert short_names(models) == names
