@@ -78,13 +78,14 @@ class Storage(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
+def storage_for(extension: str, channels: int, dtype: Any, bits: int = 16) -> Storage:
     """How an image is stored in a file with the given extension.
 
     Args:
         extension: with its dot, in any case.
         channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha).
         dtype: uint8, uint16 or float32.
+        bits: of the image's samples, where dtype is uint16; AVIF and HEIF have 10 or 12.
 
     Raises:
         ImageError: for an unknown extension.
@@ -97,8 +98,9 @@ def storage_for(extension: str, channels: int, dtype: Any) -> Storage:
         channels -= 1
         warnings.append(f"{form.name} has no transparency, the image is laid over white")
     if dtype.itemsize * 8 > form.bits:
-        samples = "16-bit samples are" if dtype == np.uint16 else "floating-point samples are"
-        warnings.append(f"{form.name} has at most {form.bits} bits a sample, {samples} rounded")
+        samples = f"{bits}-bit" if dtype == np.uint16 else "floating-point"
+        if dtype != np.uint16 or bits > form.bits:
+            warnings.append(f"{form.name} has at most {form.bits} bits a sample, {samples} samples are rounded")
         dtype = np.dtype(np.uint8 if form.bits == 8 else np.uint16)
     return Storage(channels, dtype, tuple(warnings))
 

@@ -73,12 +73,12 @@ def _read_range(file: BinaryIO) -> NumberRange:
     top = {box.kind: box for box in boxes(data, 0, len(data))}
     if b"pitm" not in top:
         return NumberRange()
-    primary = _read_primary(data, top[b"pitm"])
+    primary = read_primary(data, top[b"pitm"])
     premultiplied = any(
         box.kind == b"prem" and _read_source(data, top[b"iref"], box) == primary
         for box in (boxes(data, top[b"iref"].start + 4, top[b"iref"].end) if b"iref" in top else ())
     )
-    properties = _read_properties(data, top, primary)
+    properties = read_properties(data, top, primary)
     # The tiles of a grid are items of their own; their codec's configuration is that of any.
     config = properties.get(b"av1C") or next(
         (data[box.start : box.end] for box in _shared(data, top) if box.kind == b"av1C"), b""
@@ -99,7 +99,8 @@ def _number(data: bytes, at: int, size: int) -> int:
     return int.from_bytes(data[at : at + size], "big")
 
 
-def _read_primary(data: bytes, box: Box) -> int:
+def read_primary(data: bytes, box: Box) -> int:
+    """The number of the item that is the image, by its box "pitm"."""
     return _number(data, box.start + 4, 4 if data[box.start] else 2)
 
 
@@ -118,7 +119,7 @@ def _shared(data: bytes, top: dict[bytes, Box]) -> list[Box]:
     ]
 
 
-def _read_properties(data: bytes, top: dict[bytes, Box], item: int) -> dict[bytes, bytes]:
+def read_properties(data: bytes, top: dict[bytes, Box], item: int) -> dict[bytes, bytes]:
     """Kind -> contents of an item's properties; "colr" is followed by its type."""
     shared, found = _shared(data, top), {}
     for box in boxes(data, top[b"iprp"].start, top[b"iprp"].end) if b"iprp" in top else ():

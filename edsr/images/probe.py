@@ -11,6 +11,7 @@ from . import exif
 from .codecs import heif_codec
 from .formats import FORMATS, MAX_SIDE
 from .jpeg_header import find_oddities
+from .lost_alpha import heif_alpha_lost, webp_alpha_lost
 from .metadata.tiff import find_mends
 from .number_range import NumberRange, read_heif_range
 from .tiff_bands import TiffBands, read_bands
@@ -73,6 +74,7 @@ class Header(NamedTuple):
         mends: offset -> bytes that must stand there, see `edsr.images.metadata.tiff` and `edsr.images.jpeg_header`.
         pages: of a TIFF, how many images it holds, without reduced copies and masks.
         warnings: a line for each thing that is left out.
+        alpha_lost: whether transparency that it announces is missing.
         codec: of a HEIF, its name; "" if unknown.
     """
 
@@ -89,6 +91,7 @@ class Header(NamedTuple):
     warnings: tuple[str, ...] = ()
     codec: str = ""
     numbers: NumberRange = NumberRange()
+    alpha_lost: bool = False
 
 
 def identify(head: bytes) -> str:
@@ -139,8 +142,9 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     if loader == "heifload":
         file.seek(0)
         codec = heif_codec(file.read(2**16))
-        return Header(name, loader, _check_heif(path, file), codec=codec, numbers=read_heif_range(file))
-    return Header(name, loader)
+        gray, numbers, lost = _check_heif(path, file), read_heif_range(file), heif_alpha_lost(file)
+        return Header(name, loader, gray, codec=codec, numbers=numbers, alpha_lost=lost)
+    return Header(name, loader, alpha_lost=name == "WebP" and webp_alpha_lost(path))
 
 
 def _check_png(path: Path, file: BinaryIO) -> tuple[bool, tuple[str, ...]]:

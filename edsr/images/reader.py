@@ -73,6 +73,7 @@ class ImageReader:
         channels: 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied).
         alpha: whether the last channel is alpha.
         dtype: uint8, uint16 or float32.
+        bits: of a sample in the file; 10 or 12 of some AVIF and HEIF, whose samples are brought to 16.
         value_range: of floating-point samples; that of others is 0..1.
         found: the least and greatest of the floating-point samples in the rows that have been read.
         resolution: pixels per mm, horizontally and vertically; 72 per inch where that is not known.
@@ -126,6 +127,8 @@ class ImageReader:
             cmyk, image = image.interpretation == "cmyk", checked.image
             self._stored: tuple[int, int, int] = (image.height, image.width, image.bands)
             self.dtype = self._dtype(image)
+            heif = self._header.loader == "heifload"
+            self.bits: int = (heif and _get_field(image, "bits-per-sample")) or 8 * self.dtype.itemsize
             self.value_range, self.found = value_range if self.dtype == np.float32 else UNIT, FoundRange()
             if self.value_range != value_range:
                 self.warnings += (
@@ -210,7 +213,6 @@ class ImageReader:
             shape = image.height, image.width, image.bands
             if shape != self._stored or self._dtype(image) != self.dtype:
                 raise ImageError(f"{self.path}: has changed since it was opened, run again")
-            bits = _get_field(image, "bits-per-sample") or 16
             deflated = self._header.tags.get(259) in (8, 32946)
             if deflated and not checksums_hold(self.path, int(np.prod(shape)) * self.dtype.itemsize):
                 checked.report_damage("a checksum is wrong")
@@ -229,7 +231,7 @@ class ImageReader:
             if self.dtype == np.float32 and not with_holes and self.nodata.find(part) is not None:
                 raise ImageError(f"{self.path}: holds samples without data (nodata, NaN or infinite), fill them first")
             if self._header.loader == "heifload" and self.dtype == np.uint16:
-                yield self._header.numbers.restore(_stretch(part, bits), bits)
+                yield self._header.numbers.restore(_stretch(part, self.bits), self.bits)
             else:
                 yield self._header.numbers.restore(part, 8 * self.dtype.itemsize)
 
@@ -269,7 +271,10 @@ class ImageReader:
     def _open(self) -> CheckedImage:
         tags = self._header.tags
         tile = (tags[322], tags[323]) if tags.get(322) and tags.get(323) else None
-        return CheckedImage(self._load, self._convert, self._salvage, lambda: find_sparse(self.path), tile)
+        checked = CheckedImage(self._load, self._convert, self._salvage, lambda: find_sparse(self.path), tile)
+        if self._header.alpha_lost:
+            checked.report_damage("its transparency is missing")
+        return checked
 
     def _load(self, fail_on: str) -> pyvips.Image:
         # As bytes: a name need not be valid Unicode, nor "[...]" in it be options.

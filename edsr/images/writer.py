@@ -101,7 +101,8 @@ class ImageWriter:
         self._overwrite = overwrite
         self._sources = [like.path] if like else []
         self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
-        self._storage = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype))
+        bits = like.bits if like and like.dtype == np.uint16 else 16
+        self._storage = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype), bits)
         self.stored_dtype = self._storage.dtype
         # What is reduced goes to the encoder as it was computed, and is rounded once, after that.
         self._piped_dtype = np.dtype(np.float32) if reduced else self._storage.dtype

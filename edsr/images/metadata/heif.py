@@ -11,9 +11,12 @@ from typing import BinaryIO, NamedTuple
 from .entries import Entry, list_names
 
 _MAX_META = 2**24
-_ITEMS = {b"av01", b"hvc1", b"grid", b"iden", b"iovl", b"Exif", b"av1 "}
 _OUTER = {b"ftyp", b"meta", b"mdat", b"free", b"skip", b"wide", b"styp", b"pdin", b"moov"}
-_ALPHA = {"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", "urn:mpeg:hevc:2015:auxid:1", "urn:mpeg:avc:2015:auxid:1"}
+ALPHA = {"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", "urn:mpeg:hevc:2015:auxid:1", "urn:mpeg:avc:2015:auxid:1"}
+"""What an auxiliary image calls itself that is alpha."""
+IMAGE_ITEMS = frozenset((b"av01", b"hvc1", b"grid", b"iden", b"iovl"))
+"""Types of items that are images."""
+_ITEMS = IMAGE_ITEMS | {b"Exif", b"av1 "}
 _XMP_TYPE = b"application/rdf+xml"
 
 
@@ -64,7 +67,7 @@ def read_meta(file: BinaryIO) -> tuple[bytes, int]:
     return file.read(max(0, min(box.end - start, _MAX_META))), start
 
 
-def _items(data: bytes) -> dict[int, tuple[bytes, bytes]]:
+def list_items(data: bytes) -> dict[int, tuple[bytes, bytes]]:
     """Item -> (its type, its content type or name)."""
     found: dict[int, tuple[bytes, bytes]] = {}
     for box in boxes(data, 0, len(data)):
@@ -86,7 +89,7 @@ def scan(file: BinaryIO) -> Iterator[Entry]:
     """List what libvips does not give: thumbnails, gain maps, other items, the shape of pixels, mastering data."""
     data, _ = read_meta(file)
     others = []
-    for kind, content in _items(data).values():
+    for kind, content in list_items(data).values():
         if kind == b"tmap":
             yield Entry("gain map", "tmap", "gain map")
         elif kind == b"mime" and content != _XMP_TYPE:
@@ -120,7 +123,7 @@ def _auxiliary(data: bytes, properties: Box) -> Iterator[Entry]:
             name = data[box.start + 4 : box.end].partition(b"\0")[0].decode("latin-1")
             if "gainmap" in name.lower():
                 yield Entry("gain map", "auxC", "gain map")
-            elif name not in _ALPHA:
+            elif name not in ALPHA:
                 yield Entry("other", "auxC", f"auxiliary image ({name.rpartition(':')[2]})")
 
 
@@ -147,7 +150,7 @@ def replace_exif(file: BinaryIO, exif: bytes) -> bool:
         False, with the file unchanged, if its list of items has another form than libheif's.
     """
     data, start = read_meta(file)
-    number = next((number for number, (kind, _) in _items(data).items() if kind == b"Exif"), None)
+    number = next((number for number, (kind, _) in list_items(data).items() if kind == b"Exif"), None)
     place = next((box for box in boxes(data, 0, len(data)) if box.kind == b"iloc"), None)
     if number is None or place is None or data[place.start] > 1:
         return False
