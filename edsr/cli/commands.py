@@ -218,13 +218,18 @@ SOURCES = {
 def run_info(options: Namespace) -> int:
     require_output("what the file holds")
 
-    from edsr.weights import read_info
+    from edsr.weights import available_scales, read_info
 
     info = read_info(options.file, scale=options.scale, residual_scale=options.residual_scale)
+    info["packaged_scales"] = available_scales(options.file)
     if options.json:
         print_result(dumps(info))
         return 0
-    notes = info.pop("notes")
+    notes, packaged = info.pop("notes"), info.pop("packaged_scales")
+    if packaged:
+        others = " or ".join(str(scale) for scale in packaged if scale != info["scale"])
+        packaged_too = ", ".join(map(str, packaged))
+        info["scale"] = f"{info['scale']} (packaged: {packaged_too}" + (f"; see --scale {others})" if others else ")")
     info["residual_scale"] = f"{info['residual_scale']} ({SOURCES[info.pop('residual_scale_source')]})"
     for name, value in info.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -239,19 +244,26 @@ def run_convert(options: Namespace) -> int:
 
     from edsr.errors import WeightsError
     from edsr.system import why_unwritable_file
-    from edsr.weights import load_model, read_info, save_model
+    from edsr.weights import PROJECTS, load_model, read_info, reading_options, save_checkpoint, save_model
 
     output = Path(options.output)
-    if output.suffix != ".safetensors":
-        raise WeightsError(f"{output}: weights are written as .safetensors; give such a name")
+    layout = PROJECTS.get(output.suffix.lower())
+    if layout is None and output.suffix.lower() != ".safetensors":
+        endings = ".safetensors, as .pt for EDSR-PyTorch, or as .pth for BasicSR"
+        raise WeightsError(f"{output}: weights are written as {endings}; give such a name")
+    if layout and options.half:
+        raise UsageError("--half is for .safetensors; EDSR-PyTorch and BasicSR compute with fp32 weights")
     if output.exists() and not options.overwrite:
         raise WeightsError(f"{output} exists; add --overwrite to replace it")
     chosen = {"scale": options.scale, "residual_scale": options.residual_scale}
     if why := why_unwritable_file(output):
         raise WeightsError(f"{output}: {why}")
     model = load_model(options.input, **chosen)
-    dtype = torch.float16 if options.half else None
-    save_model(model, output, dtype=dtype, training=read_info(options.input, **chosen)["training"])
+    if layout:
+        save_checkpoint(model, output)
+    else:
+        dtype = torch.float16 if options.half else None
+        save_model(model, output, dtype=dtype, training=read_info(options.input, **chosen)["training"])
     if not options.quiet:
-        print_result(str(output))
+        print_result(str(output), *([f"  {reading_options(model.config, layout)}"] if layout else []))
     return 0

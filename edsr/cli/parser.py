@@ -359,16 +359,17 @@ def add_convert(commands, parents) -> None:
     convert = commands.add_parser(
         "convert",
         parents=parents,
-        help="convert another project's checkpoint, or store a mixture",
+        help="convert a checkpoint from another project or for one, or store a mixture",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Reads checkpoints of EDSR-PyTorch, torchSR, BasicSR, super-image and mmagic, and mixtures, and\n"
-        "writes a weights file for --model.",
+        "writes a weights file for --model, or a checkpoint for EDSR-PyTorch (.pt) or BasicSR (.pth).",
         epilog="examples:\n"
         "  %(prog)s edsr_x4.pt edsr_x4.safetensors\n"
+        "  %(prog)s runs/x2/best.safetensors mine.pth\n"
         "  %(prog)s edsr-baseline:0.3+edsr-photo:0.7 mine.safetensors --scale 3",
     )
     convert.add_argument("input", metavar="IN", help="a checkpoint, a packaged name, or NAME:SHARE+NAME:SHARE")
-    convert.add_argument("output", metavar="OUT", help="a .safetensors file")
+    convert.add_argument("output", metavar="OUT", help="a .safetensors, .pt or .pth file")
     add_residual_scale(convert)
     convert.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights; default: 2")
     convert.add_argument("--half", action="store_true", help="store as fp16, which takes half the space")

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from .exchange import PROJECTS as PROJECTS
+    from .exchange import reading_options as reading_options
+    from .exchange import save_checkpoint as save_checkpoint
     from .files import list_packaged as list_packaged
     from .files import load_model as load_model
     from .files import load_with_notes as load_with_notes
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "exchange": ["PROJECTS", "reading_options", "save_checkpoint"],
         "files": ["list_packaged", "load_model", "load_with_notes", "read_info", "save_model"],
         "selection": ["AUTO", "Choice", "FAITHFUL", "available_scales", "choose_by_file", "choose_by_strength"],
     },

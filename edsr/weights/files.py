@@ -135,18 +135,26 @@ def save_model(
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: not written, {key} is not finite in {_dtype_names([tensor])}")
+    check_target(path)
+    write_whole(path, save(tensors, metadata))
+
+
+def check_target(path: Path) -> None:
+    """Raises WeightsError if no file of that name can be: there is no such folder, or it is one."""
     if not path.parent.is_dir():
         raise WeightsError(f"{path}: there is no folder {path.parent}, create it first")
     if path.is_dir():
         raise WeightsError(f"{path}: is a folder, name a file in it")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all. Raises WeightsError."""
     remove_abandoned(path.parent)
     try:
         with atomic_file(path) as file:
-            file.write(save(tensors, metadata))
+            file.write(data)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written ({error.strerror})") from error
-    except Exception as error:  # safetensors has exceptions of its own for what the disk refuses
-        raise WeightsError(f"{path}: cannot be written: {_first_line(error)}") from error
 
 
 def list_packaged() -> dict[str, tuple[int, ...]]:

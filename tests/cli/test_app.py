@@ -551,7 +551,7 @@ def test_info_and_convert(home, capsys):
     assert (home / "n.safetensors").exists()
     assert cli.main(["convert", "m.safetensors", "n.safetensors"]) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert cli.main(["convert", "m.safetensors", "n.pth"]) == 1
+    assert cli.main(["convert", "m.safetensors", "n.onnx"]) == 1
     assert cli.main(["info", "photo.png"]) == 1
     assert "photo.png" in capsys.readouterr().err
 
