@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:  # --help, --version or misuse, whose lines are printed
         raise SystemExit(end.code if settle_streams() else end.code or 1) from None
     # Now, and not before: --help answers without what only commands need.
-    from . import commands, interruption, upscale
+    from . import commands, interruption, train, upscale
     from .console import UsageError, describe, is_expected, print_line, show_log
 
     arguments = sys.argv[1:] if argv is None else argv
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
                 "upscale": upscale.run_upscale,
                 "compare": commands.run_compare,
                 "evaluate": commands.run_evaluate,
-                "train": commands.run_train,
+                "train": train.run_train,
                 "info": commands.run_info,
                 "convert": commands.run_convert,
             }

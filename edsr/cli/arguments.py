@@ -82,6 +82,11 @@ def auto_or_whole(text: str) -> int | str:
     return int(text)
 
 
+def add_threads(group) -> None:
+    help_ = "how many threads compute on a CPU; default: one for each core"
+    group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_)
+
+
 class Given(argparse.Action):
     """Stores an option, and its name among those `given`: a default and the same value given may mean different things.
 

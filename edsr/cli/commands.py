@@ -3,20 +3,16 @@
 torch takes seconds to import: the commands import what they need.
 """
 
-import contextlib
 import io
 import math
-import os
-import signal
 from argparse import Namespace
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edsr.errors import printable
 from edsr.strict_json import dumps
 
 from .console import UsageError, print_line, print_result, require_output
-from .network import make_upscaler, make_upscalers, requested_choice, set_threads
+from .network import make_upscaler, make_upscalers, requested_choice
 from .scores import ScoreTable, name_infinite, print_notes
 
 # --- compare
@@ -118,88 +114,6 @@ def run_evaluate(options: Namespace) -> int:
     if failed:
         print_line(f"{len(failed)} of {count + len(failed)} images could not be scored")
     return 1 if failed else 0
-
-
-# --- train
-
-
-def run_train(options: Namespace) -> int:
-    chosen = training_options(options)
-    set_threads(options)
-
-    from edsr.training import TrainConfig, train, write_preview
-
-    from .progress import training_bar
-
-    # Of several processes under torchrun one speaks.
-    quiet = options.quiet or os.environ.get("RANK", "0") != "0"
-
-    def report(line: str) -> None:
-        if not quiet:
-            print_line(line)
-
-    progress, stopping, interrupted = None, False, None
-
-    def stop(*_) -> None:
-        nonlocal stopping
-        if progress is None or stopping:  # nothing to save yet, or somebody in a hurry
-            raise KeyboardInterrupt
-        stopping = True
-
-    def run():
-        nonlocal interrupted
-        interrupted = yield from train(TrainConfig(**chosen), lambda: stopping)
-
-    if options.preview:
-        write_preview(TrainConfig(**chosen), options.preview)
-        return 0
-    with handled(stop), contextlib.closing(run()) as steps, training_bar(quiet) as bar:
-        for progress in steps:
-            bar.show(progress)
-            if progress.validated:
-                report(f"step {progress.step}: loss {bar.loss:.5f}, validation {progress.validated}")
-    if progress is None:  # the run had come to its end before, which was logged
-        return 0
-    if not progress.finished:  # interrupted here or in another process of the run, or out of time
-        why = "interrupted" if interrupted else f"stopped after {options.minutes:g} minutes"
-        where = f"step {progress.step} of {progress.steps}"
-        report(f"{why} and saved at {where}; continue with --resume {progress.folder}")
-        return 130 if interrupted else 0
-    report(f"{progress.folder / 'best.safetensors'} is ready for upscale --model")
-    return 0
-
-
-@contextlib.contextmanager
-def handled(stop: Callable[..., None]) -> Iterator[None]:
-    """In the block `stop` is called when SIGINT or SIGTERM comes."""
-    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-def training_options(options) -> dict:
-    """What TrainConfig is made of. Raises UsageError."""
-    resumed = options.resume  # None, True, or the folder of a run
-    named = resumed if isinstance(resumed, str) else None
-    if options.decay is not None and named is None:
-        raise UsageError("--decay needs to know of which run; name it with --resume RUN")
-    if options.decay is not None and "steps" in options.given:
-        raise UsageError("--decay N says how many steps more; leave --steps out")
-    if named and options.decay is None and options.out and Path(options.out).resolve() != Path(named).resolve():
-        raise UsageError(f"--resume {named} goes on in {named}; leave --out out, or add --decay N")
-    if options.preview and (resumed or not options.degrade):
-        raise UsageError("--preview shows what a run would begin with; give --degrade SPEC, and leave --resume out")
-    if not named and not options.out and not options.preview:
-        raise UsageError("name the folder of the run with --out")
-    if not resumed and not options.data:
-        raise UsageError("name the images to train on with --data")
-    ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview", "threads"}
-    chosen = {name: value for name, value in vars(options).items() if name not in ours}
-    chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}
-    return chosen | {"out": options.out or (named if options.decay is None else None) or "", "source": named}
 
 
 # --- info, convert

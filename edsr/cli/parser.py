@@ -1,18 +1,14 @@
 """The command line's arguments. Imports no torch, so that --help answers at once."""
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
 from edsr import __version__
-from edsr.training import TrainConfig
 
 from .arguments import (
-    Defaults,
-    Given,
     LineParser,
-    auto_or_whole,
+    add_threads,
     factor,
     fraction,
     image_format,
@@ -22,6 +18,7 @@ from .arguments import (
     tile,
     value_range,
 )
+from .train_options import add_train
 
 
 def program_name() -> str:
@@ -116,11 +113,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_info(commands, [common])
     add_convert(commands, [common, quiet])
     return parser
-
-
-def add_threads(group) -> None:
-    help_ = "how many threads compute on a CPU; default: one for each core"
-    group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_)
 
 
 def add_residual_scale(group) -> None:
@@ -274,75 +266,6 @@ def add_evaluate(commands, parents) -> None:
     )
     command.add_argument("--overwrite", action="store_true", help="replace existing files in DIR")
     command.add_argument("--json", action="store_true", help="one JSON document for each model, each on its own line")
-
-
-def add_train(commands, parents) -> None:
-    command = commands.add_parser(
-        "train",
-        parents=parents,
-        formatter_class=Defaults,
-        help="train a network on folders of images",
-        description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C\n"
-        "saves; --resume RUN continues, with the images and options that the run remembers.\n"
-        "Several GPUs: torchrun --nproc-per-node N cli.py train ...",
-        epilog="examples:\n"
-        "  python cli.py train --data DIV2K_train_HR --out runs/x2\n"
-        "  python cli.py train --resume runs/x2\n"
-        "  python cli.py train --data photos/ --out runs/short --steps auto --minutes 15\n"
-        "  python cli.py train --data photos/ --out runs/long --schedule wsd\n"
-        "  python cli.py train --resume runs/long --decay 20000",
-    )
-    command.set_defaults(given=set())
-
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-
-    def add(group, name: str, **more) -> None:
-        """The option of a field of TrainConfig, whose default, choices and help it has."""
-        told = {key: value for key, value in fields[name].metadata.items() if key != "help"}
-        if fields[name].default is not dataclasses.MISSING:
-            told["default"] = fields[name].default
-        help_text = fields[name].metadata["help"].replace("%", "%%")
-        group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **({"action": Given} | told | more))
-
-    add(command, "data", nargs="+")
-    add(command, "out", action="store")
-    command.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        metavar="RUN",
-        help="continue the run in RUN, or in --out; what is not given is as it was",
-    )
-    add(command, "minutes", type=positive, action="store")
-    network = command.add_argument_group("network")
-    add(network, "model")
-    add(network, "scale", type=int)
-    add(network, "init", action="store")
-    recipe = command.add_argument_group("recipe")
-    add(recipe, "steps", type=auto_or_whole)
-    add(recipe, "batch", type=int)
-    add(recipe, "patch", type=int)
-    add(recipe, "lr", type=positive)
-    add(recipe, "loss")
-    add(recipe, "schedule")
-    add(recipe, "decay", type=auto_or_whole, action="store")
-    add(recipe, "seed", type=int)
-    add(recipe, "degrade")
-    recipe.add_argument(
-        "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
-    )
-    images = command.add_argument_group("images")
-    add(images, "val")
-    add(images, "crop", type=int)
-    add(images, "cache")
-    machine = command.add_argument_group("execution")
-    add(machine, "val_every", type=int)
-    add(machine, "save_every", type=int)
-    add(machine, "precision")
-    add(machine, "backend", action="store")
-    add_threads(machine)
-    machine.add_argument("--no-graph", dest="graph", action="store_false", help=fields["graph"].metadata["help"])
-    add(machine, "deterministic", nargs=0, const=True)
 
 
 def add_info(commands, parents) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,9 +14,6 @@ from rich.table import Column
 
 from edsr.errors import printable
 from edsr.progress import BatchProgress, Silent
-
-if TYPE_CHECKING:
-    from edsr.training import Progress as TrainingProgress
 
 
 class ImageBar:
@@ -60,33 +56,6 @@ class BatchBars:
             self._progress.advance(self._batch)
 
 
-class TrainingBar:
-    """The run: steps done, loss, validation PSNR, patches per second, time left.
-
-    The loss is the mean over about 20 reports: one batch differs from the next by more than a run gains in hours. After
-    a rollback it begins anew, as what diverged is undone.
-    """
-
-    def __init__(self, progress: Progress | None):
-        self._progress, self._validated = progress, ""
-        self.loss, self._shown = 0.0, 0
-
-    def show(self, report: "TrainingProgress") -> None:
-        """Shows what a run reports."""
-        if report.rolled_back:
-            self._shown = 0
-        else:
-            self._shown = min(self._shown + 1, 20)
-            self.loss = report.loss if self._shown == 1 else self.loss + (report.loss - self.loss) / self._shown
-        if self._progress is None:
-            return
-        if not self._progress.task_ids:  # a resumed run's time left is reckoned from where it goes on
-            self._progress.add_task("", total=report.steps, completed=report.step - 1, text="")
-        self._validated = f"  {report.validated}" if report.validated else self._validated
-        text = f"loss {self.loss:.5f}{self._validated}  {report.speed:.1f} patches/s"
-        self._progress.update(self._progress.task_ids[0], completed=report.step, text=text)
-
-
 @contextlib.contextmanager
 def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
     """Bars for so many files; nothing is shown if `quiet` or where standard error is no terminal."""
@@ -97,25 +66,13 @@ def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(compact=True),
     )
-    with _drawn(quiet, columns, transient=True) as progress:
+    with drawn(quiet, columns, transient=True) as progress:
         yield Silent() if progress is None else BatchBars(progress, files)
 
 
 @contextlib.contextmanager
-def training_bar(quiet: bool) -> Iterator[TrainingBar]:
-    """A TrainingBar; a silent one if `quiet` or where standard error is no terminal."""
-    columns = (
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with _drawn(quiet, columns, transient=False) as progress:
-        yield TrainingBar(progress)
-
-
-@contextlib.contextmanager
-def _drawn(quiet: bool, columns: tuple, transient: bool) -> Iterator[Progress | None]:
+def drawn(quiet: bool, columns: tuple, transient: bool) -> Iterator[Progress | None]:
+    """Bars of such columns; None if `quiet` or where standard error is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return

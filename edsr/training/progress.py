@@ -1,5 +1,6 @@
 """What a run reports after each chunk of steps."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ class Progress:
         psnr: In dB on luma over the validation images, where it was just measured.
         psnr_degraded: The same over degraded images, of a run that trains on such.
         rolled_back: Whether the run has just gone back to a checkpoint, at `step`.
+        mean_loss: Over the steps since the last line of metrics.jsonl, that line's own steps where `logged`.
+        logged: Whether a line has just been written there, with `mean_loss`.
     """
 
     step: int
@@ -29,6 +32,8 @@ class Progress:
     psnr: float | None = None
     psnr_degraded: float | None = None
     rolled_back: bool = False
+    mean_loss: float = math.nan
+    logged: bool = False
 
     @property
     def validated(self) -> str:

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from edsr.data import PairedImages, PatchLoader, load_dataset, load_validation, train_val_split
 from edsr.devices import ProcessGroup
 from edsr.errors import BackendError, DataError, WeightsError
-from edsr.kernels import Ops, compile_ahead, is_faster_in_training, load_training_ops, unavailable_reason
+from edsr.kernels import compile_ahead, is_faster_in_training, load_training_ops, unavailable_reason
 from edsr.models import EDSR, PRESETS, worth_collapsing
 from edsr.weights import list_packaged, load_model
 
@@ -48,8 +48,6 @@ def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages,
         least = MIN_VALIDATED * config.scale
         kinds = f"no image of {least} x {least} pixels or more that is not of one color"
         raise DataError(f"{config.val}: {kinds}; give another --val")
-    if group.is_main:
-        logger.info(f"{len(training)} images to train on, {len(validation) if validation else 0} to validate on")
     return training, validation
 
 
@@ -108,21 +106,38 @@ def _initialize(model: EDSR, config: TrainConfig, group: ProcessGroup) -> None:
         logger.info(f"starting from {source}{of_scale}: {len(taken)} of {len(own)} tensors")
 
 
-def step_factory(
-    config: TrainConfig, group: ProcessGroup, model: EDSR, images: PairedImages
-) -> Callable[[float], TrainStep]:
-    """What makes the TrainStep of a run for a given decay of the averaged weights.
+class Execution(NamedTuple):
+    """What steps are computed with.
+
+    Args:
+        dtype: What the network computes in.
+        backend: "torch", "triton" or "winograd".
+    """
+
+    dtype: torch.dtype
+    backend: str
+
+
+def choose_execution(config: TrainConfig, device: torch.device, features: int) -> Execution:
+    """What the options mean on a device for a network of so many features.
 
     Raises:
         BackendError: The backend asked for cannot be had.
     """
+    dtype = _compute_dtype(config, device)
+    return Execution(dtype, _choose_backend(config, device, dtype, features))
+
+
+def step_factory(
+    config: TrainConfig, group: ProcessGroup, model: EDSR, images: PairedImages, execution: Execution
+) -> Callable[[float], TrainStep]:
+    """What makes the TrainStep of a run for a given decay of the averaged weights."""
     share = (group.rank, group.world_size)
     chunk = _steps_per_chunk(config, model, group)
     loader = PatchLoader(
         images, config.patch, config.batch, config.seed, group.device, chunk, share, config.degradation
     )
-    dtype = _compute_dtype(config, group.device)
-    ops = _choose_ops(config, group.device, dtype, model.config.features)
+    dtype, ops = execution.dtype, load_training_ops(execution.backend)
     collapsed = worth_collapsing(group.device, config.batch // group.world_size * config.patch**2)
 
     def make(ema_decay: float) -> TrainStep:
@@ -136,8 +151,8 @@ def _compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[auto if config.precision == "auto" else config.precision]
 
 
-def _choose_ops(config: TrainConfig, device: torch.device, dtype: torch.dtype, features: int) -> Ops[Tensor]:
-    """The ops to train with: of the backend asked for, or of one of ours where it was measured to be faster."""
+def _choose_backend(config: TrainConfig, device: torch.device, dtype: torch.dtype, features: int) -> str:
+    """The backend to train with: the one asked for, or one of ours where it was measured to be faster."""
     auto = {"cuda": "triton", "cpu": "winograd"}.get(device.type, "torch")
     backend = auto if config.backend == "auto" else config.backend
     # Triton's interpreter would do on a CPU, too, but nobody waits for that.
@@ -146,11 +161,11 @@ def _choose_ops(config: TrainConfig, device: torch.device, dtype: torch.dtype, f
     else:
         reason = unavailable_reason(backend, device, dtype, features)
     if config.backend == "auto" and not reason and not is_faster_in_training(backend, device, dtype, features):
-        return load_training_ops("torch")
+        return "torch"
     reason = reason or compile_ahead(backend, device, training=True)
     if reason and config.backend != "auto":
         raise BackendError(f"--backend {backend}: {reason}; use --backend torch")
-    return load_training_ops("torch" if reason else backend)
+    return "torch" if reason else backend
 
 
 def _steps_per_chunk(config: TrainConfig, model: EDSR, group: ProcessGroup) -> int:

@@ -22,7 +22,7 @@ import torch
 from edsr.devices import ProcessGroup
 from edsr.errors import CheckpointError, TrainError, WeightsError
 
-from . import checkpoint, recipe, resuming, setup, step_budget
+from . import checkpoint, recipe, resuming, setup, step_budget, summary
 from .checkpoint import Checkpoint
 from .config import AUTO, TrainConfig
 from .consistency import remembered, run_signature
@@ -33,7 +33,7 @@ from .publishing import publish, published, published_score, scores_by_name
 from .resuming import RunStart
 from .run_log import LOG_EVERY, RunLogger
 from .run_record import check_record
-from .validation import Scores, bicubic_psnr, degrade_images, mean_absolute_error, probe_patches, validate
+from .validation import Scores, ValidationSet, mean_absolute_error, probe_patches
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ MAX_ROLLBACKS = 3  # times a run may go back to its last checkpoint with half th
 def train(
     config: TrainConfig,
     stopping: Callable[[], bool] = lambda: False,
+    validating: Callable[[int, int], object] = lambda done, total: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Progress, None, bool]:
     """Trains, yielding after each step, on a GPU after each chunk of steps.
@@ -54,6 +55,7 @@ def train(
     Args:
         config: What to train.
         stopping: Asked between chunks; once it is true (in any process), the run is saved and ends.
+        validating: Called while the network is validated, with how many images are done, of how many.
         clock: Gives seconds.
 
     Returns:
@@ -67,7 +69,7 @@ def train(
     group = ProcessGroup(config.device)
     run, lock = None, RunLock()
     try:
-        run = Trainer(resuming.resolve_start(config, group, lock), group, clock, started, lock)
+        run = Trainer(resuming.resolve_start(config, group, lock), group, validating, clock, started, lock)
         with contextlib.closing(run):
             return (yield from run.steps(stopping))
     finally:
@@ -82,22 +84,30 @@ class Trainer:
     `step` steps are done, `saved_step` of them safe on disk.
     """
 
-    def __init__(self, start: RunStart, group: ProcessGroup, clock: Callable[[], float], started: float, lock: RunLock):
+    def __init__(
+        self,
+        start: RunStart,
+        group: ProcessGroup,
+        watch: Callable[[int, int], object],
+        clock: Callable[[], float],
+        started: float,
+        lock: RunLock,
+    ):
         config, loaded, self.is_new, self.decay = start
-        self.group, self.clock, self.started = group, clock, started
+        self.group, self.watch, self.clock, self.started = group, watch, clock, started
         self.config, self.folder = config, Path(config.out)
-        images, self.validation = setup.load_images(config, group)
+        images, held_out = setup.load_images(config, group)
         self.probe = probe_patches(images, config.degradation)
-        self.validation_degraded = None
-        if config.degradation and self.validation and group.is_main:
-            self.validation_degraded = degrade_images(self.validation, config.degradation)
+        # In the main process, which alone measures.
+        self.validation = ValidationSet(held_out, config.degradation) if held_out and group.is_main else None
         model = setup.build_model(config, group)
         if group.device.type == "cuda":
             torch.backends.cudnn.benchmark = not config.deterministic
             torch.use_deterministic_algorithms(config.deterministic)
             # Every element is written before it is read. (torch's stub leaves this one out.)
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-        self._make_step = setup.step_factory(config, group, model, images)
+        execution = setup.choose_execution(config, group.device, model.config.features)
+        self._make_step = setup.step_factory(config, group, model, images, execution)
         self.train_step = self._make_step(self._ema_decay(config.steps))
 
         self.divergence, self.initial_error = recipe.DivergenceMonitor(config.loss), None
@@ -113,6 +123,10 @@ class Trainer:
         self.unlogged_losses: list[float] = []
         self.run_log: RunLogger | None = None
         self._begin(lock)
+        self.stopwatch = summary.Stopwatch()
+        if self.step < self.last_step:
+            for row in summary.rows(self.config, group, execution, model, images, self.validation):
+                self._log(row)
 
     def _log(self, line: str) -> None:
         """Of several processes the main one logs."""
@@ -224,7 +238,7 @@ class Trainer:
 
     def run_chunk(self) -> Progress:
         """Takes as many steps as come before something may be due."""
-        first, started = self.step, time.perf_counter()
+        first, started, warm = self.step, time.perf_counter(), not self.train_step.warm_up_steps
         ends = [_next_multiple(first, n) for n in (self.validating.every, self.saving.every, LOG_EVERY) if n]
         count = min(*ends, self.last_step, first + self.train_step.max_steps) - first
         rates = [self.learning_rate(step) for step in range(first, first + count)]
@@ -247,36 +261,39 @@ class Trainer:
         elapsed = time.perf_counter() - started
         speed = count * self.config.batch / elapsed
         self.seconds += elapsed
+        if warm and (row := self.stopwatch.add(count, elapsed, self.last_step - self.step)) is not None:
+            self._log(row)
         self.unlogged_losses += losses
         if self.divergence.suspicion is not None:  # neither published nor gone back to, unless the loss falls again
             validate_now = save_now = False
         scores = self._validate() if validate_now else None
-        if self.run_log is not None and (self.step % LOG_EVERY == 0 or scores is not None or ended):
-            values = {"loss": float(np.mean(self.unlogged_losses)), "lr": rates[-1]}
+        mean_loss = float(np.mean(self.unlogged_losses))
+        logged = self.step % LOG_EVERY == 0 or scores is not None or ended
+        if logged and self.run_log is not None:
+            values = {"loss": mean_loss, "lr": rates[-1]}
             values |= {"patches_per_second": round(speed, 2), "seconds": round(self.seconds, 2)}
             values |= scores_by_name(scores, "psnr")
             self.run_log.log(self.step, **values)
+        if logged:
             self.unlogged_losses = []
         if save_now:
             self._save(scores)
         done = Progress(self.step, self.last_step, self.folder, float(np.mean(losses)), rates[-1], speed)
+        done = replace(done, mean_loss=mean_loss, logged=logged)
         return done if scores is None else replace(done, psnr=scores.psnr, psnr_degraded=scores.degraded)
 
     def _validate(self) -> Scores | None:
         """In the main process alone; the others wait at their next step."""
-        if not self.group.is_main or self.validation is None:
+        if self.validation is None:
             return None
         with self.validating.timed():
-            psnr, samples = validate(self.train_step.ema, self.validation, self.config.scale)
-            scores = Scores(psnr)
-            if self.validation_degraded is not None:
-                psnr_degraded, more = validate(self.train_step.ema, self.validation_degraded, self.config.scale)
-                scores = Scores(psnr, psnr_degraded)
-                samples |= {f"degraded-{name}": sample for name, sample in more.items()}
+            scores, samples = self.validation.measure(self.train_step.ema, self.watch)
             if self.run_log is not None:
                 self.run_log.log_images(self.step, samples)
-            if self.step == self.last_step and psnr < (least := bicubic_psnr(self.validation)):
-                self._log(f"validation is {psnr:.2f} dB, where bicubic has {least:.2f}: too little is learned so far")
+            if self.step == self.last_step and scores.psnr < (least := self.validation.bicubic.psnr):
+                self._log(
+                    f"validation is {scores.psnr:.2f} dB, where bicubic has {least:.2f}: too little is learned so far"
+                )
             if scores.mean > self.best_psnr:
                 self.best_psnr = scores.mean
                 self._publish("best", scores)

@@ -1,8 +1,9 @@
 """How good a network is while it is trained, measured cheaply enough to be done often."""
 
+import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -107,8 +108,10 @@ def _mean_psnr(scores: Sequence[float]) -> float:
     return float(np.mean(finite or scores))
 
 
-def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict[str, np.ndarray]]:
-    """Measures a network on validation images.
+def validate(
+    model: EDSR, images: PairedImages, scale: int, measured: Callable[[], object] = lambda: None
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Measures a network on validation images; calls `measured` after each.
 
     Returns:
         Mean PSNR in dB on luma, a border of `scale` pixels left out, of images that are not exact; and by name, of the
@@ -127,4 +130,40 @@ def validate(model: EDSR, images: PairedImages, scale: int) -> tuple[float, dict
             h, w = (min(SAMPLE_SIDE // scale, side) * scale for side in low.shape[:2])
             views = matlab_bicubic(np.ascontiguousarray(low[: h // scale, : w // scale]), h, w), y[:h, :w], high[:h, :w]
             samples[f"sample/{i}"] = np.concatenate(views, axis=1)
+        measured()
     return _mean_psnr(scores), samples
+
+
+class ValidationSet:
+    """The images that a run validates on.
+
+    Args:
+        images: As they are.
+        degradation: What is done to LR sides for a second score; None for a run that trains on images as they are.
+
+    Attributes:
+        bicubic: What bicubic upscaling has, measured as a network is.
+    """
+
+    def __init__(self, images: PairedImages, degradation: Degradation | None):
+        self.images = images
+        self.degraded = degrade_images(images, degradation) if degradation else None
+        self.bicubic = Scores(bicubic_psnr(self.images), bicubic_psnr(self.degraded) if self.degraded else None)
+
+    def measure(self, model: EDSR, watch: Callable[[int, int], object]) -> tuple[Scores, dict[str, np.ndarray]]:
+        """Scores of a network, and samples as `validate` gives them.
+
+        Args:
+            model: The network.
+            watch: Called after each image with how many are done, and how many there are.
+        """
+        done, total = itertools.count(1), len(self.images) * (1 if self.degraded is None else 2)
+
+        def measured() -> None:
+            watch(next(done), total)
+
+        psnr, samples = validate(model, self.images, self.images.scale, measured)
+        if self.degraded is None:
+            return Scores(psnr), samples
+        degraded, more = validate(model, self.degraded, self.images.scale, measured)
+        return Scores(psnr, degraded), samples | {f"degraded-{name}": sample for name, sample in more.items()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edsr import cli, errors
-from edsr.cli import commands
+from edsr.cli import train
 from edsr.cli.console import describe, is_expected, show_log
 from tests.conftest import ROOT
 
@@ -37,7 +37,7 @@ def test_what_is_logged_is_a_line(capsys):
 @pytest.mark.parametrize(("rank", "lines"), [("0", "told\n"), ("1", "")])
 def test_of_several_training_processes_one_speaks(monkeypatch, capsys, rank, lines):
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(commands, "run_train", lambda options: logging.getLogger("edsr.training").info("told") or 0)
+    monkeypatch.setattr(train, "run_train", lambda options: logging.getLogger("edsr.training").info("told") or 0)
     assert cli.main(["train"]) == 0 and capsys.readouterr().err == lines
 
 

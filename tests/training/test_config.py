@@ -3,8 +3,8 @@
 import subprocess
 import sys
 
-from edsr.cli.commands import training_options
 from edsr.cli.parser import build_parser
+from edsr.cli.train_options import training_options
 from edsr.kernels import BACKENDS
 from edsr.models import PRESETS, SCALES
 from edsr.training.config import TrainConfig

@@ -89,7 +89,7 @@ def test_validation_is_of_clean_and_of_degraded_images(runs, folder, tmp_path):
 def test_the_best_is_best_by_the_mean_of_both(runs, tmp_path, monkeypatch):
     assert Scores(30.0).mean == 30 and Scores(30.0, 20.0).mean == 25
     scores = iter([30.0, 20.0, 31.0, 18.0, 29.0, 22.0])  # means: 25, 24.5, 25.5
-    monkeypatch.setattr("edsr.training.trainer.validate", lambda *_: (next(scores), {}))
+    monkeypatch.setattr("edsr.training.validation.validate", lambda *_: (next(scores), {}))
     assert [p.psnr for p in runs() if p.psnr is not None] == [30, 31, 29]
     training = read_info(tmp_path / "run" / "best.safetensors")["training"]
     assert (training["validation_psnr"], training["steps"]) == (29, 12)
@@ -140,5 +140,5 @@ def test_the_command_line_tells_both(folder, tmp_path, capsys, tiny):
     command = ["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--device", "cpu", "--patch", "8"]
     assert cli.main([*command, "--steps", "3", "--batch", "2", "--degrade", ALL]) == 0
     assert re.search(
-        r"step 3: loss 0\.\d+, validation \d+\.\d{3} dB, degraded \d+\.\d{3} dB\n", capsys.readouterr().err
+        r"step 3 of 3: loss 0\.\d+, validation \d+\.\d{3} dB, degraded \d+\.\d{3} dB\n", capsys.readouterr().err
     )

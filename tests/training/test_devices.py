@@ -72,7 +72,11 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp
             way = (one.tensors[name] - start.tensors[name]).norm()
             assert way > 0 and (one.tensors[name] - two.tensors[name]).norm() < 1e-3 * way, name
     # One process speaks.
-    assert texts[1].count("images to train on") == 1 and texts[1].count("is ready for upscale") == 1
+    assert (
+        texts[1].count("\nimages  ") == 1
+        and ", 2 processes" in texts[1]
+        and texts[1].count("is ready for upscale") == 1
+    )
     last = load_model(tmp_path / "two" / "last.safetensors").state_dict()
     assert all(torch.equal(last[name], two.tensors[f"ema.{name}"]) for name in last)
 

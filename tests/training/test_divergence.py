@@ -11,13 +11,11 @@ import torch
 from PIL import Image
 
 from edsr import cli
-from edsr.cli.progress import TrainingBar
 from edsr.data import dataset
 from edsr.errors import TrainError
 from edsr.models.edsr import EDSR, EDSRConfig
 from edsr.training import checkpoint, recipe
 from edsr.training.config import LOSSES, TrainConfig
-from edsr.training.progress import Progress
 from edsr.training.step import TrainStep
 from edsr.training.trainer import train
 from edsr.training.validation import bicubic_psnr, mean_absolute_error, probe_patches, validate
@@ -173,7 +171,7 @@ def test_a_run_that_has_learned_less_than_bicubic_says_so(folder, tmp_path, monk
     bicubic, target = samples["sample/0"][:, :side], samples["sample/0"][:, -side:]
     assert bicubic_psnr(held) == pytest.approx(score(bicubic, target, 2)[0], abs=0.01)
     assert sum(f"where bicubic has {bicubic_psnr(held):.2f}" in line for line in lines) == 1
-    monkeypatch.setattr("edsr.training.trainer.validate", lambda *_: (bicubic_psnr(held) + 0.1, {}))
+    monkeypatch.setattr("edsr.training.validation.validate", lambda *_: (bicubic_psnr(held) + 0.1, {}))
     lines.clear()
     list(train(training(folder, tmp_path / "good")))
     assert not any("bicubic" in line for line in lines)
@@ -253,23 +251,6 @@ def test_rates_are_recorded_after_a_setback(folder, tmp_path, losses, lines):
     assert read_info(run / "last.safetensors")["training"]["lr_factor"] == 0.5
     record = checkpoint.load_latest(run).record
     assert (record["lr_factor"], record["rollbacks"]) == (0.5, 1)
-
-
-def report(step: int, loss: float, **more) -> Progress:
-    return Progress(step, 9, Path("run"), loss, 1e-4, 1.0, **more)
-
-
-@pytest.mark.parametrize("before", [[], [0.3], [0.3, 1e20, 7e31]])
-def test_the_loss_shown_forgets_what_is_undone(before):
-    """Also where it is the first that is shown, of a run resumed."""
-    bar = TrainingBar(None)
-    for step, loss in enumerate(before, 1):
-        bar.show(report(step, loss))
-    bar.show(report(0, float("nan"), rolled_back=True))
-    assert np.isfinite(bar.loss)
-    for step, loss in enumerate([0.3, 0.1], 1):
-        bar.show(report(step, loss))
-    assert bar.loss == pytest.approx(0.2)
 
 
 def test_a_rollback_is_reported(folder, tmp_path, losses):

@@ -204,7 +204,7 @@ def test_a_decay_is_a_run_of_its_own_and_leaves_the_other_alone(folder, tmp_path
 def test_a_decay_averages_and_judges_its_own_steps_alone(folder, tmp_path, monkeypatch):
     """A thousand steps' memory would publish weights from before the rate fell; the best of those was not decayed."""
     scores = iter([99.0, 20.0, 30.0])
-    monkeypatch.setattr("edsr.training.trainer.validate", lambda *_: (next(scores), {}))
+    monkeypatch.setattr("edsr.training.validation.validate", lambda *_: (next(scores), {}))
     run = stopped(training(folder, tmp_path / "run", schedule="wsd"), 8)
     list(train(decay(run, 6)))
     out = tmp_path / "run-decay-8"

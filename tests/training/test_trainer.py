@@ -136,7 +136,7 @@ def test_validation_images_too_small_to_be_scored_are_left_out(folder, tmp_path,
     assert not (tmp_path / "none").exists()
     # Held out of images that are small themselves.
     list(train(options(icons(tmp_path / "tiny", 4, 5), tmp_path / "small", steps=2, patch=2)))
-    assert "1 images to train on, 0 to validate on" in lines
+    assert "images      1, 6.4e-05 megapixels" in lines and "validation  none" in lines
 
 
 def test_validation_images_of_one_color_are_left_out(folder, tmp_path, lines):
@@ -373,7 +373,7 @@ def test_unless_told_a_run_looks_at_and_saves_itself_by_the_clock(folder, tmp_pa
 def test_the_best_of_a_killed_run_is_not_replaced_by_worse(folder, tmp_path, monkeypatch):
     """Looked at by the clock, it may never be at that step again."""
     scores = iter([35.0, 34.0, 36.0, 33.0])
-    monkeypatch.setattr("edsr.training.trainer.validate", lambda *_: (next(scores), {}))
+    monkeypatch.setattr("edsr.training.validation.validate", lambda *_: (next(scores), {}))
     by_clock = {"val_every": None, "save_every": None, "steps": 120}
     run = train(options(folder, tmp_path / "run", **by_clock), clock=lambda: 0.0)
     with pytest.raises(ZeroDivisionError):

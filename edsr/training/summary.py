@@ -1,0 +1,127 @@
+"""What a run says of itself: a table before its first steps, and soon after them how long it will take."""
+
+import torch
+from torch import nn
+
+from edsr.data import PairedImages
+from edsr.devices import ProcessGroup
+from edsr.models import EDSR
+from edsr.progress import describe_seconds
+
+from .config import TrainConfig
+from .setup import Execution
+from .validation import ValidationSet
+
+MIN_CHUNKS, MIN_SECONDS = 3, 2.0  # of steps, before their speed tells how long a run takes
+VALIDATING = 0.04  # of the time of a run, at most, goes into validating and saving: see edsr.training.intervals
+
+
+def rows(
+    config: TrainConfig,
+    group: ProcessGroup,
+    execution: Execution,
+    model: EDSR,
+    images: PairedImages,
+    validation: ValidationSet | None,
+) -> list[str]:
+    """The lines of the table.
+
+    Args:
+        config: Options of the run, complete.
+        group: Its processes.
+        execution: What it computes with.
+        model: Its network.
+        images: What it trains on.
+        validation: What it validates on.
+    """
+    shape, name = model.config, "EDSR" if config.network else config.model
+    parameters = sum(p.numel() for p in model.parameters())
+    # Forward, and for the gradients of maps and of weights.
+    work = 3 * config.batch * config.patch**2 * multiply_adds(model)
+    table = {
+        "network": f"{name} x{shape.scale}: {shape.blocks} blocks of {shape.features} features, "
+        f"{_short(parameters)} parameters, {_short(work)} multiply-adds a step",
+        "device": _describe_device(group, execution),
+        "images": f"{len(images):,}, {_megapixels(images)}",
+        "validation": "none",
+        "steps": f"{config.steps:,} of {config.batch} patches of {config.patch} x {config.patch}",
+    }
+    if config.degradation is not None:
+        table["images"] += f", degraded by {config.degradation}"
+    if validation is not None:
+        bicubic = validation.bicubic
+        more = "" if bicubic.degraded is None else f", degraded {bicubic.degraded:.2f} dB"
+        size = f"{len(validation.images):,}, {_megapixels(validation.images)}"
+        table["validation"] = f"{size}; bicubic has {bicubic.psnr:.2f} dB{more}"
+    return [_row(*row) for row in table.items()]
+
+
+def multiply_adds(model: EDSR) -> int:
+    """Multiply-adds of one forward pass, for each LR pixel, by the layers as they are."""
+    area, total = 1, sum(map(_weights, (model.head, model.body, model.body_end)))
+    for layer, r in zip(model.upsampler, model.config.shuffle_factors, strict=True):
+        total += area * _weights(layer)
+        area *= r * r
+    return total + area * _weights(model.tail)
+
+
+def _weights(part: nn.Module) -> int:
+    return sum(p.numel() for p in part.parameters() if p.ndim > 1)  # but for biases
+
+
+class Stopwatch:
+    """Measures the first steps of a run that are as fast as all others will be."""
+
+    def __init__(self) -> None:
+        self._chunks = self._steps = 0
+        self._seconds = 0.0
+        self._told = False
+
+    def add(self, steps: int, seconds: float, left: int) -> str | None:
+        """A row that says how long the run takes, once, as soon as that is known.
+
+        Args:
+            steps: So many were taken.
+            seconds: In this time.
+            left: Steps that are yet to be taken.
+        """
+        self._chunks, self._steps, self._seconds = self._chunks + 1, self._steps + steps, self._seconds + seconds
+        if self._told or self._chunks < MIN_CHUNKS or self._seconds < MIN_SECONDS:
+            return None
+        self._told = True
+        return time_row(self._steps / self._seconds, left)
+
+
+def time_row(speed: float, left: int) -> str:
+    """How long `left` steps take, of which there are `speed` a second, with validating and saving."""
+    a_second = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+    return _row("time", f"about {describe_seconds(left / speed / (1 - VALIDATING))}; {a_second} steps a second")
+
+
+def _describe_device(group: ProcessGroup, execution: Execution) -> str:
+    device = str(group.device)
+    if group.device.type == "cuda":
+        device += f", {torch.cuda.get_device_name(group.device)}"
+    elif group.device.type == "cpu":
+        threads = torch.get_num_threads()
+        device += f", {threads} thread{'s' if threads > 1 else ''}"
+    precision = "fp32" if execution.dtype == torch.float32 else "bf16"
+    processes = f", {group.world_size} processes" if group.world_size > 1 else ""
+    return f"{device}{processes}, {precision}, backend {execution.backend}"
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:12}{value}"
+
+
+def _megapixels(images: PairedImages) -> str:
+    pixels = int((images.index[:, 2] * images.index[:, 3]).sum()) * images.scale**2
+    return f"{pixels / 1e6:.3g} megapixels" if pixels < 1e9 else f"{pixels / 1e6:,.0f} megapixels"
+
+
+def _short(number: int) -> str:
+    """Three digits of a large number."""
+    for unit, letter in (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"):
+        if number >= unit:
+            return f"{number / unit:.3g}{letter}"
+    return str(number)
