@@ -98,6 +98,14 @@ class Given(argparse.Action):
         namespace.given = {*namespace.given, self.dest}
 
 
+class GivenList(Given):
+    """`Given` for a list, which grows when the option is repeated."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest) if self.dest in namespace.given else ()
+        super().__call__(parser, namespace, (*before, *values), option_string)
+
+
 class LineParser(argparse.ArgumentParser):
     """A parser whose errors are lines, whatever the arguments that they quote hold."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edsr.training import TrainConfig
 
-from .arguments import Defaults, Given, add_threads, auto_or_whole, positive
+from .arguments import Defaults, Given, GivenList, add_threads, auto_or_whole, positive
 from .console import UsageError
 
 
@@ -37,7 +37,7 @@ def add_train(commands, parents) -> None:
         help_text = fields[name].metadata["help"].replace("%", "%%")
         group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **({"action": Given} | told | more))
 
-    add(command, "data", nargs="+")
+    add(command, "data", nargs="+", action=GivenList)
     add(command, "out", action="store")
     command.add_argument(
         "--resume",
@@ -49,6 +49,9 @@ def add_train(commands, parents) -> None:
     add(command, "minutes", type=positive, action="store")
     network = command.add_argument_group("network")
     add(network, "model")
+    add(network, "blocks", type=int)
+    add(network, "features", type=int)
+    add(network, "residual_scale", type=positive)
     add(network, "scale", type=int)
     add(network, "init", action="store")
     recipe = command.add_argument_group("recipe")
@@ -65,7 +68,7 @@ def add_train(commands, parents) -> None:
         "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
     )
     images = command.add_argument_group("images")
-    add(images, "val")
+    add(images, "val", nargs="+", action=GivenList)
     add(images, "crop", type=int)
     add(images, "cache")
     machine = command.add_argument_group("execution")

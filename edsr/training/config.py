@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 LOSSES = ("l1", "l2", "charbonnier")
+SHAPE = ("blocks", "features", "residual_scale")
 SCHEDULES = ("cosine", "step", "wsd")
 # Largest norm of a gradient: some ten times a trained network's usual one, so that only outliers are cut.
 GRAD_CLIP_NORM = 0.5
@@ -34,13 +35,16 @@ class TrainConfig:
         data: Sources of images to train on, as `edsr.data.load_dataset` takes them. May be empty for a run resumed.
         out: Folder of the run. "" for a decay: the folder of the source's name, "-decay-" and its step.
         model: Name of the network, a key of `edsr.models.PRESETS`.
+        blocks, features, residual_scale: What the network has in place of the preset's; None: as that has. Such a
+            network starts from random weights, unless `init` says otherwise.
         scale: How many times larger.
         steps: Steps in all; "auto" for as many as fit into `minutes`, measured at the start.
         batch: Patches a step, over all processes.
         patch: LR pixels a side of a patch.
         lr: Peak of the learning rate.
         loss, schedule: One of LOSSES, of SCHEDULES; see `edsr.training.recipe`.
-        val: Validation images, as `data`. None holds out some of data.
+        val: Validation images, as `data`: one source, or several, each of which is a set with a score of its own. None
+            holds out some of data.
         val_every, save_every: Steps between validations, between checkpoints. None: see `edsr.training.intervals`,
             or DETERMINISTIC_INTERVAL if deterministic.
         init: Weights to start from (file, or packaged name: of this scale, if there are such, else x2). None for the
@@ -75,6 +79,11 @@ class TrainConfig:
     )
     out: str = field(metadata={"help": "folder of the run; of a decay: RUN-decay-STEP, unless given", "metavar": "RUN"})
     model: str = _option("edsr-baseline", "which one", choices=("edsr-baseline", "edsr"))
+    blocks: int | None = _option(None, "residual blocks, in place of the model's", metavar="N")
+    features: int | None = _option(None, "features between them, in place of the model's", metavar="N")
+    residual_scale: float | None = _option(
+        None, "factor on each block's branch, in place of the model's; 0.1 for many features", metavar="X"
+    )
     scale: int = _option(2, "how many times larger", choices=(2, 3, 4))
     steps: int | Literal["auto"] = _option(
         300_000, "steps in all; auto: as many as fit into --minutes, measured at the start", metavar="N|auto"
@@ -88,7 +97,12 @@ class TrainConfig:
         "how the learning rate falls; wsd: not before --decay, for runs that may be of any length",
         choices=SCHEDULES,
     )
-    val: str | None = _option(None, "validation images (none: some of --data are held out)", metavar="PATH")
+    val: str | tuple[str, ...] | None = _option(
+        None,
+        "validation images, as --data; each PATH is a set with a score of its own, whose mean chooses the best weights "
+        "(none: some of --data are held out)",
+        metavar="PATH",
+    )
     val_every: int | None = _option(
         None, f"steps between validations; {_OFTEN}; {DETERMINISTIC_INTERVAL} if --deterministic", metavar="N"
     )
@@ -131,6 +145,17 @@ class TrainConfig:
     def interval(self, steps: int | None) -> int | None:
         """val_every or save_every as `edsr.training.intervals` takes it."""
         return DETERMINISTIC_INTERVAL if steps is None and self.deterministic else steps
+
+    @property
+    def val_sources(self) -> tuple[str, ...]:
+        """`val` as a tuple."""
+        return (self.val,) if isinstance(self.val, str) else tuple(self.val or ())
+
+    @property
+    def shape(self) -> dict[str, int | float]:
+        """What the network has in place of the preset's."""
+        values = {name: getattr(self, name) for name in SHAPE}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def degradation(self) -> "Degradation | None":

@@ -1,5 +1,7 @@
 """Whether the options of a run make sense, and which of them must be those of the run that it goes on with."""
 
+import logging
+import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +12,8 @@ from edsr.system import why_unwritable, why_unwritable_file
 
 from . import checkpoint
 from .config import AUTO, LOSSES, SCHEDULES, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade")
 PATHS = ("data", "val", "cache")
@@ -30,12 +34,16 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         TrainError, WeightsError: They do not.
     """
     run = Path(config.out)
-    for path in (*config.data, config.out, config.val, config.cache, config.init):
+    for path in (*config.data, *config.val_sources, config.out, config.cache, config.init):
         if path is not None and "\0" in os.fspath(path):
             raise TrainError(f"{path}: a name has no NUL in it; give another")
     if config.model not in PRESETS:
         raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(PRESETS)}")
-    for name in ("steps", "decay", "batch", "patch", "val_every", "save_every"):
+    if config.network is not None and config.shape:
+        raise TrainError("a network is given: leave blocks, features and residual_scale out")
+    if config.residual_scale is not None and not 0 < config.residual_scale < math.inf:
+        raise TrainError(f"--residual-scale must be above 0, not {config.residual_scale}")
+    for name in ("steps", "decay", "batch", "patch", "val_every", "save_every", "blocks", "features"):
         value = getattr(config, name)
         if value is not None and value != AUTO and value < 1:
             raise TrainError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
@@ -79,9 +87,27 @@ def check_places(run: Path) -> None:
             raise TrainError(f"{path}: is read-only, and a run adds to it; choose another --out")
 
 
+def warn_of_overlap(config: TrainConfig) -> None:
+    """Logs it if images to validate on are among those that are trained on."""
+
+    def place(source: str, split: str) -> Path:
+        folder = Path(source, f"DIV2K_{split}_HR")
+        return (folder if folder.is_dir() else Path(source)).resolve()
+
+    for source in config.val_sources:
+        val = place(source, "valid")
+        for trained in config.data:
+            data = place(trained, "train")
+            if val.is_relative_to(data) or data.is_relative_to(val):
+                logger.warning(
+                    f"--val {source} are images of --data {trained}: trained on, they say nothing of others; "
+                    "leave --val out to hold some out"
+                )
+
+
 def run_signature(config: TrainConfig) -> dict:
     """What must be the same for a run to be the same run, but for the steps of one that may be of any length."""
-    named = {name: asdict(config)[name] for name in SIGNATURE}
+    named = {name: asdict(config)[name] for name in SIGNATURE} | config.shape
     return named | {"degrade": config.degradation and str(config.degradation)}
 
 
@@ -89,7 +115,12 @@ def remembered(config: TrainConfig) -> dict:
     """What a run keeps beside its signature, so that it can be resumed by its name alone. Paths are absolute."""
     kept = {name: asdict(config)[name] for name in (*CHANGEABLE, *PATHS)}
     kept |= {"init": config.init and Path(config.init).name}  # only to compare, wherever the file is by now
-    kept |= {name: kept[name] and os.path.abspath(kept[name]) for name in PATHS[1:]}
+    val = [os.path.abspath(source) for source in config.val_sources]
+    # One is kept as a text, as earlier versions did.
+    kept |= {
+        "cache": config.cache and os.path.abspath(config.cache),
+        "val": val if len(val) > 1 else (val or [None])[0],
+    }
     return kept | {"data": [os.path.abspath(source) for source in config.data]}
 
 
@@ -100,8 +131,7 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
         TrainError: What was given makes it another run; names all that does.
     """
     before = record["options"] | record.get("remembered", {})
-    if "data" in before:
-        before["data"] = tuple(before["data"])
+    before |= {name: tuple(before[name]) for name in PATHS[:2] if isinstance(before.get(name), list)}
     given = set(before if config.given is None else config.given)
     given -= {"steps"} if config.steps == AUTO else set()
     given -= set() if config.data else {"data"}
@@ -120,5 +150,6 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
 
 def _difference(name: str, before: object, value: object) -> list[str]:
     """A line where an option is not what it was before."""
-    how = f"without --{name}" if before is None else f"with --{name} {before}"
+    option = f"--{name.replace('_', '-')}"
+    how = f"without {option}" if before is None else f"with {option} {before}"
     return [] if before == value else [f"{how}, not {'without' if value is None else value}"]

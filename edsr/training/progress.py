@@ -1,7 +1,8 @@
 """What a run reports after each chunk of steps."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -18,6 +19,7 @@ class Progress:
         speed: Patches a second, over all processes; 0 after a rollback.
         psnr: In dB on luma over the validation images, where it was just measured.
         psnr_degraded: The same over degraded images, of a run that trains on such.
+        psnr_sets: Of each set of validation images by its name, if there are several; psnr is their mean.
         rolled_back: Whether the run has just gone back to a checkpoint, at `step`.
         mean_loss: Over the steps since the last line of metrics.jsonl, that line's own steps where `logged`.
         logged: Whether a line has just been written there, with `mean_loss`.
@@ -31,6 +33,7 @@ class Progress:
     speed: float
     psnr: float | None = None
     psnr_degraded: float | None = None
+    psnr_sets: Mapping[str, float] = field(default_factory=dict)
     rolled_back: bool = False
     mean_loss: float = math.nan
     logged: bool = False
@@ -39,7 +42,8 @@ class Progress:
     def validated(self) -> str:
         """What was just measured, for a person; "" where nothing was."""
         more = "" if self.psnr_degraded is None else f", degraded {self.psnr_degraded:.3f} dB"
-        return "" if self.psnr is None else f"{self.psnr:.3f} dB{more}"
+        sets = ", ".join(f"{name} {psnr:.3f}" for name, psnr in self.psnr_sets.items())
+        return "" if self.psnr is None else f"{self.psnr:.3f} dB{more}{f' ({sets})' if sets else ''}"
 
     @property
     def finished(self) -> bool:

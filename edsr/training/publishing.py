@@ -61,6 +61,7 @@ def published_score(path: Path) -> float:
 
 
 def scores_by_name(scores: Scores | None, name: str) -> dict[str, float]:
-    """The scores that there are, as `name` and `name`_degraded."""
+    """The scores that there are, as `name`, `name`_degraded and, of several sets, `name`/SET."""
     values = {} if scores is None else {name: scores.psnr, f"{name}_degraded": scores.degraded}
+    values |= {} if scores is None else {f"{name}/{of_set}": psnr for of_set, psnr in scores.sets.items()}
     return {key: value for key, value in values.items() if value is not None}

@@ -92,6 +92,9 @@ _OPTIONS = {
     "schedule": _is_text,
     "seed": _is_whole,
     "crop": _or_none(_is_count),
+    "blocks": _is_count,
+    "features": _is_count,
+    "residual_scale": _is_positive,
     "degrade": _or_none(_is_text),
 }
 _REMEMBERED = {
@@ -101,7 +104,7 @@ _REMEMBERED = {
     "val_every": _or_none(_is_count),
     "save_every": _or_none(_is_count),
     "data": _is_texts,
-    "val": _or_none(_is_text),
+    "val": lambda value: value is None or _is_text(value) or _is_texts(value),
     "cache": _or_none(_is_text),
     "init": _or_none(_is_text),
 }

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from edsr.models import EDSR, PRESETS, worth_collapsing
 from edsr.weights import list_packaged, load_model
 
 from .config import TrainConfig
+from .consistency import warn_of_overlap
 from .step import CHUNK_FLOPS, TrainStep
 from .validation import is_flat
 
@@ -24,31 +26,41 @@ logger = logging.getLogger(__name__)
 MIN_VALIDATED = 3  # LR pixels a side: of less, nothing is left when the border has been left out
 
 
-def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages, PairedImages | None]:
-    """Loads images to train on, and to validate on if there are any.
+def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages, dict[str, PairedImages]]:
+    """Loads images to train on, and by name the sets to validate on, if there are any.
 
     Validation images too small to be scored, or of one color, are left out.
 
     Raises:
-        DataError: There is nothing to train on, or nothing in `config.val` to validate on.
+        DataError: There is nothing to train on, or nothing in a source of `config.val` to validate on.
     """
     more = {"crop": config.crop, "cache": config.cache, "device": group.device}
     if group.local_rank > 0 and config.cache:
         group.barrier()  # for the first process of this machine to make the cache
-    training, validation = load_dataset(config.data, config.scale, config.patch, **more)
+    training, own = load_dataset(config.data, config.scale, config.patch, **more)
     if group.local_rank == 0 and config.cache:
         group.barrier()
     if config.val:
-        validation = load_validation(config.val, config.scale)
-    elif validation is None:
-        training, validation = train_val_split(training)
-    if validation is not None:
-        validation = _leave_out_unscored(validation, group)
-    if config.val and validation is None:
-        least = MIN_VALIDATED * config.scale
-        kinds = f"no image of {least} x {least} pixels or more that is not of one color"
-        raise DataError(f"{config.val}: {kinds}; give another --val")
-    return training, validation
+        if group.is_main:
+            warn_of_overlap(config)
+        return training, _load_sets(config, group)
+    if own is None:
+        training, own = train_val_split(training)
+    found = None if own is None else _leave_out_unscored(own, group)
+    return training, {} if found is None else {"": found}
+
+
+def _load_sets(config: TrainConfig, group: ProcessGroup) -> dict[str, PairedImages]:
+    sets: dict[str, PairedImages] = {}
+    for source in config.val_sources:
+        found = _leave_out_unscored(load_validation(source, config.scale), group)
+        if found is None:
+            least = MIN_VALIDATED * config.scale
+            kinds = f"no image of {least} x {least} pixels or more that is not of one color"
+            raise DataError(f"{source}: {kinds}; give another --val")
+        name = Path(source).resolve().name
+        sets[name if name not in sets else f"{name}-{len(sets) + 1}"] = found
+    return sets
 
 
 def _leave_out_unscored(images: PairedImages, group: ProcessGroup) -> PairedImages | None:
@@ -69,7 +81,7 @@ def build_model(config: TrainConfig, group: ProcessGroup) -> EDSR:
         WeightsError: `config.init` names none that fit.
     """
     torch.manual_seed(config.seed)
-    model = EDSR(replace(config.network or PRESETS[config.model], scale=config.scale))
+    model = EDSR(replace(config.network or PRESETS[config.model], scale=config.scale, **config.shape))
     if not config.resume:
         _initialize(model, config, group)
     return model.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
@@ -82,7 +94,7 @@ def _initialize(model: EDSR, config: TrainConfig, group: ProcessGroup) -> None:
     """
     source, scales = config.init, list_packaged().get(config.init or config.model, ())
     scale = config.scale if source is not None and config.scale in scales else 2
-    if source is None and config.scale > 2 and 2 in scales:
+    if source is None and config.scale > 2 and 2 in scales and not config.shape:
         source = config.model
     if source is None or source == "none":
         if group.is_main:

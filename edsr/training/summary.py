@@ -10,7 +10,7 @@ from edsr.progress import describe_seconds
 
 from .config import TrainConfig
 from .setup import Execution
-from .validation import ValidationSet
+from .validation import ValidationSets
 
 MIN_CHUNKS, MIN_SECONDS = 3, 2.0  # of steps, before their speed tells how long a run takes
 VALIDATING = 0.04  # of the time of a run, at most, goes into validating and saving: see edsr.training.intervals
@@ -22,7 +22,7 @@ def rows(
     execution: Execution,
     model: EDSR,
     images: PairedImages,
-    validation: ValidationSet | None,
+    validation: ValidationSets | None,
 ) -> list[str]:
     """The lines of the table.
 
@@ -34,7 +34,7 @@ def rows(
         images: What it trains on.
         validation: What it validates on.
     """
-    shape, name = model.config, "EDSR" if config.network else config.model
+    shape, name = model.config, "EDSR" if config.network or config.shape else config.model
     parameters = sum(p.numel() for p in model.parameters())
     # Forward, and for the gradients of maps and of weights.
     work = 3 * config.batch * config.patch**2 * multiply_adds(model)
@@ -49,10 +49,11 @@ def rows(
     if config.degradation is not None:
         table["images"] += f", degraded by {config.degradation}"
     if validation is not None:
-        bicubic = validation.bicubic
+        bicubic, sets = validation.bicubic, validation.sets
         more = "" if bicubic.degraded is None else f", degraded {bicubic.degraded:.2f} dB"
-        size = f"{len(validation.images):,}, {_megapixels(validation.images)}"
+        size = f"{sum(map(len, sets.values())):,}, {_megapixels(*sets.values())}"
         table["validation"] = f"{size}; bicubic has {bicubic.psnr:.2f} dB{more}"
+        table |= {f"  {name}": f"{len(sets[name]):,}; {psnr:.2f} dB" for name, psnr in bicubic.sets.items()}
     return [_row(*row) for row in table.items()]
 
 
@@ -111,11 +112,11 @@ def _describe_device(group: ProcessGroup, execution: Execution) -> str:
 
 
 def _row(name: str, value: str) -> str:
-    return f"{name:12}{value}"
+    return f"{name:11} {value}"
 
 
-def _megapixels(images: PairedImages) -> str:
-    pixels = int((images.index[:, 2] * images.index[:, 3]).sum()) * images.scale**2
+def _megapixels(*sets: PairedImages) -> str:
+    pixels = sum(int((images.index[:, 2] * images.index[:, 3]).sum()) * images.scale**2 for images in sets)
     return f"{pixels / 1e6:.3g} megapixels" if pixels < 1e9 else f"{pixels / 1e6:,.0f} megapixels"
 
 

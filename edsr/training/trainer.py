@@ -33,7 +33,7 @@ from .publishing import publish, published, published_score, scores_by_name
 from .resuming import RunStart
 from .run_log import LOG_EVERY, RunLogger
 from .run_record import check_record
-from .validation import Scores, ValidationSet, mean_absolute_error, probe_patches
+from .validation import Scores, ValidationSets, mean_absolute_error, probe_patches
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Trainer:
         images, held_out = setup.load_images(config, group)
         self.probe = probe_patches(images, config.degradation)
         # In the main process, which alone measures.
-        self.validation = ValidationSet(held_out, config.degradation) if held_out and group.is_main else None
+        self.validation = ValidationSets(held_out, config.degradation) if held_out and group.is_main else None
         model = setup.build_model(config, group)
         if group.device.type == "cuda":
             torch.backends.cudnn.benchmark = not config.deterministic
@@ -280,7 +280,11 @@ class Trainer:
             self._save(scores)
         done = Progress(self.step, self.last_step, self.folder, float(np.mean(losses)), rates[-1], speed)
         done = replace(done, mean_loss=mean_loss, logged=logged)
-        return done if scores is None else replace(done, psnr=scores.psnr, psnr_degraded=scores.degraded)
+        return (
+            done
+            if scores is None
+            else replace(done, psnr=scores.psnr, psnr_degraded=scores.degraded, psnr_sets=scores.sets)
+        )
 
     def _validate(self) -> Scores | None:
         """In the main process alone; the others wait at their next step."""

@@ -3,8 +3,9 @@
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +30,16 @@ class Scores(NamedTuple):
     Args:
         psnr: Of the validation images as they are.
         degraded: Of the same with LR sides degraded, in a run that trains on such.
+        sets: Of each set by its name, as the images are; empty if there is only one.
     """
 
     psnr: float
     degraded: float | None = None
+    sets: Mapping[str, float] = MappingProxyType({})
 
     @property
     def mean(self) -> float:
-        """Of both, where there are two: the best weights are best by this."""
+        """Of clean and degraded, where there are two: the best weights are best by this."""
         return self.psnr if self.degraded is None else (self.psnr + self.degraded) / 2
 
 
@@ -99,11 +102,11 @@ def is_flat(high: np.ndarray, scale: int) -> bool:
     return bool((scored == scored.flat[0]).all())
 
 
-def _mean_psnr(scores: Sequence[float]) -> float:
+def _mean_psnr(scores: Sequence[float], kind: str = "images") -> float:
     """The mean of those that are finite, which is logged where some are not; inf if none is."""
     finite = [score for score in scores if math.isfinite(score)]
     if 0 < len(finite) < len(scores):
-        exact = f"{len(scores) - len(finite)} of {len(scores)} validation images"
+        exact = f"{len(scores) - len(finite)} of {len(scores)} validation {kind}"
         logger.info(f"{exact} come out exact, with infinite PSNR: the mean is of the others")
     return float(np.mean(finite or scores))
 
@@ -134,36 +137,48 @@ def validate(
     return _mean_psnr(scores), samples
 
 
-class ValidationSet:
+class ValidationSets:
     """The images that a run validates on.
 
     Args:
-        images: As they are.
+        sets: By name. Scores are means over sets of the means over images.
         degradation: What is done to LR sides for a second score; None for a run that trains on images as they are.
 
     Attributes:
         bicubic: What bicubic upscaling has, measured as a network is.
     """
 
-    def __init__(self, images: PairedImages, degradation: Degradation | None):
-        self.images = images
-        self.degraded = degrade_images(images, degradation) if degradation else None
-        self.bicubic = Scores(bicubic_psnr(self.images), bicubic_psnr(self.degraded) if self.degraded else None)
+    def __init__(self, sets: Mapping[str, PairedImages], degradation: Degradation | None):
+        self.sets = sets
+        self._degraded = {name: degrade_images(images, degradation) for name, images in sets.items() if degradation}
+        by_set = [{name: bicubic_psnr(images) for name, images in kind.items()} for kind in (sets, self._degraded)]
+        self.bicubic = _scores(*by_set)
 
     def measure(self, model: EDSR, watch: Callable[[int, int], object]) -> tuple[Scores, dict[str, np.ndarray]]:
-        """Scores of a network, and samples as `validate` gives them.
+        """Scores of a network, and samples as `validate` gives them, of each set.
 
         Args:
             model: The network.
             watch: Called after each image with how many are done, and how many there are.
         """
-        done, total = itertools.count(1), len(self.images) * (1 if self.degraded is None else 2)
+        done = itertools.count(1)
+        total = sum(len(images) for kind in (self.sets, self._degraded) for images in kind.values())
 
         def measured() -> None:
             watch(next(done), total)
 
-        psnr, samples = validate(model, self.images, self.images.scale, measured)
-        if self.degraded is None:
-            return Scores(psnr), samples
-        degraded, more = validate(model, self.degraded, self.images.scale, measured)
-        return Scores(psnr, degraded), samples | {f"degraded-{name}": sample for name, sample in more.items()}
+        samples, found = {}, []
+        for prefix, kind in ("", self.sets), ("degraded-", self._degraded):
+            psnrs = {}
+            for name, images in kind.items():
+                psnrs[name], views = validate(model, images, images.scale, measured)
+                of_set = f"{name}/" if len(self.sets) > 1 else ""
+                samples |= {f"{prefix}{of_set}{sample}": view for sample, view in views.items()}
+            found.append(psnrs)
+        return _scores(*found), samples
+
+
+def _scores(clean: Mapping[str, float], degraded: Mapping[str, float]) -> Scores:
+    """The scores of PSNR by set."""
+    means = [_mean_psnr([*kind.values()], "sets") if kind else None for kind in (clean, degraded)]
+    return Scores(means[0] or 0.0, means[1], clean if len(clean) > 1 else {})

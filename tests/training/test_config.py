@@ -27,6 +27,13 @@ def test_the_command_line_sets_what_it_is_given():
     assert parsed("--data", "a", "--out", "run", *more) == TrainConfig(("a",), "run", given=given, **wanted)
 
 
+def test_sources_may_be_named_one_by_one_or_together():
+    together = parsed("--data", "a", "b", "--out", "run", "--val", "c", "d")
+    assert parsed("--data", "a", "--data", "b", "--out", "run", "--val", "c", "--val", "d") == together
+    assert together.data == ("a", "b") and together.val_sources == ("c", "d")
+    assert TrainConfig(("a",), "run", val="c").val_sources == ("c",) and TrainConfig(("a",), "run").val_sources == ()
+
+
 def test_choices_are_what_there_is():
     choices = {name: field.metadata.get("choices") for name, field in TrainConfig.__dataclass_fields__.items()}
     assert set(choices["model"]) == PRESETS.keys()
