@@ -11,12 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from edsr.errors import BackendError
+from edsr.wording import option
 
 T = TypeVar("T")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """The device of that name, or the fastest here for "auto".
 
     Raises:
@@ -26,14 +27,14 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # no such name; no name
         raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"--device {name}: no CUDA device here; use --device cpu or auto")
+        raise BackendError(f"{option('device', name)}: no CUDA device here; use {option('device', 'cpu')} or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendError(f"--device {name}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}")
+        raise BackendError(f"{option('device', name)}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise BackendError("--device mps: no Apple GPU here; use --device cpu or auto")
+        raise BackendError(f"{option('device', 'mps')}: no Apple GPU here; use {option('device', 'cpu')} or auto")
     if device.type not in ("cpu", "cuda", "mps"):
         raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     return device
@@ -59,7 +60,7 @@ def list_devices(text: str) -> list[str]:
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise BackendError(f"--device {text}: a name is missing between the commas")
+        raise BackendError(f"{option('device', text)}: a name is missing between the commas")
     return names
 
 

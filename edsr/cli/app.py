@@ -3,6 +3,8 @@
 import os
 import sys
 
+from edsr.wording import for_command_line
+
 from .console import lost_output, open_streams, settle_streams
 from .parser import build_parser
 
@@ -13,6 +15,11 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 something failed, or lines for standard output were lost, 2 misuse, 130 interrupted.
     """
+    with for_command_line():
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     open_streams()
     try:
         options = build_parser().parse_args(argv)

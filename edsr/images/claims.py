@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edsr.errors import ImageError
+from edsr.wording import either
 
 from .formats import check_memory
 
@@ -37,7 +38,8 @@ def check_claim(path: Path, form: str, width: int, height: int, pixels_per_byte:
         raise ImageError(f"{path}: damaged or cut off, get an intact copy ({claim} is not possible in a JPEG)")
     if pixels > BELIEVED_PIXELS + pixels_per_byte * size:
         limit = f"more than {BELIEVED_PIXELS / 1e6:.0f} million and {pixels_per_byte:,.0f} for each byte"
-        raise ImageError(f"{path}: claims {claim}, {limit}; if that is right, use upscale --unlimited")
+        unlimited = either("read it with limits=ReadLimits(pixels_per_byte=math.inf)", "use upscale --unlimited")
+        raise ImageError(f"{path}: claims {claim}, {limit}; if that is right, {unlimited}")
 
 
 def check_before_opening(path: Path, form: str, pixels_per_byte: float) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyvips
 
 from edsr.errors import ImageError
+from edsr.wording import either
 
 from .messages import list_errors, set_up_libvips
 
@@ -106,4 +107,5 @@ def advise(why: str, codec: str, salvage: bool) -> str:
         return f"cannot be decoded here, convert it to PNG ({why})"
     if salvage:
         return f"damaged or cut off, and nothing is left of it; get an intact copy ({why})"
-    return f"damaged or cut off, get an intact copy, or what is left of it by upscale --salvage ({why})"
+    by = either("ImageReader(salvage=True)", "upscale --salvage")
+    return f"damaged or cut off, get an intact copy, or what is left of it by {by} ({why})"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edsr.errors import ImageError
+from edsr.wording import either
 
 LOWEST, HIGHEST = -0.5, 4.0
 """Where black is 0 and white 1, samples may be that far beyond: undershoot and highlights. At 4 the network is hardly
@@ -114,10 +115,11 @@ def map_rows(path: Path, parts: Iterator[np.ndarray], of: ValueRange, found: Fou
 
 def _refusal(found: FoundRange, of: ValueRange) -> str:
     low, high = (0, 255) if found.low >= 0 and 1 < found.high <= 255 else (math.floor(found.low), math.ceil(found.high))
-    example = f", such as --range={low},{high}" if math.isfinite(found.high - found.low) and high - low < 1e9 else ""
+    chosen = either(f"value_range=ValueRange({low}, {high})", f"--range={low},{high}")
+    example = f", such as {chosen}" if math.isfinite(found.high - found.low) and high - low < 1e9 else ""
     return (
         f"holds floating-point samples of {found}, far beyond {of} for black and white; say what these are with "
-        f"upscale --range=LOW,HIGH{example}"
+        f"{either('value_range=ValueRange(LOW, HIGH)', 'upscale --range=LOW,HIGH')}{example}"
     )
 
 

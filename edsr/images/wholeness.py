@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edsr.errors import ImageError
+from edsr.wording import option
 
 from .probe import identify
 
@@ -30,7 +31,7 @@ def ends_whole(path: str | os.PathLike[str]) -> bool:
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     if size > len(head) and any(head):  # less is what a crash leaves
-        raise ImageError(f"{path}: is there, and is no image; add --overwrite to replace it")
+        raise ImageError(f"{path}: is there, and is no image; add {option('overwrite')} to replace it")
     return False
 
 

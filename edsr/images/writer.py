@@ -15,6 +15,7 @@ import pyvips
 
 from edsr.errors import ImageError
 from edsr.system import atomic_file
+from edsr.wording import option
 
 from . import exif
 from .formats import FORMATS, Format, check_memory, storage_for, to_srgb
@@ -335,4 +336,4 @@ def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format
 
 
 def _exists_message(path: Path) -> str:
-    return f"{path}: exists; add --overwrite to replace it"
+    return f"{path}: exists; add {option('overwrite')} to replace it"

@@ -10,15 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from edsr.images import HIGHEST, LOWEST
+from edsr.images import HIGHEST, LOWEST, UNIT, ValueRange
 
 _SAME = ("L", "LA", "RGB", "RGBA", "F", "I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow that mean what ours do
 _CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}  # modes that lose nothing
 _ALPHA_ROUNDING = 1e-3
 
 
-def as_pixels(image: Any) -> np.ndarray:
+def checked_range(value_range: Any) -> ValueRange:
+    """(black, white) as a ValueRange. Raises ValueError if it is none."""
+    try:
+        low, high = (float(value) for value in value_range)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not (np.isfinite(low) and np.isfinite(high)) or low == high:
+        raise ValueError(f"value_range is (black, white), two different numbers like (0, 255), not {value_range!r}")
+    return ValueRange(low, high)
+
+
+def as_pixels(image: Any, of: ValueRange = UNIT) -> np.ndarray:
     """An image as uint8, uint16 or fp32, [H, W] or [H, W, 1 to 4], in the machine's byte order; a copy where needed.
+
+    of: the floats that are black and white; they come as 0 and 1.
 
     Raises:
         TypeError: It is no image, or its numbers could mean several things.
@@ -27,9 +40,13 @@ def as_pixels(image: Any) -> np.ndarray:
     pixels = native(_as_array(image))
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] > 4) or 0 in pixels.shape:
         hint = "; the channels come last" if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) else ""
+        hint = "; give one at a time" if pixels.ndim == 4 else hint
         raise ValueError(f"images are [H, W] or [H, W, 1 to 4] and not empty, not {list(pixels.shape)}{hint}")
-    check_values(pixels if pixels.ndim == 3 else pixels[:, :, None])
-    return pixels
+    if of != UNIT and pixels.dtype != np.float32:
+        raise ValueError(f"value_range is for floats, and these are {pixels.dtype}; leave it out")
+    unit = of.to_unit(pixels if pixels.ndim == 3 else pixels[:, :, None])
+    check_values(unit, "divide them by 255, or give value_range=(0, 255)", of)
+    return unit.reshape(pixels.shape)
 
 
 def checked_rows(rows: Iterable[Any], width: int) -> Iterator[np.ndarray]:
@@ -59,15 +76,20 @@ def native(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(kind, copy=False)
 
 
-def check_values(pixels: np.ndarray) -> None:
-    """Raise ValueError for floats [.., C] that are NaN, infinite or far from 0..1."""
+def check_values(pixels: np.ndarray, advice: str = "divide them by 255", of: ValueRange = UNIT) -> None:
+    """Raise ValueError for floats [.., C] that are NaN, infinite or far from 0..1.
+
+    advice: for those of 0..255. of: the range that they had before.
+    """
     if pixels.dtype != np.float32 or pixels.size == 0:
         return
     low, high = float(pixels.min()), float(pixels.max())  # NaN if any is
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("the image holds NaN or infinite values; replace them")
     if low < LOWEST or high > HIGHEST:
-        advice = "divide them by 255" if low >= 0 and high <= 255 else "map them to it"
+        if of != UNIT:
+            raise ValueError(f"the image lies far beyond value_range={(of.low, of.high)}; give the range that it has")
+        advice = advice if low >= 0 and high <= 255 else "map them to it"
         raise ValueError(f"floats are 0..1 from black to white, these are {low:.6g}..{high:.6g}; {advice}")
     if pixels.shape[-1] in (2, 4):
         alpha = pixels[..., -1]
@@ -86,10 +108,20 @@ def _as_array(image: Any) -> np.ndarray:
         raise TypeError("images are arrays [H, W, C], not tensors; call .permute(1, 2, 0).cpu().numpy(), or frame()")
     if hasattr(image, "mode") and hasattr(image, "getbands"):
         return _from_pillow(image)
+    kind = "None" if image is None else type(image).__name__
+    listed = isinstance(image, (list, tuple))
+    if listed and any(hasattr(part, "mode") or getattr(part, "ndim", 0) > 1 for part in image):
+        raise TypeError(f"images are arrays [H, W, C], not a {kind} of several; give one at a time")
     try:
-        return np.asarray(image)
+        pixels = np.asarray(image)
     except (TypeError, ValueError):
-        raise TypeError(f"images are arrays [H, W, C], not {type(image).__name__} of uneven parts") from None
+        raise TypeError(f"images are arrays [H, W, C], not {kind} of uneven parts") from None
+    if pixels.ndim == 0 or pixels.dtype == object:
+        raise TypeError(f"images are arrays [H, W, C], not {kind}")
+    if listed and pixels.dtype.kind in "iu":
+        advice = "give np.array(image, np.uint8) if they are 0..255"
+        raise TypeError(f"images are arrays, not a {kind} of whole numbers; {advice}")
+    return pixels
 
 
 def _from_pillow(image: Any) -> np.ndarray:

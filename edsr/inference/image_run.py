@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edsr.kernels import OutputSpec
+from edsr.wording import option
 
 from .cuda import DeviceCopier, PendingCopy
 from .executor import Executor
@@ -109,7 +110,7 @@ class ImageRun:
         smallest = smallest_tile(plan.receptive_radius)
         if tile < smallest:
             raise OutOfMemory(f"{plan.device} has too little free memory even for bands of {smallest} x {smallest}")
-        logger.warning("%s ran out of memory: going on with --tile %d", plan.device, tile)
+        logger.warning("%s ran out of memory: going on with %s", plan.device, option("tile", tile))
         self._plan = replace(plan, tile=tile)
 
     def _input(self) -> Iterator[InputRows]:

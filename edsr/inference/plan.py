@@ -16,6 +16,7 @@ from edsr.devices import PRECISIONS, cpu_has, pick_device
 from edsr.errors import BackendError
 from edsr.kernels import BACKENDS, compile_ahead, unavailable_reason
 from edsr.models import EDSRConfig
+from edsr.wording import option
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ class ExecutionPlan:
         return band_shape(width, tile, self.receptive_radius)
 
 
-def make_plan(config: EDSRConfig, device: str, precision: str, backend: str, tile: int | str) -> ExecutionPlan:
+def make_plan(
+    config: EDSRConfig, device: str | torch.device, precision: str, backend: str, tile: int | str
+) -> ExecutionPlan:
     """The plan for a network of that shape; see `edsr.Upscaler` for the arguments.
 
     Raises:
@@ -86,7 +89,9 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name not in PRECISIONS:
         raise BackendError(f"unknown precision {name!r}: use auto, fp32, fp16 or bf16")
     if device.type == "cpu" and name != "fp32" and not cpu_has(name):
-        raise BackendError(f"--precision {name}: this CPU has no fast {name}; use --precision fp32")
+        raise BackendError(
+            f"{option('precision', name)}: this CPU has no fast {name}; use {option('precision', 'fp32')}"
+        )
     return name
 
 
@@ -109,7 +114,7 @@ def choose_backend(name: str, device: torch.device, precision: str, features: in
         if reason and name == "auto":
             logger.warning("%s: PyTorch computes", reason)
     if reason and name != "auto":
-        raise BackendError(f"--backend {name}: {reason}; use --backend torch")
+        raise BackendError(f"{option('backend', name)}: {reason}; use {option('backend', 'torch')}")
     return "torch" if reason else chosen
 
 
@@ -130,10 +135,10 @@ def choose_tile(tile: int | str, config: EDSRConfig, device: torch.device, preci
             pixel = 5 * config.features * PRECISIONS[precision].itemsize
             best = min(best, max(smallest, math.isqrt(torch.cuda.mem_get_info(device)[0] // 2 // pixel)))
         return best
-    if not isinstance(tile, int):
-        raise BackendError(f"--tile {tile}: give auto or a whole number of {smallest} or more")
+    if not isinstance(tile, int) or isinstance(tile, bool):
+        raise BackendError(f"{option('tile', tile)}: give auto or a whole number of {smallest} or more")
     if tile < smallest:
-        raise BackendError(f"--tile {tile}: this network needs {smallest} or more")
+        raise BackendError(f"{option('tile', tile)}: this network needs {smallest} or more")
     return min(tile, best) if device.type == "cpu" else tile
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from edsr.devices import PRECISIONS
 from edsr.errors import BackendError, WeightsError
+from edsr.images import UNIT
 from edsr.kernels import OutputSpec, TensorOps, compile_ahead
-from edsr.models import EDSR, FoldedEDSR
+from edsr.models import EDSR, EDSRConfig, FoldedEDSR
+from edsr.wording import option
 
-from .arrays import as_pixels, checked_rows
+from .arrays import as_pixels, checked_range, checked_rows
 from .executor import Executor
 from .forking import adapt_to_fork, check_owner
 from .image_run import FaultyWeights, ImageRun, OutOfMemory
@@ -40,6 +42,8 @@ class Upscaler:
             pixels. At least 32, and at least 44 for 32 residual blocks (see `edsr.inference.plan.smallest_tile`). On a
             CPU bands use no more than 256, because larger maps take memory and little less time; an image within N x N
             is computed whole, with "winograd" up to 512 x 512 (64 features).
+        threads: How many threads compute on a CPU, in all of this process: PyTorch and this project's kernels have one
+            number for it. None: as it is, one for each core unless something else has set it.
         name: What messages call the weights.
         compute_lock: Held while a band is computed. Upscalers of one device that share it together need no more memory
             than one. By default the Upscaler's own.
@@ -50,21 +54,25 @@ class Upscaler:
         name: As given.
 
     Raises:
-        BackendError: A device, precision, backend or budget cannot be had.
+        BackendError: A device, precision, backend, budget or number of threads cannot be had.
+        TypeError: The model is none.
     """
 
     def __init__(
         self,
         model: EDSR,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "auto",
         backend: str = "auto",
         tile: int | str = "auto",
         *,
+        threads: int | None = None,
         name: str = "the network",
         compute_lock: AbstractContextManager[Any] | None = None,
     ):
-        adapt_to_fork(device)
+        if not isinstance(getattr(model, "config", None), EDSRConfig):
+            raise TypeError(f"the model is an EDSR, as edsr.load_model gives it, not {type(model).__name__}")
+        adapt_to_fork(str(device), threads)
         self._process = os.getpid()
         self.plan: ExecutionPlan = make_plan(model.config, device, precision, backend, tile)
         self.scale: int = model.config.scale
@@ -104,13 +112,17 @@ class Upscaler:
         """The operations that execute it."""
         return self._executor.ops
 
-    def __call__(self, image: ArrayLike, self_ensemble: bool = False) -> np.ndarray:
+    def __call__(
+        self, image: ArrayLike, self_ensemble: bool = False, value_range: tuple[float, float] = UNIT
+    ) -> np.ndarray:
         """Upscales an image.
 
         Args:
             image: [H, W] gray, or [H, W, C] of gray, gray and alpha, RGB, or RGB and alpha (C = 1 to 4); uint8, uint16,
                 or floats in 0..1, computed in fp32, which may be as far beyond as -0.5 and 4. Or an image of Pillow.
             self_ensemble: See `bands`.
+            value_range: The floats that are black and white, such as (0, 255): a fixed linear map to 0..1 and, of the
+                result, back. Alpha is always 0..1. For floats only.
 
         Returns:
             The image, s times larger, of the same dtype (in the machine's byte order) and number of axes; whole numbers
@@ -118,10 +130,12 @@ class Upscaler:
 
         Raises:
             TypeError: Another dtype, or not an array.
-            ValueError: Another shape, or floats that are NaN, infinite or of another range, such as 0..255.
+            ValueError: Another shape, a value range that is none, or floats that are NaN, infinite or of another range,
+                such as 0..255.
             BackendError, WeightsError: As of `bands`.
         """
-        pixels = as_pixels(image)
+        of = checked_range(value_range)
+        pixels = as_pixels(image, of)
         source = pixels[:, :, None] if pixels.ndim == 2 else pixels
         height, width, channels = source.shape
         step = self.band_rows(width, height)
@@ -130,6 +144,7 @@ class Upscaler:
             out[filled : filled + len(part)] = part
             filled += len(part)
         assert filled == len(out)
+        out = of.from_unit(out)
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
             out = out.astype(image.dtype.newbyteorder("="), copy=False)
         return out[:, :, 0] if pixels.ndim == 2 else out
@@ -222,4 +237,4 @@ class Upscaler:
             why = "gives values that are no numbers (NaN or infinite), so its weights are faulty"
             raise WeightsError(f"{self.name}: {why}; use others") from None
         except OutOfMemory as error:
-            raise BackendError(f"{error}; close what else uses it, or use --device cpu") from None
+            raise BackendError(f"{error}; close what else uses it, or use {option('device', 'cpu')}") from None

@@ -19,6 +19,7 @@ from edsr.errors import WeightsError
 from edsr.models import EDSR, PRESETS, SCALES, EDSRConfig
 from edsr.strict_json import dumps, loads
 from edsr.system import atomic_file, remove_abandoned
+from edsr.wording import either
 
 from . import interpolation, readings
 from .container import read_file
@@ -174,7 +175,7 @@ def _find_file(name: str, scale: int | None) -> Path:
         if not path.is_file():
             have = ", ".join(f"{n} x{s}" for n, scales in list_packaged().items() for s in scales) or "none"
             what = f"{name} x{scale or 2} is not packaged (packaged: {have})"
-            raise WeightsError(f"{what}; give a file of weights: --model FILE")
+            raise WeightsError(f"{what}; give a file of weights{either('', ': --model FILE')}")
         return path
     if os.path.isdir(name):
         raise WeightsError(f"{name}: is a folder; give the file of weights in it")
@@ -253,10 +254,12 @@ def _assumptions(config: EDSRConfig, source: str) -> list[str]:
     """A line for each thing that was assumed of a file."""
     used = f"residual scale {config.residual_scale:g}"
     if source == "assumed":
-        return [f"{used} assumed: neither the file nor its weights tell; if colors are wrong, give --residual-scale"]
+        why = "neither the file nor its weights tell; if colors are wrong, give"
+        return [f"{used} assumed: {why} {either('residual_scale', '--residual-scale')}"]
     usual = published_residual_scale("", config.blocks, config.features)
     if source == "found" and config.residual_scale != usual:
-        return [f"{used}, found from the weights: the file does not state it; --residual-scale sets another"]
+        sets = either("residual_scale", "--residual-scale")
+        return [f"{used}, found from the weights: the file does not state it; {sets} sets another"]
     return []
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edsr.errors import WeightsError
 from edsr.models import EDSR
+from edsr.wording import option
 
 from .edsr import build_model
 
@@ -111,9 +112,10 @@ def _ask_if_another_fits(best: Reading) -> None:
     near = rough.model.config.residual_scale
     finer = (near * (1 + step / 20) for step in range(-7, 8))
     fit = min((_read(_rescaled(best.model, s), best.layout) for s in finer), key=lambda r: r.error)
+    right = float(f"{fit.model.config.residual_scale:.2g}")
     raise WeightsError(
         "the file does not state its residual scale, and read with 1 or 0.1 it gives no image back; it does with "
-        f"about {fit.model.config.residual_scale:.2g}: give --residual-scale"
+        f"about {right:g}: give {option('residual_scale', right)}"
     )
 
 

@@ -160,7 +160,7 @@ def test_other_commands_name_the_range(run, repeat, tmp_path):
 
 def test_in_python(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", BASE * 1000, photometric="rgb")
-    refused("--range", read_image, tmp_path / "a.tif", full=True)
+    refused("such as value_range=ValueRange(", read_image, tmp_path / "a.tif", full=True)
     with ImageReader(tmp_path / "a.tif", full=True, value_range=ValueRange(0, 1000)) as reader:
         rows = np.concatenate(list(reader.rows(7)))
         assert np.allclose(rows, BASE, atol=1e-6)

@@ -46,10 +46,10 @@ def tiff(width, height):
     [
         ("a.jpg", lambda: frame(encoded("jpeg", progressive=True), 20_000, 20_000), "is not possible in a JPEG"),
         ("b.jpg", lambda: frame(encoded("jpeg"), 5_000, 5_000), "is not possible in a JPEG"),
-        ("a.avif", lambda: extent(10_000, 10_000), "upscale --unlimited"),
+        ("a.avif", lambda: extent(10_000, 10_000), "limits=ReadLimits(pixels_per_byte=math.inf)"),
         ("b.avif", lambda: extent(16_500, 16_500), "268,435,456 pixels that its decoder takes"),
-        ("a.png", lambda: header(40_000, 40_000), "upscale --unlimited"),
-        ("a.tif", lambda: tiff(30_000, 30_000), "upscale --unlimited"),
+        ("a.png", lambda: header(40_000, 40_000), "limits=ReadLimits(pixels_per_byte=math.inf)"),
+        ("a.tif", lambda: tiff(30_000, 30_000), "limits=ReadLimits(pixels_per_byte=math.inf)"),
     ],
 )
 def test_claims_that_a_file_does_not_pay_for(tmp_path, name, data, says):
@@ -122,6 +122,6 @@ def test_no_png_is_too_small_for_its_pixels(tmp_path):
 def test_what_is_asked_for_is_read(tmp_path):
     black = pyvips.Image.black(12_000, 12_000).copy(interpretation="b-w")
     black.write_to_file(str(tmp_path / "a.tif"), compression="ccittfax4", bitdepth=1)
-    refused("upscale --unlimited", ImageReader, tmp_path / "a.tif")
+    refused("limits=ReadLimits(pixels_per_byte=math.inf)", ImageReader, tmp_path / "a.tif")
     with ImageReader(tmp_path / "a.tif", limits=UNLIMITED) as reader:
         assert (reader.width, reader.height) == (12_000, 12_000) and next(reader.rows(8)).max() == 0

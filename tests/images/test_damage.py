@@ -123,7 +123,7 @@ NOTHING_LEFT = ("interlaced.png", "cut.webp", "cut.avif")
 def test_damage_is_refused_or_salvaged(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(DAMAGED[name]())
-    assert "what is left of it by upscale --salvage" in refused("damaged or cut off", read, path)
+    assert "what is left of it by ImageReader(salvage=True)" in refused("damaged or cut off", read, path)
     if name in NOTHING_LEFT:
         refused("nothing is left of it", read, path, salvage=True)
         return

@@ -311,7 +311,7 @@ def test_refused_by_the_writer(tmp_path):
     refused("unknown extension ''", ImageWriter, tmp_path / "a", *size)
     refused(f"there is no folder {tmp_path / 'none'}", ImageWriter, tmp_path / "none" / "a.png", *size)
     refused("is a folder", ImageWriter, tmp_path / "folder.png", *size, overwrite=True)
-    refused("exists; add --overwrite to replace it", ImageWriter, tmp_path / "old.png", *size)
+    refused("exists; add overwrite=True to replace it", ImageWriter, tmp_path / "old.png", *size)
     refused("cannot be written", ImageWriter, tmp_path / f"{'n' * 300}.png", *size)
     refused("use .png or .tif", ImageWriter, tmp_path / "a.jpg", 65_501, 1, 3)
     refused("use .png or .tif", ImageWriter, tmp_path / "a.jpeg", 1, 65_501, 3)
@@ -419,7 +419,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch, links):
             writer.write(make_image())
             path.write_bytes(b"precious")
 
-    refused("exists; add --overwrite", slow)
+    refused("exists; add overwrite=True", slow)
     assert path.read_bytes() == b"precious" and names(tmp_path) == ["a.png"]
     write(tmp_path / "b.png", make_image())
     assert np.array_equal(read_image(tmp_path / "b.png"), make_image()) and names(tmp_path) == ["a.png", "b.png"]

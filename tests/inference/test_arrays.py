@@ -107,7 +107,11 @@ REFUSED = {
     "-1..1": (unit * 2 - 1, ValueError, "0..1"),
     "alpha of 0..255": (np.dstack([unit, gray.astype(np.float32) / 100]), ValueError, "alpha"),
     "int64": (PIXELS.astype(np.int64), TypeError, ".astype(np.uint8)"),
-    "list of ints": (PIXELS.tolist(), TypeError, "int64"),
+    "list of ints": (PIXELS.tolist(), TypeError, "give np.array(image, np.uint8)"),
+    "list of images": ([PIXELS, PIXELS], TypeError, "one at a time"),
+    "list of Pillow's": ([Image.fromarray(gray)], TypeError, "one at a time"),
+    "list of nothing": ([None], TypeError, "not list"),
+    "dict": ({}, TypeError, "not dict"),
     "int8": (PIXELS.astype(np.int8), TypeError, "int8"),
     "bool": (PIXELS > 99, TypeError, "bool"),
     "complex": (unit.astype(np.complex64), TypeError, "complex64"),
@@ -117,12 +121,12 @@ REFUSED = {
     "masked": (np.ma.masked_array(PIXELS), TypeError, "masked"),
     "tensor": (torch.zeros(3, 9, 9), TypeError, "permute"),
     "name": ("photo.png", TypeError, "read_image"),
-    "nothing": (None, TypeError, "object"),
+    "nothing": (None, TypeError, "images are arrays [H, W, C], not None"),
     "uneven": ([[0.1], [0.2, 0.3]], TypeError, "uneven"),
     "channels first": (np.zeros((3, 20, 30), np.uint8), ValueError, "channels come last"),
     "five channels": (np.zeros((9, 9, 5), np.uint8), ValueError, "1 to 4"),
-    "batch": (np.zeros((1, 9, 9, 3), np.uint8), ValueError, "[H, W]"),
-    "a number": (np.uint8(3), ValueError, "[H, W]"),
+    "batch": (np.zeros((1, 9, 9, 3), np.uint8), ValueError, "one at a time"),
+    "a number": (np.uint8(3), TypeError, "not uint8"),
     "empty": (np.zeros((0, 9, 3), np.uint8), ValueError, "not empty"),
     "no channels": (np.zeros((9, 9, 0), np.uint8), ValueError, "not empty"),
     "CMYK": (Image.new("CMYK", (9, 9)), TypeError, "convert('RGB')"),
@@ -131,6 +135,47 @@ REFUSED = {
     "RGBX": (Image.new("RGBX", (9, 9)), TypeError, "convert('RGB')"),
     "F of 0..255": (Image.fromarray(gray.astype(np.float32)), ValueError, "divide them by 255"),
 }
+
+
+RANGES = {  # value_range, black and white
+    "0..255": (0, 255),
+    "-1..1": (-1, 1),
+    "white is dark": (255, 0),
+    "far from 0": (1000.0, 3000.0),
+}
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("name", RANGES)
+def test_value_range(upscaler, name, alpha):
+    """As --range does with files: mapped there and, in the result, back; alpha is 0..1."""
+    low, high = RANGES[name]
+    colors, more = unit * 1.2 - 0.1, [unit[:, :, :1]] * alpha
+    given = np.dstack([(colors * np.float64(high - low) + low).astype(np.float32), *more])
+    result = upscaler(given, value_range=(low, high))
+    expected = upscaler(np.dstack([colors.astype(np.float32), *more]))
+    expected[..., :3] = expected[..., :3] * (high - low) + low
+    assert result.dtype == np.float32 and np.abs(result - expected).max() <= 2e-5 * max(abs(low), abs(high))
+    assert np.array_equal(result[..., 3:], expected[..., 3:])
+    grays = upscaler(given[:, :, 0].astype(np.float64), value_range=(low, high))
+    assert grays.shape == (24, 28) and grays.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("given", "value_range", "text"),
+    [
+        (PIXELS, (0, 255), "these are uint8; leave it out"),
+        (PIXELS.astype(np.float32), (0, 10), "far beyond value_range=(0.0, 10.0)"),
+        (unit, (1, 1), "two different numbers"),
+        (unit, (0, np.nan), "two different numbers"),
+        (unit, 255, "two different numbers"),
+        (unit, None, "two different numbers"),
+    ],
+)
+def test_value_ranges_refused(upscaler, given, value_range, text):
+    with pytest.raises(ValueError) as error:
+        upscaler(given, value_range=value_range)
+    assert text in str(error.value)
 
 
 @pytest.mark.filterwarnings("error")

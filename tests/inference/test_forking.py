@@ -24,13 +24,14 @@ expected = before(image)
 
 def use(made, results):
     try:
-        upscaler = before if made == "before" else Upscaler(model, "cpu", backend=backend)
+        threads = 2 if made == "with threads" else None
+        upscaler = before if made == "before" else Upscaler(model, "cpu", backend=backend, threads=threads)
         results.put(str(np.abs(upscaler(read_image(path)).astype(int) - expected).max() <= 1))
     except EDSRError as error:
         results.put(f"error: {error}")
 
 context = multiprocessing.get_context("fork")
-for made in "before", "in the worker":
+for made in "before", "with threads", "in the worker":
     results = context.Queue()
     worker = context.Process(target=use, args=(made, results))
     worker.start()
@@ -47,7 +48,8 @@ def test_forked_workers(tmp_path, backend):
 
     image = np.random.default_rng(0).integers(0, 255, (120, 130, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
-    refusal, result = run(SCRIPT, backend, tmp_path / "a.png")
+    refusal, threads, result = run(SCRIPT, backend, tmp_path / "a.png")
+    assert threads.startswith("error: threads=2: a forked process has one") and "spawn" in threads
     assert refusal.startswith("error: an Upscaler cannot be used in a process forked") and "spawn" in refusal
     assert result == "True"
 

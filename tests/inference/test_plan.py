@@ -45,9 +45,9 @@ def test_the_smallest_budget_is_seven_rows_of_four_radii(radius, smallest):
 @pytest.mark.parametrize(
     ("blocks", "tile", "message"),
     [
-        (2, 31, "--tile 31: this network needs 32 or more"),
-        (32, 43, "--tile 43: this network needs 44 or more"),
-        (32, "large", "--tile large: give auto or a whole number of 44 or more"),
+        (2, 31, "tile=31: this network needs 32 or more"),
+        (32, 43, "tile=43: this network needs 44 or more"),
+        (32, "large", "tile='large': give auto or a whole number of 44 or more"),
     ],
 )
 def test_smaller_budgets_are_refused(blocks, tile, message):

@@ -218,3 +218,24 @@ def test_an_upscaler_that_is_dropped_is_gone_at_once():
         assert weights() is None
     finally:
         gc.enable()
+
+
+def test_threads():
+    model, before = network(2, blocks=1, features=8), torch.get_num_threads()
+    try:
+        for number in 2, 1:
+            Upscaler(model, "cpu", backend="torch", threads=number)
+            assert torch.get_num_threads() == number
+        Upscaler(model, "cpu", backend="torch")
+        assert torch.get_num_threads() == 1
+        for wrong in 0, True, 1.5, "2":
+            with pytest.raises(BackendError, match=r"threads=.*: give a whole number of 1 or more"):
+                Upscaler(model, "cpu", threads=wrong)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("model", [None, "edsr-baseline", np.zeros((9, 9, 3))])
+def test_what_is_no_model(model):
+    with pytest.raises(TypeError, match=r"the model is an EDSR, as edsr\.load_model gives it"):
+        Upscaler(model)

@@ -341,7 +341,7 @@ class TestNetworks:
         assert Upscaler(network(features=16), "cpu").backend == "winograd"
         assert Upscaler(network(features=8), "cpu").backend == "torch"
         assert Upscaler(network(features=16), "cpu", backend="torch").backend == "torch"
-        with pytest.raises(BackendError, match=r"--backend winograd: .* 16 features.*--backend torch"):
+        with pytest.raises(BackendError, match=r"backend='winograd': .* 16 features.*backend='torch'"):
             Upscaler(network(features=8), "cpu", backend="winograd")
 
 
@@ -349,7 +349,9 @@ def test_where_the_kernels_cannot_be_had(monkeypatch):
     m, image = network(2, blocks=1, features=16), make_image(9, 8)
     monkeypatch.setitem(sys.modules, "edsr.kernels.winograd.jit", None)  # as if its imports failed
     assert Upscaler(m, "cpu").backend == "torch"
-    with pytest.raises(BackendError, match="--backend winograd: the package llvmlite is not installed; use --backend"):
+    with pytest.raises(
+        BackendError, match="backend='winograd': the package llvmlite is not installed; use backend='torch'"
+    ):
         Upscaler(m, "cpu", backend="winograd")
     # The ops by themselves: PyTorch computes.
     runtime.is_available.cache_clear()
@@ -369,7 +371,7 @@ def test_where_they_cannot_be_compiled(monkeypatch, caplog):
     up = Upscaler(m, "cpu")
     assert up.backend == "torch" and caplog.messages == ["no memory for code: PyTorch computes"]
     assert np.array_equal(up(make_image(9, 8)), Upscaler(m, "cpu", backend="torch")(make_image(9, 8)))
-    with pytest.raises(BackendError, match="--backend winograd: no memory for code; use --backend torch"):
+    with pytest.raises(BackendError, match="backend='winograd': no memory for code; use backend='torch'"):
         Upscaler(m, "cpu", backend="winograd")
 
 

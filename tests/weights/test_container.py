@@ -81,7 +81,7 @@ OTHERS = [
     (b"7z\xbc\xaf\x27\x1c\0\4", "a 7-Zip archive", "unpack"),
     (b"\xfd7zXZ\0\0\4", "an xz archive", "unpack"),
     (b"BZh91AY&SY", "a bzip2 archive", "unpack"),
-    (image(), "an image", "--model"),
+    (image(), "an image", "as the model"),
     (pickle.dumps({"head.0.weight": [0.5]}), "a pickled object", "torch.save"),
     (pickle.dumps([1, 2], protocol=2), "a pickled object", "torch.save"),
 ]

@@ -1,0 +1,28 @@
+"""How messages name what a person can choose: as arguments in Python, as options on the command line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_on_command_line = False
+
+
+@contextmanager
+def for_command_line() -> Iterator[None]:
+    """Messages that are made meanwhile, in whatever thread, are read by somebody at the command line."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def either(python: str, command_line: str) -> str:
+    """The one of the two that suits the reader."""
+    return command_line if _on_command_line else python
+
+
+def option(name: str, value: object = True) -> str:
+    """A choice and its value: option("tile", 64) is tile=64, or --tile 64; with True overwrite=True, or --overwrite."""
+    switch = f"--{name.replace('_', '-')}"
+    return either(f"{name}={value!r}", switch if value is True else f"{switch} {value}")
