@@ -22,6 +22,7 @@ DOORS = {  # who may import what others have made
     "triton": ("edsr.kernels",),
     "llvmlite": ("edsr.kernels.winograd",),
     "pyvips": ("edsr.images",),
+    "pillow_heif": ("edsr.images.heic",),
     "PIL": ("edsr.evaluation", "edsr.data", "edsr.images", "edsr.training.preview"),
     "h5py": ("edsr.data",),
     "tensorboard": ("edsr.training",),

@@ -92,7 +92,8 @@ def heif_codec(boxes: bytes) -> str:
 
 def describe_codec(name: str) -> str:
     """What people are told of a codec that is missing here. name: "" if that is unknown."""
-    return f"compressed with {name or 'a codec'}{',' if name else ''} which cannot be decoded here; convert it to PNG"
+    how = "install the extra heic (pip install pillow-heif), or convert" if name == "HEVC" else "convert"
+    return f"compressed with {name or 'a codec'}{',' if name else ''} which cannot be decoded here; {how} it to PNG"
 
 
 def advise(why: str, codec: str, salvage: bool) -> str:

@@ -66,7 +66,7 @@ FORMATS = {
 }
 """File name extension (lower case) -> the format written under it."""
 
-READABLE = (*FORMATS, ".gif", ".heic", ".heif")
+READABLE = (*FORMATS, ".gif", ".heic", ".heif", ".hif")
 """File name extensions (lower case) of images that can be read."""
 
 

@@ -12,7 +12,7 @@ import pyvips
 
 from edsr.errors import ImageError
 
-from . import exif, reorder
+from . import exif, heic, reorder
 from .claims import PIXELS_PER_BYTE, check_before_opening, check_claim, tiff_block
 from .codecs import advise, check_tiff_codec
 from .decoding import DECODER_ERRORS, CheckedImage, check_gif
@@ -108,7 +108,7 @@ class ImageReader:
         set_up_libvips()
         self.path = Path(path)
         self._with_alpha = with_alpha
-        self._limits, self._salvage = limits, salvage
+        self._limits, self._salvage, self._wants_pixels = limits, salvage, False
         self._sixteen, self._full, self._folder = sixteen, full, Path(folder) if folder else None
         self._header = probe(self.path)
         self._sources: list[pyvips.Source] = []
@@ -208,6 +208,8 @@ class ImageReader:
     def _decode(self, count: int, with_holes: bool) -> Iterator[np.ndarray]:
         """Yield the rows in the order in which they are stored, not yet upright."""
         with self._as_image_errors():
+            if self._header.codec == "HEVC":
+                self._checked, self._wants_pixels = None, True  # now, and not only to look at the header
             checked, self._checked = self._checked or self._open(), None  # can be read once only
             image = checked.image
             shape = image.height, image.width, image.bands
@@ -284,6 +286,8 @@ class ImageReader:
             loader, source = f"{loader}_source", open_mended(self.path, self._header.mends)
             self._sources.append(source)  # libvips does not keep it alive
         image = pyvips.Operation.call(loader, source, access="sequential", fail_on=fail_on, **options)
+        if self._wants_pixels and heic.needs_package(self.path):
+            image = heic.decode(self.path, image)
         if self.format == "GIF" and fail_on != "none":
             check_gif(self.path)
         return self._check_supported(image)
