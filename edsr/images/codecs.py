@@ -10,6 +10,7 @@ from edsr.errors import ImageError
 from edsr.wording import either
 
 from .messages import list_errors, set_up_libvips
+from .tiff_lzma import LZMA
 
 TIFF_CODECS = {  # tag 259 -> name
     1: "nothing",
@@ -36,7 +37,7 @@ TIFF_CODECS = {  # tag 259 -> name
     34712: "JPEG 2000",
     34887: "LERC",
     34892: "lossy JPEG of DNG",
-    34925: "LZMA",
+    LZMA: "LZMA",
     50000: "Zstandard",
     50001: "WebP",
     50002: "JPEG XL",
@@ -60,13 +61,13 @@ _NOT_BUILT_IN = ("not configured", "not implemented", "not been built in", "nsup
 def check_tiff_codec(path: Path, compression: int) -> None:
     """Raise ImageError if a TIFF's compression (tag 259) cannot be decoded here."""
     # Old-style JPEG was never specified well; builds that have it give YCbCr for RGB.
-    if compression == 6 or not _has_tiff_codec(compression):
+    if compression == 6 or not (has_tiff_codec(compression) or compression == LZMA):
         name = TIFF_CODECS.get(compression, f"a codec unknown here, number {compression}")
         raise ImageError(f"{path}: {describe_codec(name)}")
 
 
 @cache
-def _has_tiff_codec(compression: int) -> bool:
+def has_tiff_codec(compression: int) -> bool:
     """Whether libvips decodes it: what it says of a strip of one zero byte."""
     set_up_libvips()
     bilevel = TIFF_CODECS.get(compression, "").startswith("CCITT")

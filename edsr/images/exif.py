@@ -118,10 +118,14 @@ def find_values(file: BinaryIO, form: TiffForm, offset: int, tag: int, entry: En
     """Where in the file the values of an entry stand, of the IFD at `offset`; it must be there."""
     if entry.value_count * SIZES.get(entry.field_type, 1) > len(entry.data):
         return form.offset.unpack(entry.data)[0]
+    return find_entry(file, form, offset, tag) + form.entry.size - len(entry.data)
+
+
+def find_entry(file: BinaryIO, form: TiffForm, offset: int, tag: int) -> int:
+    """Where in the file an entry stands, of the IFD at `offset`; it must be there."""
     file.seek(offset + form.number.size)
     places = range(file.tell(), file.tell() + 65_535 * form.entry.size, form.entry.size)
-    at = next(at for at in places if form.entry.unpack(file.read(form.entry.size))[0] == tag)
-    return at + form.entry.size - len(entry.data)
+    return next(at for at in places if form.entry.unpack(file.read(form.entry.size))[0] == tag)
 
 
 def walk_ifds(file: BinaryIO, most: int) -> Iterator[dict[int, int]]:

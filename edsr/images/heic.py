@@ -53,7 +53,11 @@ def decode(path: Path, header: pyvips.Image) -> pyvips.Image:
     if (*pixels.shape, dtype) != (header.height, header.width, header.bands, str(header.format)):
         raise pyvips.Error("", f"decoded as {pixels.shape[1]} x {pixels.shape[0]} pixels of {pixels.shape[2]} channels")
     image = pyvips.Image.new_from_memory(
-        np.ascontiguousarray(pixels), header.width, header.height, header.bands, str(header.format)
+        pixels.tobytes(),
+        header.width,
+        header.height,
+        header.bands,
+        str(header.format),
     ).copy(interpretation=str(header.interpretation))
     for name in _FIELDS:
         if kind := header.get_typeof(name):

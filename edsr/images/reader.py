@@ -14,7 +14,7 @@ from edsr.errors import ImageError
 
 from . import exif, heic, reorder
 from .claims import PIXELS_PER_BYTE, check_before_opening, check_claim, tiff_block
-from .codecs import advise, check_tiff_codec
+from .codecs import advise, check_tiff_codec, describe_codec, has_tiff_codec
 from .decoding import DECODER_ERRORS, CheckedImage, check_gif
 from .formats import check_memory, to_srgb
 from .kinds import HALF_SPACES, Wanted, check_kind
@@ -27,6 +27,7 @@ from .palette import LACKS_COLORS, lacks_colors
 from .probe import probe, refuse_pages
 from .samples import rescale
 from .tiff_half import NO_NAN, widen
+from .tiff_lzma import LZMA, open_inflated
 from .tiff_parts import checksums_hold, find_sparse
 from .value_range import UNIT, FoundRange, ValueRange, map_rows
 
@@ -282,9 +283,16 @@ class ImageReader:
         # As bytes: a name need not be valid Unicode, nor "[...]" in it be options.
         name, options = os.fsencode(self.path), {"unlimited": True} if self.format == "TIFF" else {}
         loader, source = self._header.loader, name
-        if self._header.mends:
-            loader, source = f"{loader}_source", open_mended(self.path, self._header.mends)
-            self._sources.append(source)  # libvips does not keep it alive
+        own = None
+        if self._header.tags.get(259) == LZMA and not has_tiff_codec(LZMA):
+            own = open_inflated(self.path, self._header.mends)
+            if own is None:
+                raise ImageError(f"{self.path}: {describe_codec('LZMA')}")
+        elif self._header.mends:
+            own = open_mended(self.path, self._header.mends)
+        if own:
+            loader, source = f"{loader}_source", own
+            self._sources.append(own)  # libvips does not keep it alive
         image = pyvips.Operation.call(loader, source, access="sequential", fail_on=fail_on, **options)
         if self._wants_pixels and heic.needs_package(self.path):
             image = heic.decode(self.path, image)

@@ -27,7 +27,7 @@ def count_pages(file: BinaryIO) -> tuple[int, tuple[str, ...]]:
 def find_sparse(path: Path) -> frozenset[int]:
     """The numbers of the strips or tiles that a TIFF leaves out on purpose: offset and length are 0."""
     with open(path, "rb") as file:
-        offsets, lengths = _list_parts(file)
+        offsets, lengths = list_parts(file)
     return frozenset(map(int, np.flatnonzero((offsets == 0) & (lengths == 0))))
 
 
@@ -39,7 +39,7 @@ def checksums_hold(path: Path, size: int) -> bool:
     """
     left = 2 * size + 2**26
     with open(path, "rb") as file:
-        for offset, length in zip(*(numbers.tolist() for numbers in _list_parts(file)), strict=True):
+        for offset, length in zip(*(numbers.tolist() for numbers in list_parts(file)), strict=True):
             file.seek(min(offset, 2**62))
             inflate = zlib.decompressobj()
             try:
@@ -53,7 +53,7 @@ def checksums_hold(path: Path, size: int) -> bool:
     return True
 
 
-def _list_parts(file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
+def list_parts(file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
     """Offsets and lengths of a TIFF's strips or tiles; none if they are not understood."""
     none = np.zeros(0, np.uint64)
     if (found := exif.find_first(file)) is None:
