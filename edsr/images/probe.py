@@ -9,6 +9,7 @@ from edsr.errors import ImageError
 
 from . import exif
 from .codecs import heif_codec
+from .foreign import describe
 from .formats import FORMATS, MAX_SIDE
 from .jpeg_header import find_oddities
 from .lost_alpha import heif_alpha_lost, webp_alpha_lost
@@ -124,7 +125,7 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
         raise ImageError(f"{path}: is empty, get an intact copy")
     name = identify(head)
     if not name:
-        raise ImageError(f"{path}: is not a PNG, JPEG, WebP, TIFF, AVIF or GIF image")
+        raise ImageError(f"{path}: {describe(head)}")
     loader = LOADERS.get(name, "heifload")
     if name == "PNG":
         narrow, lines = _check_png(path, file)

@@ -104,8 +104,9 @@ class ImageReader:
         limits: ReadLimits = DEFAULT_LIMITS,
         with_alpha: bool = False,
         salvage: bool = False,
-        value_range: ValueRange = UNIT,
+        value_range: tuple[float, float] = UNIT,
     ) -> None:
+        value_range = ValueRange(*value_range)
         set_up_libvips()
         self.path = Path(path)
         self._with_alpha = with_alpha

@@ -110,13 +110,14 @@ class _Inflated:
                         data[i] = value
             return bytes(data)
         if start < self._end + len(self._tables):
-            return self._tables[start - self._end :][:size]
+            return self._tables[start - self._end : start - self._end + size]
         if start >= self.size:
             return b""
         index = bisect.bisect_right(self._starts, start) - 1
         if self._decoded[0] != index:
             self._decoded = index, self._stream(index)
-        return self._decoded[1][start - self._starts[index] :][:size]
+        at = start - self._starts[index]
+        return self._decoded[1][at : at + size]
 
     def _stream(self, index: int) -> bytes:
         (offset, length), size = self._parts[index], self._sizes[index]

@@ -230,10 +230,13 @@ class ImageWriter:
 
         Raises:
             ImageError: if the encoder has failed, as when the disk is full.
+            TypeError: for what is no array.
             ValueError: for rows of another shape or dtype, for more rows than `height`, and outside the context.
         """
         if self._pipe is None:
             raise ValueError("write() works inside the ImageWriter's context only")
+        if not isinstance(rows, np.ndarray):
+            raise TypeError(f"rows are arrays [rows, {self.width}, {self.channels}], not {type(rows).__name__}")
         if rows.dtype != self.dtype or rows.ndim != 3 or rows.shape[1:] != (self.width, self.channels):
             expected = f"{self.dtype} [rows, {self.width}, {self.channels}]"
             raise ValueError(f"expected {expected}, got {rows.dtype} {list(rows.shape)}")

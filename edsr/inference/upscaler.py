@@ -161,8 +161,11 @@ class Upscaler:
             [.., s·H, s·W, 3] of the same dtype, on the device.
 
         Raises:
+            TypeError: No tensor.
             ValueError: Another tensor.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"frames are tensors on the device, not {type(x).__name__}; call the Upscaler for arrays")
         if x.dtype not in (torch.uint8, torch.uint16) or x.ndim not in (3, 4) or x.shape[-1] != 3 or 0 in x.shape:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
         check_owner(self._process)

@@ -158,10 +158,11 @@ def test_other_commands_name_the_range(run, repeat, tmp_path):
         assert code == 1 and "floating-point samples are not supported" in out + said
 
 
-def test_in_python(tmp_path):
+@pytest.mark.parametrize("value_range", [ValueRange(0, 1000), (0, 1000)])
+def test_in_python(tmp_path, value_range):
     tifffile.imwrite(tmp_path / "a.tif", BASE * 1000, photometric="rgb")
     refused("such as value_range=ValueRange(", read_image, tmp_path / "a.tif", full=True)
-    with ImageReader(tmp_path / "a.tif", full=True, value_range=ValueRange(0, 1000)) as reader:
+    with ImageReader(tmp_path / "a.tif", full=True, value_range=value_range) as reader:
         rows = np.concatenate(list(reader.rows(7)))
         assert np.allclose(rows, BASE, atol=1e-6)
         assert (reader.found.low, reader.found.high) == ((BASE * 1000).min(), (BASE * 1000).max())

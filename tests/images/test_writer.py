@@ -509,3 +509,10 @@ def test_full_disk(tmp_path):
     assert len(messages) == 10
     assert all("cannot be written (File too large)" in message for message in messages)
     assert left == "[]"
+
+
+@pytest.mark.parametrize("rows", [None, [[[1, 2, 3]]], "rows"])
+def test_rows_that_are_no_array(tmp_path, rows):
+    with pytest.raises(TypeError, match="rows are arrays"), ImageWriter(tmp_path / "a.png", 1, 1, 3) as writer:
+        writer.write(rows)
+    assert names(tmp_path) == []

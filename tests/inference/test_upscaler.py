@@ -200,6 +200,12 @@ def test_frames_are_images_as_tensors():
     np.testing.assert_array_equal(up.frame(torch.from_numpy(images[0])).numpy(), batch[0])
 
 
+@pytest.mark.parametrize("given", [None, make_image(9, 9), [make_image(9, 9)]])
+def test_frames_that_are_no_tensors(given):
+    with pytest.raises(TypeError, match="frames are tensors on the device"):
+        Upscaler(network(), device="cpu").frame(given)
+
+
 def test_the_model_is_left_alone():
     m = network()
     before = m.head.weight.clone()
