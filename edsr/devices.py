@@ -28,7 +28,7 @@ def pick_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):  # no such name; no name
-        raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
+        raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps", misuse=True) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"{option('device', name)}: no CUDA device here; use {option('device', 'cpu')} or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -36,7 +36,7 @@ def pick_device(name: str | torch.device) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BackendError(f"{option('device', 'mps')}: no Apple GPU here; use {option('device', 'cpu')} or auto")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
+        raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps", misuse=True)
     return device
 
 
@@ -60,7 +60,7 @@ def list_devices(text: str) -> list[str]:
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise BackendError(f"{option('device', text)}: a name is missing between the commas")
+        raise BackendError(f"{option('device', text)}: a name is missing between the commas", misuse=True)
     return names
 
 

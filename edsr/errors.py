@@ -28,10 +28,15 @@ def _escape(found: re.Match[str]) -> str:
 
 
 class EDSRError(Exception):
-    """The base of all errors about the user's files, devices and options. Its message is made `printable`."""
+    """The base of all errors about the user's files, devices and options. Its message is made `printable`.
 
-    def __init__(self, message: str):
+    Attributes:
+        misuse: Whether what was asked for makes no sense, here and elsewhere: exit code 2 of the command line.
+    """
+
+    def __init__(self, message: str, misuse: bool = False):
         super().__init__(printable(message))
+        self.misuse = misuse
 
 
 class ImageError(EDSRError):

@@ -7,8 +7,11 @@ import lazy_loader
 if TYPE_CHECKING:
     from .clashes import Job as Job
     from .inputs import FailedInput as FailedInput
+    from .inputs import FoundInputs as FoundInputs
+    from .inputs import find_inputs as find_inputs
     from .jobs import BatchPlan as BatchPlan
     from .jobs import OutputSize as OutputSize
+    from .jobs import is_folder_name as is_folder_name
     from .jobs import output_path as output_path
     from .jobs import plan_jobs as plan_jobs
     from .runner import FileResult as FileResult
@@ -24,8 +27,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "clashes": ["Job"],
-        "inputs": ["FailedInput"],
-        "jobs": ["BatchPlan", "OutputSize", "output_path", "plan_jobs"],
+        "inputs": ["FailedInput", "FoundInputs", "find_inputs"],
+        "jobs": ["BatchPlan", "OutputSize", "is_folder_name", "output_path", "plan_jobs"],
         "runner": ["FileResult", "UpscaleOptions", "UpscalerPool", "upscale_files"],
         "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],
     },

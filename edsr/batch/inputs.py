@@ -4,13 +4,15 @@ import codecs
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from edsr.errors import ImageError
 from edsr.images import no_images, scan_folder, unlistable, walk_folders
+
+from .stdio import STDIN
 
 MAX_LIST_BYTES = 2**28
 """A list of inputs is smaller than this; a file without an end would never be read."""
@@ -42,15 +44,28 @@ class FoundInputs:
         recursive: whether folders are entered at any depth.
         again: whether results of earlier runs that lie in folders are inputs.
         errors: names that stand for nothing.
+        items: images.
         earlier: results of earlier runs that are no inputs.
         others: files in folders that are no images, by their names.
     """
 
     recursive: bool = False
     again: bool = False
+    items: list[Input] = field(default_factory=list)
     errors: list[FailedInput] = field(default_factory=list)
     earlier: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+
+    def drop_missing(self) -> None:
+        """Takes files that are not there out of `items`, and appends them to `errors`."""
+        for item in tuple(self.items):
+            try:
+                os.stat(item.source)
+            except (FileNotFoundError, NotADirectoryError):
+                self.items.remove(item)
+                self._fail(str(item.source), f"{item.source}: no such file")
+            except (OSError, ValueError):  # which whoever reads it explains
+                continue
 
     def find(self, name: str, listed: bool = False) -> list[Input]:
         """What a name on the command line, or one `listed` in a file, stands for."""
@@ -95,6 +110,30 @@ class FoundInputs:
     def _fail(self, name: str, message: str) -> list[Input]:
         self.errors.append(FailedInput(name, ImageError(message)))
         return []
+
+
+def find_inputs(
+    names: Sequence[str], recursive: bool = False, again: bool = False, stdin: Path | None = None
+) -> FoundInputs:
+    """What the names on a command line stand for: each image once, in order.
+
+    Whether a named file exists is not looked at, see `FoundInputs.drop_missing`.
+
+    Args:
+        names: Files; folders, with those in them if `recursive`; patterns such as `*.png`, for shells that leave them
+            alone; `@list.txt`, a file with one of these in each line.
+        recursive, again: See `FoundInputs`.
+        stdin: The file that stands for the input "-".
+    """
+    inputs = FoundInputs(recursive, again)
+    found: dict[str, Input] = {}
+    for name in names:
+        for item in [Input(stdin, label=STDIN)] if stdin is not None and name == "-" else inputs.find(name):
+            path = os.path.realpath(item.source)
+            if path not in found or item.folder is None:  # that it was named counts, not that it lies in a folder, too
+                found[path] = item
+    inputs.items = list(found.values())
+    return inputs
 
 
 def _read_list(path: str) -> list[str]:

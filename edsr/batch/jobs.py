@@ -9,8 +9,7 @@ from edsr.errors import ImageError
 from edsr.images import FORMATS, kept_extension
 
 from .clashes import Job, resolve_clashes, with_kind
-from .inputs import FailedInput, FoundInputs, Input
-from .stdio import STDIN
+from .inputs import FailedInput, FoundInputs, Input, find_inputs
 
 
 @dataclass
@@ -19,7 +18,7 @@ class BatchPlan:
 
     errors: inputs that give no jobs; the others are not affected. left_out: images that were named as inputs, but are
     what another input becomes. earlier: results of earlier runs, found in folders. others: files in folders that are no
-    images, by their names.
+    images, by their names. into_folder: whether results go into a folder, which may be yet to be made.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -27,6 +26,7 @@ class BatchPlan:
     left_out: list[Path] = field(default_factory=list)
     earlier: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    into_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class OutputSize:
     """The size of a result: `outscale` times the image's, or `width` and/or `height` in pixels. By default the size is
     what the network makes.
 
-    One side alone keeps the image's proportions; both are taken as they are.
+    One side alone keeps the image's proportions; both are taken as they are, or, to `fit`, as the most that a result
+    of the image's proportions may have.
     """
 
     outscale: float | None = None
     width: int | None = None
     height: int | None = None
+    fit: bool = False
 
     def __bool__(self) -> bool:
         """Whether a size is asked for."""
@@ -55,6 +57,8 @@ class OutputSize:
             across = across if across is not None else down
             if across is None or down is None:
                 raise ValueError("no size is asked for")
+            if self.fit:
+                across = down = min(across, down)
             sides = width * across, height * down
         return max(1, round(sides[0])), max(1, round(sides[1]))
 
@@ -72,8 +76,35 @@ def scale_for(target: tuple[int, int], width: int, height: int, scales: Sequence
     return next((s for s in sorted(scales) if s * width >= target[0] and s * height >= target[1]), None)
 
 
+def scale_and_size(
+    source: Path, width: int, height: int, usual: int, scales: Sequence[int], size: OutputSize
+) -> tuple[int, tuple[int, int]]:
+    """The network's scale for an image of width x height, and the result's (width, height).
+
+    Args:
+        source: The image's file.
+        usual: The scale where no size is asked for.
+        scales: Those that there are.
+
+    Raises:
+        ImageError: None of them makes so large a result.
+    """
+    if not size:
+        return usual, (usual * width, usual * height)
+    target = size.resolve(width, height)
+    scale = scale_for(target, width, height, scales)
+    if scale is None:
+        largest = max(scales)
+        raise ImageError(
+            f"{source}: {target[0]} x {target[1]} is more than {largest} times its {width} x {height}, the most that "
+            "this network makes; ask for less, and upscale the result again",
+            misuse=bool(size.outscale),
+        )
+    return scale, target
+
+
 def plan_jobs(
-    inputs: Sequence[str],
+    inputs: Sequence[str] | FoundInputs,
     output: str | None,
     tag: str,
     form: str | None = None,
@@ -86,53 +117,53 @@ def plan_jobs(
     A result (a_x2.png, a_compare.png; a_w3000.png beside a.png) that is found in a folder is not taken for an input.
 
     Args:
-        inputs: Files; folders, with those in them if `recursive`; patterns such as `*.png`, for shells that leave them
-            alone; `@list.txt`, a file with one of these in each line.
+        inputs: As `find_inputs` takes them, or what it has found.
         output: None for NAME_x2.png beside each image, x2 being the `tag`; a file for a single one; a folder for many,
-            below which the tree of each input folder is mirrored, and which is made if the name ends in a slash.
+            below which the tree of each input folder is mirrored, and which need not be there: a name that ends in a
+            slash or has no extension is a folder's, and for many images one that has not that of a format.
             Images of one name (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. Where two would still become
             one file, through links or on a file system that ignores case, too, both are in the plan's `errors`.
         form: The format, as `output_path` takes it.
-        stdin: The file that stands for the input "-".
-        again: Whether results of earlier runs are inputs, but for those that this batch writes.
+        recursive, stdin, again: As `find_inputs` takes them, if it is yet to be called. Results that this batch writes
+            are no inputs in any case.
 
     Raises:
         ImageError: There are no inputs, or no place for all of them. What is wrong with single inputs (an empty
             folder, a list that cannot be read, a pattern without a match) is in the plan's `errors`; whether a named
             file exists is not looked at.
     """
-    plan = BatchPlan()
-    inputs_found = FoundInputs(recursive, again, plan.errors, plan.earlier, plan.others)
-    found: dict[str, Input] = {}
-    for name in inputs:
-        if stdin is not None and name == "-":
-            items = [Input(stdin, label=STDIN)]
-        else:
-            items = inputs_found.find(name)
-        for item in items:
-            path = os.path.realpath(item.source)
-            if path not in found or item.folder is None:  # that it was named counts, not that it lies in a folder, too
-                found[path] = item
-    if not found and not plan.errors:
+    found = inputs if isinstance(inputs, FoundInputs) else find_inputs(inputs, recursive, again, stdin)
+    if not found.items and not found.errors:
         raise ImageError("no images given; name files or folders")
-    several = len(found) + len(plan.errors) > 1 or any(item.folder is not None for item in found.values())
-    if found and output is not None and output.endswith(("/", os.sep)):
-        Path(output).mkdir(parents=True, exist_ok=True)
-    if found and output is not None and several and not os.path.isdir(output):
-        count = len(found) + len(plan.errors)
-        raise ImageError(f"{output}: {count} images need a folder after -o; to have it made, end it in a slash")
+    several = len(found.items) + len(found.errors) > 1 or any(item.folder is not None for item in found.items)
+    if output is not None and is_folder_name(output, several):
+        output = os.path.join(output, "")
+    elif found.items and output is not None and several:
+        count = len(found.items) + len(found.errors)
+        message = f"{output}: {count} images need a folder after -o; to have it made, end it in a slash"
+        raise ImageError(message, misuse=True)
+    plan = BatchPlan(errors=found.errors, earlier=found.earlier, others=found.others)
+    plan.into_folder = output is not None and output.endswith(os.sep)
     jobs = []
-    for item in found.values():
+    for item in found.items:
         try:
             jobs.append((item, Job(item.source, _output(item, output, tag, form), item.label)))
         except ImageError as error:
             plan.errors.append(FailedInput(item.label or str(item.source), error))
-    plan.jobs = resolve_clashes(_without_results(jobs, tag, plan, again), tag, plan.errors)
+    plan.jobs = resolve_clashes(_without_results(jobs, tag, plan, found.again), tag, plan.errors)
     return plan
 
 
+def is_folder_name(output: str, several: bool = False) -> bool:
+    """Whether what follows -o names a folder, which may be yet to be made. several: images, or a folder of them."""
+    if output.endswith(("/", os.sep)) or os.path.isdir(output):
+        return True
+    suffix = Path(output).suffix.lower()
+    return not os.path.lexists(output) and (not suffix or (several and suffix not in FORMATS))
+
+
 def _output(item: Input, output: str | None, tag: str, form: str | None) -> Path:
-    if output is None or not os.path.isdir(output) or item.folder is None:
+    if output is None or not output.endswith(os.sep) or item.folder is None:
         return output_path(item.source, tag, output, form)
     parent = item.source.relative_to(item.folder).parent
     return Path(output) / parent / output_path(item.source, tag, None, form).name
@@ -179,11 +210,11 @@ def output_path(
         folder = text.endswith(("/", os.sep)) or os.path.isdir(text)
         target = Path(text) / target.name if folder else Path(text)
         if form and FORMATS.get(target.suffix.lower()) != FORMATS[suffix.lower()]:
-            raise ImageError(f"{target}: its ending is not that of --format {form}, leave one of them out")
+            raise ImageError(f"{target}: its ending is not that of --format {form}, leave one of them out", misuse=True)
     try:
         same = os.path.samefile(source, target)
     except (OSError, ValueError):  # one of them is not there
         same = os.path.realpath(source) == os.path.realpath(target)
     if same:
-        raise ImageError(f"{target}: is the input itself, choose another output")
+        raise ImageError(f"{target}: is the input itself, choose another output", misuse=True)
     return target

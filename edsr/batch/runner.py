@@ -35,7 +35,7 @@ from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_fil
 
 from .clashes import Job
 from .existing import is_finished
-from .jobs import OutputSize, scale_for
+from .jobs import OutputSize, scale_and_size
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ def _is_done(job: Job, pool: UpscalerPool, options: UpscaleOptions) -> bool:
     size = None
     # The result of an image that cannot be read any more is a result, too.
     with contextlib.suppress(ImageError), ImageReader(job.source, full=True) as reader:
-        _, size = _scale_and_size(job.source, reader.width, reader.height, pool, options.size)
+        _, size = scale_and_size(job.source, reader.width, reader.height, pool.scale, pool.scales, options.size)
     try:
         return is_finished(job.output, size)
     except ImageError:
@@ -325,7 +325,7 @@ def _upscale(
         _noted(result, reader),
     ):
         width, height = reader.width, reader.height
-        scale, target = _scale_and_size(source, width, height, pool, options.size)
+        scale, target = scale_and_size(source, width, height, pool.scale, pool.scales, options.size)
         model, result.model = pool.choose(source, scale)
         upscaler = get_upscaler(scale, model)
         result.device, result.precision, result.backend = str(upscaler.device), upscaler.precision, upscaler.backend
@@ -386,20 +386,3 @@ def _mark(holes: Holes, reader: ImageReader, count: int, keep_size: bool) -> Ite
             why = "holds samples without data (nodata, NaN or infinite), which cannot be averaged with others"
             raise ImageError(f"{reader.path}: {why}; ask for a whole --scale, or fill them first")
         yield rows
-
-
-def _scale_and_size(
-    source: Path, width: int, height: int, pool: UpscalerPool, size: OutputSize
-) -> tuple[int, tuple[int, int]]:
-    """The network's scale, and the result's width and height."""
-    if not size:
-        return pool.scale, (pool.scale * width, pool.scale * height)
-    target = size.resolve(width, height)
-    scale = scale_for(target, width, height, pool.scales)
-    if scale is None:
-        largest = max(pool.scales)
-        raise ImageError(
-            f"{source}: {target[0]} x {target[1]} is more than {largest} times its {width} x {height}, the most that "
-            "this network makes; ask for less, and upscale the result again"
-        )
-    return scale, target

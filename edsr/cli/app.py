@@ -27,7 +27,7 @@ def _run(argv: list[str] | None) -> int:
         raise SystemExit(end.code if settle_streams() else end.code or 1) from None
     # Now, and not before: --help answers without what only commands need.
     from . import commands, interruption, train, upscale
-    from .console import UsageError, describe, is_expected, print_line, show_log
+    from .console import UsageError, describe, is_expected, is_misuse, print_line, show_log
 
     arguments = sys.argv[1:] if argv is None else argv
     if "" in arguments:  # which would stand for the folder that one is in
@@ -66,6 +66,6 @@ def _run(argv: list[str] | None) -> int:
             if options.debug or not is_expected(error):
                 raise
             print_line(f"error: {describe(error)}")
-            return 1
+            return 2 if is_misuse(error) else 1
         finally:
             settle_streams()

@@ -2,6 +2,9 @@
 
 import argparse
 import contextlib
+import difflib
+import re
+from collections.abc import Mapping
 from typing import NoReturn
 
 from edsr.errors import printable
@@ -106,13 +109,45 @@ class GivenList(Given):
         super().__call__(parser, namespace, (*before, *values), option_string)
 
 
+def device(text: str) -> str:
+    """The name of a device."""
+    if not re.fullmatch(r"auto|(?:cpu|cuda|mps)(?::\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none; give auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def devices(text: str) -> str:
+    """The names of one device or more, with commas between them, or "all"."""
+    if text != "all":
+        for name in text.split(","):
+            if not name.strip():
+                raise argparse.ArgumentTypeError("a name is missing between the commas")
+            device(name.strip())
+    return text
+
+
 class LineParser(argparse.ArgumentParser):
-    """A parser whose errors are lines, whatever the arguments that they quote hold."""
+    """A parser whose errors are one line that says what to do, whatever the arguments that it quotes hold, and below it
+    how the command is used, briefly.
+    """
+
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+    """The parsers of commands below this one, by their names."""
+
+    def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            speaker = self.commands.get(getattr(options, "command", ""), self)
+            known = re.findall(r"--[a-z][a-z-]*", speaker.format_help())
+            nearest = difflib.get_close_matches(rest[0].partition("=")[0], known, 1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            speaker.error(f"{rest[0]}: there is no such {'option' if rest[0][0] == '-' else 'argument'}{hint}")
+        return options
 
     def error(self, message: str) -> NoReturn:
         if message.endswith("expected one argument"):
             message += "; one that begins with - is joined to the option, as in --range=-1,1"
-        super().error(printable(message))
+        self.exit(2, f"error: {printable(message)}\n{self.format_usage()}Options: {self.prog} --help\n")
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -11,6 +11,7 @@ from pathlib import Path
 from edsr.errors import printable
 from edsr.strict_json import dumps
 
+from .checks import check_named_files
 from .console import UsageError, print_line, print_result, require_output
 from .network import make_upscaler, make_upscalers, requested_choice
 from .scores import ScoreTable, name_infinite, print_notes
@@ -19,6 +20,7 @@ from .scores import ScoreTable, name_infinite, print_notes
 
 
 def run_compare(options: Namespace) -> int:
+    check_named_files(options)
     choice = requested_choice(options)
 
     from edsr.evaluation import compare, comparison_path, render_figure, render_page, save_comparison
@@ -59,6 +61,8 @@ def run_compare(options: Namespace) -> int:
 
 
 def run_evaluate(options: Namespace) -> int:
+    check_named_files(options)
+
     from edsr.evaluation import ResultFolders, evaluate_all, mean_counts, mean_scores, short_names
     from edsr.images import scan_folder
     from edsr.weights import AUTO, FAITHFUL
@@ -131,6 +135,7 @@ SOURCES = {
 
 def run_info(options: Namespace) -> int:
     require_output("what the file holds")
+    check_named_files(options)
 
     from edsr.weights import available_scales, read_info
 
@@ -154,6 +159,8 @@ def run_info(options: Namespace) -> int:
 
 
 def run_convert(options: Namespace) -> int:
+    check_named_files(options)
+
     import torch
 
     from edsr.errors import WeightsError
@@ -164,7 +171,7 @@ def run_convert(options: Namespace) -> int:
     layout = PROJECTS.get(output.suffix.lower())
     if layout is None and output.suffix.lower() != ".safetensors":
         endings = ".safetensors, as .pt for EDSR-PyTorch, or as .pth for BasicSR"
-        raise WeightsError(f"{output}: weights are written as {endings}; give such a name")
+        raise WeightsError(f"{output}: weights are written as {endings}; give such a name", misuse=True)
     if layout and options.half:
         raise UsageError("--half is for .safetensors; EDSR-PyTorch and BasicSR compute with fp32 weights")
     if output.exists() and not options.overwrite:

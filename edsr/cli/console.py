@@ -131,6 +131,11 @@ def is_expected(error: Exception) -> bool:
     return isinstance(error, (EDSRError, OSError)) or _is_out_of_memory(error)
 
 
+def is_misuse(error: Exception) -> bool:
+    """Whether what was asked for makes no sense, whatever the files and the machine."""
+    return isinstance(error, UsageError) or (isinstance(error, EDSRError) and error.misuse)
+
+
 def describe(error: Exception) -> str:
     """One line for a person."""
     if _is_out_of_memory(error):

@@ -9,6 +9,7 @@ from edsr import __version__
 from .arguments import (
     LineParser,
     add_threads,
+    devices,
     factor,
     fraction,
     image_format,
@@ -18,6 +19,7 @@ from .arguments import (
     tile,
     value_range,
 )
+from .arguments import device as device_name
 from .train_options import add_train
 
 
@@ -29,7 +31,7 @@ def program_name() -> str:
     return "python -m edsr" if path.parts[-2:] == ("edsr", "__main__.py") else "edsr"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> LineParser:
     """The parser of all commands."""
     parser = LineParser(
         prog=program_name(),
@@ -38,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edsr-triton {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    parser.commands = commands.choices
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     quiet = argparse.ArgumentParser(add_help=False)
@@ -45,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     device = argparse.ArgumentParser(add_help=False)
     device.add_argument(
         "--device",
+        type=device_name,
         default="auto",
         metavar="NAME",
         help="auto, cpu, cuda, cuda:N or mps; default: auto, the fastest here",
@@ -128,6 +132,7 @@ def add_upscale(commands, parents) -> None:
     command = commands.add_parser(
         "upscale",
         parents=parents,
+        usage="%(prog)s INPUT... [-o OUTPUT] [--scale 2|3|4] [options]",
         help="make images larger",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Writes NAME_x2.png beside each image. Existing files are only replaced with --overwrite. An\n"
@@ -151,6 +156,7 @@ def add_upscale(commands, parents) -> None:
     )
     command.add_argument(
         "--device",
+        type=devices,
         default="auto",
         metavar="NAME[,NAME...]|all",
         help="auto (the fastest here, the default), cpu, cuda, cuda:N or mps; several, such as cuda:0,cuda:1, or all "
@@ -190,6 +196,9 @@ def add_upscale(commands, parents) -> None:
         "--width", type=int_between(1, 10**8), metavar="N", help="pixels; the height follows, unless given too"
     )
     size.add_argument("--height", type=int_between(1, 10**8), metavar="N", help="pixels")
+    size.add_argument(
+        "--fit", action="store_true", help="keep the proportions: as large as --width and --height together allow"
+    )
     size.add_argument("--linear-light", action="store_true", help="reduce in linear light, not in sRGB's values")
     command.add_argument(
         "--unlimited",
@@ -213,6 +222,7 @@ def add_compare(commands, parents) -> None:
     command = commands.add_parser(
         "compare",
         parents=parents,
+        usage="%(prog)s [IMAGE] [--hr ORIGINAL] [--html] [options]",
         help="show bicubic, EDSR and the original in one figure, or on a page with a slider",
         description="Writes NAME_compare.png: the image by bicubic interpolation and by EDSR, with a detail magnified. "
         "With --hr also the original, and PSNR and SSIM (on luma, a border of SCALE pixels left out).",
@@ -239,6 +249,7 @@ def add_evaluate(commands, parents) -> None:
     command = commands.add_parser(
         "evaluate",
         parents=parents,
+        usage="%(prog)s --hr DIR [--lr DIR] [options]",
         help="score a network: PSNR and SSIM on a folder of images",
         description="Upscales low-resolution images and compares the results with the originals; bicubic's scores\n"
         "stand beside. Low-resolution images are made as MATLAB's imresize does, unless --lr has them.",

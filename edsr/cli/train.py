@@ -6,6 +6,7 @@ import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 
+from .checks import check_named_files
 from .console import print_line
 from .network import set_threads
 from .train_options import training_options
@@ -13,6 +14,7 @@ from .train_options import training_options
 
 def run_train(options: Namespace) -> int:
     chosen = training_options(options)
+    check_named_files(options)
     set_threads(options)
 
     from edsr.training import TrainConfig, train, write_preview

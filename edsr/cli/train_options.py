@@ -14,6 +14,7 @@ def add_train(commands, parents) -> None:
         "train",
         parents=parents,
         formatter_class=Defaults,
+        usage="%(prog)s --data PATH... --out RUN [options]\n       %(prog)s --resume RUN [options]",
         help="train a network on folders of images",
         description="Writes last.safetensors and best.safetensors into the run's folder, for upscale --model. Ctrl-C\n"
         "saves; --resume RUN continues, with the images and options that the run remembers.\n"

@@ -11,11 +11,14 @@ from edsr.errors import ImageError, printable
 from edsr.strict_json import dumps
 from edsr.system import why_unwritable
 
-from .console import UsageError, describe, is_closed, is_expected, print_line, print_result, require_output
+from .checks import check_named_files
+from .console import UsageError, describe, is_closed, is_expected, is_misuse, print_line, print_result, require_output
 from .network import requested_choice, set_threads
 
 if TYPE_CHECKING:
-    from edsr.batch import BatchPlan, FailedInput, FileResult
+    from collections.abc import Sequence
+
+    from edsr.batch import BatchPlan, FailedInput, FileResult, FoundInputs
 
 LEFT_OUT_SHOWN = 3
 """Names in the line about inputs that are left out."""
@@ -29,6 +32,25 @@ batch of as many sizes; an image needs a dozen."""
 def run_upscale(options: Namespace) -> int:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PREPARED_SHAPES))  # before torch computes
     check_options(options)
+    check_named_files(options)
+    with ExitStack() as stack:
+        found, tally = find(options, stack), Tally()
+        if found.items:
+            upscale_found(found, options, tally, stack)
+        elif is_main():
+            report_inputs(found.errors, options, tally)
+    if is_main() and (tally.inputs > 1 or tally.earlier or tally.others) and not options.quiet:
+        print_line(*tally.summary())
+    return tally.exit_code
+
+
+def is_main() -> bool:
+    """Whether this is the one of torchrun's processes that speaks for all; as `ProcessGroup.is_main`, without torch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stack: ExitStack) -> None:
+    """Upscales the inputs that were found. Temporary files last as long as the stack."""
     choice = requested_choice(options)
 
     from edsr.batch import OutputSize, UpscaleOptions, UpscalerPool, upscale_files
@@ -40,7 +62,7 @@ def run_upscale(options: Namespace) -> int:
     set_threads(options)
     group = ProcessGroup.for_files()
     devices = list_devices(group.local_device(options.device))
-    size = OutputSize(options.outscale, options.width, options.height)
+    size = OutputSize(options.outscale, options.width, options.height, options.fit)
     model, description = choice or (options.model, None)
     pool = UpscalerPool(
         model,
@@ -53,45 +75,40 @@ def run_upscale(options: Namespace) -> int:
         description,
         options.residual_scale,
     )
-    tally = Tally()
-    with ExitStack() as stack:
-        plan = plan_batch(options, size.tag(pool.scale), stack)
-        jobs = group.share(plan.jobs)
-        if group.is_main:
-            report_plan(plan, options, tally)
-        upscale_options = UpscaleOptions(
-            size,
-            options.linear_light,
-            options.quality,
-            options.self_ensemble,
-            options.overwrite,
-            options.skip_existing,
-            unlimited=options.unlimited,
-            make_folders=options.output is not None and Path(options.output).is_dir(),  # below it, a tree is mirrored
-            salvage=options.salvage,
-            keep=options.format == "keep",
-            value_range=ValueRange(*options.range) if options.range else UNIT,
-        )
-        try:
-            with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:
-                for result in upscale_files(jobs, pool, upscale_options, bars):
-                    # A defect of ours is shown with its traceback, but ends no batch that somebody left to itself.
-                    defect = result.error is not None and not is_expected(result.error)
-                    if result.error is not None and (options.debug or (defect and len(jobs) == 1)):
-                        raise result.error
-                    record = record_of(result)
-                    tally.add(record)
-                    bars.done()
-                    report(record, options)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(tally.interruption(len(jobs), options.overwrite)) from None
+    plan = plan_batch(found, options, size.tag(pool.scale), stack)
+    jobs = group.share(plan.jobs)
+    if group.is_main:
+        report_plan(plan, options, tally)
+    upscale_options = UpscaleOptions(
+        size,
+        options.linear_light,
+        options.quality,
+        options.self_ensemble,
+        options.overwrite,
+        options.skip_existing,
+        unlimited=options.unlimited,
+        make_folders=plan.into_folder,
+        salvage=options.salvage,
+        keep=options.format == "keep",
+        value_range=ValueRange(*options.range) if options.range else UNIT,
+    )
+    try:
+        with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:
+            for result in upscale_files(jobs, pool, upscale_options, bars):
+                # A defect of ours is shown with its traceback, but ends no batch that somebody left to itself.
+                defect = result.error is not None and not is_expected(result.error)
+                if result.error is not None and (options.debug or (defect and len(jobs) == 1)):
+                    raise result.error
+                record = record_of(result)
+                tally.add(record, result.error)
+                bars.done()
+                report(record, options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(tally.interruption(len(jobs), options.overwrite)) from None
     others = group.gather(tally)
     group.leave()
     for other in (others or [])[1:]:
         tally.add_all(other)
-    if group.is_main and (tally.inputs > 1 or tally.earlier or tally.others) and not options.quiet:
-        print_line(*tally.summary())
-    return 1 if tally.failures else 0
 
 
 def check_options(options: Namespace) -> None:
@@ -117,6 +134,26 @@ def check_options(options: Namespace) -> None:
             raise ImageError(f"{options.output}: cannot be written ({why}); choose another -o")
     if options.outscale and (options.width or options.height):
         raise UsageError("--outscale and --width or --height contradict each other; give one of them")
+    if options.fit and not (options.width and options.height):
+        raise UsageError("--fit needs --width and --height, within which the result is to fit; give both")
+    if options.linear_light and not (options.outscale or options.width or options.height):
+        raise UsageError("--linear-light has no effect without a size; add --width, --height or --outscale")
+    check_format(options)
+
+
+def check_format(options: Namespace) -> None:
+    """Raises UsageError for a format that is not written, and for a quality that none of the results will have."""
+    from edsr.batch import is_folder_name
+    from edsr.images import FORMATS
+
+    output: str = options.output or "-"
+    named = output != "-" and not is_folder_name(output, len(options.inputs) > 1 or os.path.isdir(options.inputs[0]))
+    ending = Path(output).suffix.lower() if named else f".{options.format or 'png'}"
+    if ending != ".keep" and ending not in FORMATS:
+        raise UsageError(f"{output}: images are not written as {ending}; use one of {', '.join(FORMATS)}")
+    if options.quality and ending in FORMATS and "Q" not in FORMATS[ending].options:
+        advice = "add --format jpg, webp or avif"
+        raise UsageError(f"--quality has no effect on {FORMATS[ending].name}, which loses nothing; {advice}")
 
 
 def writes_stdout(options: Namespace) -> bool:
@@ -124,17 +161,27 @@ def writes_stdout(options: Namespace) -> bool:
     return options.output == "-" or (options.output is None and "-" in options.inputs)
 
 
-def plan_batch(options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
-    """The plan of the batch, with temporary files for standard input and output, which last as long as the stack."""
-    from edsr.batch import STDOUT, plan_jobs, stdin_file, stdout_file
+def find(options: Namespace, stack: ExitStack) -> "FoundInputs":
+    """What the inputs stand for, with a temporary file for standard input. Imports no torch."""
+    from edsr.batch import find_inputs, stdin_file
 
     stdin = stack.enter_context(stdin_file(sys.stdin.buffer)) if "-" in options.inputs else None
+    found = find_inputs(options.inputs, options.recursive, options.again, stdin)
+    if not options.skip_existing:  # the result of an image that is gone is a result, too
+        found.drop_missing()
+    return found
+
+
+def plan_batch(found: "FoundInputs", options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
+    """The plan of the batch, with a temporary file for standard output."""
+    from edsr.batch import STDOUT, plan_jobs, stdout_file
+
     to_stdout = writes_stdout(options)
     output = None if to_stdout else options.output
-    plan = plan_jobs(options.inputs, output, tag, options.format, options.recursive, stdin, options.again)
+    plan = plan_jobs(found, output, tag, options.format)
     if to_stdout and plan.jobs:
         if len(plan.jobs) > 1:
-            raise ImageError(f"-o -: standard output takes one image, not {len(plan.jobs)}; name a folder")
+            raise UsageError(f"-o -: standard output takes one image, not {len(plan.jobs)}; name a folder")
         job = plan.jobs[0]
         path = stack.enter_context(stdout_file(sys.stdout.buffer, job.output.suffix))
         plan.jobs = [job._replace(output=path, output_label=STDOUT)]
@@ -142,8 +189,8 @@ def plan_batch(options: Namespace, tag: str, stack: ExitStack) -> "BatchPlan":
 
 
 def report_plan(plan: "BatchPlan", options: Namespace, tally: "Tally") -> None:
-    """Reports what the plan leaves out, and the inputs that nothing can be made of."""
-    from edsr.images import passed_over
+    """Reports what the plan leaves out, the inputs that nothing can be made of, and what has no effect."""
+    from edsr.images import FORMATS, passed_over
 
     if plan.left_out and not options.quiet:
         names = [str(path) for path in plan.left_out[:LEFT_OUT_SHOWN]]
@@ -151,11 +198,19 @@ def report_plan(plan: "BatchPlan", options: Namespace, tally: "Tally") -> None:
         listed = ", ".join(names) + (f" and {more} more" if more else "")
         print_line(f"note: left out, because other inputs become this: {listed}")
     tally.earlier, tally.others = len(plan.earlier), passed_over(plan.others) if plan.others else ""
-    if plan.errors and options.debug:
-        raise plan.errors[0].error
-    for failed in plan.errors:
+    report_inputs(plan.errors, options, tally)
+    formats = [FORMATS.get(job.output.suffix.lower()) for job in plan.jobs]
+    if formats and options.quality and not any(form is None or "Q" in form.options for form in formats):
+        print_line("note: --quality has no effect, as PNG and TIFF lose nothing")
+
+
+def report_inputs(errors: "Sequence[FailedInput]", options: Namespace, tally: "Tally") -> None:
+    """Reports the inputs that nothing can be made of."""
+    if errors and options.debug:
+        raise errors[0].error
+    for failed in errors:
         record = record_of_input(failed)
-        tally.add(record)
+        tally.add(record, failed.error)
         report(record, options)
 
 
@@ -213,9 +268,16 @@ class Tally:
         self.inputs, self.skipped = 0, 0
         self.earlier, self.others = 0, ""  # files in folders that are no inputs, see BatchPlan; a line on others
         self.failures: list[str] = []
+        self.misuses = 0
 
-    def add(self, record: dict) -> None:
-        """Counts the record of an input."""
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing has failed, 2 if the arguments alone are at fault, otherwise 1."""
+        return 0 if not self.failures else 2 if self.misuses == len(self.failures) else 1
+
+    def add(self, record: dict, error: Exception | None) -> None:
+        """Counts the record of an input, which has come to this error."""
+        self.misuses += error is not None and is_misuse(error)
         self.inputs += 1
         self.skipped += bool(record["skipped"])
         if record["error"]:
@@ -226,6 +288,7 @@ class Tally:
         self.inputs += other.inputs
         self.skipped += other.skipped
         self.failures += other.failures
+        self.misuses += other.misuses
 
     @property
     def done(self) -> int:

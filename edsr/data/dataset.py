@@ -66,7 +66,9 @@ def load_dataset(
         DataError: A source or option is unfit, no image is left, or memory or disk do not suffice.
     """
     if crop is not None and (crop < 1 or crop % scale or crop // scale < patch):
-        raise DataError(f"--crop must be a multiple of {scale} and at least a patch, {patch * scale}, not {crop}")
+        raise DataError(
+            f"--crop must be a multiple of {scale} and at least a patch, {patch * scale}, not {crop}", misuse=True
+        )
     training, validation = [], []
     for source in sources:
         path = Path(source)

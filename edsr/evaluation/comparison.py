@@ -141,7 +141,7 @@ def _open_inputs(
     original = ImageReader(hr, full=True) if hr is not None else None
     source = ImageReader(image, full=True) if image is not None else original
     if source is None:
-        raise CompareError(NO_INPUT)
+        raise CompareError(NO_INPUT, misuse=True)
     width, height = source.width, source.height
     if original is not None:
         lr_size = original.width // s, original.height // s
@@ -188,7 +188,7 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
     """
     sources = [path for path in (image, hr) if path is not None]
     if not sources:
-        raise CompareError(NO_INPUT)
+        raise CompareError(NO_INPUT, misuse=True)
     target = sources[0].with_name(f"{sources[0].stem}_compare{suffix}")
     if output is not None:
         target = Path(output) / target.name if os.path.isdir(output) else Path(output)
@@ -196,11 +196,11 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
             raise CompareError(f"{output}: there is no such folder, create it first")
     if target.suffix.lower() != suffix:
         kind = "figures" if suffix == ".png" else "pages"
-        raise CompareError(f"{target}: {kind} are written as {suffix}, give such a name")
+        raise CompareError(f"{target}: {kind} are written as {suffix}, give such a name", misuse=True)
     if why := why_unwritable_file(target):
         raise CompareError(f"{target}: {why}")
     if any(os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target) for path in sources):
-        raise CompareError(f"{target}: is the input itself, choose another output")
+        raise CompareError(f"{target}: is the input itself, choose another output", misuse=True)
     if os.path.lexists(target) and not overwrite:
         raise CompareError(f"{target}: exists; add --overwrite to replace it")
     return target
@@ -264,9 +264,10 @@ def _check_detail(detail: tuple[int, int, int] | None, width: int, height: int) 
     if detail is not None:
         x, y, side = detail
         if not 1 <= side <= MAX_DETAIL:
-            raise CompareError(f"--detail: its side must be 1 to {MAX_DETAIL} pixels, not {side}")
+            raise CompareError(f"--detail: its side must be 1 to {MAX_DETAIL} pixels, not {side}", misuse=True)
         if x < 0 or y < 0 or x + side > width or y + side > height:
-            raise CompareError(f"--detail {x},{y},{side}: is not inside the result of {width} x {height} pixels")
+            where = f"--detail {x},{y},{side}"
+            raise CompareError(f"{where}: is not inside the result of {width} x {height} pixels", misuse=True)
     return detail
 
 

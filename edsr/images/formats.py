@@ -92,7 +92,7 @@ def storage_for(extension: str, channels: int, dtype: Any, bits: int = 16) -> St
     """
     form = FORMATS.get(extension.lower())
     if form is None:
-        raise ImageError(f"unknown extension {extension!r}, use one of {', '.join(FORMATS)}")
+        raise ImageError(f"unknown extension {extension!r}, use one of {', '.join(FORMATS)}", misuse=True)
     dtype, warnings = np.dtype(dtype), []
     if channels in (2, 4) and not form.alpha:
         channels -= 1

@@ -165,4 +165,4 @@ class TrainConfig:
         try:
             return None if self.degrade is None else parse_degradation(self.degrade)
         except ValueError as error:
-            raise TrainError(f"--degrade: {error}") from None
+            raise TrainError(f"--degrade: {error}", misuse=True) from None

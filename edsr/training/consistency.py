@@ -36,28 +36,28 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
     run = Path(config.out)
     for path in (*config.data, *config.val_sources, config.out, config.cache, config.init):
         if path is not None and "\0" in os.fspath(path):
-            raise TrainError(f"{path}: a name has no NUL in it; give another")
+            raise TrainError(f"{path}: a name has no NUL in it; give another", misuse=True)
     if config.model not in PRESETS:
-        raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(PRESETS)}")
+        raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(PRESETS)}", misuse=True)
     if config.network is not None and config.shape:
-        raise TrainError("a network is given: leave blocks, features and residual_scale out")
+        raise TrainError("a network is given: leave blocks, features and residual_scale out", misuse=True)
     if config.residual_scale is not None and not 0 < config.residual_scale < math.inf:
-        raise TrainError(f"--residual-scale must be above 0, not {config.residual_scale}")
+        raise TrainError(f"--residual-scale must be above 0, not {config.residual_scale}", misuse=True)
     for name in ("steps", "decay", "batch", "patch", "val_every", "save_every", "blocks", "features"):
         value = getattr(config, name)
         if value is not None and value != AUTO and value < 1:
-            raise TrainError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+            raise TrainError(f"--{name.replace('_', '-')} must be 1 or more, not {value}", misuse=True)
     if not -(2**63) <= config.seed < 2**63:
-        raise TrainError(f"--seed must fit into 64 bits, with its sign, not be {config.seed}")
+        raise TrainError(f"--seed must fit into 64 bits, with its sign, not be {config.seed}", misuse=True)
     for name in ("decay", "steps"):
         if getattr(config, name) == AUTO and config.minutes is None:
-            raise TrainError(f"--{name} auto needs to know for how long; add --minutes")
+            raise TrainError(f"--{name} auto needs to know for how long; add --minutes", misuse=True)
     for name, choices in (("loss", LOSSES), ("schedule", SCHEDULES)):
         if getattr(config, name) not in choices:
-            raise TrainError(f"--{name} must be {' or '.join(choices)}, not {getattr(config, name)!r}")
+            raise TrainError(f"--{name} must be {' or '.join(choices)}, not {getattr(config, name)!r}", misuse=True)
     _ = config.degradation
     if config.batch % world_size:
-        raise TrainError(f"--batch {config.batch} cannot be shared evenly by {world_size} processes")
+        raise TrainError(f"--batch {config.batch} cannot be shared evenly by {world_size} processes", misuse=True)
     if run.exists() and not run.is_dir():
         raise TrainError(f"{run} is a file; give a folder with {folder_option}")
     if is_main and (why := why_unwritable(run)):

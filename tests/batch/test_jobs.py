@@ -38,7 +38,29 @@ def test_a_tree_is_mirrored(tree):
         "p/in/c.webp": "out/in/c_x2.png",
         "p/in/deep/ä [1].tif": "out/in/deep/ä [1]_x2.png",
     }
-    assert (tree / "out").is_dir()
+    assert not (tree / "out").exists()  # made when there is something to write
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output"), [(["p"], "new"), (["p/a.png", "p/b.JPG"], "new.v2"), (["p/a.png"], "new"), (["p"], "new.v2/")]
+)
+def test_a_name_that_can_only_be_a_folders_is_one(tree, inputs, output):
+    made = plan_jobs(inputs, output, "x2")
+    assert made.into_folder and not made.errors
+    assert {job.output.parent.as_posix() for job in made.jobs} == {output.rstrip("/")}
+
+
+@pytest.mark.parametrize(("inputs", "output"), [(["p/a.png"], "new.v2"), (["p/a.png"], "new.png")])
+def test_a_name_with_an_extension_is_a_files(tree, inputs, output):
+    made = plan_jobs(inputs, output, "x2")
+    assert not made.into_folder and [job.output.as_posix() for job in made.jobs] == [output]
+
+
+@pytest.mark.parametrize(("inputs", "output"), [(["p"], "new.png"), (["p/a.png", "q/a.png"], "p/text.txt")])
+def test_many_images_for_one_file_are_misuse(tree, inputs, output):
+    with pytest.raises(ImageError, match="need a folder after -o") as caught:
+        plan_jobs(inputs, output, "x2")
+    assert caught.value.misuse
 
 
 def test_one_name_twice_does_not_collide(tree):

@@ -49,7 +49,7 @@ def test_a_name_that_a_stream_cannot_show(home, upscale, monkeypatch, encoding, 
     assert code == 1 and len(names("out")) == 2
     lines = text(sys.stdout).splitlines()
     if flag:
-        assert [json.loads(line)["input"] for line in lines] == [name, "none" + name, "zebra.png"]
+        assert [json.loads(line)["input"] for line in lines] == ["none" + name, name, "zebra.png"]
     else:
         shown = printable(name.removesuffix(".png")).encode(encoding, "backslashreplace").decode(encoding)
         assert len(lines) == 2 and lines[0].startswith(f"out/{shown}_x2.png  80 x 60") and "zebra" in lines[1]
