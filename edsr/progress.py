@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 
@@ -28,12 +29,16 @@ class ImageProgress(Protocol):
 class BatchProgress(Protocol):
     """The progress of a batch of files."""
 
-    def file(self, name: str, width: int, height: int) -> AbstractContextManager[ImageProgress]:
-        """The progress of one image of width x height pixels, for as long as it is worked on."""
-        ...
+    def file(
+        self, name: str, width: int, height: int, source: Path | None = None
+    ) -> AbstractContextManager[ImageProgress]:
+        """The progress of one image of width x height pixels, for as long as it is worked on.
 
-    def done(self) -> None:
-        """One file of the batch has ended, well or not."""
+        Args:
+            name: What people are shown.
+            source: Which file of the batch it is, if there are several.
+        """
+        ...
 
 
 class Silent:
@@ -42,7 +47,5 @@ class Silent:
     def advance(self, rows: int) -> None: ...
 
     @contextmanager
-    def file(self, name: str, width: int, height: int) -> Iterator["Silent"]:
+    def file(self, name: str, width: int, height: int, source: Path | None = None) -> Iterator["Silent"]:
         yield self
-
-    def done(self) -> None: ...

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edsr.cli import build_parser
+from edsr.cli import build_parser, main
 from edsr.images import ImageWriter
+from edsr.models import PRESETS, EDSRConfig
 from tests.conftest import ROOT
 
 DOCUMENTS = sorted(
@@ -26,12 +27,12 @@ documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.rel
 
 def blocks(path: Path, language: str) -> list[str]:
     """The contents of the fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def prose(path: Path) -> str:
     """The document without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"^ *```.*?^ *```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def headings(path: Path) -> list[str]:
@@ -85,6 +86,27 @@ def test_commands_parse(path):
                 parser.parse_args(arguments)
             except SystemExit:
                 pytest.fail(f"{path.name}: {line}")
+
+
+@pytest.mark.slow
+def test_the_tour_goes_through(desk, capsys, monkeypatch):
+    """Each command ends well, in order, on a part of the image; training is of a small network."""
+    with Image.open(ROOT / "examples" / "harbour.png") as file:
+        file.crop((0, 0, 200, 160)).save(desk / "examples" / "harbour.png")
+    tiny = EDSRConfig(blocks=1, features=8)
+    monkeypatch.setitem(PRESETS, "edsr-baseline", tiny)
+    lines = [shlex.split(block) for block in blocks(ROOT / "docs" / "tour.md", "sh")]
+    assert len(lines) == 10
+    for words in lines:
+        assert words[:2] == ["python", "cli.py"]
+        assert main(words[2:]) == 0, (words, capsys.readouterr().err)
+    sizes = {"examples/harbour_x2.png": (400, 320), "large/harbour_x4.png": (800, 640), "clean.png": (600, 480)}
+    sizes |= {"harbour.jpg": (600, 480), "all/harbour_x2.png": (400, 320)}
+    for name, size in sizes.items():
+        with Image.open(desk / name) as file:
+            assert file.size == size
+    assert (desk / "harbour.html").is_file() and (desk / "runs/first/best.safetensors").is_file()
+    assert "1 skipped" in capsys.readouterr().err
 
 
 def test_every_option_in_prose_is_one():

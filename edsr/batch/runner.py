@@ -347,7 +347,7 @@ def _upscale(
                 reduced=TargetSize(*target, reader.dtype, options.linear) if reduced else None,
                 value_range=None if reduced else UNIT,
             ) as writer,
-            progress.file(result.job.source_label or source.name, width, height) as bar,
+            progress.file(result.job.source_label or source.name, width, height, source) as bar,
             Prefetcher(
                 holes.fill(reader.to_unit(_mark(holes, reader, upscaler.band_rows(width, height), not reduced)))
             ) as rows,

@@ -126,10 +126,18 @@ def devices(text: str) -> str:
     return text
 
 
+EXECUTION = "execution, rarely needed"
+"""The title of options that nobody needs at first."""
+
+
 class LineParser(argparse.ArgumentParser):
     """A parser whose errors are one line that says what to do, whatever the arguments that it quotes hold, and below it
     how the command is used, briefly.
     """
+
+    def format_help(self) -> str:
+        self._action_groups.sort(key=lambda group: group.title == EXECUTION)  # what is rarely needed comes last
+        return super().format_help()
 
     commands: Mapping[str, argparse.ArgumentParser] = {}
     """The parsers of commands below this one, by their names."""

@@ -38,7 +38,7 @@ def run_compare(options: Namespace) -> int:
     else:
         model, description = choose_by_strength(0)  # the small image is made here, and loses nothing
     upscaler = make_upscaler(options, model)
-    with progress.bars(options.quiet, 1) as bars:
+    with progress.bars(options.quiet, [options.image or options.hr]) as bars:
         found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
     if options.html:
         data = render_page(found).encode()

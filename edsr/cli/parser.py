@@ -7,6 +7,7 @@ from pathlib import Path
 from edsr import __version__
 
 from .arguments import (
+    EXECUTION,
     LineParser,
     add_threads,
     devices,
@@ -42,7 +43,9 @@ def build_parser() -> LineParser:
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     parser.commands = commands.choices
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument_group(EXECUTION).add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
     quiet = argparse.ArgumentParser(add_help=False)
     quiet.add_argument("--quiet", action="store_true", help="print errors only")
     device = argparse.ArgumentParser(add_help=False)
@@ -82,29 +85,29 @@ def build_parser() -> LineParser:
         help="how strongly compression artifacts and noise are removed: 0 is edsr-baseline, faithful to every pixel, 1 "
         "is edsr-photo; default: chosen for each image, see --model auto",
     )
-    add_residual_scale(network)
-    network.add_argument(
+    execution = network.add_argument_group(EXECUTION)
+    add_residual_scale(execution)
+    execution.add_argument(
         "--tile",
         type=tile,
         default="auto",
         metavar="N|auto",
-        help="memory budget: no feature map has more than N x N pixels; at least 32, with 32 residual blocks 44; the "
-        "result is the same for every N; default: auto",
+        help="use less memory: at most N x N pixels at once, N from 32 on; the result is the same; default: auto",
     )
-    network.add_argument(
+    execution.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "fp32", "fp16", "bf16"),
         help="what is computed in; default: auto, which is fp16 on CUDA and fp32 elsewhere",
     )
-    network.add_argument(
+    execution.add_argument(
         "--backend",
         default="auto",
         choices=("auto", "torch", "triton", "winograd"),
-        help="compute backend: this project's Triton kernels (NVIDIA GPUs), its Winograd kernels (CPUs), or PyTorch; "
+        help="which program parts compute: triton (for NVIDIA GPUs), winograd (for CPUs) or torch (PyTorch, for all); "
         "default: auto, the fastest that can be had",
     )
-    add_threads(network)
+    add_threads(execution)
     network.add_argument(
         "--self-ensemble",
         action="store_true",
@@ -162,20 +165,12 @@ def add_upscale(commands, parents) -> None:
         help="auto (the fastest here, the default), cpu, cuda, cuda:N or mps; several, such as cuda:0,cuda:1, or all "
         "GPUs share the files, or the columns of a single one",
     )
-    command.add_argument(
-        "--range",
-        type=value_range,
-        metavar="LOW,HIGH",
-        help="the values of black and white in TIFFs of floating-point samples, written as --range=LOW,HIGH; results "
-        "in floating point have the same range; default: 0,1",
-    )
     output = command.add_argument_group("output")
     output.add_argument(
         "-o",
         "--output",
         metavar="FILE|DIR/|-",
-        help="a file, whose extension chooses the format; a folder, which is made if the name ends in /; or - for "
-        "standard output",
+        help="a file, whose extension chooses the format; a folder, which is made if need be; or - for standard output",
     )
     output.add_argument(
         "--format",
@@ -200,21 +195,29 @@ def add_upscale(commands, parents) -> None:
         "--fit", action="store_true", help="keep the proportions: as large as --width and --height together allow"
     )
     size.add_argument("--linear-light", action="store_true", help="reduce in linear light, not in sRGB's values")
-    command.add_argument(
-        "--unlimited",
-        action="store_true",
-        help="read images that claim very many pixels for the bytes of their file, such as huge ones of a single color",
-    )
     batch = command.add_argument_group("batch")
     batch.add_argument(
         "--recursive", action="store_true", help="go into folders of folders; below -o DIR/ the same tree is made"
     )
-    batch.add_argument(
-        "--salvage", action="store_true", help="give what is left of a damaged image, and say so, instead of failing"
-    )
     batch.add_argument("--skip-existing", action="store_true", help="skip images whose result exists: resumes a batch")
     batch.add_argument(
         "--again", action="store_true", help="upscale results of earlier runs (NAME_x2.png) that lie in folders, too"
+    )
+    unusual = command.add_argument_group("unusual files")
+    unusual.add_argument(
+        "--range",
+        type=value_range,
+        metavar="LOW,HIGH",
+        help="the values of black and white in TIFFs of floating-point samples, written as --range=LOW,HIGH; results "
+        "in floating point have the same range; default: 0,1",
+    )
+    unusual.add_argument(
+        "--salvage", action="store_true", help="give what is left of a damaged image, and say so, instead of failing"
+    )
+    unusual.add_argument(
+        "--unlimited",
+        action="store_true",
+        help="read images that claim very many pixels for the bytes of their file, such as huge ones of a single color",
     )
 
 

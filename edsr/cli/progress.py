@@ -1,73 +1,204 @@
-"""Progress bars, drawn by rich on standard error where that is a terminal.
+"""How far the work is: bars on a terminal, drawn by rich on standard error, and elsewhere a line now and then.
 
 Lines that are printed meanwhile, those of the log too, go above the bars.
 """
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
-from edsr.errors import printable
-from edsr.progress import BatchProgress, Silent
+from edsr.errors import ImageError, printable
+from edsr.progress import describe_seconds
+
+from .console import print_line
+
+LINE_SECONDS = 30.0
+"""Between lines, where no bar is drawn."""
 
 
-class ImageBar:
-    """An image that is upscaled: rows done, megapixels of input per second, time left."""
+class BatchWork:
+    """How far a batch of files is, by the pixels of its images; safe to use from several threads.
 
-    def __init__(self, progress: Progress, name: str, width: int, height: int):
-        self._progress, self._width = progress, width
-        self._done, self._start = 0, time.perf_counter()
-        self._task = progress.add_task(name, total=height, unit="rows", speed="")
+    An image whose size is not known yet counts as the mean of those that are. What ends before its last row, or is
+    skipped, is no work any more.
+    """
+
+    def __init__(self, sources: Sequence[Path]):
+        self.files, self.ended, self.pixels = len(sources), 0, 0
+        self._lock = threading.Lock()
+        self._unknown = set(sources)
+        self._sizes: dict[Path, int] = {}  # of images that were measured and have not ended
+        self._left, self._begun = 0, 0  # pixels of these, and those of them that are done
+        self._known, self._measured = 0, 0  # pixels of all images that were measured, and how many these are
+
+    def measured(self, source: Path, pixels: int) -> None:
+        """An image has so many pixels."""
+        with self._lock:
+            if source in self._unknown:
+                self._unknown.remove(source)
+                self._sizes[source] = pixels
+                self._left, self._known, self._measured = self._left + pixels, self._known + pixels, self._measured + 1
+
+    def advance(self, pixels: int) -> None:
+        """So many more pixels are done."""
+        with self._lock:
+            self.pixels, self._begun = self.pixels + pixels, self._begun + pixels
+
+    def end(self, source: Path, pixels: int) -> None:
+        """Nothing is left to do for a file, of which so many pixels were done."""
+        with self._lock:
+            self.ended, self._begun = self.ended + 1, self._begun - pixels
+            self._unknown.discard(source)
+            self._left -= self._sizes.pop(source, 0)
+
+    @property
+    def fraction(self) -> float:
+        """How much of the work is done, in 0..1."""
+        with self._lock:
+            mean = self._known / self._measured if self._measured else 0.0
+            left = max(0.0, self._left + len(self._unknown) * mean - self._begun)
+            return self.pixels / (self.pixels + left) if self.pixels else 0.0
+
+
+def time_left(fraction: float, seconds: float) -> str:
+    """What is left after so many seconds, for people; "" before anything is done."""
+    return f"{describe_seconds(seconds * (1 - fraction) / fraction)} left" if fraction else ""
+
+
+class ImageReport:
+    """The progress of an image, a part of a batch's."""
+
+    def __init__(self, batch: "BatchReport", name: str, width: int, height: int):
+        self._batch, self._width, self._height = batch, width, height
+        self._rows, self._start = 0, batch.clock()
+        self._bar = batch.bars and batch.bars.add_task(printable(name), total=height, left="")
+
+    @property
+    def pixels(self) -> int:
+        """Those that are done."""
+        return self._rows * self._width
 
     def advance(self, rows: int) -> None:
-        self._done += rows
-        speed = self._done * self._width / 1e6 / (time.perf_counter() - self._start)
-        self._progress.update(self._task, advance=rows, speed=f"{speed:.2f} Mpx/s")
+        """So many more rows are done."""
+        self._rows += rows
+        if self._batch.bars is not None and self._bar is not None:
+            left = time_left(self._rows / self._height, self._batch.clock() - self._start)
+            self._batch.bars.update(self._bar, completed=self._rows, left=left)
+        self._batch.advance(rows * self._width)
 
     def end(self) -> None:
-        self._progress.refresh()  # a small image might not be seen at all
-        self._progress.remove_task(self._task)
+        """Takes the bar away."""
+        if self._batch.bars is not None and self._bar is not None:
+            self._batch.bars.refresh()  # a small image might not be seen at all
+            self._batch.bars.remove_task(self._bar)
 
 
-class BatchBars:
-    """A bar for the batch, if it has more than one file, and one for each file that is worked on."""
+class BatchReport:
+    """The progress of a batch: a bar for it, if it has more than one file, and one for each file that is worked on.
 
-    def __init__(self, progress: Progress, files: int):
-        self._progress = progress
-        self._batch = progress.add_task("all", total=files, unit="files", speed="") if files > 1 else None
+    Without bars a line every LINE_SECONDS, if not `quiet`.
+    """
+
+    def __init__(
+        self,
+        bars: Progress | None,
+        sources: Sequence[Path],
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.bars, self.clock, self.work = bars, clock, BatchWork(sources)
+        self._quiet, self._start, self._lined = quiet, clock(), clock()
+        self._sources = sources
+        self._done: dict[Path, int] = {}
+        several = bars is not None and len(sources) > 1
+        self._bar = bars.add_task(self._count(), total=1.0, left="") if bars is not None and several else None
 
     @contextlib.contextmanager
-    def file(self, name: str, width: int, height: int) -> Iterator[ImageBar]:
-        """The bar of an image of width x height."""
-        bar = ImageBar(self._progress, printable(name), width, height)
+    def file(self, name: str, width: int, height: int, source: Path | None = None) -> Iterator[ImageReport]:
+        """The progress of an image of width x height in the file `source`, by default the only one."""
+        source = source or self._sources[0]
+        self.work.measured(source, width * height)
+        report = ImageReport(self, name, width, height)
         try:
-            yield bar
+            yield report
         finally:
-            bar.end()
+            self._done[source] = report.pixels
+            report.end()
 
-    def done(self) -> None:
+    def advance(self, pixels: int) -> None:
+        """So many more pixels are done."""
+        self.work.advance(pixels)
+        self._show()
+
+    def done(self, source: Path) -> None:
         """A file of the batch has ended, well or not."""
-        if self._batch is not None:
-            self._progress.advance(self._batch)
+        self.work.end(source, self._done.pop(source, 0))
+        self._show()
+
+    def _count(self) -> str:
+        return f"{self.work.ended} of {self.work.files} images"
+
+    def _show(self) -> None:
+        now, fraction = self.clock(), self.work.fraction
+        left = time_left(fraction, now - self._start)
+        if self.bars is not None and self._bar is not None:
+            self.bars.update(self._bar, completed=fraction, description=self._count(), left=left)
+        if self.bars is None and not self._quiet and now - self._lined >= LINE_SECONDS:
+            self._lined = now
+            count = f"{self._count()}, " if self.work.files > 1 else ""
+            print_line(f"{count}{fraction:.0%} done" + (f", about {left}" if left else ""))
 
 
 @contextlib.contextmanager
-def bars(quiet: bool, files: int) -> Iterator[BatchProgress]:
-    """Bars for so many files; nothing is shown if `quiet` or where standard error is no terminal."""
-    columns = (
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with drawn(quiet, columns, transient=True) as progress:
-        yield Silent() if progress is None else BatchBars(progress, files)
+def bars(quiet: bool, sources: Sequence[Path]) -> Iterator[BatchReport]:
+    """The progress of such files; nothing is shown if `quiet`."""
+    width = Console(stderr=True).width
+    narrow = width < 60
+    name = 16 if narrow else width // 3
+    columns = [
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=name)),
+        BarColumn(bar_width=None if narrow else 40),
+        TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+    ]
+    with drawn(quiet, tuple(columns), transient=True) as progress:
+        report, stopped = BatchReport(progress, sources, quiet), threading.Event()
+        thread = threading.Thread(target=_measure, args=(report.work, sources, stopped), daemon=True)
+        if len(sources) > 1 and not quiet:
+            thread.start()
+        try:
+            yield report
+        finally:
+            stopped.set()
+            if thread.is_alive():
+                thread.join()
+
+
+def _measure(work: BatchWork, sources: Sequence[Path], stopped: threading.Event) -> None:
+    """Reads the sizes of images from their headers, while the first ones are worked on."""
+    from edsr.images import ImageReader
+
+    for source in sources:
+        if stopped.is_set():
+            return
+        with contextlib.suppress(ImageError, OSError), ImageReader(source) as reader:
+            work.measured(source, reader.width * reader.height)
+
+
+@contextlib.contextmanager
+def starting(quiet: bool, what: str = "loading the network") -> Iterator[None]:
+    """Shows on a terminal, while the block runs, that something is going on; imports of torch take seconds."""
+    with drawn(quiet, (SpinnerColumn(), TextColumn("{task.description}")), transient=True) as progress:
+        if progress is not None:
+            progress.add_task(what, total=None)
+        yield
 
 
 @contextlib.contextmanager

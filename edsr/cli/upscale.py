@@ -51,30 +51,32 @@ def is_main() -> bool:
 
 def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stack: ExitStack) -> None:
     """Upscales the inputs that were found. Temporary files last as long as the stack."""
-    choice = requested_choice(options)
-
-    from edsr.batch import OutputSize, UpscaleOptions, UpscalerPool, upscale_files
-    from edsr.devices import ProcessGroup, list_devices
-    from edsr.images import UNIT, ValueRange
-
     from . import progress
 
-    set_threads(options)
+    with progress.starting(options.quiet or not is_main()):
+        choice = requested_choice(options)
+
+        from edsr.batch import OutputSize, UpscaleOptions, UpscalerPool, upscale_files
+        from edsr.devices import ProcessGroup, list_devices
+        from edsr.images import UNIT, ValueRange
+
+        set_threads(options)
     group = ProcessGroup.for_files()
     devices = list_devices(group.local_device(options.device))
     size = OutputSize(options.outscale, options.width, options.height, options.fit)
     model, description = choice or (options.model, None)
-    pool = UpscalerPool(
-        model,
-        options.scale,
-        devices,
-        options.precision,
-        options.backend,
-        options.tile,
-        options.outscale or 0,
-        description,
-        options.residual_scale,
-    )
+    with progress.starting(options.quiet or not group.is_main):
+        pool = UpscalerPool(
+            model,
+            options.scale,
+            devices,
+            options.precision,
+            options.backend,
+            options.tile,
+            options.outscale or 0,
+            description,
+            options.residual_scale,
+        )
     plan = plan_batch(found, options, size.tag(pool.scale), stack)
     jobs = group.share(plan.jobs)
     if group.is_main:
@@ -93,7 +95,7 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
         value_range=ValueRange(*options.range) if options.range else UNIT,
     )
     try:
-        with progress.bars(options.quiet or not group.is_main, len(jobs)) as bars:
+        with progress.bars(options.quiet or not group.is_main, [job.source for job in jobs]) as bars:
             for result in upscale_files(jobs, pool, upscale_options, bars):
                 # A defect of ours is shown with its traceback, but ends no batch that somebody left to itself.
                 defect = result.error is not None and not is_expected(result.error)
@@ -101,7 +103,7 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
                     raise result.error
                 record = record_of(result)
                 tally.add(record, result.error)
-                bars.done()
+                bars.done(result.job.source)
                 report(record, options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(tally.interruption(len(jobs), options.overwrite)) from None
@@ -254,8 +256,8 @@ def report(record: dict, options: Namespace) -> None:
         print_result(dumps(record))
     elif not options.quiet and record["output_size"]:
         width, height = record["output_size"]
-        seconds, speed = record["seconds"], record["megapixels_per_second"]
-        line = f"{record['output']}  {width} x {height}, {seconds:.1f} s, {speed:.2f} Mpx/s, {record['model']}"
+        seconds = record["seconds"]
+        line = f"{record['output']}  {width} x {height}, {seconds:.1f} s, {record['model']}"
         # Beside an image on standard output, and with one from standard input, lines go to standard error.
         show = print_line if "-" in (*options.inputs, options.output) else print_result
         show(line)

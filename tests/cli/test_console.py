@@ -56,7 +56,7 @@ def test_lines_stay_whole_above_the_bars():
     import pty
 
     code = "import logging; from edsr.cli import progress, console\nconsole.show_log(False)\n"
-    code += "with progress.bars(False, 2) as bars, bars.file('a.png', 10, 10) as bar:\n"
+    code += "with progress.bars(False, ['a.png', 'b.png']) as bars, bars.file('a.png', 10, 10, 'a.png') as bar:\n"
     code += "    logging.getLogger('edsr.batch').info('a line of the log'); bar.advance(5)\n"
     leader, follower = pty.openpty()
     process = subprocess.Popen(
@@ -78,4 +78,4 @@ def test_lines_stay_whole_above_the_bars():
         shown += part
     os.close(leader)
     assert process.wait(60) == 0
-    assert b"a line of the log\r\n" in shown and b"5/10 rows" in shown
+    assert b"a line of the log\r\n" in shown and b" 50 %" in shown and b"0 of 2 images" in shown

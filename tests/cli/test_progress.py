@@ -1,0 +1,101 @@
+"""How far the work is: by pixels, on a terminal of any width, and in lines where there is none."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from edsr.cli import progress
+from edsr.cli.progress import LINE_SECONDS, BatchReport, BatchWork, bars, time_left
+
+SMALL, LARGE, GONE = Path("small.png"), Path("large.png"), Path("gone.png")
+
+
+def test_a_batch_weighs_by_pixels():
+    work = BatchWork([SMALL, LARGE])
+    work.measured(SMALL, 100)
+    work.measured(LARGE, 900)
+    work.advance(100)
+    work.end(SMALL, 100)
+    assert (work.ended, work.fraction) == (1, 0.1)
+    work.advance(450)
+    assert work.fraction == 0.55
+    work.advance(450)
+    work.end(LARGE, 900)
+    assert (work.ended, work.fraction) == (2, 1.0)
+
+
+def test_an_unknown_image_counts_as_the_mean():
+    work = BatchWork([SMALL, LARGE, GONE])
+    assert work.fraction == 0
+    work.measured(SMALL, 100)
+    work.measured(LARGE, 300)
+    work.measured(LARGE, 300)  # by the file itself, too
+    work.advance(100)
+    assert work.fraction == 100 / 600
+
+
+def test_what_fails_or_is_skipped_is_no_work():
+    work = BatchWork([SMALL, LARGE, GONE])
+    work.measured(SMALL, 100)
+    work.measured(LARGE, 900)
+    work.end(GONE, 0)
+    work.advance(300)
+    work.end(LARGE, 300)  # broken off
+    assert (work.ended, work.fraction) == (2, 0.75)
+    work.advance(100)
+    work.end(SMALL, 100)
+    assert work.fraction == 1
+
+
+@pytest.mark.parametrize(
+    ("fraction", "seconds", "says"), [(0, 9, ""), (0.5, 30, "30 s left"), (0.1, 60, "9 min left"), (1, 9, "0 s left")]
+)
+def test_time_left(fraction, seconds, says):
+    assert time_left(fraction, seconds) == says
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_without_a_terminal_there_is_a_line_now_and_then(capsys, quiet):
+    now = [0.0]
+    report = BatchReport(None, [SMALL, LARGE], quiet, lambda: now[0])
+    with report.file("small.png", 10, 10, SMALL) as bar:
+        for _ in range(10):
+            now[0] += LINE_SECONDS / 10
+            bar.advance(1)
+    report.done(SMALL)
+    report.work.measured(LARGE, 300)
+    with report.file("large.png", 10, 30, LARGE) as bar:
+        now[0] += LINE_SECONDS
+        bar.advance(10)
+    lines = "0 of 2 images, 50% done, about 30 s left\n1 of 2 images, 50% done, about 60 s left\n"
+    assert capsys.readouterr() == ("", "" if quiet else lines)
+
+
+def test_one_image_is_not_counted(capsys):
+    now = [0.0]
+    report = BatchReport(None, [SMALL], clock=lambda: now[0])
+    with report.file("small.png", 10, 10) as bar:
+        now[0] += 2 * LINE_SECONDS
+        bar.advance(4)
+    assert capsys.readouterr().err == "40% done, about 90 s left\n"
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_bars_fit_a_terminal_of_any_width(monkeypatch, width):
+    shown = io.StringIO()
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=shown, width=width, force_terminal=True))
+    names = [Path("a photograph with a name that is much too long for a line.png"), SMALL]
+    with bars(False, names) as report, report.file(names[0].name, 400, 1000, names[0]) as bar:
+        bar.advance(500)
+        assert report.bars is not None
+        table = report.bars.make_tasks_table(report.bars.tasks)
+        plain = Console(file=io.StringIO(), width=width)
+        plain.print(table)
+    assert isinstance(plain.file, io.StringIO)
+    lines = plain.file.getvalue().splitlines()
+    assert len(lines) == 2 and all(len(line) <= width for line in lines)
+    assert all(line.rstrip().endswith("left") and " 50 %" in line for line in lines[1:])
+    assert lines[0].startswith("0 of 2 images") and lines[1].startswith("a photograph")
