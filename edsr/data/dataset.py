@@ -7,7 +7,7 @@ files. It gives images to train on, and images to validate on where DIV2K's layo
 
 import logging
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -165,6 +165,7 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
         except ImageError as error:
             logger.warning(str(error))
     _log_too_small(small, least)
+    _log_warnings(groups)
     if not groups:
         raise DataError("no image left; give other folders or a smaller --patch")
     logger.info(f"reading {sum(group.count for group in groups)} images")
@@ -226,6 +227,16 @@ def _log_too_small(groups: list[ImageGroup], least: int) -> None:
         lines = [f"{count} images are smaller than {least} x {least} pixels, the first of them {groups[0].name}"]
     for line in lines:
         logger.warning(f"{line}: left out")
+
+
+def _log_warnings(groups: list[ImageGroup]) -> None:
+    """Each warning once, with the first image that it is about and how many others."""
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        for line in group.warnings:
+            names[line].append(group.name)
+    for line, (first, *others) in names.items():
+        logger.info(f"{first}{f' and {len(others)} more' if others else ''}: {line}")
 
 
 def _map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:

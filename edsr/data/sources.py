@@ -123,6 +123,7 @@ class ImageGroup:
         is_16bit: Whether HR or LR has 16 bits.
         read: Gives HR [count, height, width, 1 or 3], uint8 or uint16, and LR where the source has it. Raises
             ImageError.
+        warnings: What does not come out as it stands in the files, in lines without their names.
     """
 
     name: str
@@ -131,6 +132,7 @@ class ImageGroup:
     width: int
     is_16bit: bool
     read: Callable[[], tuple[np.ndarray, ...]]
+    warnings: tuple[str, ...] = ()
 
     def kept_pixels(self, spec: LoadSpec) -> int:
         """HR pixels that are stored: whole crops, or whole LR pixels."""
@@ -145,13 +147,15 @@ def scan_file(file: SourceFile, spec: LoadSpec) -> list[ImageGroup]:
     lr_path = None if spec.crop else file.lr_path
     with ImageReader(file.path, sixteen=True, with_alpha=True) as reader:
         height, width, is_16bit = reader.height, reader.width, reader.dtype == np.uint16
+        warnings = reader.warnings
     if lr_path is not None:
         with ImageReader(lr_path, sixteen=True, with_alpha=True) as reader:
             if (reader.height, reader.width) != (height // spec.scale, width // spec.scale):
                 sizes = f"{reader.width} x {reader.height} pixels, {file.path} {width} x {height}"
                 raise ImageError(f"{lr_path}: has {sizes}, not {spec.scale} times as many each way")
             is_16bit = is_16bit or reader.dtype == np.uint16
-    return [ImageGroup(str(file.path), 1, height, width, is_16bit, partial(_read_image, file.path, lr_path))]
+            warnings += tuple(line for line in reader.warnings if line not in warnings)
+    return [ImageGroup(str(file.path), 1, height, width, is_16bit, partial(_read_image, file.path, lr_path), warnings)]
 
 
 def _read_image(hr_path: Path, lr_path: Path | None) -> tuple[np.ndarray, ...]:

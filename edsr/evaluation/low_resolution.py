@@ -36,12 +36,13 @@ class LowResolution:
         for path in find_images(self.folder):
             self._by_stem[path.stem.lower()].append(path)
 
-    def read(self, original: Path, target: np.ndarray) -> np.ndarray:
+    def read(self, original: Path, target: np.ndarray, warnings: list[str]) -> np.ndarray:
         """The image that belongs to an original, whose pixels are `target`.
 
         Args:
             original: The original's file.
             target: uint8 [s·h, s·w, 1 or 3].
+            warnings: Where a line is added for each thing that is not read as it stands in the file.
 
         Returns:
             uint8 [h, w, 1 or 3], with as many channels as `target`.
@@ -58,7 +59,9 @@ class LowResolution:
         if len(found) > 1:
             names = " and ".join(path.name for path in sorted(found))
             raise EvaluateError(f"{self.folder}: {names} may both belong to {original.name}; keep one of them")
-        image = read_opaque(found[0])
+        read: list[str] = []
+        image = read_opaque(found[0], warnings=read)
+        warnings += (f"its low-resolution image: {line}" for line in read)
         if (image.shape[0] * s, image.shape[1] * s) != target.shape[:2]:
             raise EvaluateError(
                 f"{original.name}: its low-resolution image is {image.shape[1]} x {image.shape[0]}, not a {s}th of "

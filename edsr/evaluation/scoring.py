@@ -84,17 +84,20 @@ def evaluate_all(
     lr_images = None if lr is None else LowResolution(Path(lr), s)
     gray = 0
     for path in scan.images:
+        warnings: list[str] = []
         try:
-            target = _read_original(path, s, protocol)
-            lr_image = matlab_downscale(target, s) if lr_images is None else lr_images.read(path, target)
+            target = _read_original(path, s, protocol, warnings)
+            if lr_images is None:
+                lr_image = matlab_downscale(target, s)
+            else:
+                lr_image = lr_images.read(path, target, warnings)
             bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
             reference = metrics.score(bicubic, target, s, protocol)
             found = []
             for i, upscaler in enumerate(upscalers):
                 result = upscaler(lr_image, self_ensemble=self_ensemble)
-                found.append(
-                    _describe(path, metrics.score(result, target, s, protocol), reference, target, s, protocol)
-                )
+                scores = metrics.score(result, target, s, protocol)
+                found.append(_describe(path, scores, reference, target, s, protocol, warnings))
                 if keep is not None:
                     keep(i, path, result)
         except EDSRError as error:
@@ -120,10 +123,11 @@ def _describe(
     target: np.ndarray,
     s: int,
     protocol: str,
+    warnings: list[str],
 ) -> dict:
     """What `evaluate` yields of an image that is scored."""
     results = {"EDSR": scores, "bicubic": bicubic}
-    lines = metrics.explain_missing(results, target.shape[1], target.shape[0], s, protocol)
+    lines = warnings + metrics.explain_missing(results, target.shape[1], target.shape[0], s, protocol)
     found = {"name": path.name} | dict(zip(FIELDS, (*scores, *bicubic), strict=True))
     return found | ({"warnings": lines} if lines else {})
 
@@ -156,9 +160,9 @@ def _with_finite(images: list[dict]) -> dict[str, list[dict]]:
     }
 
 
-def _read_original(path: Path, s: int, protocol: str) -> np.ndarray:
+def _read_original(path: Path, s: int, protocol: str, warnings: list[str]) -> np.ndarray:
     """An original, cropped to a multiple of the scale."""
-    whole = read_opaque(path)
+    whole = read_opaque(path, warnings=warnings)
     target = whole[: whole.shape[0] // s * s, : whole.shape[1] // s * s]
     if min(whole.shape[:2]) <= 2 * (s + 6) or min(target.shape[:2]) <= 2 * metrics.border_pixels(s, protocol):
         raise EvaluateError(f"{path}: {whole.shape[1]} x {whole.shape[0]} is too small to score; remove it")

@@ -9,12 +9,13 @@ from edsr.errors import ImageError
 from .reader import read_image
 
 
-def read_opaque(path: str | os.PathLike[str], sixteen: bool = False) -> np.ndarray:
+def read_opaque(path: str | os.PathLike[str], sixteen: bool = False, warnings: list[str] | None = None) -> np.ndarray:
     """Reads a whole image without alpha, which is left out where the image is opaque everywhere.
 
     Args:
         path: The file.
         sixteen: Whether 16-bit samples are read besides 8-bit ones.
+        warnings: Where the reader's warnings are added, without the path.
 
     Returns:
         [height, width, 1 or 3], uint8 or uint16.
@@ -22,7 +23,7 @@ def read_opaque(path: str | os.PathLike[str], sixteen: bool = False) -> np.ndarr
     Raises:
         ImageError: As `ImageReader` does, and for an image that is transparent anywhere.
     """
-    image = read_image(path, sixteen, with_alpha=True)
+    image = read_image(path, sixteen, with_alpha=True, warnings=warnings)
     if image.shape[2] in (1, 3):
         return image
     if (image[..., -1] != np.iinfo(image.dtype).max).any():

@@ -366,10 +366,11 @@ def read_image(
     full: bool = False,
     limits: ReadLimits = DEFAULT_LIMITS,
     with_alpha: bool = False,
+    warnings: list[str] | None = None,
 ) -> np.ndarray:
     """Read a whole image, [height, width, channels].
 
-    The arguments are those of `ImageReader`, and so are channels and dtype.
+    The arguments are those of `ImageReader`, and so are channels and dtype; its warnings are added to `warnings`.
 
     Raises:
         ImageError: as `ImageReader` and its rows() do, or if there is no memory for the pixels.
@@ -385,6 +386,8 @@ def read_image(
         for rows in reader.rows(max(1, limits.block // (reader.width * reader.channels))):
             image[y : y + len(rows)] = rows
             y += len(rows)
+        if warnings is not None:
+            warnings += reader.warnings
     return image
 
 

@@ -267,3 +267,15 @@ def test_the_reduction_has_the_same_bits_on_a_gpu(scale):
         pytest.skip("needs a CUDA device")
     for image in make_image(203, 311), sixteen_bit(203, 311):
         np.testing.assert_array_equal(matlab_downscale(image, scale, "cuda"), matlab_downscale(image, scale))
+
+
+def test_what_is_not_read_as_it_stands_is_told_once(tmp_path, caplog):
+    for name in "abc":
+        Image.fromarray(make_image(40, 40)).convert("CMYK").save(tmp_path / f"{name}.jpg")
+    Image.fromarray(make_image(40, 40)).save(tmp_path / "d.png")
+    with caplog.at_level("INFO"):
+        load_dataset([tmp_path], 2, 8)
+    (line,) = (record.getMessage() for record in caplog.records if "CMYK" in record.getMessage())
+    assert (
+        line == f"{tmp_path / 'a.jpg'} and 2 more: CMYK is converted to sRGB through a standard profile, as it has none"
+    )

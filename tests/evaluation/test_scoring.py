@@ -403,3 +403,19 @@ def test_results_are_kept_for_each_network(folders, rivals, capsys):
 )
 def test_short_names(models, names):
     assert short_names(models) == names
+
+
+# --- what readers say
+
+
+def test_what_is_not_read_as_it_stands_is_told(tmp_path):
+    """Of originals and of low-resolution images, each in its own words."""
+    (tmp_path / "hr").mkdir(), (tmp_path / "lr").mkdir()
+    Image.fromarray(make_image(48, 60)).convert("CMYK").save(tmp_path / "hr" / "a.jpg", quality=95)
+    Image.fromarray(make_image(24, 30)).convert("CMYK").save(tmp_path / "lr" / "a.jpg", quality=95)
+    up = Upscaler(network(2, blocks=0, features=1), device="cpu")
+    line = "CMYK is converted to sRGB through a standard profile, as it has none"
+    (image,) = evaluate(up, tmp_path / "hr")
+    assert image["warnings"] == [line]
+    (image,) = evaluate(up, tmp_path / "hr", tmp_path / "lr")
+    assert image["warnings"] == [line, f"its low-resolution image: {line}"]
