@@ -36,7 +36,7 @@ class LowResolution:
         for path in find_images(self.folder):
             self._by_stem[path.stem.lower()].append(path)
 
-    def read(self, original: Path, target: np.ndarray, warnings: list[str]) -> np.ndarray:
+    def read(self, original: Path, target: np.ndarray, warnings: list[str] | None = None) -> np.ndarray:
         """The image that belongs to an original, whose pixels are `target`.
 
         Args:
@@ -61,7 +61,8 @@ class LowResolution:
             raise EvaluateError(f"{self.folder}: {names} may both belong to {original.name}; keep one of them")
         read: list[str] = []
         image = read_opaque(found[0], warnings=read)
-        warnings += (f"its low-resolution image: {line}" for line in read)
+        if warnings is not None:
+            warnings += (f"its low-resolution image: {line}" for line in read)
         if (image.shape[0] * s, image.shape[1] * s) != target.shape[:2]:
             raise EvaluateError(
                 f"{original.name}: its low-resolution image is {image.shape[1]} x {image.shape[0]}, not a {s}th of "

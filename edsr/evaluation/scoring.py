@@ -44,8 +44,9 @@ def evaluate(
 
     Yields:
         {"name", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim"}; PSNR in dB, inf where nothing differs, SSIM nan where
-        fewer than 11 pixels a side are scored; then also "warnings", lines for a person that say so. Or {"name",
-        "error"}, the error being a line for a person.
+        fewer than 11 pixels a side are scored. "warnings" where there are any: lines for a person that say why a score
+        is missing, and what was not read as it stands in a file. Or {"name", "error"}, the error being a line for a
+        person.
 
     Raises:
         ImageError: A folder cannot be read, or holds no images.

@@ -83,6 +83,14 @@ def run(script, *args):
     return output.splitlines()
 
 
+def odd_tiff(path, pixels):
+    """A TIFF of one strip whose length is wrong: readers find it from the image's size, and say so."""
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    entry = data.index(struct.pack("<HHI", 279, 4, 1))  # StripByteCounts, one 32-bit number
+    path.write_bytes(data[: entry + 8] + struct.pack("<I", 0) + data[entry + 12 :])
+
+
 # ---- PNG by hand: no library is asked twice
 
 
