@@ -25,14 +25,19 @@ def explain(problem):
     return 1
 
 
-if __name__ == "__main__":
+def main(arguments=None):
+    """Runs a command, as `edsr.cli.main` does; the exit code."""
     if sys.version_info < (3, 11):  # noqa: UP036 - it is run by whatever Python there is
-        sys.exit(explain("this Python is older than 3.11"))
+        return explain("this Python is older than 3.11")
     try:
-        from edsr.cli import main
+        from edsr.cli import main as run
 
-        sys.exit(main())
+        return run(arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("edsr", "kernels", ""):
             raise
-        sys.exit(explain("this Python lacks the package " + str(error.name)))
+        return explain("this Python lacks the package " + str(error.name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -220,7 +220,7 @@ def test_sizes_take_mixtures_of_the_next_larger_network(home, run):
         assert outcome.error is None and networks.loaded == [("edsr-baseline", scale), (model, scale)]
         np.testing.assert_array_equal(read_image("again.png"), read_image("out.png"))
     code, _, err = run("upscale", "a.jpg", "--outscale", "3.5")
-    assert code == 1 and "more than 3 times" in err
+    assert code == 2 and "more than 3 times" in err
 
 
 def test_mixtures_by_hand_have_the_scales_of_their_parts(home, run):
