@@ -106,7 +106,7 @@ def advise(why: str, codec: str, salvage: bool) -> str:
     if "ecurity limit" in why or "maximum image size" in why:
         return f"larger than this decoder's limit, cut it into parts or convert it to PNG ({why})"
     if any(text in why for text in _NOT_READ):
-        return f"cannot be decoded here, convert it to PNG ({why})"
+        return f"cannot be decoded here, convert it to PNG, or floats to 32 bits in TIFF ({why})"
     if salvage:
         return f"damaged or cut off, and nothing is left of it; get an intact copy ({why})"
     by = either("ImageReader(salvage=True)", "upscale --salvage")

@@ -61,5 +61,5 @@ def check_kind(path: Path, image: pyvips.Image, header: Header, wanted: Wanted) 
         why = "the color space CMYK is"
     else:
         return
-    kinds = "an 8-bit or 16-bit" if wanted.full else "one 8-bit"
-    raise ImageError(f"{path}: {why} not supported here, convert it to {kinds} RGB or gray image")
+    kinds = "RGB or gray of 8 or 16 bits, or of 32-bit floats" if wanted.full else "one 8-bit RGB or gray image"
+    raise ImageError(f"{path}: {why} not supported here, convert it to {kinds}")

@@ -505,7 +505,10 @@ NOT_READ = {  # by `full` either
     "ycbcr.tif": (lambda: encoded("tiff", pillow(make_image()).convert("YCbCr")), "YCbCr"),
     "signed.tif": (lambda: tiff(noise(channels=3, dtype=np.int16), photometric="rgb"), "signed 16-bit"),
     "long.tif": (lambda: tiff(noise(channels=3, dtype=np.uint32), photometric="rgb"), "32-bit whole-number samples"),
-    "double.tif": (lambda: tiff(noise(channels=3, dtype=np.float64), photometric="rgb"), "cannot be decoded here"),
+    "double.tif": (
+        lambda: tiff(noise(channels=3, dtype=np.float64), photometric="rgb"),
+        "or floats to 32 bits in TIFF",
+    ),
     "gray.tif": (
         lambda: tiff(make_image(channels=2, dtype="float32"), photometric="minisblack", extrasamples=["assocalpha"]),
         "premultiplied",
