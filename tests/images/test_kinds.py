@@ -46,7 +46,8 @@ NOT_READ = {
     "samples of 5, 6, 5 bits": (lambda: retagged(tiff(), 258, 5, 6, 5), "cannot be decoded here, convert it to PNG"),
     "32-bit": (
         lambda: tiff(PIXELS.astype(np.uint32)),
-        "32-bit whole-number samples are not supported here, convert it to RGB or gray of 8 or 16 bits, or of 32-bit floats",
+        "32-bit whole-number samples are not supported here, convert it to RGB or gray of 8 or 16 bits, or of 32-bit "
+        "floats",
     ),
     "signed": (lambda: tiff(PIXELS.astype(np.int32)), "signed 32-bit samples are not supported here"),
     "RGB of one channel": (
