@@ -136,7 +136,7 @@ def test_validation_images_too_small_to_be_scored_are_left_out(folder, tmp_path,
     assert not (tmp_path / "none").exists()
     # Held out of images that are small themselves.
     list(train(options(icons(tmp_path / "tiny", 4, 5), tmp_path / "small", steps=2, patch=2)))
-    assert "images      1, 6.4e-05 megapixels" in lines and "validation  none" in lines
+    assert "images      1, 1.6e-05 megapixels" in lines and "validation  none" in lines
 
 
 def test_validation_images_of_one_color_are_left_out(folder, tmp_path, lines):
