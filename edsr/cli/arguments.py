@@ -85,19 +85,27 @@ def auto_or_whole(text: str) -> int | str:
     return int(text)
 
 
-def add_threads(group) -> None:
+def add_threads(group, **more) -> None:
     help_ = "how many threads compute on a CPU; default: one for each core"
-    group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_)
+    group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_, **more)
 
 
-class Given(argparse.Action):
-    """Stores an option, and its name among those `given`: a default and the same value given may mean different things.
+class Named(argparse.Action):
+    """Stores an option, and its name among those `named`, which a file of options does not change.
 
     nargs=0: stores `const`.
     """
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+        namespace.named = {*namespace.named, self.dest}
+
+
+class Given(Named):
+    """The same, with its name among those `given`: a default and the same value given may mean different things."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        super().__call__(parser, namespace, values, option_string)
         namespace.given = {*namespace.given, self.dest}
 
 

@@ -116,7 +116,7 @@ def build_parser() -> LineParser:
     add_upscale(commands, [common, quiet, network, chosen])
     add_compare(commands, [common, quiet, device, network, chosen])
     add_evaluate(commands, [common, device, network, fixed])
-    add_train(commands, [common, quiet, device])
+    add_train(commands, [common, quiet])
     add_info(commands, [common])
     add_convert(commands, [common, quiet])
     return parser

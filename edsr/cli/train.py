@@ -17,7 +17,7 @@ def run_train(options: Namespace) -> int:
     check_named_files(options)
     set_threads(options)
 
-    from edsr.training import TrainConfig, train, write_preview
+    from edsr.training import TrainConfig, dry_run, find_learning_rate, train, write_preview
 
     from .training_report import training_report
 
@@ -37,6 +37,10 @@ def run_train(options: Namespace) -> int:
 
     if options.preview:
         write_preview(TrainConfig(**chosen), options.preview)
+        return 0
+    if options.dry_run or options.find_lr:
+        config = TrainConfig(**chosen)
+        dry_run(config) if options.dry_run else find_learning_rate(config, options.find_lr)
         return 0
     with handled(stop), training_report(quiet) as report, contextlib.closing(run()) as steps:
         for progress in steps:

@@ -1,11 +1,24 @@
 """The options of `train`: those of TrainConfig, whose fields say what they are. Imports no torch."""
 
+import argparse
 import dataclasses
+import tomllib
 from pathlib import Path
+from typing import NoReturn
 
 from edsr.training import TrainConfig
 
-from .arguments import Defaults, Given, GivenList, add_threads, auto_or_whole, positive
+from .arguments import (
+    Defaults,
+    Given,
+    GivenList,
+    Named,
+    add_threads,
+    auto_or_whole,
+    device,
+    int_between,
+    positive,
+)
 from .console import UsageError
 
 
@@ -26,8 +39,40 @@ def add_train(commands, parents) -> None:
         "  python cli.py train --data photos/ --out runs/long --schedule wsd\n"
         "  python cli.py train --resume runs/long --decay 20000",
     )
-    command.set_defaults(given=set())
+    command.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="continue the run in RUN, or in --out; what is not given is as it was",
+    )
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        help="options from a TOML file, such as RUN/config.toml, which every run writes: steps = 1000; those of the "
+        "command line come first",
+    )
+    _add_options(command)
+    before = command.add_argument_group("before a run, instead of it")
+    before.add_argument(
+        "--dry-run", action="store_true", help="say what the run is and how long it will take; write nothing"
+    )
+    before.add_argument(
+        "--find-lr",
+        nargs="?",
+        type=int_between(10, 10**6),
+        const=100,
+        metavar="STEPS",
+        help="raise the learning rate from step to step until the loss diverges, and propose a --lr; STEPS: 100",
+    )
+    before.add_argument(
+        "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
+    )
 
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    """Adds what a file of options may hold, too."""
+    command.set_defaults(given=set(), named=set())
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
     def add(group, name: str, **more) -> None:
@@ -39,22 +84,15 @@ def add_train(commands, parents) -> None:
         group.add_argument(f"--{name.replace('_', '-')}", help=help_text, **({"action": Given} | told | more))
 
     add(command, "data", nargs="+", action=GivenList)
-    add(command, "out", action="store")
-    command.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        metavar="RUN",
-        help="continue the run in RUN, or in --out; what is not given is as it was",
-    )
-    add(command, "minutes", type=positive, action="store")
+    add(command, "out", action=Named)
+    add(command, "minutes", type=positive, action=Named)
     network = command.add_argument_group("network")
     add(network, "model")
     add(network, "blocks", type=int)
     add(network, "features", type=int)
     add(network, "residual_scale", type=positive)
     add(network, "scale", type=int)
-    add(network, "init", action="store")
+    add(network, "init", action=Named)
     recipe = command.add_argument_group("recipe")
     add(recipe, "steps", type=auto_or_whole)
     add(recipe, "batch", type=int)
@@ -62,12 +100,9 @@ def add_train(commands, parents) -> None:
     add(recipe, "lr", type=positive)
     add(recipe, "loss")
     add(recipe, "schedule")
-    add(recipe, "decay", type=auto_or_whole, action="store")
+    add(recipe, "decay", type=auto_or_whole, action=Named)
     add(recipe, "seed", type=int)
     add(recipe, "degrade")
-    recipe.add_argument(
-        "--preview", metavar="DIR", help="write a sheet of patches that --degrade would give into DIR; train nothing"
-    )
     images = command.add_argument_group("images")
     add(images, "val", nargs="+", action=GivenList)
     add(images, "crop", type=int)
@@ -76,14 +111,26 @@ def add_train(commands, parents) -> None:
     add(machine, "val_every", type=int)
     add(machine, "save_every", type=int)
     add(machine, "precision")
-    add(machine, "backend", action="store")
-    add_threads(machine)
-    machine.add_argument("--no-graph", dest="graph", action="store_false", help=fields["graph"].metadata["help"])
+    add(machine, "backend", action=Named)
+    add_threads(machine, action=Named)
+    machine.add_argument(
+        "--device",
+        type=device,
+        default="auto",
+        metavar="NAME",
+        action=Named,
+        help="auto, cpu, cuda, cuda:N or mps; default: auto, the fastest here",
+    )
+    no_graph = {"dest": "graph", "nargs": 0, "const": False, "default": True, "action": Named}
+    machine.add_argument("--no-graph", help=fields["graph"].metadata["help"], **no_graph)
     add(machine, "deterministic", nargs=0, const=True)
+    add(machine, "wandb", action=Named)
 
 
 def training_options(options) -> dict:
-    """What TrainConfig is made of. Raises UsageError."""
+    """What TrainConfig is made of; takes into `options` what --config has. Raises UsageError."""
+    if options.config:
+        _take_file(options)
     resumed = options.resume  # None, True, or the folder of a run
     named = resumed if isinstance(resumed, str) else None
     if options.decay is not None and named is None:
@@ -99,6 +146,44 @@ def training_options(options) -> dict:
     if not resumed and not options.data:
         raise UsageError("name the images to train on with --data")
     ours = {"command", "debug", "quiet", "resume", "given", "data", "out", "preview", "threads"}
+    ours |= {"named", "config", "dry_run", "find_lr"}
     chosen = {name: value for name, value in vars(options).items() if name not in ours}
     chosen |= {"data": tuple(options.data or ()), "given": frozenset(options.given), "resume": bool(resumed)}
     return chosen | {"out": options.out or (named if options.decay is None else None) or "", "source": named}
+
+
+class _FileParser(argparse.ArgumentParser):
+    """A parser of a file's options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+
+def _take_file(options: argparse.Namespace) -> None:
+    """Takes the options of a file that the command line does not have. Raises UsageError."""
+    path = options.config
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; give a TOML file with --config") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: is not TOML ({next(iter(str(error).splitlines()), '')})") from None
+    parser = _FileParser(prog=path, allow_abbrev=False, add_help=False)
+    _add_options(parser)
+    found = parser.parse_args([argument for name, value in table.items() for argument in _arguments(path, name, value)])
+    for name in found.named - options.named:
+        setattr(options, name, getattr(found, name))
+    options.given = {*options.given, *found.given}
+
+
+def _arguments(path: str, name: str, value: object) -> list[str]:
+    """What an option in a file is on the command line. Raises UsageError."""
+    option = f"--{name.replace('_', '-')}"
+    if option == "--graph":
+        option, value = "--no-graph", not value
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, (str, int, float)) and one != "" for one in values):
+        raise UsageError(f"{path}: {name} is not a text, a number, true or false, or a list of texts")
+    if isinstance(value, bool):
+        return [option] if value else []
+    return [option, *map(str, values)] if isinstance(value, list) else [f"{option}={value}"]

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
     from .preview import write_preview as write_preview
     from .progress import Progress as Progress
+    from .rehearsal import dry_run as dry_run
+    from .rehearsal import find_learning_rate as find_learning_rate
     from .trainer import train as train
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -16,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config": ["TrainConfig"],
         "preview": ["write_preview"],
         "progress": ["Progress"],
+        "rehearsal": ["dry_run", "find_learning_rate"],
         "trainer": ["train"],
     },
 )

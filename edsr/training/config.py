@@ -66,6 +66,7 @@ class TrainConfig:
         crop, cache: See `edsr.data.load_dataset`.
         graph: Whether to use CUDA graphs.
         deterministic: Whether bits repeat on CUDA, too.
+        wandb: Project of Weights & Biases that the run is logged to, beside TensorBoard; None: it is not.
         clip: Largest norm of a gradient; larger ones are scaled down to it. inf: none is.
         network: A network other than the preset's; its scale is ignored. It is not remembered: who resumes such a run
             gives it again.
@@ -139,6 +140,9 @@ class TrainConfig:
     cache: str | None = _option(None, "keep decoded images there, not in memory", metavar="DIR")
     graph: bool = _option(True, "without CUDA graphs")
     deterministic: bool = _option(False, "the same bits in every run, on CUDA too; nothing goes by the clock then")
+    wandb: str | None = _option(
+        None, "log to this project of Weights & Biases, too (pip install wandb)", metavar="PROJECT"
+    )
     clip: float = GRAD_CLIP_NORM
     network: "EDSRConfig | None" = None
 

@@ -12,6 +12,7 @@ from edsr.system import why_unwritable, why_unwritable_file
 
 from . import checkpoint
 from .config import AUTO, LOSSES, SCHEDULES, TrainConfig
+from .run_log import load_wandb
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         if getattr(config, name) not in choices:
             raise TrainError(f"--{name} must be {' or '.join(choices)}, not {getattr(config, name)!r}", misuse=True)
     _ = config.degradation
+    if config.wandb is not None:
+        load_wandb()
     if config.batch % world_size:
         raise TrainError(f"--batch {config.batch} cannot be shared evenly by {world_size} processes", misuse=True)
     if run.exists() and not run.is_dir():
@@ -76,7 +79,10 @@ def check_places(run: Path) -> None:
     if not run.is_dir():
         return
     metrics = run / "metrics.jsonl"
-    for path in (metrics, *(run / name for name in ("plot.png", "best.safetensors", "last.safetensors"))):
+    for path in (
+        metrics,
+        *(run / name for name in ("plot.png", "config.toml", "best.safetensors", "last.safetensors")),
+    ):
         if why := why_unwritable_file(path):
             raise TrainError(f"{path}: {why}; a run writes there, move it away, or choose another --out")
     for path in (run / "tensorboard", *checkpoint.places(run)):

@@ -1,15 +1,18 @@
 """What a run leaves for people to look at: `metrics.jsonl`, `plot.png`, and TensorBoard's files in `tensorboard/`.
 
 The plot needs matplotlib and TensorBoard's files tensorboard, both in the extra `train`; without them a line is logged.
+Weights & Biases get the same if they are asked for.
 """
 
+import importlib
 import json
 import logging
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
+from edsr.errors import TrainError
 from edsr.strict_json import dumps
 from edsr.system import atomic_file, remove_abandoned
 
@@ -20,20 +23,88 @@ MISSING = "pip install 'edsr-triton[train]'"
 RENAMED = {"images_per_second": "patches_per_second", "setbacks": "rollbacks"}  # keys of earlier versions
 
 
-class RunLogger:
-    """Writes the metrics of a run from `step` on: lines of later steps, which will be taken again, are dropped."""
+class Board(Protocol):
+    """Somewhere that metrics are shown."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Takes the metrics of a step."""
+
+    def log_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Takes images, uint8 [H, W, 3], by name."""
+
+    def close(self) -> None:
+        """Ends the files."""
+
+
+class TensorBoard:
+    """TensorBoard's files of a run, from `step` on; ImportError without the package."""
 
     def __init__(self, run: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def log_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of a project of Weights & Biases; a run resumed goes on in the same, whose name is in `wandb.txt`."""
+
+    def __init__(self, run: Path, project: str):
+        self._wandb, name = load_wandb(), run / "wandb.txt"
+        number = name.read_text(encoding="utf-8").strip() if name.is_file() else None
+        self._run = self._wandb.init(
+            project=project, name=run.resolve().name, dir=str(run), id=number, resume="allow" if number else None
+        )
+        name.write_text(self._run.id, encoding="utf-8")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def log_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        self._run.log({name: self._wandb.Image(image) for name, image in images.items()}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def load_wandb() -> Any:
+    """The package wandb. Raises TrainError."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise TrainError("--wandb needs a package: pip install wandb, or leave it out") from None
+
+
+class RunLogger:
+    """Writes the metrics of a run from `step` on: lines of later steps, which will be taken again, are dropped.
+
+    Args:
+        run: The run's folder.
+        step: Steps done.
+        wandb: Project of Weights & Biases, if it is logged there.
+    """
+
+    def __init__(self, run: Path, step: int, wandb: str | None = None):
         self._path, self._run = run / "metrics.jsonl", run
         remove_abandoned(run)
         self._file = self._open(step)
-        self._board = None
+        self._boards: list[Board] = []
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._boards.append(TensorBoard(run, step))
         except ImportError:
             logger.info(f"no TensorBoard files: {MISSING} brings them")
-        else:
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        if wandb is not None:
+            self._boards.append(WeightsAndBiases(run, wandb))
 
     def roll_back(self, step: int) -> None:
         """Drops the lines after `step`, whose steps will be taken again; what TensorBoard has of them stays."""
@@ -47,23 +118,21 @@ class RunLogger:
         return open(self._path, "a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, **values: float) -> None:
-        """Writes a line of metrics.jsonl, and as many TensorBoard scalars."""
+        """Writes a line of metrics.jsonl, and the same to the boards."""
         self._file.write(dumps({"step": step} | values) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for board in self._boards:
+            board.log(step, values)
 
     def log_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """Writes sample images, uint8 [H, W, 3], for TensorBoard."""
-        if self._board is not None:
-            for name, image in images.items():
-                self._board.add_image(name, image, step, dataformats="HWC")
+        """Writes sample images, uint8 [H, W, 3], to the boards."""
+        for board in self._boards:
+            board.log_images(step, images)
 
     def close(self) -> None:
         """Ends the files and draws the plot."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
         try:
             plot(read_metrics(self._path), self._run / "plot.png")
         except ImportError:

@@ -22,7 +22,7 @@ import torch
 from edsr.devices import ProcessGroup
 from edsr.errors import CheckpointError, TrainError, WeightsError
 
-from . import checkpoint, recipe, resuming, setup, step_budget, summary
+from . import checkpoint, config_file, recipe, resuming, setup, step_budget, summary
 from .checkpoint import Checkpoint
 from .config import AUTO, TrainConfig
 from .consistency import remembered, run_signature
@@ -69,8 +69,9 @@ def train(
     group = ProcessGroup(config.device)
     run, lock = None, RunLock()
     try:
-        run = Trainer(resuming.resolve_start(config, group, lock), group, validating, clock, started, lock)
+        run = Trainer(resuming.resolve_start(config, group, lock), group, validating, clock, started)
         with contextlib.closing(run):
+            run.begin(lock)
             return (yield from run.steps(stopping))
     finally:
         run = None  # what talks to other processes goes before the group does
@@ -91,7 +92,6 @@ class Trainer:
         watch: Callable[[int, int], object],
         clock: Callable[[], float],
         started: float,
-        lock: RunLock,
     ):
         config, loaded, self.is_new, self.decay = start
         self.group, self.watch, self.clock, self.started = group, watch, clock, started
@@ -122,11 +122,8 @@ class Trainer:
         self.saving = IntervalTrigger(config.interval(config.save_every), min_seconds=MIN_SAVE_SECONDS, clock=clock)
         self.unlogged_losses: list[float] = []
         self.run_log: RunLogger | None = None
-        self._begin(lock)
         self.stopwatch = summary.Stopwatch()
-        if self.step < self.last_step:
-            for row in summary.rows(self.config, group, execution, model, images, self.validation):
-                self._log(row)
+        self.table = summary.rows(self.config, group, execution, model, images, self.validation)
 
     def _log(self, line: str) -> None:
         """Of several processes the main one logs."""
@@ -182,7 +179,12 @@ class Trainer:
         self.config = replace(self.config, steps=fixed["steps"])
         self._log(step_budget.describe(speed, count, minutes))
 
-    def _begin(self, lock: RunLock) -> None:
+    def log_table(self) -> None:
+        """Logs what the run is, unless it is at its end."""
+        for row in self.table if self.step < self.last_step else ():
+            self._log(row)
+
+    def begin(self, lock: RunLock) -> None:
         """Logs what will be done, and saves the beginning, so that there is something to go back to."""
         if self.decay is not None and self.is_new:
             falling = f"{self.lr_factor * self.config.lr * self.decay.lr_share:.3g}"
@@ -198,7 +200,10 @@ class Trainer:
                 raise TrainError(f"{self.folder} holds a run by now; add --resume to continue it")
         self._save(None)
         if self.group.is_main:
-            self.run_log = RunLogger(self.folder, self.step)
+            if self.is_new and self.decay is None:
+                config_file.write(self.config, self.folder)
+            self.run_log = RunLogger(self.folder, self.step, self.config.wandb)
+        self.log_table()
 
     def close(self) -> None:
         self.train_step.close()
@@ -270,10 +275,8 @@ class Trainer:
         mean_loss = float(np.mean(self.unlogged_losses))
         logged = self.step % LOG_EVERY == 0 or scores is not None or ended
         if logged and self.run_log is not None:
-            values = {"loss": mean_loss, "lr": rates[-1]}
-            values |= {"patches_per_second": round(speed, 2), "seconds": round(self.seconds, 2)}
-            values |= scores_by_name(scores, "psnr")
-            self.run_log.log(self.step, **values)
+            values = {"patches_per_second": round(speed, 2), "seconds": round(self.seconds, 2)}
+            self.run_log.log(self.step, loss=mean_loss, lr=rates[-1], **values, **scores_by_name(scores, "psnr"))
         if logged:
             self.unlogged_losses = []
         if save_now:

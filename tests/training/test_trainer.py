@@ -37,6 +37,7 @@ def test_training_learns_and_leaves_weights(folder, tmp_path):
     best = max(p.psnr for p in steps if p.psnr is not None)
     assert read_info(out / "best.safetensors")["training"]["validation_psnr"] == pytest.approx(best, abs=1e-4)
     kept = {"last.safetensors", "best.safetensors", "checkpoint-00000055", "checkpoint-00000060", "metrics.jsonl"}
+    kept |= {"config.toml"}
     assert {p.name for p in out.iterdir()} - {"plot.png", "tensorboard"} == kept
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged] == [20, 40, 50, 60]

@@ -1,0 +1,49 @@
+"""The options of a run as a TOML file: `config.toml` in the run's folder, which `train --config` takes."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from edsr.errors import TrainError
+from edsr.system import atomic_file
+
+from .config import SHAPE, TrainConfig
+from .consistency import remembered
+
+NAME = "config.toml"
+_NOT_WRITTEN = ("out", "decay", "minutes")  # of where and how long, not of what
+
+
+def write(config: TrainConfig, run: Path) -> None:
+    """Writes all options that are set, under the names of the command line; paths are absolute.
+
+    Raises:
+        TrainError: The disk refuses.
+    """
+    path = run / NAME
+    try:
+        with atomic_file(path) as file:
+            file.write(dump(config).encode("utf-8", "replace"))
+    except OSError as error:
+        raise TrainError(f"{path}: cannot be written ({error.strerror}); make room, or choose another --out") from None
+
+
+def dump(config: TrainConfig) -> str:
+    """The text of the file."""
+    values = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(config) if "help" in field.metadata
+    }
+    values |= {name: remembered(config)[name] for name in ("data", "val", "cache")} | {"device": config.device}
+    if config.network is not None:
+        values |= {name: getattr(config.network, name) for name in SHAPE}
+    if config.init and Path(config.init).is_file():
+        values["init"] = os.path.abspath(config.init)
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    kept = [line for line in lines if line.split(" = ")[0] not in _NOT_WRITTEN]
+    return "# The options of this run; another like it: train --config FILE --out RUN\n" + "\n".join(kept) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A value of TOML: JSON's texts, numbers, lists and booleans are written alike there, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,96 @@
+"""What can be learned about a run before it is begun, without writing anything into its folder: how long it will take,
+and which learning rates it stands."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+from edsr.devices import ProcessGroup
+
+from . import step_budget, summary
+from .config import TrainConfig
+from .lock import RunLock
+from .resuming import resolve_start
+from .run_log import LOG_EVERY
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+MEASURED_AS = 300.0  # seconds of the run whose speed is measured: that takes a hundredth, 3 s, or three chunks of steps
+LOWEST, HIGHEST = 1e-6, 1.0  # learning rates tried
+SMOOTHING = 0.9  # of losses: about ten steps
+DIVERGED = 3.0  # times the lowest loss ends the test
+MARGIN = 10.0  # between the rate where the loss was lowest and the peak that is proposed
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Does all that comes before a run's first step, and logs the table and the time of the run.
+
+    Raises:
+        DataError, WeightsError, BackendError, TrainError, CheckpointError: As the run would.
+    """
+    with _prepared(config) as run:
+        if run.step < run.last_step:
+            speed = step_budget.measure_speed(run.train_step, run.group, run.step, MEASURED_AS)
+            _log(run, summary.time_row(speed, run.last_step - run.step))
+        _log(run, f"nothing is trained, and nothing written into {run.folder}")
+
+
+def find_learning_rate(config: TrainConfig, steps: int) -> float:
+    """The learning-rate range test (Smith 2017, arXiv:1506.01186).
+
+    The rate grows from LOWEST to HIGHEST in so many steps, by the same factor each, until the loss is DIVERGED times
+    its lowest. Logs rates and losses, a line whenever the rate has doubled, and a rate to try.
+
+    Returns:
+        The rate where the smoothed loss was lowest, less MARGIN: a peak to try with --lr.
+
+    Raises:
+        DataError, WeightsError, BackendError, TrainError, CheckpointError: As the run would.
+    """
+    with _prepared(config) as run:
+        growth = (HIGHEST / LOWEST) ** (1 / max(1, steps - 1))
+        mean, lowest, best, said = 0.0, math.inf, LOWEST, -math.inf
+        step = 0
+        while step < steps:
+            count = min(run.train_step.max_steps, LOG_EVERY, steps - step)
+            rates = [LOWEST * growth**k for k in range(step, step + count)]
+            losses = run.group.mean(run.train_step.run(run.step + step, rates))
+            for rate, loss in zip(rates, losses, strict=True):
+                step += 1
+                mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+                smooth = mean / (1 - SMOOTHING**step)
+                if not smooth <= DIVERGED * lowest:
+                    _log(run, f"learning rate {rate:.2g}: the loss diverges")
+                    step = steps
+                    break
+                if math.log10(rate) - said >= 0.3:
+                    said = math.log10(rate)
+                    _log(run, f"learning rate {rate:.2g}: loss {smooth:.5f}")
+                if smooth < lowest:
+                    lowest, best = smooth, rate
+        _log(run, f"lowest at {best:.2g}; a peak to try: --lr {best / MARGIN:.1g}")
+        return best / MARGIN
+
+
+@contextlib.contextmanager
+def _prepared(config: TrainConfig) -> Iterator[Trainer]:
+    """A run as it is before its first step; its folder is not written into."""
+    group, lock, run = ProcessGroup(config.device), RunLock(), None
+    try:
+        start = resolve_start(config, group, lock)
+        run = Trainer(start, group, lambda done, total: None, time.monotonic, time.monotonic())
+        with contextlib.closing(run):
+            run.log_table()
+            yield run
+    finally:
+        run = None  # what talks to other processes goes before the group does
+        lock.close()
+        group.leave()
+
+
+def _log(run: Trainer, line: str) -> None:
+    if run.group.is_main:
+        logger.info(line)

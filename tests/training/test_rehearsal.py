@@ -1,0 +1,98 @@
+"""What is told of a run before it is begun: the dry run, and the learning-rate range test."""
+
+import itertools
+import math
+
+import pytest
+
+from edsr.errors import DataError, TrainError
+from edsr.training import dry_run, find_learning_rate
+from edsr.training.rehearsal import HIGHEST, LOWEST, MARGIN
+from edsr.training.step import TrainStep
+from edsr.training.trainer import train
+from tests.conftest import training
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The speed of steps is not measured, which takes 3 s."""
+    monkeypatch.setattr("edsr.training.step_budget.measure_speed", lambda *_: 2.0)
+
+
+def test_a_dry_run_tells_what_the_run_would_and_writes_nothing(folder, tmp_path, lines, quick):
+    run = tmp_path / "run"
+    dry_run(training(folder, run, steps=960))
+    assert not run.exists()
+    told = lines[:]
+    assert told[-2:] == [
+        "time        about 8 min; 2 steps a second",
+        f"nothing is trained, and nothing written into {run}",
+    ]
+    lines.clear()
+    next(train(training(folder, run, steps=960)))
+    assert lines == told[:-2]
+
+
+def test_a_dry_run_measures_real_steps(folder, tmp_path, monkeypatch, lines):
+    monkeypatch.setattr("edsr.training.rehearsal.MEASURED_AS", 0.01)
+    dry_run(training(folder, tmp_path / "run"))
+    assert lines[-2].startswith("time  ") and lines[-2].endswith(" steps a second")
+
+
+def test_a_dry_run_of_a_run_resumed_leaves_it(folder, tmp_path, lines, quick):
+    run = tmp_path / "run"
+    steps = train(training(folder, run))
+    next(steps)
+    steps.close()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    lines.clear()
+    dry_run(training(folder, run, resume=True))
+    assert lines[-2].startswith("time  ") and {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    list(train(training(folder, run, resume=True)))
+    lines.clear()
+    dry_run(training(folder, run, resume=True))
+    assert not any(line.startswith(("network", "time")) for line in lines)
+
+
+@pytest.mark.parametrize("find", [dry_run, lambda config: find_learning_rate(config, 10)])
+def test_what_a_run_refuses_they_refuse(folder, tmp_path, find):
+    with pytest.raises(DataError, match="no image left"):
+        find(training(folder, tmp_path / "run", patch=400))
+    with pytest.raises(TrainError, match="lies in"):
+        find(training(folder, folder / "run"))
+
+
+def test_the_range_test_finds_where_the_loss_turns(folder, tmp_path, monkeypatch, lines):
+    """A loss whose logarithm falls with that of the rate, and rises from 1e-2 on."""
+    tried = []
+
+    def run(self, first, rates):
+        tried.extend(rates)
+        return [10 ** (-0.2 * min(math.log10(r), -2) + 2 * max(0.0, math.log10(r) + 2)) for r in rates]
+
+    monkeypatch.setattr(TrainStep, "run", run)
+    found = find_learning_rate(training(folder, tmp_path / "run"), 600)
+    assert tried[0] == LOWEST and tried[1] / tried[0] == pytest.approx((HIGHEST / LOWEST) ** (1 / 599))
+    assert all(b > a for a, b in itertools.pairwise(tried)) and 1e-2 < tried[-1] < HIGHEST / 2
+    assert 0.9e-2 < found * MARGIN < 1.5e-2
+    assert "the loss diverges" in lines[-2] and lines[-1].endswith("a peak to try: --lr 0.001")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_range_test_of_a_real_network(folder, tmp_path, lines):
+    found = find_learning_rate(training(folder, tmp_path / "run"), 120)
+    assert 1e-5 < found < 1e-1
+    rates = [line for line in lines if line.startswith("learning rate ")]
+    assert len(rates) > 8 and "loss nan" not in " ".join(rates)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("--dry-run", "nothing is trained"), ("--find-lr=10", "a peak to try: --lr ")]
+)
+def test_the_command_line_has_both(folder, tmp_path, run, monkeypatch, option, says):
+    monkeypatch.setattr("edsr.training.rehearsal.MEASURED_AS", 0.01)
+    out = tmp_path / "run"
+    code, _, err = run("train", "--data", folder, "--out", out, "--device", "cpu", "--patch", 8, "--batch", 2, option)
+    assert code == 0 and says in err.splitlines()[-1] and "\nnetwork  " in err and not out.exists()
