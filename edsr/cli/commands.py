@@ -3,7 +3,6 @@
 torch takes seconds to import: the commands import what they need.
 """
 
-import io
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -13,7 +12,7 @@ from edsr.strict_json import dumps
 
 from .checks import check_named_files
 from .console import UsageError, print_line, print_result, require_output
-from .network import make_upscaler, make_upscalers, requested_choice
+from .network import make_upscaler, make_upscalers, requested_choices
 from .scores import ScoreTable, name_infinite, print_notes
 
 # --- compare
@@ -21,39 +20,58 @@ from .scores import ScoreTable, name_infinite, print_notes
 
 def run_compare(options: Namespace) -> int:
     check_named_files(options)
-    choice = requested_choice(options)
+    requested = requested_choices(options)
 
-    from edsr.evaluation import compare, comparison_path, render_figure, render_page, save_comparison
-    from edsr.weights import choose_by_file, choose_by_strength
+    from edsr.evaluation import (
+        compare,
+        comparison_files,
+        comparison_path,
+        default_title,
+        encode_png,
+        render_figure,
+        render_page,
+        save_comparison,
+        short_names,
+    )
+    from edsr.weights import AUTO, choose_by_file, choose_by_strength
 
     from . import progress
 
     suffix = ".html" if options.html else ".png"
     target = comparison_path(options.image, options.hr, options.output, suffix, options.overwrite)
     scale = options.scale or 2
-    if choice is not None:
-        model, description = choice
-    elif options.image is not None:
-        model, description = choose_by_file(options.image, scale)
+    auto = choose_by_strength(0)  # an image that is made here loses nothing
+    if options.image is not None and None in requested:
+        auto = choose_by_file(options.image, scale)
+    choices = [choice or auto for choice in requested]
+    models = [choice.model for choice in choices]
+    if len(models) == 1:
+        upscalers = make_upscaler(options, models[0])
     else:
-        model, description = choose_by_strength(0)  # the small image is made here, and loses nothing
-    upscaler = make_upscaler(options, model)
-    with progress.bars(options.quiet, [options.image or options.hr]) as bars:
-        found = compare(upscaler, options.image, options.hr, options.detail, options.self_ensemble, bars)
-    if options.html:
-        data = render_page(found).encode()
-    else:
-        file = io.BytesIO()
-        render_figure(found).save(file, "PNG")
-        data = file.getvalue()
-    save_comparison(target, data, options.overwrite, [path for path in (options.image, options.hr) if path])
+        pairs = zip(short_names(options.model), make_upscalers(options, models), strict=True)
+        upscalers = {default_title(network, options.self_ensemble, name): network for name, network in pairs}
+    sources = [path for path in (options.image, options.hr) if path]
+    kept = {}
+    if options.save:
+        titles = list(upscalers) if isinstance(upscalers, dict) else [default_title(upscalers, options.self_ensemble)]
+        titles = ["bicubic", *titles, *(["original"] if options.hr else [])]
+        kept = comparison_files(Path(options.save), sources, titles, options.overwrite)
+    with progress.bars(options.quiet, sources[:1]) as bars:
+        found = compare(upscalers, options.image, options.hr, options.detail, options.self_ensemble, bars)
+    data = render_page(found).encode() if options.html else encode_png(render_figure(found))
+    save_comparison(target, data, options.overwrite, sources)
+    for title, path in kept.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_comparison(path, encode_png(found.images[title]), options.overwrite, sources)
     if not options.quiet:
         print_line(*(f"note: {line}" for line in found.warnings))
         print_result(str(target))
-        if description != options.model:
-            print_result(f"  {description}")
+        for choice, model in zip(choices, options.model or [AUTO], strict=True):
+            if choice.description != model:
+                print_result(f"  {choice.description}")
+        width = max(map(len, ("EDSR+ x2", *found.scores))) + 2
         for title, (psnr, ssim) in found.scores.items():
-            print_result(f"  {title:10}{psnr:6.2f} dB" + ("" if math.isnan(ssim) else f"{ssim:9.4f}"))
+            print_result(f"  {title:{width}}{psnr:6.2f} dB" + ("" if math.isnan(ssim) else f"{ssim:9.4f}"))
     return 0
 
 

@@ -42,6 +42,16 @@ def make_upscalers(options: Namespace, models: Sequence[str]) -> "list[Upscaler]
     return upscalers
 
 
+def requested_choices(options: Namespace) -> "list[Choice | None]":
+    """As `requested_choice`, where --model may be given several times. Raises UsageError."""
+    from edsr.weights import AUTO
+
+    models = options.model or [AUTO]
+    if len(set(models)) < len(models):
+        raise UsageError("a network is named twice; name each once with --model")
+    return [requested_choice(Namespace(model=model, strength=options.strength)) for model in models]
+
+
 def requested_choice(options: Namespace) -> "Choice | None":
     """The network that --model and --strength name for all images; None for auto. Raises UsageError."""
     from edsr.weights import AUTO, Choice, choose_by_strength

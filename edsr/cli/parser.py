@@ -70,21 +70,21 @@ def build_parser() -> LineParser:
         action="append",
         help=f"{names}; given several times, networks stand side by side; default: edsr-baseline",
     )
-    chosen = argparse.ArgumentParser(add_help=False)
-    chosen.add_argument(
-        "--model",
-        metavar=form,
-        default="auto",
-        help=f"{names}; auto, the default, takes edsr-baseline for lossless images and mixes in edsr-photo for "
-        "JPEG, WebP, AVIF and HEIC, the more the stronger the file was compressed",
+    chosen, compared = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    auto = (
+        f"{names}; auto, the default, takes edsr-baseline for lossless images and mixes in edsr-photo for "
+        "JPEG, WebP, AVIF and HEIC, the more the stronger the file was compressed"
     )
-    chosen.add_argument(
-        "--strength",
-        type=fraction,
-        metavar="0..1",
-        help="how strongly compression artifacts and noise are removed: 0 is edsr-baseline, faithful to every pixel, 1 "
-        "is edsr-photo; default: chosen for each image, see --model auto",
+    chosen.add_argument("--model", metavar=form, default="auto", help=auto)
+    compared.add_argument(
+        "--model", metavar=form, action="append", help=f"{auto}; given several times, networks stand side by side"
     )
+    strength = (
+        "how strongly compression artifacts and noise are removed: 0 is edsr-baseline, faithful to every pixel, 1 "
+        "is edsr-photo; default: chosen for each image, see --model auto"
+    )
+    for group in chosen, compared:
+        group.add_argument("--strength", type=fraction, metavar="0..1", help=strength)
     execution = network.add_argument_group(EXECUTION)
     add_residual_scale(execution)
     execution.add_argument(
@@ -114,7 +114,7 @@ def build_parser() -> LineParser:
         help="average the results for 8 flips and rotations of the image: slightly better, 8 times slower",
     )
     add_upscale(commands, [common, quiet, network, chosen])
-    add_compare(commands, [common, quiet, device, network, chosen])
+    add_compare(commands, [common, quiet, device, network, compared])
     add_evaluate(commands, [common, device, network, fixed])
     add_train(commands, [common, quiet])
     add_info(commands, [common])
@@ -245,7 +245,8 @@ def add_compare(commands, parents) -> None:
     )
     command.add_argument("--html", action="store_true", help="write a web page with a slider, in one file, instead")
     command.add_argument("-o", "--output", metavar="FILE|DIR", help="default: NAME_compare.png or .html beside it")
-    command.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    command.add_argument("--save", metavar="DIR", help="keep the images themselves, too, as NAME_bicubic.png and so on")
+    command.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def add_evaluate(commands, parents) -> None:

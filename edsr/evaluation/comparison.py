@@ -1,10 +1,10 @@
-"""One image by bicubic interpolation and by EDSR, beside its original where there is one, with scores and a detail.
+"""One image by bicubic interpolation and by networks, beside its original, with scores and a detail.
 
 `edsr.evaluation.figure` draws such a comparison, `edsr.evaluation.page` makes a web page of it.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from edsr.images import (
     to_depth,
 )
 from edsr.inference import Upscaler
-from edsr.progress import BatchProgress, Silent
+from edsr.progress import BatchProgress, ImageProgress, Silent
 from edsr.system import atomic_file, available_memory, remove_abandoned, why_unwritable_file
 
 from . import metrics
@@ -36,6 +36,7 @@ NO_INPUT = "nothing to compare: give an image, its original with --hr, or both"
 
 _DETAIL_SIDE = 96  # of a detail that is chosen here: pixels can be made out, and a word or an eye fits in
 _BYTES, _BYTES_SCORED = 30, 100  # of memory a pixel of the result, as measured, without and with an original
+_BYTES_MORE = 6  # for each further network: its result, and that in sRGB
 _BLOCK = 2**21  # samples that are converted at once
 
 
@@ -48,7 +49,7 @@ class Comparison:
         size: (width, height) of the small image.
         scale: How many times larger the results are.
         images: uint8 [H, W, 3] in sRGB, all of one shape, by title, in the order in which they are shown: "bicubic",
-            "EDSR x2" ("EDSR+ x2" for a self-ensemble) and, where there is one, "original".
+            "EDSR x2" ("EDSR+ x2" for a self-ensemble) or the networks' own titles and, where there is one, "original".
         scores: (PSNR in dB, SSIM) by title; empty without an original and where no pixel lies inside the border. PSNR
             is inf for equal images, SSIM nan for fewer than 11 pixels a side inside the border; `warnings` say so.
         detail: (x, y, side) of a square in `images`, in pixels.
@@ -65,7 +66,7 @@ class Comparison:
 
 
 def compare(
-    upscaler: Upscaler,
+    upscaler: Upscaler | Mapping[str, Upscaler],
     image: Path | None = None,
     hr: Path | None = None,
     detail: tuple[int, int, int] | None = None,
@@ -73,7 +74,7 @@ def compare(
     progress: BatchProgress | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Comparison:
-    """Upscales one image file by bicubic interpolation and by EDSR.
+    """Upscales one image file by bicubic interpolation and by EDSR, with one network or several.
 
     Scores are on luma with a border of `scale` pixels left out, as `evaluate` has them by default. Transparent images
     are composited on white and 16-bit ones rounded to 8 bits: results before they are scored and shown, an original
@@ -81,12 +82,13 @@ def compare(
     profiles into sRGB, so that every program shows the same colors.
 
     Args:
-        upscaler: The network, on a device.
+        upscaler: The network, on a device; or several of one scale, by the titles that their results get.
         image: The small image, of any kind that `edsr.images` reads. Without it, it is made from the original as
             MATLAB's bicubic does.
         hr: Its original, `upscaler.scale` times as large after being cropped at right and bottom to a multiple of
             that. Without it there are no scores.
-        detail: (x, y, side) of a square in the result, in pixels; by default what `choose_detail` chooses.
+        detail: (x, y, side) of a square in the result, in pixels; by default what `choose_detail` chooses: where the
+            network differs most from bicubic, or several networks most from the first of them.
         self_ensemble: See `Upscaler.bands`.
         progress: Shows the rows that are done.
         max_pixels: How large the result may be.
@@ -95,9 +97,14 @@ def compare(
         CompareError: The files do not fit each other, memory or `max_pixels`; or the detail is not in the result.
         ImageError: A file cannot be read.
         BackendError: As for `Upscaler.bands`.
+        ValueError: The networks have several scales, or a title that is taken.
     """
-    s = upscaler.scale
-    source, original, (width, height) = _open_inputs(image, hr, s, max_pixels)
+    if not isinstance(upscaler, Mapping):
+        upscaler = {default_title(upscaler, self_ensemble): upscaler}
+    s = next(iter(upscaler.values())).scale
+    if any(other.scale != s for other in upscaler.values()) or not upscaler.keys().isdisjoint(("bicubic", "original")):
+        raise ValueError("networks must be of one scale, and none of them called bicubic or original")
+    source, original, (width, height) = _open_inputs(image, hr, s, max_pixels, len(upscaler))
     detail = _check_detail(detail, s * width, s * height)
     target = None if original is None else _read_opaque(original)[: s * height, : s * width]
     if target is not None and image is None:
@@ -105,13 +112,11 @@ def compare(
     else:
         rows = np.concatenate(list(_read_rows(source)))
 
-    step, bands = upscaler.band_rows(width, height), []
-    with (progress or Silent()).file(source.path.name, width, height) as bar:
-        for band in upscaler.bands((rows[y : y + step] for y in range(0, height, step)), width, self_ensemble):
-            bands.append(to_depth(over_white(band), np.uint8))
-            bar.advance(len(band) // s)
-    network = f"EDSR{'+' if self_ensemble else ''} x{s}"
-    results = {"bicubic": upscale_bicubic(rows, s), network: np.concatenate(bands)}
+    progress = progress or Silent()
+    results = {"bicubic": upscale_bicubic(rows, s)}
+    for title, network in upscaler.items():
+        with progress.file(source.path.name if len(upscaler) == 1 else title, width, height) as bar:
+            results[title] = _upscale(network, rows, self_ensemble, bar)
     scores, missing = {}, []
     if target is not None and min(target.shape[:2]) > 2 * s:
         scores = {title: metrics.score(*_match_channels(result, target), s) for title, result in results.items()}
@@ -119,7 +124,9 @@ def compare(
     elif target is not None:
         missing = [f"no scores, as {s * width} x {s * height} pixels leave none inside a border of {s}"]
     images = {title: _to_srgb(result, _icc_profile(source)) for title, result in results.items()}
-    detail = detail or choose_detail(images["bicubic"], images[network])
+    networks = [images[title] for title in upscaler]
+    if detail is None:
+        detail = choose_detail(*networks) if len(networks) > 1 else choose_detail(images["bicubic"], *networks)
     if target is not None and original is not None:
         images["original"] = _to_srgb(target, _icc_profile(original))
     readers = [source] if original is None or original is source else [source, original]
@@ -128,11 +135,16 @@ def compare(
     return Comparison(source.path.name, (width, height), s, images, scores, detail, warnings)
 
 
+def default_title(upscaler: Upscaler, self_ensemble: bool, name: str = "EDSR") -> str:
+    """What a network's result is called, such as "EDSR x2"."""
+    return f"{name}{'+' if self_ensemble else ''} x{upscaler.scale}"
+
+
 # --- files
 
 
 def _open_inputs(
-    image: Path | None, hr: Path | None, s: int, max_pixels: int
+    image: Path | None, hr: Path | None, s: int, max_pixels: int, networks: int
 ) -> tuple[ImageReader, ImageReader | None, tuple[int, int]]:
     """The reader of the input, that of the original, and (width, height) of the small image; nothing decoded yet.
 
@@ -153,7 +165,8 @@ def _open_inputs(
             raise CompareError(f"{sizes}, not {expected}; check --scale, or give --hr alone to have it reduced")
         width, height = lr_size
     pixels = s * width * s * height
-    needed, free = pixels * (_BYTES if original is None else _BYTES_SCORED), available_memory()
+    each = (_BYTES if original is None else _BYTES_SCORED) + (networks - 1) * _BYTES_MORE
+    needed, free = pixels * each, available_memory()
     if pixels > max_pixels:
         problem = f"{s * width} x {s * height} are more than the {max_pixels // 10**6} million pixels that are compared"
     elif needed > free:
@@ -225,6 +238,16 @@ def save_comparison(target: Path, data: bytes, overwrite: bool, sources: Sequenc
 # --- pixels
 
 
+def _upscale(network: Upscaler, rows: np.ndarray, self_ensemble: bool, bar: ImageProgress) -> np.ndarray:
+    """[h, w, 1 to 4] -> uint8 [s·h, s·w, 1 or 3], composited on white."""
+    height, width, _ = rows.shape
+    step, bands = network.band_rows(width, height), []
+    for band in network.bands((rows[y : y + step] for y in range(0, height, step)), width, self_ensemble):
+        bands.append(to_depth(over_white(band), np.uint8))
+        bar.advance(len(band) // network.scale)
+    return np.concatenate(bands)
+
+
 def _read_opaque(reader: ImageReader) -> np.ndarray:
     """The whole image, uint8 [H, W, 1 or 3], composited on white."""
     return np.concatenate([to_depth(over_white(rows), np.uint8) for rows in _read_rows(reader)])
@@ -271,26 +294,28 @@ def _check_detail(detail: tuple[int, int, int] | None, width: int, height: int) 
     return detail
 
 
-def choose_detail(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int]:
-    """The square, (x, y, side), of 96 pixels a side or what there is, in which two images differ most.
+def choose_detail(before: np.ndarray, *after: np.ndarray) -> tuple[int, int, int]:
+    """The square, (x, y, side), of 96 pixels a side or what there is, in which images differ most from the first.
 
-    That is where the squared difference, summed over R, G and B, is largest: there one sees best what a network does,
-    for better or worse. The original does not enter into it, so the choice favors neither. Squares are tried every
-    eighth of their side: squared differences are summed in cells of that size, and those over 8 x 8 cells.
+    That is where the squared difference, summed over R, G and B and over the others, is largest: there one
+    sees best what a network does, for better or worse. The original does not enter into it, so the choice favors none.
+    Squares are tried every eighth of their side: squared differences are summed in cells of that size, and those over
+    8 x 8 cells.
 
     Args:
         before: uint8 [H, W, 3].
-        after: Of the same shape.
+        after: One or more of the same shape.
     """
-    height, width, _ = after.shape
+    height, width, _ = before.shape
     side = min(_DETAIL_SIDE, height, width)
     cell = max(1, side // 8)
     down, across, count = height // cell, width // cell, side // cell
     energy = np.zeros((down + 1, across + 1), np.int64)  # in the end an integral image
     for i in range(down):
         rows = slice(i * cell, (i + 1) * cell)
-        difference = after[rows, : across * cell].astype(np.int64) - before[rows, : across * cell]
-        energy[i + 1, 1:] = (difference**2).sum((0, 2)).reshape(across, cell).sum(1)
+        for image in after:
+            difference = image[rows, : across * cell].astype(np.int64) - before[rows, : across * cell]
+            energy[i + 1, 1:] += (difference**2).sum((0, 2)).reshape(across, cell).sum(1)
     energy = energy.cumsum(0).cumsum(1)
     squares = energy[count:, count:] - energy[:-count, count:] - energy[count:, :-count] + energy[:-count, :-count]
     y, x = (int(i) * cell for i in np.unravel_index(squares.argmax(), squares.shape))

@@ -1,5 +1,6 @@
 """Results of networks that are scored or compared: what the networks are called, and where their images go."""
 
+import io
 import os
 import re
 from collections import Counter
@@ -7,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from edsr.errors import EvaluateError
+from edsr.errors import CompareError, EvaluateError
 from edsr.images import ImageWriter
 from edsr.system import why_unwritable
 
@@ -29,12 +31,41 @@ def short_names(models: Sequence[str]) -> list[str]:
     return list(models)  # they are one file by two names
 
 
+def file_name(name: str) -> str:
+    """A name without what not every file system takes in the name of a file."""
+    return re.sub(r"[^\w.+=-]+", "_", name)
+
+
 def _parts(model: str) -> list[str]:
     """Of a path, its ending left out where it says nothing; of a mixture, the whole text."""
     if ":" in model and not os.path.exists(model):
         return [model]
     path = Path(os.path.normpath(model))
     return [*path.parts[:-1], path.name.removesuffix(path.suffix) if path.suffix in _ENDINGS else path.name]
+
+
+def comparison_files(folder: Path, sources: Sequence[Path], titles: Sequence[str], overwrite: bool) -> dict[str, Path]:
+    """Where the images of a comparison go, by title: NAME_TITLE.png, NAME being that of the first of its sources.
+
+    Raises:
+        CompareError: Nothing can be written there, or a file is there and may not be replaced.
+    """
+    if why := why_unwritable(folder):
+        raise CompareError(f"{folder}: images cannot be saved there ({why})")
+    paths = {title: folder / f"{sources[0].stem}_{file_name(title)}.png" for title in titles}
+    for path in paths.values():
+        if any(path.exists() and source.exists() and os.path.samefile(path, source) for source in sources):
+            raise CompareError(f"{path}: is the input itself; name another folder")
+        if os.path.lexists(path) and not overwrite:
+            raise CompareError(f"{path}: exists; add --overwrite to replace it")
+    return paths
+
+
+def encode_png(image: np.ndarray | Image.Image) -> bytes:
+    """A PNG file of uint8 [H, W, 3], or of an image of Pillow's."""
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, "PNG")
+    return file.getvalue()
 
 
 class ResultFolders:
@@ -54,7 +85,7 @@ class ResultFolders:
     def __init__(
         self, folder: Path, names: Sequence[str], originals: Sequence[Path], scale: int, overwrite: bool = False
     ):
-        safe = [re.sub(r"[^\w.+=-]+", "_", name) for name in names]
+        safe = [file_name(name) for name in names]
         if len({name.casefold() for name in safe}) < len(safe):
             safe = [f"{i}-{name}" for i, name in enumerate(safe, 1)]
         self.folders = [folder] if len(safe) == 1 else [folder / name for name in safe]

@@ -541,10 +541,36 @@ def test_compare_draws_a_figure_or_a_page(home, compare):
     assert (home / "photo_compare.html").read_text(encoding="utf-8").count("data:image/webp") == 3
 
 
+def test_compare_shows_several_networks_and_keeps_their_images(home, run):
+    save_model(network(), "n.safetensors")
+    Image.fromarray(make_image(60, 80)).save("original.png")
+    arguments = ["compare", "--hr", "original.png", "--model", "m.safetensors", "--model", "n.safetensors"]
+    code, out, err = run(*arguments, "--save", "kept/deep")
+    assert code == 0 and err == ""
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        ["bicubic", out.splitlines()[1].split()[1]],
+        ["m", "x2"],
+        ["n", "x2"],
+    ]
+    names = [f"original_{title}.png" for title in ("bicubic", "m_x2", "n_x2", "original")]
+    assert listing(home / "kept/deep") == names
+    assert (np.asarray(Image.open(home / "kept/deep" / names[3])) == make_image(60, 80)).all()
+    for name, model in ("m_x2", "m.safetensors"), ("n_x2", "n.safetensors"):
+        want = Upscaler(load_model(model), device="cpu")(matlab_downscale(make_image(60, 80), 2))
+        np.testing.assert_array_equal(np.asarray(Image.open(home / f"kept/deep/original_{name}.png")), want)
+    code, out, err = run(*arguments, "--save", "kept/deep", "-o", "b.png")
+    assert code == 1 and out == "" and "original_bicubic.png: exists; add --overwrite" in err
+    assert not (home / "b.png").exists()
+    assert run(*arguments, "--save", "kept/deep", "-o", "b.html", "--html", "--overwrite")[0] == 0
+    assert (home / "b.html").read_text(encoding="utf-8").count("data:image/webp") == 4
+    assert run("compare", "original.png", "--model", "m.safetensors", "--model", "m.safetensors")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "says", "wants"),
     [
         ((), "--hr", 2),
+        (("photo.png", "--save", "there.png"), "is no folder", 1),
         (("photo.png", "--hr", "photo.png"), "check --scale", 1),
         (("photo.png", "-o", "photo.png", "--overwrite"), "input itself", 2),
         (("photo.png", "-o", "there.png"), "--overwrite", 1),

@@ -170,6 +170,35 @@ def test_an_exact_result_is_said(tmp_path, upscaler):
     assert f"{tmp_path / 'a.png'}: bicubic: exact, so PSNR is infinite" in found.warnings
 
 
+# --- several networks
+
+
+def test_several_networks_have_the_images_and_scores_that_each_has_alone(tmp_path):
+    networks = {f"{name} x2": Upscaler(network(), device="cpu") for name in ("b", "a", "bicubic")}
+    hr = written(tmp_path / "a.png", make_image(300, 260))
+    found = compare(networks, None, hr)
+    assert list(found.images) == ["bicubic", *networks, "original"]
+    assert list(found.scores) == ["bicubic", *networks]
+    for title, upscaler in networks.items():
+        alone = compare(upscaler, None, hr)
+        np.testing.assert_array_equal(found.images[title], alone.images["EDSR x2"])
+        assert found.scores[title] == alone.scores["EDSR x2"] and found.scores["bicubic"] == alone.scores["bicubic"]
+    assert found.detail == choose_detail(*(found.images[title] for title in networks))
+    for wrong in {"x": networks["a x2"], "y": Upscaler(network(3), device="cpu")}, {"original": networks["a x2"]}:
+        with pytest.raises(ValueError, match="of one scale"):
+            compare(wrong, None, hr)
+
+
+def test_the_detail_of_several_counts_all_that_differ_from_the_first():
+    base = np.full((300, 300, 3), 128, np.uint8)
+    one, two = base.copy(), base.copy()
+    one[:40, :40] = 138  # less than half of what both of the others differ elsewhere
+    one[240:280, 240:280] = two[240:280, 240:280] = 136
+    left, top, side = choose_detail(base, one, two)
+    assert left <= 240 and top <= 240 and min(left, top) + side >= 280
+    assert choose_detail(base, one)[:2] == (0, 0)
+
+
 # --- color profiles
 
 
@@ -377,6 +406,22 @@ def test_details_are_magnified_pixel_by_pixel_and_marked(titles, height, width, 
     for found_at, at in (columns, x), (rows, y):
         assert abs(found_at.min() - MARGIN - at * scale) <= 4
         assert abs(found_at.max() + 1 - MARGIN - (at + side) * scale) <= 4
+
+
+@pytest.mark.parametrize(("count", "factor"), [(4, 3), (5, 3), (6, 3)])
+def test_columns_of_several_networks(count, factor):
+    """All details side by side, narrower; a name too long for its column is shortened, and covers no other."""
+    titles = ("bicubic", *(f"{i} {'network ' * 9}x2" for i in range(count - 2)), "original")
+    found = comparison(400, 300, titles, (120, 200, 96))
+    figure = render_figure(found)
+    assert max(figure.size) <= 2200
+    pixels, panel = np.asarray(figure), 96 * factor
+    for i, title in enumerate(reversed(titles)):
+        left = figure.width - MARGIN - panel - i * (panel + 20)
+        want = found.images[title][200:296, 120:216].repeat(factor, 0).repeat(factor, 1)
+        np.testing.assert_array_equal(pixels[MARGIN : MARGIN + panel, left : left + panel], want)
+        if i:
+            assert (pixels[MARGIN + panel + 6 :, left + panel + 1 : left + panel + 19] == 255).all()
 
 
 def test_the_better_score_is_darker():
