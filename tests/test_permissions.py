@@ -8,9 +8,11 @@ import sys
 import pytest
 from PIL import Image
 
+from edsr.cli import main
 from edsr.permissions import usual_mode
 from edsr.system import atomic_file
-from tests.conftest import make_image
+from edsr.weights import save_model
+from tests.conftest import make_image, network
 from tests.support.image_files import names
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such permissions")
@@ -148,3 +150,18 @@ def test_what_is_no_file_is_refused(home, upscale, run, kind, linked):
         code, out, err = run(*command)
         assert code == 1 and not out and "FIFO or socket" in err and err.count("\n") == 1
         assert {name: os.lstat(name).st_mode for name in names(".")} == before
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth"])
+def test_converted_weights_are_no_more_readable(tmp_path, ending):
+    """Nor is a mixture than any of its parts."""
+    for name, permissions in ("open", 0o644), ("closed", 0o600):
+        save_model(network(), tmp_path / f"{name}.safetensors")
+        (tmp_path / f"{name}.safetensors").chmod(permissions)
+    opened, closed = tmp_path / "open.safetensors", tmp_path / "closed.safetensors"
+    for number, (source, want) in enumerate(
+        {opened: 0o644, closed: 0o600, f"{opened}:0.5+{closed}:0.5": 0o600, "edsr-baseline": 0o644}.items()
+    ):
+        out = tmp_path / f"{number}{ending}"
+        assert main(["convert", str(source), str(out), "--quiet"]) == 0
+        assert mode(out) == want

@@ -183,7 +183,15 @@ def run_convert(options: Namespace) -> int:
 
     from edsr.errors import WeightsError
     from edsr.system import why_unwritable_file
-    from edsr.weights import PROJECTS, load_model, read_info, reading_options, save_checkpoint, save_model
+    from edsr.weights import (
+        PROJECTS,
+        load_model,
+        parse_mixture,
+        read_info,
+        reading_options,
+        save_checkpoint,
+        save_model,
+    )
 
     output = Path(options.output)
     layout = PROJECTS.get(output.suffix.lower())
@@ -198,11 +206,13 @@ def run_convert(options: Namespace) -> int:
     if why := why_unwritable_file(output):
         raise WeightsError(f"{output}: {why}")
     model = load_model(options.input, **chosen)
+    sources = [name for name in parse_mixture(options.input) or [options.input] if Path(name).is_file()]
     if layout:
-        save_checkpoint(model, output)
+        save_checkpoint(model, output, sources)
     else:
         dtype = torch.float16 if options.half else None
-        save_model(model, output, dtype=dtype, training=read_info(options.input, **chosen)["training"])
+        info = read_info(options.input, **chosen)
+        save_model(model, output, dtype=dtype, training=info["training"], sources=sources)
     if not options.quiet:
         print_result(str(output), *([f"  {reading_options(model.config, layout)}"] if layout else []))
     return 0

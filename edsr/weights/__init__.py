@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .files import load_with_notes as load_with_notes
     from .files import read_info as read_info
     from .files import save_model as save_model
+    from .interpolation import parse_mixture as parse_mixture
     from .selection import AUTO as AUTO
     from .selection import FAITHFUL as FAITHFUL
     from .selection import Choice as Choice
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "exchange": ["PROJECTS", "reading_options", "save_checkpoint"],
         "files": ["list_packaged", "load_model", "load_with_notes", "read_info", "save_model"],
+        "interpolation": ["parse_mixture"],
         "selection": ["AUTO", "Choice", "FAITHFUL", "available_scales", "choose_by_file", "choose_by_strength"],
     },
 )

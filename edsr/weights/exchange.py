@@ -7,6 +7,7 @@ states the residual scale; `reading_options` says how to set it there.
 import io
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,8 +23,13 @@ PROJECTS = {".pt": "edsr-pytorch", ".pth": "basicsr"}
 """The layout, a key of `edsr.weights.edsr.LAYOUTS`, that a file of each ending gets."""
 
 
-def save_checkpoint(model: EDSR, path: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: EDSR, path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Writes a network for another project, whole or not at all: EDSR-PyTorch's .pt, or BasicSR's .pth.
+
+    Args:
+        model: The network.
+        path: Where to.
+        sources: See `save_model`.
 
     Raises:
         WeightsError: The ending is another one, the file cannot be written, or that project has no such network.
@@ -39,7 +45,7 @@ def save_checkpoint(model: EDSR, path: str | os.PathLike[str]) -> None:
         raise WeightsError(f"{path}: not written, {error}") from None
     buffer = io.BytesIO()
     torch.save({"params": tensors} if layout == "basicsr" else tensors, buffer)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue(), sources)
 
 
 def reading_options(config: EDSRConfig, layout: str) -> str:

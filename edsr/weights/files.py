@@ -112,7 +112,12 @@ def read_info(name_or_path: str | os.PathLike, **options: Any) -> dict[str, Any]
 
 
 def save_model(
-    model: EDSR, path: str | os.PathLike, *, dtype: torch.dtype | None = None, training: dict | None = None
+    model: EDSR,
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    training: dict | None = None,
+    sources: Iterable[str | os.PathLike] = (),
 ) -> None:
     """Writes a .safetensors file whole or not at all: an older file of that name stays until then.
 
@@ -121,6 +126,7 @@ def save_model(
         path: Where to, with the ending .safetensors.
         dtype: Floating-point type to store the weights in; by default their own.
         training: How they came about (data, steps, scores), in JSON's types; nan and inf are written as null.
+        sources: Files that the weights are from; who may not read these may not read the new one.
 
     Raises:
         WeightsError: The file cannot be written, is not named .safetensors, or a weight is not finite in `dtype`.
@@ -137,7 +143,7 @@ def save_model(
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: not written, {key} is not finite in {_dtype_names([tensor])}")
     check_target(path)
-    write_whole(path, save(tensors, metadata))
+    write_whole(path, save(tensors, metadata), sources)
 
 
 def check_target(path: Path) -> None:
@@ -148,11 +154,11 @@ def check_target(path: Path) -> None:
         raise WeightsError(f"{path}: is a folder, name a file in it")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all. Raises WeightsError."""
+def write_whole(path: Path, data: bytes, sources: Iterable[str | os.PathLike] = ()) -> None:
+    """Writes a file whole or not at all, readable by those who may read `sources`. Raises WeightsError."""
     remove_abandoned(path.parent)
     try:
-        with atomic_file(path) as file:
+        with atomic_file(path, sources=sources) as file:
             file.write(data)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written ({error.strerror})") from error
