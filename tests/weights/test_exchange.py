@@ -153,7 +153,7 @@ def test_convert_there_and_back(tmp_path, monkeypatch, run):
     code, _, err = run("convert", "ours.safetensors", "z.pt", "--half")
     assert code == 2 and "--half is for .safetensors" in err
     code, _, err = run("convert", "ours.safetensors", "z.onnx")
-    assert code == 1 and ".pt for EDSR-PyTorch" in err and not os.path.exists("z.onnx")
+    assert code == 2 and ".pt for EDSR-PyTorch" in err and not os.path.exists("z.onnx")
 
 
 def test_info_names_the_scales_of_packaged_weights(run, tmp_path):
