@@ -127,7 +127,7 @@ def test_a_sheet_of_what_makes_no_sense_is_refused_in_a_line(folder, tmp_path, c
     for code, says, more in [
         (2, "give --degrade SPEC", []),
         (2, "leave --resume out", ["--resume", "--degrade", "jpeg:40-90"]),
-        (1, "is not known; there are", ["--degrade", "gif:1-2"]),
+        (2, "is not known; there are", ["--degrade", "gif:1-2"]),
         (1, "choose another --preview", ["--degrade", "jpeg:40-90", "--preview", str(folder)]),
         (1, "give a folder with --preview", ["--degrade", "jpeg:40-90", "--preview", str(folder / "0.png")]),
     ]:
