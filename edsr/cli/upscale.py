@@ -152,7 +152,8 @@ def check_format(options: Namespace) -> None:
     named = output != "-" and not is_folder_name(output, len(options.inputs) > 1 or os.path.isdir(options.inputs[0]))
     ending = Path(output).suffix.lower() if named else f".{options.format or 'png'}"
     if ending != ".keep" and ending not in FORMATS:
-        raise UsageError(f"{output}: images are not written as {ending}; use one of {', '.join(FORMATS)}")
+        problem = f"images are not written as {ending}" if ending else "has no ending that names a format"
+        raise UsageError(f"{output}: {problem}; use one of {', '.join(FORMATS)}")
     if options.quality and ending in FORMATS and "Q" not in FORMATS[ending].options:
         advice = "add --format jpg, webp or avif"
         raise UsageError(f"--quality has no effect on {FORMATS[ending].name}, which loses nothing; {advice}")

@@ -317,7 +317,8 @@ def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format
     if os.path.isdir(path):
         raise ImageError(f"{path}: is a folder, name a file in it")
     if found is None:
-        raise ImageError(f"{path}: unknown extension {path.suffix!r}, use one of {', '.join(FORMATS)}")
+        problem = f"unknown extension {path.suffix!r}" if path.suffix else "has no ending that names a format"
+        raise ImageError(f"{path}: {problem}, use one of {', '.join(FORMATS)}")
     if not os.path.isdir(folder):
         raise ImageError(f"{path}: there is no folder {folder}, create it first")
     if not os.access(folder, os.W_OK):

@@ -315,6 +315,7 @@ def test_what_cannot_be_done(home, upscale, arguments, says, monkeypatch):
         (("-o", "photo.png"), "input itself"),
         (("-o", "./photo.png", "--overwrite"), "input itself"),
         (("-o", "out.bmp"), "out.bmp: images are not written as .bmp; use one of .png, .jpg"),
+        (("-o", "/dev/full"), "/dev/full: has no ending that names a format; use one of .png, .jpg"),
         (("-o", "out.jpg", "--format", "png"), "leave one of them out"),
         (("m.safetensors", "-o", "one.png"), "2 images need a folder after -o"),
         (("m.safetensors", "-o", "-"), "- is one image"),

@@ -308,7 +308,7 @@ def test_refused_by_the_writer(tmp_path):
     size = (10, 10, 3)
     message = refused("unknown extension '.bmp'", ImageWriter, tmp_path / "a.bmp", *size)
     assert all(extension in message for extension in FORMATS)
-    refused("unknown extension ''", ImageWriter, tmp_path / "a", *size)
+    refused("has no ending that names a format, use one of .png", ImageWriter, tmp_path / "a", *size)
     refused(f"there is no folder {tmp_path / 'none'}", ImageWriter, tmp_path / "none" / "a.png", *size)
     refused("is a folder", ImageWriter, tmp_path / "folder.png", *size, overwrite=True)
     refused("exists; add overwrite=True to replace it", ImageWriter, tmp_path / "old.png", *size)
