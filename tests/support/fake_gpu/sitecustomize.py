@@ -217,10 +217,10 @@ def patch_trainer(module):
     """Minutes of training are few, and of a processor: as many steps fit into them on a machine with other work."""
     init = module.Trainer.__init__
 
-    def short(self, start, group, clock, started, lock):
+    def short(self, start, group, watch, clock, started):
         if start.config.minutes is not None:
             start = start._replace(config=replace(start.config, minutes=TRAINED / 60))
-        init(self, start, group, time.process_time, time.process_time(), lock)
+        init(self, start, group, watch, time.process_time, time.process_time())
 
     module.Trainer.__init__ = short
 
