@@ -5,6 +5,7 @@ its own. `--chart` draws the latest record of a GPU.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -83,9 +84,10 @@ def apart(entry: dict) -> list[str]:
             samples.append(case["title"])
         else:
             groups.setdefault((case.get("run"), case.get("turns")), []).append(case["title"])
-    lines = [f"Single samples, before any rounds: {', '.join(samples)}."] if samples else []
-    if len(groups) > 1:
-        lines.append(f"Measured apart, in turns only with each other: {'; '.join(map(', '.join, groups.values()))}.")
+    lines = [f"Single samples, before any rounds: {'; '.join(samples)}."] if samples else []
+    if len(groups) > 1:  # titles have commas
+        together = ", ".join(f"({'; '.join(titles)})" for titles in groups.values())
+        lines.append(f"Measured apart, in turns only with each other: {together}.")
     return lines
 
 
@@ -93,29 +95,39 @@ def left_out(entry: dict) -> list[str]:
     return [f"{name}: {why}" for name, why in (entry["incorrect"] | entry["skipped"]).items()]
 
 
+def digits(value: float) -> str:
+    """Three digits that count, or all before the point."""
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def ms(case: dict) -> str:
+    return digits(1e3 * case["median"])
+
+
+def ceiling_of(entry: dict) -> str:
+    """What the machine did at best, in words."""
+    flops, copied = entry["ceiling"]["gflops"], entry["ceiling"]["gbs"]
+    if flops < 1e4:
+        return f"Ceiling: {flops:,.0f} GFLOP/s matrix product, {copied:,.0f} GB/s copy."
+    return f"Ceiling: {flops / 1e3:,.0f} TFLOP/s matrix product, {copied / 1e3:,.1f} TB/s copy."
+
+
 def columns(entry: dict) -> list[Column]:
     """Titles of a table's columns after the first, and what they say of a case."""
-
-    def ms(case: dict) -> str:
-        value = 1e3 * case["median"]
-        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
     ratio = ("speed-up", lambda case: "-" if case["ratio"] is None else f"{case['ratio']:.2f}")
     ceiling = ("of ceiling", lambda case: f"{case['ceiling_percent']:.0f} %")
     peak = ("peak MiB", lambda case: "-" if case["peak_mib"] is None else f"{case['peak_mib']:,.0f}")
     error = ("error", lambda case: f"{case['error']:.0e}")
     if "model" not in entry and "op" not in entry:  # on a CPU
         return [("ms", ms), ratio, ("GFLOP/s", lambda case: f"{case['gflops']:,.0f}"), ceiling, peak, error]
-    frames = [("frames/s", lambda case: f"{1 / case['median']:,.1f}")] if "model" in entry else []
-    return [("ms", ms), *frames, ratio, ("TFLOP/s", lambda case: f"{case['gflops'] / 1e3:,.0f}"), ceiling, peak, error]
+    figures: list[Column] = [ratio, ("TFLOP/s", lambda case: f"{case['gflops'] / 1e3:,.0f}"), ceiling]
+    if "op" in entry:  # whose memory depends on what the operation before left in the allocator's pool
+        return [("ms", ms), *figures, error]
+    return [("ms", ms), ("frames/s", lambda case: digits(1 / case["median"])), *figures, peak, error]
 
 
 def compare_table(entry: dict) -> str:
-    best = entry["ceiling"]
-    text = (
-        f"{heading(entry)}, medians of {rounds_of(entry)}. "
-        f"Ceiling: {best['gflops']:,.0f} GFLOP/s matrix product, {best['gbs']:,.0f} GB/s copy."
-    )
+    text = f"{heading(entry)}, medians of {rounds_of(entry)}. {ceiling_of(entry)}"
     rows = []
     for case in by_speed(entry):
         title = case["title"] if case["title"].startswith("ours") else f"{case['title']} ({case['version']})"
@@ -129,20 +141,19 @@ def by_speed(entry: dict) -> list[dict]:
 
 
 def training_table(entry: dict) -> str:
-    best, side = entry["ceiling"], entry["patch"]
+    side, per = entry["patch"], 1e3 if entry["ceiling"]["gflops"] >= 1e4 else 1.0  # TFLOP/s of a GPU
     text = (
         f"Training `{entry['model']}` x{entry['scale']}, {entry['blocks']} blocks of {entry['features']} features, "
         f"{entry['batch']} patches of {side} x {side} a step, {entry['gflop']:,.0f} GFLOP. {entry['workers']} workers "
-        f"for each DataLoader. Medians of {rounds_of(entry)}. "
-        f"Ceiling: {best['gflops']:,.0f} GFLOP/s matrix product, {best['gbs']:,.0f} GB/s copy."
+        f"for each DataLoader. Medians of {rounds_of(entry)}. {ceiling_of(entry)}"
     )
     columns: list[Column] = [
         ("", lambda case: case["title"]),
         ("precision", lambda case: case["precision"]),
-        ("ms", lambda case: f"{1e3 * case['median']:,.3g}" if case["median"] < 0.1 else f"{1e3 * case['median']:,.0f}"),
+        ("ms", ms),
         ("speed-up", lambda case: "-" if case["ratio"] is None else f"{case['ratio']:.2f}"),
-        ("patches/s", lambda case: f"{case['patches_per_second']:,.1f}"),
-        ("GFLOP/s", lambda case: f"{case['gflops']:,.0f}"),
+        ("patches/s", lambda case: digits(case["patches_per_second"])),
+        ("TFLOP/s" if per > 1 else "GFLOP/s", lambda case: digits(case["gflops"] / per)),
         ("of ceiling", lambda case: f"{case['ceiling_percent']:.0f} %"),
         ("peak MiB", lambda case: "-" if case["peak_mib"] is None else f"{case['peak_mib']:,.0f}"),
         ("GPU busy", lambda case: "-" if case["busy_percent"] is None else f"{case['busy_percent']:.0f} %"),
@@ -173,8 +184,8 @@ def check_summary(record: dict) -> str:
     right = len(cases) - len(absent) - len(bad)
     counts = f"{right} right, {record['incorrect']} wrong, {len(absent)} not here, {len(missing)} not reached"
     lines = [machine_line(record["machine"]), f"Kernels on small images, as they are and narrowed: {counts}."]
-    lines += [f"Not here: {', '.join(absent)}."] if absent else []
-    lines += [f"Not reached: {', '.join(missing)}."] if missing else []
+    lines += [f"Not here: {'; '.join(absent)}."] if absent else []
+    lines += [f"Not reached: {'; '.join(missing)}."] if missing else []
     return "\n\n".join(lines + bad)
 
 
@@ -319,40 +330,55 @@ def targets_table(record: dict) -> str:
 
 # --- chart
 
-WIDTH, BAR, GAP, LEFT, RIGHT = 860, 18, 6, 250, 120
-COLORS = {True: "#2563a8", False: "#b4bcc6"}  # ours, theirs
+WIDTH, BAR, GAP, LEFT, RIGHT = 800, 20, 6, 240, 90
+STYLE = """
+  text { fill: #1f2328; } .quiet { fill: #59636e; } .bold { font-weight: 600; }
+  .paper { fill: #ffffff; stroke: #d1d9e0; }
+  .best { fill: #0969da; } .ours { fill: #80b9f7; } .other { fill: #c3cad2; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3; } .quiet { fill: #9198a1; }
+    .paper { fill: #0d1117; stroke: #3d444d; }
+    .best { fill: #4493f8; } .ours { fill: #2a4f7f; } .other { fill: #4b535d; }
+  }
+"""
 
 
 def chart(record: dict) -> str:
     """An SVG image: for each network at 1080p, a bar of frames per second for every way to run it."""
     entries = [e for e in record["workloads"] if "model" in e and e["height"] == 1080 and e["cases"]]
-    body, y = [], 58
-    for entry in entries:
-        title = f"{entry['model']} x{entry['scale']}, {entry['width']} x {entry['height']}"
-        body.append(text(16, y, title, "bold"))
-        y += 12
-        fastest = max(1 / case["median"] for case in entry["cases"].values())
-        for case in by_speed(entry):
-            frames, ours = 1 / case["median"], case["title"].startswith("ours")
-            length = max(1.0, (WIDTH - LEFT - RIGHT) * frames / fastest)
-            body.append(text(LEFT - 8, y + 13, case["title"], "bold" if ours else "normal", "end"))
-            body.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="{COLORS[ours]}"/>')
-            body.append(text(LEFT + length + 8, y + 13, f"{frames:,.1f}" if frames < 100 else f"{frames:,.0f}"))
-            y += BAR + GAP
-        y += 28
     machine = record["machine"]
     versions = f"{machine['name']}, torch {machine['torch']}, Triton {machine['triton']}, {machine['date']}"
-    body.insert(0, text(16, 28, f"Frames per second, uint8 image to uint8 image. {versions}"))
+    body = [text(20, 34, "Frames per second, from uint8 image to uint8 image", "bold", size=16)]
+    body.append(text(20, 54, f"{versions}. Longer is faster.", "quiet"))
+    y = 88
+    for entry in entries:
+        title = f"{entry['model']} x{entry['scale']}, {entry['width']} x {entry['height']}"
+        body.append(text(20, y, title, "bold"))
+        y += 10
+        fastest = max(1 / case["median"] for case in entry["cases"].values())
+        for case in by_speed(entry):
+            frames, name = 1 / case["median"], case["title"]
+            kind = "best" if name == "ours" else "ours" if name.startswith("ours") else "other"
+            length = max(2.0, (WIDTH - LEFT - RIGHT) * frames / fastest)
+            strong = "bold" if kind == "best" else ""
+            body.append(text(LEFT - 10, y + 15, name, strong, "end"))
+            body.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="3" class="{kind}"/>')
+            body.append(text(LEFT + length + 8, y + 15, digits(frames), strong))
+            y += BAR + GAP
+        y += 26
+    y -= 14
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" '
-        'font-family="system-ui, sans-serif" font-size="13">\n'
-        f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>\n' + "\n".join(body) + "\n</svg>\n"
+        f'font-family="system-ui, sans-serif" font-size="13">\n<style>{STYLE}</style>\n'
+        f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{y - 1}" rx="6" class="paper"/>\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
     )
 
 
-def text(x: float, y: float, words: str, weight: str = "normal", anchor: str = "start") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} font-weight="{weight}" fill="#1f2933">{escape(words)}</text>'
+def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start", size: int = 13) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text {place} class="{kind}">{escape(words)}</text>'
 
 
 if __name__ == "__main__":
