@@ -6,6 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from .clashes import Job as Job
+    from .forecast import Forecast as Forecast
     from .inputs import FailedInput as FailedInput
     from .inputs import FoundInputs as FoundInputs
     from .inputs import find_inputs as find_inputs
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from .jobs import is_folder_name as is_folder_name
     from .jobs import output_path as output_path
     from .jobs import plan_jobs as plan_jobs
+    from .pool import UpscalerPool as UpscalerPool
     from .runner import FileResult as FileResult
     from .runner import UpscaleOptions as UpscaleOptions
-    from .runner import UpscalerPool as UpscalerPool
     from .runner import upscale_files as upscale_files
     from .stdio import STDIN as STDIN
     from .stdio import STDOUT as STDOUT
@@ -27,9 +28,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "clashes": ["Job"],
+        "forecast": ["Forecast"],
         "inputs": ["FailedInput", "FoundInputs", "find_inputs"],
         "jobs": ["BatchPlan", "OutputSize", "is_folder_name", "output_path", "plan_jobs"],
-        "runner": ["FileResult", "UpscaleOptions", "UpscalerPool", "upscale_files"],
+        "pool": ["UpscalerPool"],
+        "runner": ["FileResult", "UpscaleOptions", "upscale_files"],
         "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],
     },
 )

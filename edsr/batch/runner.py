@@ -8,14 +8,13 @@ import os
 import queue
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from edsr.errors import ImageError, WeightsError
+from edsr.errors import ImageError
 from edsr.images import (
     UNIT,
     Holes,
@@ -28,121 +27,19 @@ from edsr.images import (
     to_float,
 )
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
-from edsr.models import EDSR
 from edsr.progress import BatchProgress
 from edsr.system import remove_abandoned
-from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_with_notes
 
 from .clashes import Job
 from .existing import is_finished
 from .jobs import OutputSize, scale_and_size
+from .pool import UpscalerPool
 
 logger = logging.getLogger(__name__)
 
 FILES_AT_ONCE = {"cuda": 4, "mps": 1, "cpu": 1}
 """Files of a batch that are worked on at a time, for a device. A GPU computes one band after the other all the same,
 but one file's PNG takes longer to encode than to compute. The number has not been measured on a GPU."""
-
-
-MIXTURES = 4
-"""Mixtures that are kept ready; each holds weights, on a GPU also CUDA graphs. See `UpscalerPool`."""
-
-
-class UpscalerPool:
-    """Upscalers of one network, or of those that `edsr.weights.selection` chooses, at several scales and on several
-    devices; each is made when it is first needed. Safe to use from several threads.
-
-    Of the networks that "auto" chooses, the last MIXTURES used stay ready.
-
-    Args:
-        model: As `load_model` takes it, or "auto".
-        scale: The only one to be used, or None for any that the network has; the smallest of at least `expected_scale`
-            is loaded at once.
-        devices: Each as `Upscaler` takes it; further options are those of `Upscaler`.
-        description: What people are told of the network, by default its name.
-        residual_scale: As `load_model` takes it.
-
-    Raises:
-        BackendError, WeightsError: One of these cannot be had.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        scale: int | None,
-        devices: Sequence[str],
-        precision: str = "auto",
-        backend: str = "auto",
-        tile: int | str = "auto",
-        expected_scale: float = 0,
-        description: str | None = None,
-        residual_scale: float | None = None,
-    ):
-        self._auto = model == AUTO
-        self._default = Choice(FAITHFUL if self._auto else model, description or model)
-        self._options, self._devices = (precision, backend, tile), devices
-        self._lock = threading.Lock()
-        # A device computes one band at a time, whichever network's: together they need no more memory than one.
-        self._compute_locks = [threading.Lock() for _ in devices]
-        self._loaded: OrderedDict[tuple[str, int], tuple[EDSR, dict[int, Upscaler]]] = OrderedDict()
-        try:
-            known = available_scales(model) if scale is None else ()
-        except ValueError as error:
-            raise WeightsError(f"{model}: {error}") from None
-        self._residual_scale = residual_scale
-        self._notes: dict[str, tuple[str, ...]] = {}
-        first = self._load(self._default.model, scale or next((s for s in known if s >= expected_scale), None))
-        self.scale: int = first.config.scale  # where an image asks for none
-        self.scales: tuple[int, ...] = known or (self.scale,)
-        self._loaded[self._default.model, self.scale] = first, {}
-        for i in range(len(devices)):
-            self.upscaler(i, self.scale)
-
-    def __len__(self) -> int:
-        """How many devices there are."""
-        return len(self._devices)
-
-    @property
-    def loaded(self) -> list[tuple[str, int]]:
-        """(model, scale) of the networks that are ready; the one used last at the end."""
-        with self._lock:
-            return list(self._loaded)
-
-    def _load(self, model: str, scale: int | None) -> EDSR:
-        network, notes = load_with_notes(model, scale, self._residual_scale)
-        self._notes[model] = tuple(f"{model}: {note}" for note in notes)
-        return network
-
-    def notes(self, model: str) -> tuple[str, ...]:
-        """What was assumed of a network that is loaded, in lines."""
-        return self._notes.get(model, ())
-
-    def choose(self, source: Path, scale: int) -> Choice:
-        """The network for an image, at one of `scales`."""
-        return choose_by_file(source, scale) if self._auto else self._default
-
-    def upscaler(self, device: int, scale: int, model: str | None = None) -> Upscaler:
-        """The network of that scale on device number `device`. model: one that `choose` gave; None: the usual one."""
-        with self._lock:
-            key = model or self._default.model, scale
-            if key not in self._loaded:
-                chosen = [old for old in self._loaded if old[0] != self._default.model]
-                if key[0] != self._default.model and len(chosen) == MIXTURES:
-                    del self._loaded[chosen[0]]  # whoever still uses it keeps it until done
-                self._loaded[key] = self._load(*key), {}
-            self._loaded.move_to_end(key)
-            network, ready = self._loaded[key]
-            if device not in ready:
-                lock = self._compute_locks[device]
-                upscaler = Upscaler(network, self._devices[device], *self._options, name=key[0], compute_lock=lock)
-                upscaler.warm_up()
-                ready[device] = upscaler
-            return ready[device]
-
-    def on_all_devices(self, scale: int, model: str | None = None) -> Upscaler | MultiDeviceUpscaler:
-        """The network of that scale on all devices together, which share an image's columns. model: see `upscaler`."""
-        upscalers = [self.upscaler(i, scale, model) for i in range(len(self))]
-        return upscalers[0] if len(upscalers) == 1 else MultiDeviceUpscaler(upscalers)
 
 
 GetUpscaler = Callable[[int, str], Upscaler | MultiDeviceUpscaler]
@@ -187,7 +84,7 @@ class FileResult:
 
     error: why there is no output. skipped: the output existed before. warnings: a line for each thing that the output
     does not hold though the image did. input_size, output_size: (width, height). model: what people are told of the
-    network. device, precision, backend: those that computed.
+    network. device, precision, backend: those that computed. memory_bytes: what it would take, of a `Forecast`.
     """
 
     job: Job
@@ -201,6 +98,7 @@ class FileResult:
     device: str | None = None
     precision: str | None = None
     backend: str | None = None
+    memory_bytes: int | None = None
 
     @property
     def speed(self) -> float | None:
@@ -268,20 +166,32 @@ def _run_job(
     stopped: Callable[[], bool],
 ) -> FileResult:
     result = FileResult(job)
-    again: tuple[str, ...] = ()
     try:
-        if options.skip_existing and os.path.lexists(job.output):
-            if _is_done(job, pool, options):
-                result.skipped = True
-                return result
-            overwrite, options = options.overwrite, dataclasses.replace(options, overwrite=True)
-            if not overwrite:
-                again = (f"done again, as {job.output_name} was no finished image",)
-        _upscale(result, get_upscaler, pool, options, progress, stopped)
-        result.warnings += again
+        wanted, again = settle_existing(result, pool, options)
+        if wanted is not None:
+            _upscale(result, get_upscaler, pool, wanted, progress, stopped)
+            result.warnings += again
     except Exception as error:
         result.error = error
     return result
+
+
+def settle_existing(
+    result: FileResult, pool: UpscalerPool, options: UpscaleOptions
+) -> tuple[UpscaleOptions | None, tuple[str, ...]]:
+    """What is wanted of a job whose output may be there: None if it is skipped; and what is to be said of it then.
+
+    Raises:
+        ImageError: What is there is to be kept.
+    """
+    job = result.job
+    if not options.skip_existing or not os.path.lexists(job.output):
+        return options, ()
+    if _is_done(job, pool, options):
+        result.skipped = True
+        return None, ()
+    again = () if options.overwrite else (f"done again, as {job.output_name} was no finished image",)
+    return dataclasses.replace(options, overwrite=True), again
 
 
 def _is_done(job: Job, pool: UpscalerPool, options: UpscaleOptions) -> bool:
@@ -302,19 +212,33 @@ class _Stopped(Exception):
     """Somebody has interrupted the batch."""
 
 
-def _upscale(
-    result: FileResult,
-    get_upscaler: GetUpscaler,
-    pool: UpscalerPool,
-    options: UpscaleOptions,
-    progress: BatchProgress,
-    stopped: Callable[[], bool],
-) -> None:
-    """One image from file to file; fills in the `result`."""
-    start = time.perf_counter()
+class OpenedJob(NamedTuple):
+    """A job before anything is computed: what can be known to fail has not failed."""
+
+    reader: ImageReader
+    writer: ImageWriter  # whose context is not entered yet
+    upscaler: Upscaler | MultiDeviceUpscaler
+    scale: int
+    reduced: bool  # to another size than the network's
+
+
+@contextlib.contextmanager
+def open_job(
+    result: FileResult, get_upscaler: GetUpscaler, pool: UpscalerPool, options: UpscaleOptions, new_folder: bool = False
+) -> Iterator[OpenedJob]:
+    """Opens a job's image, chooses its network, and checks its output; fills in what of the `result` is known by then.
+
+    Args:
+        result: Of the job. If the block fails, it has all the same what was found until then.
+        get_upscaler: Gives the network.
+        pool: Chooses it.
+        options: What is wanted.
+        new_folder: Whether the output's folder may be yet to be made.
+
+    Raises:
+        ImageError: The image or the output will not do, or memory does not suffice.
+    """
     source, output = result.job.source, result.job.output
-    if options.make_folders:
-        output.parent.mkdir(parents=True, exist_ok=True)
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
     limits = ReadLimits(pixels_per_byte=math.inf) if options.unlimited else ReadLimits()
@@ -332,21 +256,45 @@ def _upscale(
         result.input_size, result.output_size = (width, height), target
         state = upscaler.state_bytes(width, height, reader.channels, options.self_ensemble)
         check_memory(source, state, "cut the image into narrower ones")
-        reduced, holes = target != (scale * width, scale * height), Holes(reader.nodata)
+        reduced = target != (scale * width, scale * height)
+        writer = ImageWriter(
+            output,
+            scale * width,
+            scale * height,
+            reader.channels,
+            like=reader,
+            overwrite=options.overwrite,
+            quality=options.quality,
+            keep=options.keep,
+            dtype=np.float32 if reduced else reader.dtype,
+            reduced=TargetSize(*target, reader.dtype, options.linear) if reduced else None,
+            value_range=None if reduced else UNIT,
+            new_folder=new_folder,
+        )
+        result.warnings = reader.warnings + writer.warnings + pool.notes(model)
+        yield OpenedJob(reader, writer, upscaler, scale, reduced)
+        # With what was found on the way.
+        result.warnings = reader.warnings + writer.warnings + pool.notes(model)
+
+
+def _upscale(
+    result: FileResult,
+    get_upscaler: GetUpscaler,
+    pool: UpscalerPool,
+    options: UpscaleOptions,
+    progress: BatchProgress,
+    stopped: Callable[[], bool],
+) -> None:
+    """One image from file to file; fills in the `result`."""
+    start = time.perf_counter()
+    source, output = result.job.source, result.job.output
+    if options.make_folders:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with open_job(result, get_upscaler, pool, options) as (reader, opened, upscaler, scale, reduced):
+        width, height, holes = reader.width, reader.height, Holes(reader.nodata)
+        black = reader.dtype == np.float32 and opened.stored_dtype != np.float32
         with (
-            ImageWriter(
-                output,
-                scale * width,
-                scale * height,
-                reader.channels,
-                like=reader,
-                overwrite=options.overwrite,
-                quality=options.quality,
-                keep=options.keep,
-                dtype=np.float32 if reduced else reader.dtype,
-                reduced=TargetSize(*target, reader.dtype, options.linear) if reduced else None,
-                value_range=None if reduced else UNIT,
-            ) as writer,
+            opened as writer,
             progress.file(result.job.source_label or source.name, width, height, source) as bar,
             Prefetcher(
                 holes.fill(reader.to_unit(_mark(holes, reader, upscaler.band_rows(width, height), not reduced)))
@@ -355,17 +303,14 @@ def _upscale(
                 upscaler.bands(map(to_float, rows) if reduced else rows, width, options.self_ensemble)
             ) as bands,
         ):
-            result.warnings = reader.warnings + writer.warnings + pool.notes(model)
-            black = reader.dtype == np.float32 and writer.stored_dtype != np.float32
             own_range = UNIT if reduced or black else reader.value_range  # before what has no data is put back
             for band in holes.put_back(map(own_range.from_unit, bands), scale, 0 if black else None):
                 if stopped():
                     raise _Stopped
                 writer.write(band)
                 bar.advance(len(band) // scale)
-        result.warnings = reader.warnings + writer.warnings + pool.notes(model)  # with what was found on the way
-        if black and holes.count:
-            result.warnings += (f"{holes.count:,} pixels without data (nodata, NaN or infinite) are written as black",)
+    if black and holes.count:
+        result.warnings += (f"{holes.count:,} pixels without data (nodata, NaN or infinite) are written as black",)
     result.seconds = time.perf_counter() - start
 
 

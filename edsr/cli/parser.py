@@ -165,6 +165,11 @@ def add_upscale(commands, parents) -> None:
         help="auto (the fastest here, the default), cpu, cuda, cuda:N or mps; several, such as cuda:0,cuda:1, or all "
         "GPUs share the files, or the columns of a single one",
     )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be written: sizes, network, about how much time and memory; compute and write nothing",
+    )
     output = command.add_argument_group("output")
     output.add_argument(
         "-o",

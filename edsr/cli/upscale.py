@@ -7,18 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edsr.errors import ImageError, printable
-from edsr.strict_json import dumps
+from edsr.errors import ImageError
 from edsr.system import why_unwritable
 
+from .batch_report import Tally, about, megabytes, record_of, record_of_forecast, report, report_inputs
 from .checks import check_named_files
-from .console import UsageError, describe, is_closed, is_expected, is_misuse, print_line, print_result, require_output
+from .console import UsageError, is_closed, is_expected, print_line, require_output
 from .network import requested_choice, set_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edsr.batch import BatchPlan, FailedInput, FileResult, FoundInputs
+    from edsr.batch import BatchPlan, FoundInputs, Job, UpscaleOptions, UpscalerPool
 
 LEFT_OUT_SHOWN = 3
 """Names in the line about inputs that are left out."""
@@ -41,6 +41,8 @@ def run_upscale(options: Namespace) -> int:
             report_inputs(found.errors, options, tally)
     if is_main() and (tally.inputs > 1 or tally.earlier or tally.others) and not options.quiet:
         print_line(*tally.summary())
+    if options.dry_run and is_main() and not options.quiet:
+        print_line("dry run: nothing was upscaled, and nothing written")
     return tally.exit_code
 
 
@@ -94,6 +96,12 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
         keep=options.format == "keep",
         value_range=ValueRange(*options.range) if options.range else UNIT,
     )
+    if options.dry_run:
+        if group.is_main:
+            foresee(plan.jobs, pool, upscale_options, options, tally, group.world_size)
+        group.gather(None)
+        group.leave()
+        return
     try:
         with progress.bars(options.quiet or not group.is_main, [job.source for job in jobs]) as bars:
             for result in upscale_files(jobs, pool, upscale_options, bars):
@@ -111,6 +119,33 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
     group.leave()
     for other in (others or [])[1:]:
         tally.add_all(other)
+
+
+def foresee(
+    jobs: "Sequence[Job]",
+    pool: "UpscalerPool",
+    upscale_options: "UpscaleOptions",
+    options: Namespace,
+    tally: Tally,
+    processes: int,
+) -> None:
+    """Reports what would become of the jobs; the tally gets what is expected in all."""
+    from edsr.batch import Forecast
+
+    from . import progress
+
+    with progress.starting(options.quiet, "measuring how fast this is"):
+        forecast = Forecast(jobs, pool, upscale_options)
+        for job in jobs:
+            result = forecast(job)
+            if result.error is not None and options.debug:
+                raise result.error
+            record = record_of_forecast(result)
+            tally.add(record, result.error)
+            report(record, options)
+    before, after = (f"{pixels / 1e6:,.3g}" for pixels in forecast.pixels)
+    memory = f"at most {megabytes(forecast.memory_bytes)} of memory"
+    tally.expected = f"{about(forecast.seconds / processes)}, {before} -> {after} megapixels, {memory}"
 
 
 def check_options(options: Namespace) -> None:
@@ -205,114 +240,3 @@ def report_plan(plan: "BatchPlan", options: Namespace, tally: "Tally") -> None:
     formats = [FORMATS.get(job.output.suffix.lower()) for job in plan.jobs]
     if formats and options.quality and not any(form is None or "Q" in form.options for form in formats):
         print_line("note: --quality has no effect, as PNG and TIFF lose nothing")
-
-
-def report_inputs(errors: "Sequence[FailedInput]", options: Namespace, tally: "Tally") -> None:
-    """Reports the inputs that nothing can be made of."""
-    if errors and options.debug:
-        raise errors[0].error
-    for failed in errors:
-        record = record_of_input(failed)
-        tally.add(record, failed.error)
-        report(record, options)
-
-
-def record_of(result: "FileResult") -> dict:
-    """The JSON record of a FileResult; what is not known of a file that failed is null."""
-    job = result.job
-    record = new_record(job.source_name)
-    record |= {"skipped": result.skipped, "warnings": list(result.warnings), "model": result.model}
-    record |= {"device": result.device, "precision": result.precision, "backend": result.backend}
-    if result.error is not None:
-        line = describe(result.error)
-        for path, name in (job.source, job.source_name), (job.output, job.output_name):
-            line = line.replace(printable(str(path)), printable(name))
-        named = any(printable(name) in line for name in (job.source_name, job.output_name))
-        return record | {"error": line if named else f"{job.source_name}: {line}"}
-    record["output"] = job.output_name
-    if result.input_size and result.output_size and result.seconds is not None and result.speed is not None:
-        record |= {"input_size": list(result.input_size), "output_size": list(result.output_size)}
-        record |= {"seconds": round(result.seconds, 4), "megapixels_per_second": round(result.speed, 4)}
-    return record
-
-
-def record_of_input(failed: "FailedInput") -> dict:
-    """The JSON record of an input that nothing can be made of."""
-    return new_record(failed.name) | {"error": describe(failed.error)}
-
-
-def new_record(name: str) -> dict:
-    """A record of which nothing is known but the input's name."""
-    keys = "input output input_size output_size seconds megapixels_per_second skipped warnings model device precision"
-    return dict.fromkeys([*keys.split(), "backend", "error"]) | {"input": name, "skipped": False, "warnings": []}
-
-
-def report(record: dict, options: Namespace) -> None:
-    """Prints what became of an input."""
-    if record["error"]:
-        print_line(f"error: {record['error']}")
-    if not options.quiet:
-        print_line(*(f"note: {record['input']}: {line}" for line in record["warnings"]))
-    if options.json:
-        print_result(dumps(record))
-    elif not options.quiet and record["output_size"]:
-        width, height = record["output_size"]
-        seconds = record["seconds"]
-        line = f"{record['output']}  {width} x {height}, {seconds:.1f} s, {record['model']}"
-        # Beside an image on standard output, and with one from standard input, lines go to standard error.
-        show = print_line if "-" in (*options.inputs, options.output) else print_result
-        show(line)
-
-
-class Tally:
-    """How a batch goes: numbers, and a line for each failure. Small, however many images there are."""
-
-    def __init__(self) -> None:
-        self.inputs, self.skipped = 0, 0
-        self.earlier, self.others = 0, ""  # files in folders that are no inputs, see BatchPlan; a line on others
-        self.failures: list[str] = []
-        self.misuses = 0
-
-    @property
-    def exit_code(self) -> int:
-        """0 if nothing has failed, 2 if the arguments alone are at fault, otherwise 1."""
-        return 0 if not self.failures else 2 if self.misuses == len(self.failures) else 1
-
-    def add(self, record: dict, error: Exception | None) -> None:
-        """Counts the record of an input, which has come to this error."""
-        self.misuses += error is not None and is_misuse(error)
-        self.inputs += 1
-        self.skipped += bool(record["skipped"])
-        if record["error"]:
-            self.failures.append(record["error"])
-
-    def add_all(self, other: "Tally") -> None:
-        """Counts what another process has counted."""
-        self.inputs += other.inputs
-        self.skipped += other.skipped
-        self.failures += other.failures
-        self.misuses += other.misuses
-
-    @property
-    def done(self) -> int:
-        """Images upscaled."""
-        return self.inputs - self.skipped - len(self.failures)
-
-    def interruption(self, jobs: int, overwrite: bool) -> str:
-        """What is said when a batch of so many jobs is interrupted."""
-        if jobs <= 1:
-            return "interrupted"
-        line = f"interrupted: {self.done + self.skipped} of {jobs} images done"
-        # Results that were to be replaced would be skipped as well.
-        return line if overwrite else f"{line}; the same command with --skip-existing goes on"
-
-    def summary(self) -> list[str]:
-        """How the batch went, in lines; failures are named again."""
-        parts = [f"{self.done} of {self.inputs} images done"]
-        parts += [f"{self.skipped} skipped"] if self.skipped else []
-        if self.earlier:
-            parts.append(f"{self.earlier} earlier results left out (--again takes them)")
-        if self.others:
-            parts.append(self.others)
-        parts += [f"{len(self.failures)} failed:"] if self.failures else []
-        return [", ".join(parts), *(f"  {line}" for line in self.failures)]

@@ -55,6 +55,7 @@ class ImageWriter:
         keep: whether the kind of compression of `like` is kept, where its format is written.
         value_range: to which floating-point rows of 0..1 are brought in a file of floats; by default that of `like`.
         bigtiff_above: bytes of pixels above which a TIFF is written as a BigTIFF.
+        new_folder: whether the folder of `path` may be yet to be made, before the context is entered.
 
     Attributes:
         stored_dtype: of the samples in the file.
@@ -82,6 +83,7 @@ class ImageWriter:
         bigtiff_above: int = BIGTIFF_ABOVE,
         keep: bool = False,
         value_range: ValueRange | None = None,
+        new_folder: bool = False,
     ) -> None:
         set_up_libvips()
         self.dtype = np.dtype(dtype)
@@ -101,7 +103,7 @@ class ImageWriter:
         self.width, self.height, self.channels = width, height, channels
         self._overwrite = overwrite
         self._sources = [like.path] if like else []
-        self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite)
+        self._format = _find_format(self.path, self._reduced.width, self._reduced.height, overwrite, new_folder)
         bits = like.bits if like and like.dtype == np.uint16 else 16
         self._storage = storage_for(self.path.suffix, channels, np.dtype(self._reduced.dtype), bits)
         self.stored_dtype = self._storage.dtype
@@ -310,7 +312,7 @@ class ImageWriter:
         pyvips.Operation.call(f"{self._format.saver}_target", image, output.target, **options)
 
 
-def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format:
+def _find_format(path: Path, width: int, height: int, overwrite: bool, new_folder: bool) -> Format:
     """The format that `path` is written in, after all checks that need no work. Raises ImageError."""
     found = FORMATS.get(path.suffix.lower())
     folder = path.parent
@@ -319,9 +321,10 @@ def _find_format(path: Path, width: int, height: int, overwrite: bool) -> Format
     if found is None:
         problem = f"unknown extension {path.suffix!r}" if path.suffix else "has no ending that names a format"
         raise ImageError(f"{path}: {problem}, use one of {', '.join(FORMATS)}")
-    if not os.path.isdir(folder):
+    new = new_folder and not os.path.lexists(folder)
+    if not new and not os.path.isdir(folder):
         raise ImageError(f"{path}: there is no folder {folder}, create it first")
-    if not os.access(folder, os.W_OK):
+    if not new and not os.access(folder, os.W_OK):
         raise ImageError(f"{path}: no permission to write into the folder {folder}")
     try:
         taken = stat.S_IFMT(os.lstat(path).st_mode)

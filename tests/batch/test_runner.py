@@ -8,7 +8,8 @@ import torch
 
 from edsr.batch.clashes import Job
 from edsr.batch.jobs import OutputSize
-from edsr.batch.runner import FILES_AT_ONCE, UpscaleOptions, UpscalerPool, upscale_files
+from edsr.batch.pool import UpscalerPool
+from edsr.batch.runner import FILES_AT_ONCE, UpscaleOptions, upscale_files
 from edsr.devices import list_devices
 from edsr.errors import BackendError, WeightsError
 from edsr.images import formats

@@ -13,7 +13,8 @@ from PIL import Image
 from edsr import cli
 from edsr.batch import runner
 from edsr.batch.jobs import Job
-from edsr.batch.runner import MIXTURES, UpscaleOptions, UpscalerPool, upscale_files
+from edsr.batch.pool import MIXTURES, UpscalerPool
+from edsr.batch.runner import UpscaleOptions, upscale_files
 from edsr.images.compression import LossyCompression
 from edsr.images.reader import read_image
 from edsr.inference.upscaler import Upscaler
