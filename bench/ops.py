@@ -8,7 +8,7 @@ are computed on patches, as in training.
 import copy
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.windows import Pair, cut, in_windows, largest, largest_difference, pairs, side_for
+from bench.windows import Pair, cut, describe_faults, in_windows, largest, largest_difference, pairs, side_for
 from bench.workloads import Case, Run, Unavailable, Workload, compiled, gflop_of_end, network
 from edsr.kernels import reference
 from edsr.kernels.interface import OutputSpec
@@ -151,9 +151,19 @@ class SingleOp(Workload):
         return largest(largest_difference(y, target) for y, target in zip(found, self.target, strict=True))
 
     def error_of(self, y: Tensor | tuple[Tensor, ...]) -> float:
-        found, targets = _as_tuple(y), self.target
+        found = _as_tuple(y)
         if not all(bool(part.isfinite().all()) for part in found if part.is_floating_point()):
             return math.nan  # wherever it is, also where there is no window
+        return largest(largest_difference(*pair) for pair in self._judged(found))
+
+    def describe_faults(self, y: Tensor | tuple[Tensor, ...], limit: float) -> str:
+        pairs_of = enumerate(self._judged(_as_tuple(y)))
+        faults = ((i, describe_faults(part, target, limit)) for i, (part, target) in pairs_of)
+        return "".join(f"; in part {i}{words}" if i else words for i, words in faults if words)
+
+    def _judged(self, found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """What of a result is compared, with what."""
+        targets = self.target
         if self.windows is not None:
             (whole,) = found
             size = [1, 3, self.scale * self.height, self.scale * self.width]
@@ -164,7 +174,7 @@ class SingleOp(Workload):
             raise AssertionError(f"the result is {len(found)} tensors, not {len(targets)}")
         if found[0].dtype == torch.uint8:
             found, targets = [part.double() / 255 for part in found], [target.clamp(0, 1) for target in targets]
-        return largest(largest_difference(part, target) for part, target in zip(found, targets, strict=True))
+        return [*zip(found, targets, strict=True)]
 
 
 def _as_tuple(y: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ from bench.machine import Ceiling, clock, refused, repeats_for
 from bench.ops import SingleOp
 from bench.records import write_whole
 from bench.report import markdown
-from bench.tuning_space import CHOICES, IMAGE, NARROW, SHARED, TARGETS, Target
+from bench.tuning_space import CHOICES, IMAGE, SHARED, SHORT, TARGETS, Target
 from bench.workloads import Run, Unavailable, recorded
 from edsr.kernels import aot
 from edsr.kernels.triton import launch
@@ -118,7 +118,7 @@ def tuned(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
 
     def timed() -> Run:
         """`run`, with the configuration of the moment."""
-        return recorded(run) if target.sizes == NARROW else run
+        return recorded(run) if target.sizes in SHORT else run
 
     first: list[tuple[float, int, Config]] = []
     key = ""
@@ -126,15 +126,16 @@ def tuned(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
         if label(config) in failed:
             continue
         at(label(config), LIMIT)
-        with forced(target.op, config) as asked:
-            try:
+        try:
+            with forced(target.op, config):
                 for op, check in checks:
                     op.check(check, poison=True)
+            with forced(target.op, config) as asked:
                 candidate = timed()
                 first.append((min(clock(candidate, "cuda") for _ in range(4)), i, config))
-            except (AssertionError, launch.KernelError, triton.OutOfResources) as error:  # it may be gone on with
-                wrong[label(config)] = one_line(error)
-            key = next((key for op, key in sorted(asked) if op == target.op), key)
+            key = next(key for op, key in asked if op == target.op)
+        except (AssertionError, launch.KernelError, triton.OutOfResources) as error:  # it may be gone on with
+            wrong[label(config)] = one_line(error)
     finalists = [config for _, _, config in sorted(first)[:FINALISTS]]
     seconds: dict[str, list[float]] = {label(config): [] for config in finalists}
     for i in range(ROUNDS):

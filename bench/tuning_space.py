@@ -12,7 +12,8 @@ from edsr.kernels.triton.launch import Config
 class Sizes(NamedTuple):
     """What a kernel is tuned on: (images, rows, columns) each.
 
-    small: no multiple of any block, but the same kernel as for full: rows odd, columns a multiple of 16.
+    small: no multiple of any block, but the same kernel as for full: rows odd, columns a multiple of 16. Which
+    configuration is found is told by full alone.
     """
 
     small: tuple[int, int, int]
@@ -22,6 +23,8 @@ class Sizes(NamedTuple):
 
 IMAGE = Sizes((1, 13, 144), (1, 13, 131), (1, 1080, 1920))
 NARROW = Sizes((2, 13, 48), (2, 13, 35), PATCHES)  # in training
+FEW = Sizes((1, 13, 48), (1, 13, 35), (1, 64, 64))  # small images
+SHORT = NARROW, FEW  # sizes on which a kernel takes less time than launching it
 SHARED = 227 << 10  # bytes of shared memory of one block on sm_90
 ACCUMULATORS = 128  # fp32 sums a thread may have; more leave no registers for operands
 WGRAD_ACCUMULATORS = 144  # the same where operands need none
@@ -43,8 +46,8 @@ class Target:
 
     def __str__(self) -> str:
         scale = f"-x{self.works[0][1]}" if self.op == "collapsed_tail" else ""
-        narrow = "-narrow" if self.sizes == NARROW and self.op == "conv3x3" else ""
-        return f"{self.op}-{self.features}{scale}{narrow}"
+        sizes = {NARROW: "-narrow", FEW: "-few"}.get(self.sizes, "") if self.op == "conv3x3" else ""
+        return f"{self.op}-{self.features}{scale}{sizes}"
 
     def operations(self, size: tuple[int, int, int], device: str = "cuda") -> list[SingleOp]:
         n, *area = size
@@ -67,6 +70,12 @@ class Target:
                 {"BLOCK_H": h, "BLOCK_W": w} | rest
                 for h, w in ((1, 16), (2, 16), (4, 16), (1, 32), (2, 32))
                 for rest in product(BLOCK_CO=(64,), BLOCK_CI=(32, 64), num_warps=(4, 8), num_stages=(3, 4))
+            )
+        elif self.sizes == FEW:
+            space = (
+                {"BLOCK_H": h, "BLOCK_W": w} | rest
+                for h, w in ((1, 32), (2, 16), (1, 64), (4, 16), (2, 32), (8, 16))
+                for rest in product(BLOCK_CO=(64,), BLOCK_CI=(64,), num_warps=(4,), num_stages=(3, 4))
             )
         else:
             narrow = ((4, 16), (8, 16), (16, 16), (8, 32))
@@ -95,6 +104,7 @@ TARGETS = [
     Target("conv3x3", 64, "portable", (("relu", 1), ("skip", 1))),
     Target("collapsed_tail", 64, "ours", (("tail", 2),)),
     Target("head", 64, "ours", (("head", 1),)),
+    Target("conv3x3", 64, "portable", (("relu", 1), ("skip", 1)), sizes=FEW),
     Target("hopper_conv256", 256, "hopper", (("relu", 1), ("skip", 1)), (90,)),
     Target("conv3x3", 256, "portable", (("relu", 1), ("skip", 1))),
     Target("resblock", 64, "one_kernel", (("resblock", 1),), (90,)),

@@ -1,8 +1,9 @@
 """Whether every kernel gives right results on this GPU: `python -m bench.verify [--seconds N]`. Times nothing.
 
-On small images of odd sizes, in fp16 and bf16, against fp64. Each case is checked as it is, and again with the work
-narrowed to one multiprocessor, because only so do the rings in shared memory turn: where the work is shared by 132, a
-block of threads computes a row. Several processes work side by side. A kernel that hangs or crashes is named, too.
+On small images of odd sizes, in fp16 and bf16, against fp64, what is used most first; the network also on an image of
+the size that the kernels for large ones serve. Each case is checked as it is, and again with the work narrowed to one
+multiprocessor, because only so do the rings in shared memory turn: where the work is shared by 132, a block of threads
+computes a row. Several processes work side by side. A kernel that hangs or crashes is named, too.
 
 The record of the day, of kind "check", is on file at any moment. `--seconds` counts from the start of the process and
 ends it in time; what was not reached by then counts as not right: exit code 1.
@@ -27,6 +28,7 @@ from bench.workloads import Unavailable, Workload
 from edsr.models.edsr import PRESETS
 
 SIZE = (17, 131)  # rows, columns: narrowed to one multiprocessor, the deepest ring turns three times
+LARGE = (241, 275)  # of MANY pixels, see edsr/kernels/triton/conv3x3.py
 PROCESSES = 8  # at most
 LIMIT = 20.0  # seconds for a case, compiling included
 NARROWED = ", narrowed"
@@ -49,13 +51,23 @@ class Checked(NamedTuple):
         return [f"{self} {part}" for part in self.parts()]
 
 
-def works(device: str = "cuda", height: int = SIZE[0], width: int = SIZE[1]) -> list[Workload]:
-    found: list[Workload] = []
-    for dtype in (torch.float16, torch.bfloat16):
-        found += operations(height, width, device=device, dtype=dtype)
-        baseline = PRESETS["edsr-baseline"]
-        found += [GpuNetwork(replace(baseline, scale=scale), height, width, device, dtype) for scale in (2, 4)]
-    return found
+def works(
+    device: str = "cuda", height: int = SIZE[0], width: int = SIZE[1], large: tuple[int, int] = LARGE
+) -> list[Workload]:
+    """All that is checked, in the order of worth, since compiling may take all the time there is: networks first, which
+    have every kernel that serves images; then operations of 64 features, which are trained in bf16; then others."""
+    dtypes = (torch.float16, torch.bfloat16)
+    networks = [
+        GpuNetwork(replace(PRESETS["edsr-baseline"], scale=scale), *size, device, dtype)
+        for dtype in dtypes
+        for scale, size in ((2, large), (4, (height, width)))
+    ]
+    single = [op for dtype in dtypes for op in operations(height, width, device=device, dtype=dtype)]
+    baseline = [op for op in single if op.features == 64]
+    gradients = [op for op in baseline if op.images > 1]
+    forward = [op for op in baseline if op.images == 1]
+    rest = [op for op in single if op.features != 64]
+    return [*networks, *forward, *gradients[::-1], *rest]
 
 
 def check(item: Checked, failed: dict[str, str], at: Heartbeat) -> dict[str, str]:

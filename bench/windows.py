@@ -87,3 +87,18 @@ def largest_difference(y: Tensor, target: Tensor) -> float:
     if y.shape != target.shape:
         raise AssertionError(f"the result is {list(y.shape)}, not {list(target.shape)}")
     return (y.to(target) - target).abs().max().item()
+
+
+def describe_faults(y: Tensor, target: Tensor, limit: float) -> str:
+    """How many elements of y are off by more than `limit`, or not finite, and the first of them; "" if none is."""
+    difference = (y.to(target) - target).abs()
+    wrong = (~(difference <= limit)).nonzero()  # NaN is no more than anything
+    if not len(wrong):
+        return ""
+    first = tuple(wrong[0].tolist())
+    found, expected = (x[first].item() for x in (y, target))
+    infinite = int((~y.isfinite()).sum())
+    return (
+        f"; {len(wrong):,} of {y.numel():,} elements, {infinite:,} not finite, the first at {list(first)}: "
+        f"{found:.3g} for {expected:.3g}"
+    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,19 +101,25 @@ class Workload:
         """The largest difference from the fp64 result. Raises AssertionError where the shape is another."""
         raise NotImplementedError
 
+    def describe_faults(self, y: Any, limit: float) -> str:
+        """Which elements of a result are off by more than `limit`, in words that go on a sentence; "" if unknown."""
+        return ""
+
     def check(self, run: Run, poison: bool = False) -> float:
-        """The largest error of a case. Raises AssertionError if it is more than rounding, NaN included.
+        """The largest error of a case. Raises AssertionError if it is more than rounding, NaN included, and says where.
 
         poison: memory that PyTorch hands out holds NaN at first, so that what a kernel does not write shows.
         """
         limit = SLACK * self.reference_error + self.rounding
         torch.use_deterministic_algorithms(poison, warn_only=True)  # this is what fills it
         try:
-            error = self.error_of(run())
+            y = run()
+            error = self.error_of(y)
         finally:
             torch.use_deterministic_algorithms(False)
         if not error <= limit:
-            raise AssertionError(f"wrong result: off by {error:.1e}, at most {limit:.1e} is rounding")
+            where = self.describe_faults(y, limit)
+            raise AssertionError(f"wrong result: off by {error:.1e}, at most {limit:.1e} is rounding{where}")
         return error
 
 
@@ -231,10 +237,20 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return call
 
 
+class Recorded(NamedTuple):
+    """A piece of work as a CUDA graph. It reads operands where they lay when it was recorded, so these are kept."""
+
+    graph: CapturedGraph
+    run: Run
+
+    def __call__(self) -> Any:
+        return self.graph.replay()
+
+
 def recorded(run: Run) -> Run:
     """The same as one CUDA graph, as it runs in training, so that the time is the GPU's."""
     run()  # compiles and chooses; a recording could not
-    return CapturedGraph(run).replay
+    return Recorded(CapturedGraph(run), run)
 
 
 # --- the ways to run it

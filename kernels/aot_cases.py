@@ -16,7 +16,8 @@ KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "
 FULL = (1080, 1920)  # rows and columns of the image that is upscaled
 ODD = (1081, 1919)  # Triton compiles anew for sizes that are no multiples of 16
 PATCHES = (16, 48, 48)  # images, rows and columns that are trained on at once
-LARGE = (4, 96, 96)  # wide enough for Hopper's own kernels
+LARGE = (8, 96, 96)  # wide, and enough pixels, for Hopper's own kernels
+SMALL = (64, 64)  # rows and columns of an image with few pixels
 MEAN = (0.4488, 0.4371, 0.4040)
 
 
@@ -250,6 +251,7 @@ def cases() -> list[Case]:
                     _conv3x3("skip, band", kind, c, c, skip=True, padding=0, implementation=implementation),
                     _conv3x3("plain", kind, c, c, implementation=implementation),
                 ]
+            found.append(_conv3x3("skip, small", kind, c, c, skip=True, size=SMALL))
             found += [_conv3x3(f"shuffle {r}", kind, c, c * r * r, shuffle=r) for r in (2, 3)]
             found += [_head(kind, c, image) for image in (torch.uint8, torch.uint16, torch.float32)]
             found += [

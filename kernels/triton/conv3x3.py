@@ -4,6 +4,9 @@ An implicit matrix product, channels by pixels: out[Co, pixels] is the sum over 
 weight[Co, tap, Ci] times x[pixels + tap, Ci]. The pixels are a rectangle of BLOCK_H x BLOCK_W, so that the
 nine taps read nearly the same ones. Every pixel's sum runs over taps and channels in one fixed order: the
 result does not depend on where in an image, band or tile a pixel lies, bit for bit.
+
+Which kernel computes a convolution, and with which blocks, depends on the number of pixels (`size_class`, `is_small`).
+That is decided here and not in `edsr.kernels.triton.hopper.dispatch`, to which what was verified on a chip is bound.
 """
 
 import torch
@@ -17,6 +20,12 @@ from .launch import Config
 # Columns below which there is a configuration of its own. Patches for training, 48 wide as a rule, would leave a
 # quarter of blocks 32 wide empty, and smaller blocks give all multiprocessors work at once.
 NARROW = 64
+# Pixels of all images of a batch. Below the first number blocks as large as usual leave multiprocessors without work.
+# From the second on the kernels for Hopper are faster for 64 channels; for others that has not been measured. On an
+# H200, 64 channels, fp16, us: 64x64 pixels 3.5 by small blocks (9.7 by Hopper's kernel), 96x96 5.3 by small ones and
+# 5.2 by others (10.6), 192x192 10.7 (15.9), 256x256 16.6 (16.6), 384x384 32.8 (27.1); see docs/log.md.
+FEW = 1 << 13
+MANY = 1 << 16
 
 
 # Sizes are not specialized on: a kernel compiled for one image serves all.
@@ -142,8 +151,9 @@ def portable(
     flipped = bias is None
     co, rows = weight.shape[int(flipped)], out.shape[2] // shuffle
     if config is None:
-        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}" + (" narrow" if w < NARROW else "")
-        default = default_config(ci, co, shuffle, w, x.dtype, x.device)
+        size = size_class(n, rows, w, padding)
+        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co} {size}".rstrip()
+        default = default_config(ci, co, shuffle, size, x.dtype, x.device)
         config = launch.config("dgrad" if flipped else "conv3x3", key, default, x.device)
     blocks = launch.cdiv(rows, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
     launch.run(
@@ -176,13 +186,32 @@ def portable(
     )
 
 
+def size_class(n: int, rows: int, w: int, padding: int) -> str:
+    """Maps of one class have one configuration: "few" pixels, "narrow", or "" for all others.
+
+    A band (padding 0) is never of few pixels, so that all bands of an image, down to its last rows, are computed alike.
+    """
+    if padding and n * rows * w < FEW:
+        return "few"
+    return "narrow" if w < NARROW else ""
+
+
+def is_small(x: Tensor, weight: Tensor, padding: int = 1) -> bool:
+    """Whether the portable kernel is faster than those for Hopper because x is small.
+
+    Never for bands (padding 0), as in `size_class`.
+    """
+    n, ci, h, w = x.shape
+    return bool(padding) and ci == weight.shape[0] == 64 and n * h * w < MANY
+
+
 def precision(dtype: torch.dtype) -> str:
     """How fp32 operands are multiplied: as they are, unless torch may use tf32 as well."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def default_config(ci: int, co: int, shuffle: int, w: int, dtype: torch.dtype, device: torch.device) -> Config:
-    """A configuration that fits every GPU from sm_80 on; not measured."""
+def default_config(ci: int, co: int, shuffle: int, size: str, dtype: torch.dtype, device: torch.device) -> Config:
+    """A configuration that fits every GPU from sm_80 on; not measured but for few pixels of 64 channels."""
     arch = launch.architecture(device)
     channels = next(c for c in (64, 32, 16) if ci % c == 0)
     if dtype == torch.float32:
@@ -203,7 +232,10 @@ def default_config(ci: int, co: int, shuffle: int, w: int, dtype: torch.dtype, d
             "num_warps": 8 if co >= 128 else 4,
             "num_stages": 3,
         }
-    narrow = w < NARROW
+    if size == "few" and co <= 64:
+        blocks = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": channels}
+        return blocks | {"num_warps": 4, "num_stages": 4}
+    narrow = size != ""
     return {
         "BLOCK_H": 8 if shuffle < 3 else 4,  # or the addresses of a shuffle by 3 spill (triton 3.6)
         "BLOCK_W": 16 if narrow else 32,

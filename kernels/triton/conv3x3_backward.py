@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .conv3x3 import portable, precision
+from .conv3x3 import is_small, portable, precision
 from .hopper import dispatch
 from .launch import Config
 
@@ -167,7 +167,7 @@ def dgrad(
     )
     dx = torch.empty((n, ci, h, w), dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
     flipped = weight.transpose(0, 1)
-    if mask is None and dispatch.should_use(dy, flipped, 1):
+    if mask is None and not is_small(dy, flipped) and dispatch.should_use(dy, flipped, 1):
         flipped = flipped.flip(2, 3).contiguous(memory_format=torch.channels_last)
         dispatch.conv3x3(dy, flipped, weight.new_zeros(ci), False, scale, skip, 1, dx)
     else:

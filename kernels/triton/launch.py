@@ -2,7 +2,7 @@
 
 A configuration is a dict of whole numbers: names in capitals are the kernel's constexprs, `num_warps`,
 `num_stages` and `maxnreg` are Triton's. `configs/<gpu>.json` holds those measured best on one GPU, by op
-and key; a key names channels and dtype, never the height and width of an image.
+and key; a key names channels, dtype and at most a class of sizes, never the height and width of an image.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ from .. import reference
 from ..interface import RAW_OUTPUT, OutputSpec
 from . import launch
 from .collapsed_tail import collapsed_tail
-from .conv3x3 import portable
+from .conv3x3 import is_small, portable
 from .head import head
 from .hopper import dispatch
 from .launch import KernelError
@@ -70,7 +70,7 @@ def conv3x3(
         raise KernelError(f"conv3x3: a shuffle by {shuffle} needs a multiple of {area} channels, not {co}")
     if out is None:
         out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    if dispatch.should_use(x, weight, shuffle):
+    if not is_small(x, weight, padding) and dispatch.should_use(x, weight, shuffle):
         dispatch.conv3x3(x, weight, bias, relu, scale, skip, padding, out)
     else:
         portable(x, weight, bias, relu, scale, skip, shuffle, padding, out)
@@ -86,12 +86,12 @@ def resblock(
     scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x + scale * conv3x3(relu(conv3x3(x))), in one kernel where `hopper.dispatch.should_use_block` says so, else in
-    two.
+    """x + scale * conv3x3(relu(conv3x3(x))), in one kernel where `hopper.dispatch.should_use_block` says so and x is
+    not small, else in two.
 
     x: [N, C, H, W], weights: [C, C, 3, 3], biases: [C], as in `conv3x3`. out: where to write, not overlapping x.
     """
-    if dispatch.should_use_block(x, weight1):
+    if not is_small(x, weight1) and dispatch.should_use_block(x, weight1):
         return dispatch.resblock(x, weight1, bias1, weight2, bias2, scale, out)
     y = conv3x3(x, weight1, bias1, relu=True)
     return conv3x3(y, weight2, bias2, scale=scale, skip=x, out=out)

@@ -232,7 +232,7 @@ def test_a_candidate_is_launched_as_forced():
     config = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 16, "BLOCK_CI": 16, "num_warps": 4, "num_stages": 1}
     with tune.forced("conv3x3", config) as asked:
         op.check(run, poison=True)
-    assert asked == {("conv3x3", "fp32 64-64 narrow")}
+    assert asked == {("conv3x3", "fp32 64-64 few")}
 
 
 # --- commands

@@ -134,7 +134,7 @@ def test_everything_is_checked(results):
 
 def test_configurations_are_found(results):
     configs = json.loads(results["kernels/triton/configs/nvidia-h100-80gb-hbm3.json"])["configs"]
-    assert configs["conv3x3"]["fp16 64-64 narrow"]["BLOCK_W"] == 16 and "bf16 64" in configs["head"]
+    assert configs["conv3x3"]["fp16 64-64 few"]["BLOCK_W"] == 16 and "bf16 64" in configs["head"]
 
 
 def test_training_goes_on_for_the_time_that_is_left(results):

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from bench import machine, records, verify
+from bench.frames import GpuNetwork
 from bench.isolate import Heartbeat
+from bench.ops import SingleOp, operations
 from bench.verify import Checked
 from bench.workloads import Case, Unavailable, Workload
 
 launch = pytest.importorskip("edsr.kernels.triton.launch", reason="needs Triton")
+from edsr.kernels.triton.conv3x3 import MANY  # noqa: E402
+from edsr.kernels.triton.hopper.dispatch import MIN_WIDTH  # noqa: E402
 
 
 class MadeUp(Workload):
@@ -81,12 +85,23 @@ def test_what_an_earlier_try_found_is_not_done_again():
     ]
 
 
-def test_half_precision_comes_first_and_every_kernel_is_there():
+def test_what_is_used_most_comes_first_and_every_kernel_is_there():
     works = verify.works()
-    dtypes = [work.dtype for work in works]
-    assert dtypes == sorted(dtypes, key=[torch.float16, torch.bfloat16].index)
+    names = [str(work).rsplit("-", 1)[0] for work in works]
+    assert names[:2] == names[2:4] == ["edsr-baseline-x2", "edsr-baseline-x4"]
+    assert [work.dtype for work in works[:4]] == [torch.float16] * 2 + [torch.bfloat16] * 2
+    features = [work.features for work in works[4:] if isinstance(work, SingleOp)]
+    assert features == sorted(features) and len(features) == len(works) - 4
+    # Every operation in every precision once.
+    assert len({(str(work), work.dtype) for work in works}) == len(works) == 4 + 2 * len(operations(3, 5))
     cases = {case for work in works for case in Checked(work).parts()}
     assert {"hopper, narrowed", "one_kernel, narrowed", "portable", "ours", "collapsed"} <= cases
+
+
+def test_small_and_large_images_go_through_our_kernels():
+    """Both the portable kernel and those for Hopper, as `edsr.kernels.triton.conv3x3.is_small` chooses."""
+    sizes = {work.height * work.width >= MANY for work in verify.works() if isinstance(work, GpuNetwork)}
+    assert sizes == {True, False} and verify.LARGE[1] >= MIN_WIDTH and verify.SIZE[0] * verify.SIZE[1] < MANY
 
 
 def test_rings_turn_three_times_when_narrowed():

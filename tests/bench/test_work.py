@@ -1,8 +1,11 @@
 """What the benchmarks compare and how it is judged: windows, fp64, every case, other engines. Nothing is timed."""
 
+import gc
 import math
 import os
+import re
 import sys
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import peers
+from bench import peers, workloads
 from bench.frames import GpuNetwork, frames
 from bench.ops import SingleOp, operations
 from bench.windows import SIDE, SMALL_SIDE, largest, windows
@@ -52,6 +55,40 @@ def test_a_frame_is_judged_in_its_windows(small_windows):
         wrong[row, column, 1] ^= 128
         with pytest.raises(AssertionError, match="wrong result"):
             work.check(lambda wrong=wrong: wrong)
+
+
+def test_a_wrong_result_says_where():
+    work = SingleOp("wgrad", 16, 3, 5, "cpu", torch.float32, images=2)
+    weight, bias = (part.clone() for part in work.cases["cudnn"].run(work)())
+    work.check(lambda: (weight, bias))
+    bias[3], bias[7] = bias[3] + 1, math.nan
+    words = r"off by nan, .*; in part 1; 2 of 16 elements, 1 not finite, the first at \[3\]: (\S+) for (\S+)$"
+    with pytest.raises(AssertionError, match=words) as caught:
+        work.check(lambda: (weight, bias))
+    found, expected = map(float, re.search(words, str(caught.value)).groups())  # pyright: ignore[reportOptionalMemberAccess]
+    assert abs(found - expected - 1) < 0.02
+
+
+def test_what_a_recorded_graph_reads_is_kept(monkeypatch):
+    """A graph reads memory, whoever has it by then: the operands were freed, and their memory was given to others."""
+
+    class Graph:
+        def __init__(self, compute):
+            self.result = compute()
+
+        def replay(self):
+            return self.result
+
+    monkeypatch.setattr(workloads, "CapturedGraph", Graph)
+    operand = torch.ones(3)
+    alive = weakref.ref(operand)
+    again = workloads.recorded(lambda operand=operand: operand + 1)
+    del operand
+    gc.collect()
+    assert alive() is not None and again().tolist() == [2, 2, 2]
+    del again
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from bench.ops import SingleOp
+from bench.workloads import recorded
 from edsr.kernels import is_faster_in_training, reference
 from edsr.kernels.autograd import pixel_unshuffled
 from edsr.kernels.triton import autograd as training
@@ -371,6 +373,19 @@ def test_offsets_past_two_to_the_31(chip):
     assert torch.equal(dgrad(x, weight, mask=x, skip=x), dgrad(dense, weight, mask=dense, skip=dense))
     for found, expected in zip(wgrad(x, x), wgrad(dense, dense), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [64, 256])
+def test_masked_at_the_size_of_training(channels, dtype):
+    """What `bench.verify` once called wrong: launched, and replayed after memory has been handed out; says where."""
+    work = SingleOp("dgrad", channels, 48, 48, dtype=dtype, images=16)
+    plain = work.cases["ours"].build(work)
+    for run in (plain, recorded(plain)):
+        for _ in range(3):
+            work.check(run, poison=True)
 
 
 def test_hopper_gets_a_turned_weight(chip, monkeypatch):
