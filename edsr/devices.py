@@ -1,8 +1,11 @@
 """Devices, precisions, and the processes that torchrun starts."""
 
+import contextlib
 import gc
 import os
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -46,6 +49,65 @@ def cpu_has(precision: str) -> bool:
         return False
     ops = torch.ops.mkldnn
     return ops._is_mkldnn_fp16_supported() if precision == "fp16" else ops._is_mkldnn_bf16_supported()
+
+
+_full_lock = threading.Lock()
+_full_users = 0  # contexts that are open, in all threads
+_full_undo: list[Callable[[], None]] = []
+
+
+def in_precision(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
+    """A context to compute in: on CUDA fp32 is fp32 there, also where PyTorch would round operands to TF32, as its
+    convolutions do by default."""
+    return _full_fp32() if device.type == "cuda" and dtype == torch.float32 else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _full_fp32() -> Iterator[None]:
+    """Inside, nothing is rounded to TF32. These settings are the whole process's: they are made when the first thread
+    comes in and taken back when the last one leaves."""
+    global _full_users
+    with _full_lock:
+        if _full_users == 0:
+            _full_undo[:] = _forbid_tf32()
+        _full_users += 1
+    try:
+        yield
+    finally:
+        with _full_lock:
+            _full_users -= 1
+            if _full_users == 0:
+                for undo in _full_undo:
+                    undo()
+
+
+def _forbid_tf32() -> list[Callable[[], None]]:
+    """Makes convolutions and matrix products of CUDA compute in fp32; gives what takes that back.
+
+    By torch's older settings where these hold: they and the newer ones, which are of one operation each, refuse to be
+    read where they contradict each other.
+    """
+    undo: list[Callable[[], None]] = []
+    cudnn: Any = torch.backends.cudnn  # torch's types leave out what is in it
+    matmul = torch.backends.cuda.matmul
+    try:
+        if cudnn.allow_tf32:
+            cudnn.allow_tf32 = False
+            undo.append(lambda: setattr(cudnn, "allow_tf32", True))
+    except RuntimeError:
+        conv, one = cudnn.conv, cudnn.conv.fp32_precision
+        conv.fp32_precision = "ieee"
+        undo.append(lambda: setattr(conv, "fp32_precision", one))
+    try:
+        before = torch.get_float32_matmul_precision()
+        if before != "highest":
+            torch.set_float32_matmul_precision("highest")
+            undo.append(lambda: torch.set_float32_matmul_precision(before))
+    except RuntimeError:
+        other = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        undo.append(lambda: setattr(matmul, "fp32_precision", other))
+    return undo
 
 
 def list_devices(text: str) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edsr.devices import PRECISIONS
+from edsr.devices import PRECISIONS, in_precision
 from edsr.kernels import OutputSpec, TensorOps, load_ops
 from edsr.models import EDSR, FoldedEDSR, dihedral
 
@@ -78,10 +79,13 @@ class Executor:
             return self._forward(x, result)
         return self.networks(precision)[0](x, self.ops, result)
 
-    def on_device(self) -> AbstractContextManager[Any]:
-        """A context in which the device is the current one, as CUDA graphs require."""
+    @contextlib.contextmanager
+    def computing(self, precision: str) -> Iterator[None]:
+        """A context to compute in: the device is the current one, as CUDA graphs require, and fp32 is not TF32."""
         device = self.plan.device
-        return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        with current, in_precision(PRECISIONS[precision], device):
+            yield
 
 
 def _forward(model: FoldedEDSR, ops: TensorOps, x: Tensor, result: OutputSpec) -> Tensor:

@@ -154,7 +154,7 @@ class ImageRun:
                 x, quantized = to_network(copier.to_device(piece))
                 # The tail quantizes colors by itself; averaging comes before that.
                 quantized = quantized and not self._self_ensemble
-                with executor.compute_lock, torch.no_grad(), executor.on_device():
+                with executor.compute_lock, torch.no_grad(), executor.computing(plan.precision):
                     y = compute(x, last, OutputSpec(x.dtype if quantized else None, overflow))
                     done = y.shape[2] // scale
                     y = y[:, :, max(0, min(done, self._rows_done - at)) * scale :]

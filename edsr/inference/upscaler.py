@@ -34,7 +34,7 @@ class Upscaler:
     Args:
         model: The network, left untouched.
         device: "auto" (CUDA, else Apple's MPS, else CPU), "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
+        precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32" (never TF32), "fp16" or "bf16".
         backend: "triton" (this project's kernels; CUDA from compute capability 8.0 on, or for tests any CPU with
             TRITON_INTERPRET=1), "winograd" (this project's kernels for CPUs, fp32; compiled here the first time on a
             machine, which takes a second), "torch", or "auto": the kernels where they can be had, else torch.
@@ -170,7 +170,7 @@ class Upscaler:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
         check_owner(self._process)
         images = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
-        with torch.no_grad(), self._executor.on_device():
+        with torch.no_grad(), self._executor.computing(self.precision):
             y = self._executor.compute_whole(images, OutputSpec(x.dtype)).permute(0, 2, 3, 1)
         return y[0] if x.ndim == 3 else y
 

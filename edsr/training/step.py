@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from edsr.data import PatchLoader
-from edsr.devices import ProcessGroup
+from edsr.devices import ProcessGroup, in_precision
 from edsr.inference import CapturedGraph, capture_stream
 from edsr.kernels import Ops
 from edsr.models import EDSR, CollapsedEDSR
@@ -77,7 +77,7 @@ class TrainStep:
         compute = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         self._compute_parameters: list[Tensor] = [*compute.parameters()]
         self._mixed = compute is not model
-        self._device = device
+        self._device, self._dtype = device, dtype
         with self._stream():
             net: nn.Module = _WithOps(CollapsedEDSR(compute) if collapsed else compute, ops)
             if group.world_size > 1:
@@ -138,7 +138,7 @@ class TrainStep:
         self._rates[:count].copy_(torch.tensor(rates))
         self._index.zero_()
         before = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        with self._stream() as stream:
+        with self._stream() as stream, in_precision(self._dtype, self._device):
             if stream is not None and before is not None:
                 stream.wait_stream(before)
             # While the device works through these. A CPU does so at once; there, what threads do goes on meanwhile.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from edsr.data import Degradation, PairedImages, degrade
+from edsr.devices import in_precision
 from edsr.evaluation import psnr, scored_region
 from edsr.images import matlab_bicubic, to_depth
 from edsr.models import EDSR
@@ -80,7 +81,7 @@ def mean_absolute_error(model: EDSR, images: PairedImages) -> float:
             .div_(255)
             for image in images.pair(i)
         )
-        with torch.no_grad():
+        with torch.no_grad(), in_precision(torch.float32, device):
             means.append((model(low) - high).abs().mean().item())
     return float(np.mean(means))
 
@@ -125,7 +126,7 @@ def validate(
     scores, samples = [], {}
     for i in range(len(images)):
         low, high = (to_depth(image, np.uint8) for image in images.pair(i))
-        with torch.no_grad():
+        with torch.no_grad(), in_precision(torch.float32, device):
             x = torch.from_numpy(np.ascontiguousarray(low)).to(device).permute(2, 0, 1)[None].float().div_(255)
             y = model(x).clamp_(0, 1).mul_(255).round_().byte()[0].permute(1, 2, 0).cpu().numpy()
         scores.append(psnr(*scored_region(y, high, scale)))

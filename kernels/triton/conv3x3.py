@@ -206,8 +206,9 @@ def is_small(x: Tensor, weight: Tensor, padding: int = 1) -> bool:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How fp32 operands are multiplied: as they are, unless torch may use tf32 as well."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How fp32 operands are multiplied: as they are, unless torch's matrix products may use tf32 as well."""
+    # Not allow_tf32, which raises where the setting was made by this newer name.
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def default_config(ci: int, co: int, shuffle: int, size: str, dtype: torch.dtype, device: torch.device) -> Config:
