@@ -22,7 +22,11 @@ def either(python: str, command_line: str) -> str:
     return command_line if _on_command_line else python
 
 
+def named(name: str) -> str:
+    """The name of a choice: named("val_every") is val_every, or --val-every."""
+    return either(name, f"--{name.replace('_', '-')}")
+
+
 def option(name: str, value: object = True) -> str:
     """A choice and its value: option("tile", 64) is tile=64, or --tile 64; with True overwrite=True, or --overwrite."""
-    switch = f"--{name.replace('_', '-')}"
-    return either(f"{name}={value!r}", switch if value is True else f"{switch} {value}")
+    return either(f"{name}={value!r}", f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))

@@ -1,6 +1,8 @@
 """Messages name choices as their reader makes them: arguments in Python, options on the command line."""
 
+import ast
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,11 +10,44 @@ import torch
 
 from edsr import EDSR, BackendError, EDSRConfig, EDSRError, Upscaler, cli
 from edsr.images import ImageReader, ImageWriter, read_image
-from edsr.wording import either, for_command_line, option
+from edsr.wording import either, for_command_line, named, option
+from tests.conftest import ROOT
 from tests.support.image_files import make_image, write
 
 OPTION = re.compile(r"(?<![\w-])--[a-z]")
 MODEL = EDSR(EDSRConfig(blocks=1, features=8))
+
+
+OWN_COMMANDS = {"kernels/aot.py", "kernels/triton/hopper/probe.py"}
+OTHERS_COMMANDS = {"edsr/weights/exchange.py"}  # what EDSR-PyTorch takes
+HELP = {"edsr/training/config.py"}  # of options, which have the names of fields
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, text) of the strings in a module that are neither for the command line alone nor docstrings."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "either":
+            yield from texts(ast.Tuple([node.args[0]], ast.Load()))
+        else:
+            yield from texts(node)
+
+
+def test_no_module_names_options_but_for_the_command_line():
+    """Whatever the library says, `either`, `option` and `named` choose how; options are the command line's."""
+    modules = [path for folder in ("edsr", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    found = set()
+    for path in modules:
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith("edsr/cli/") and name not in OWN_COMMANDS | OTHERS_COMMANDS | HELP:
+            for line, text in texts(ast.parse(path.read_text(encoding="utf-8"))):
+                if OPTION.search(text) and not text.startswith("# "):  # a comment in config.toml
+                    found.add(f"{name}:{line}: {text}")
+    assert len(modules) > 100 and not found
+    assert list(texts(ast.parse("f(f'a --b {either(1, 2)}', either('c', '--d'))"))) == [(1, "a --b "), (1, "c")]
 
 
 def test_both():
@@ -22,7 +57,9 @@ def test_both():
         assert option("overwrite") == "--overwrite" and option("val_every", 5) == "--val-every 5"
         assert either("a", "b") == "b"
         _ = 1 / 0
-    assert option("overwrite") == "overwrite=True" and either("a", "b") == "a"
+    assert option("overwrite") == "overwrite=True" and either("a", "b") == "a" and named("val_every") == "val_every"
+    with for_command_line():
+        assert named("val_every") == "--val-every"
 
 
 @pytest.fixture

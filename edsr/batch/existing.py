@@ -5,6 +5,7 @@ from pathlib import Path
 
 from edsr.errors import ImageError
 from edsr.images import ImageReader, ends_whole
+from edsr.wording import option
 
 
 def is_finished(output: Path, size: tuple[int, int] | None) -> bool:
@@ -29,5 +30,5 @@ def is_finished(output: Path, size: tuple[int, int] | None) -> bool:
         return False
     if size is not None and found != size:
         sizes = f"{found[0]} x {found[1]} instead of {size[0]} x {size[1]}"
-        raise ImageError(f"{output}: is there, but {sizes}; add --overwrite to replace it")
+        raise ImageError(f"{output}: is there, but {sizes}; add {option('overwrite')} to replace it")
     return True

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edsr.errors import ImageError
-from edsr.images import no_images, scan_folder, unlistable, walk_folders
+from edsr.images import folders_with_images, no_images, scan_folder, unlistable, walk_folders
+from edsr.wording import option
 
 from .stdio import STDIN
 
@@ -47,6 +48,7 @@ class FoundInputs:
         items: images.
         earlier: results of earlier runs that are no inputs.
         others: files in folders that are no images, by their names.
+        closed: folders in folders that have images, too, and were not entered.
     """
 
     recursive: bool = False
@@ -55,6 +57,7 @@ class FoundInputs:
     errors: list[FailedInput] = field(default_factory=list)
     earlier: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    closed: list[Path] = field(default_factory=list)
 
     def drop_missing(self) -> None:
         """Takes files that are not there out of `items`, and appends them to `errors`."""
@@ -102,9 +105,14 @@ class FoundInputs:
         self.earlier += sorted(earlier)
         found = [Input(path, Path(name)) for path in scan.images if path not in earlier]
         if earlier and not found:
-            return self._fail(name, f"{name}: holds only results of earlier runs; add --again to upscale them")
-        if not found and not scan.unreadable:
-            self.errors.append(FailedInput(name, no_images(name)))
+            again = option("again")
+            return self._fail(name, f"{name}: holds only results of earlier runs; add {again} to upscale them")
+        closed = [] if self.recursive else folders_with_images(name, _holds_inputs)
+        if found:
+            self.closed += closed
+        elif not scan.unreadable:
+            enter = f"; add {option('recursive')} to enter them" if closed else ""
+            self.errors.append(FailedInput(name, ImageError(f"{no_images(name)}{enter}")))
         return found
 
     def _fail(self, name: str, message: str) -> list[Input]:
@@ -174,6 +182,11 @@ def _match(pattern: str, unreadable: list[tuple[Path, OSError]]) -> Iterator[str
                     yield from _match(os.path.join(glob.escape(str(folder)), *tail), unreadable)
                 else:
                     yield from (entry.path for entry in entries if not entry.is_dir())
+
+
+def _holds_inputs(images: list[Path]) -> bool:
+    """Whether there are others among the images in a folder than results."""
+    return bool({*images} - _results_among(images))
 
 
 def _results_among(images: list[Path]) -> set[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edsr.errors import ImageError
 from edsr.images import FORMATS, kept_extension
+from edsr.wording import either
 
 from .clashes import Job, resolve_clashes, with_kind
 from .inputs import FailedInput, FoundInputs, Input, find_inputs
@@ -18,7 +19,8 @@ class BatchPlan:
 
     errors: inputs that give no jobs; the others are not affected. left_out: images that were named as inputs, but are
     what another input becomes. earlier: results of earlier runs, found in folders. others: files in folders that are no
-    images, by their names. into_folder: whether results go into a folder, which may be yet to be made.
+    images, by their names. closed: folders in folders that have images, too, and were not entered. into_folder: whether
+    results go into a folder, which may be yet to be made.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -26,6 +28,7 @@ class BatchPlan:
     left_out: list[Path] = field(default_factory=list)
     earlier: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    closed: list[Path] = field(default_factory=list)
     into_folder: bool = False
 
 
@@ -142,7 +145,7 @@ def plan_jobs(
         count = len(found.items) + len(found.errors)
         message = f"{output}: {count} images need a folder after -o; to have it made, end it in a slash"
         raise ImageError(message, misuse=True)
-    plan = BatchPlan(errors=found.errors, earlier=found.earlier, others=found.others)
+    plan = BatchPlan(errors=found.errors, earlier=found.earlier, others=found.others, closed=found.closed)
     plan.into_folder = output is not None and output.endswith(os.sep)
     jobs = []
     for item in found.items:
@@ -210,7 +213,8 @@ def output_path(
         folder = text.endswith(("/", os.sep)) or os.path.isdir(text)
         target = Path(text) / target.name if folder else Path(text)
         if form and FORMATS.get(target.suffix.lower()) != FORMATS[suffix.lower()]:
-            raise ImageError(f"{target}: its ending is not that of --format {form}, leave one of them out", misuse=True)
+            named = either(f"form={form!r}", f"--format {form}")
+            raise ImageError(f"{target}: its ending is not that of {named}, leave one of them out", misuse=True)
     try:
         same = os.path.samefile(source, target)
     except (OSError, ValueError):  # one of them is not there

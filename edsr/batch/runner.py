@@ -29,6 +29,7 @@ from edsr.images import (
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.progress import BatchProgress
 from edsr.system import remove_abandoned
+from edsr.wording import named
 
 from .clashes import Job
 from .existing import is_finished
@@ -329,5 +330,5 @@ def _mark(holes: Holes, reader: ImageReader, count: int, keep_size: bool) -> Ite
     for rows in holes.mark(reader.rows(count, with_holes=True)):
         if holes.count and not keep_size:
             why = "holds samples without data (nodata, NaN or infinite), which cannot be averaged with others"
-            raise ImageError(f"{reader.path}: {why}; ask for a whole --scale, or fill them first")
+            raise ImageError(f"{reader.path}: {why}; ask for a whole {named('scale')}, or fill them first")
         yield rows

@@ -12,7 +12,7 @@ from edsr.strict_json import dumps
 
 from .checks import check_named_files
 from .console import UsageError, print_line, print_result, require_output
-from .network import make_upscaler, make_upscalers, requested_choices
+from .network import make_upscalers, requested_choices
 from .scores import ScoreTable, name_infinite, print_notes
 
 # --- compare
@@ -22,20 +22,21 @@ def run_compare(options: Namespace) -> int:
     check_named_files(options)
     requested = requested_choices(options)
 
-    from edsr.evaluation import (
-        compare,
-        comparison_files,
-        comparison_path,
-        default_title,
-        encode_png,
-        render_figure,
-        render_page,
-        save_comparison,
-        short_names,
-    )
-    from edsr.weights import AUTO, choose_by_file, choose_by_strength
-
     from . import progress
+
+    with progress.starting(options.quiet):
+        from edsr.evaluation import (
+            compare,
+            comparison_files,
+            comparison_path,
+            default_title,
+            encode_png,
+            render_figure,
+            render_page,
+            save_comparison,
+            short_names,
+        )
+        from edsr.weights import AUTO, choose_by_file, choose_by_strength
 
     suffix = ".html" if options.html else ".png"
     target = comparison_path(options.image, options.hr, options.output, suffix, options.overwrite)
@@ -45,10 +46,11 @@ def run_compare(options: Namespace) -> int:
         auto = choose_by_file(options.image, scale)
     choices = [choice or auto for choice in requested]
     models = [choice.model for choice in choices]
-    if len(models) == 1:
-        upscalers = make_upscaler(options, models[0])
-    else:
-        pairs = zip(short_names(options.model), make_upscalers(options, models), strict=True)
+    with progress.starting(options.quiet):
+        networks = make_upscalers(options, models)
+    upscalers = networks[0]
+    if len(models) > 1:
+        pairs = zip(short_names(options.model), networks, strict=True)
         upscalers = {default_title(network, options.self_ensemble, name): network for name, network in pairs}
     sources = [path for path in (options.image, options.hr) if path]
     kept = {}
@@ -81,9 +83,12 @@ def run_compare(options: Namespace) -> int:
 def run_evaluate(options: Namespace) -> int:
     check_named_files(options)
 
-    from edsr.evaluation import ResultFolders, evaluate_all, mean_counts, mean_scores, short_names
-    from edsr.images import scan_folder
-    from edsr.weights import AUTO, FAITHFUL
+    from . import progress
+
+    with progress.starting(options.quiet):
+        from edsr.evaluation import ResultFolders, evaluate_all, mean_counts, mean_scores, short_names
+        from edsr.images import scan_folder
+        from edsr.weights import AUTO, FAITHFUL
 
     models = options.model or [FAITHFUL]
     if AUTO in models:
@@ -94,25 +99,30 @@ def run_evaluate(options: Namespace) -> int:
         raise UsageError("--overwrite is for the images that --save DIR keeps; add that, or leave it out")
     require_output("the scores")
     names = short_names(models)
-    upscalers = make_upscalers(options, models)
+    with progress.starting(options.quiet):
+        upscalers = make_upscalers(options, models)
     scale, keep = upscalers[0].scale, None
+    originals = scan_folder(options.hr).images
     if options.save:
-        originals = scan_folder(options.hr).images
         keep = ResultFolders(Path(options.save), names, originals, scale, options.overwrite).save
     images: list[list[dict]] = [[] for _ in models]
     failed, complete = [], False
     table = None if options.json else ScoreTable(models, names)
+    chosen = options.hr, options.lr, options.protocol, options.self_ensemble
     try:
-        for found in evaluate_all(upscalers, options.hr, options.lr, options.protocol, options.self_ensemble, keep):
-            if "error" in found[0]:
-                failed.append(found[0])
-                print_line(found[0]["error"])
-                continue
-            for scored, image in zip(images, found, strict=True):
-                scored.append(image)
-            print_notes(names, found)
-            if table:
-                table.row(found[0]["name"], found)
+        with progress.bars(options.quiet, originals) as bars:
+            for found in evaluate_all(upscalers, *chosen, keep, bars):
+                bars.done(Path(options.hr, found[0]["name"]))
+                if "error" in found[0]:
+                    failed.append(found[0])
+                    print_line(found[0]["error"])
+                    continue
+                for scored, image in zip(images, found, strict=True):
+                    scored.append(image)
+                if not options.quiet:
+                    print_notes(names, found)
+                if table:
+                    table.row(found[0]["name"], found)
         complete = True
     finally:  # what was scored before an interruption is given, too
         if options.json:
@@ -131,7 +141,7 @@ def run_evaluate(options: Namespace) -> int:
     for name, scored in zip(names, images, strict=True):
         counts, whose = mean_counts(scored), f", {name}" if len(names) > 1 else ""
         for kind in "psnr", "ssim":
-            if kind in counts:
+            if kind in counts and not options.quiet:
                 print_line(f"note: mean {kind.upper()}{whose} of {counts[kind]} of {count}, where it is a number")
     if failed:
         print_line(f"{len(failed)} of {count + len(failed)} images could not be scored")

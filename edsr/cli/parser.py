@@ -268,6 +268,7 @@ def add_evaluate(commands, parents) -> None:
         "  %(prog)s --hr Set5/HR --lr Set5/LR_bicubic --model edsr-baseline --model runs/x2/best.safetensors",
     )
     command.add_argument("--hr", required=True, metavar="DIR", help="the high-resolution originals")
+    command.add_argument("--quiet", action="store_true", help="print scores and errors only")
     command.add_argument(
         "--lr",
         metavar="DIR",

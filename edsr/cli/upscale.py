@@ -228,13 +228,17 @@ def plan_batch(found: "FoundInputs", options: Namespace, tag: str, stack: ExitSt
 
 def report_plan(plan: "BatchPlan", options: Namespace, tally: "Tally") -> None:
     """Reports what the plan leaves out, the inputs that nothing can be made of, and what has no effect."""
-    from edsr.images import FORMATS, passed_over
+    from edsr.images import FORMATS, name_folders, passed_over
 
     if plan.left_out and not options.quiet:
         names = [str(path) for path in plan.left_out[:LEFT_OUT_SHOWN]]
         more = len(plan.left_out) - len(names)
         listed = ", ".join(names) + (f" and {more} more" if more else "")
         print_line(f"note: left out, because other inputs become this: {listed}")
+    if plan.closed and not options.quiet:
+        has = "folder was" if len(plan.closed) == 1 else "folders were"
+        names = name_folders(plan.closed)
+        print_line(f"note: {len(plan.closed)} {has} not entered, though images lie in: {names}; add --recursive to")
     tally.earlier, tally.others = len(plan.earlier), passed_over(plan.others) if plan.others else ""
     report_inputs(plan.errors, options, tally)
     formats = [FORMATS.get(job.output.suffix.lower()) for job in plan.jobs]

@@ -21,6 +21,7 @@ import torch
 
 from edsr.errors import DataError, ImageError
 from edsr.images import matlab_downscale, to_depth
+from edsr.wording import named
 
 from .sources import ImageGroup, LoadSpec, SourceFile, find_div2k, find_files, scan_file
 from .store import HEIGHT, HR_START, IMAGE, LR_START, WIDTH, DiskCache, DiskCacheWriter, MemoryStore, PairedImages
@@ -67,7 +68,8 @@ def load_dataset(
     """
     if crop is not None and (crop < 1 or crop % scale or crop // scale < patch):
         raise DataError(
-            f"--crop must be a multiple of {scale} and at least a patch, {patch * scale}, not {crop}", misuse=True
+            f"{named('crop')} must be a multiple of {scale} and at least a patch, {patch * scale}, not {crop}",
+            misuse=True,
         )
     training, validation = [], []
     for source in sources:
@@ -79,7 +81,7 @@ def load_dataset(
         else:
             training += find_files(path)
     if not training:
-        raise DataError("no images given; name folders with --data")
+        raise DataError("no images given; name folders")
     target = torch.device(device)
     spec = LoadSpec(scale, patch, crop, target if target.type == "cuda" else torch.device("cpu"))
     names = [os.path.abspath(source) for source in sources]
@@ -107,7 +109,7 @@ def load_validation(source: str | Path, scale: int) -> PairedImages:
             return load_files(find_div2k(path, "valid", scale, MAX_VALIDATION), LoadSpec(scale, 1))
         return load_dataset([source], scale, 1)[0]
     except DataError as error:
-        raise DataError(str(error).replace("with --data", "with --val")) from None
+        raise DataError(str(error).replace(f"with {named('data')}", f"with {named('val')}")) from None
 
 
 def train_val_split(images: PairedImages, count: int = 20, side: int = 192) -> tuple[PairedImages, PairedImages | None]:
@@ -167,7 +169,7 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
     _log_too_small(small, least)
     _log_warnings(groups)
     if not groups:
-        raise DataError("no image left; give other folders or a smaller --patch")
+        raise DataError(f"no image left; give other folders or a smaller {named('patch')}")
     logger.info(f"reading {sum(group.count for group in groups)} images")
     dtype = np.dtype(np.uint16 if any(group.is_16bit for group in groups) else np.uint8)
     pixels = sum(group.kept_pixels(spec) for group in groups)

@@ -15,6 +15,7 @@ import torch
 
 from edsr.errors import DataError, ImageError
 from edsr.images import READABLE, ImageReader, passed_over, read_opaque, scan_images, to_depth
+from edsr.wording import named
 
 from .value_range import find_white, measure
 
@@ -37,18 +38,20 @@ def find_files(path: Path) -> list[SourceFile]:
     """The file of this name, or all images in the folder, at any depth. Raises DataError."""
     if not path.is_dir():
         if not path.exists():
-            raise DataError(f"{path}: no such file or folder; give another with --data")
+            raise DataError(f"{path}: no such file or folder; give another with {named('data')}")
         return [SourceFile(path)]
     found = _find_images(path, recursive=True)
     for file in found:
         if "DIV2K_train_HR" in file.parts[len(path.parts) :]:
             # Taken as any folder, its LR images and its validation images would be trained on as well.
             root = Path(*file.parts[: file.parts.index("DIV2K_train_HR")])
-            raise DataError(f"{path}: DIV2K lies deeper in it; give {root} itself with --data")
+            raise DataError(f"{path}: DIV2K lies deeper in it; give {root} itself with {named('data')}")
     folders = {parent for file in found for parent in file.parents if parent.is_relative_to(path) and parent != path}
     lr, hr = (sorted(folder for folder in folders if kind.fullmatch(folder.name)) for kind in (_LR_NAME, _HR_NAME))
     if lr and hr:
-        raise DataError(f"{path}: reductions ({lr[0]}) would be trained on as originals; give {hr[0]} with --data")
+        raise DataError(
+            f"{path}: reductions ({lr[0]}) would be trained on as originals; give {hr[0]} with {named('data')}"
+        )
     return [SourceFile(file) for file in found]
 
 
@@ -81,7 +84,8 @@ def find_div2k(folder: Path, split: str, scale: int, limit: int | None = None, c
         files.append(SourceFile(path, found[0] if found else None))
     given = sum(file.lr_path is not None for file in files)
     if crop and given:
-        logger.info(f"reductions in {lr_folder} are not used: each square of --crop is reduced by bicubic")
+        cut = f"each square that {named('crop')} cuts"
+        logger.info(f"reductions in {lr_folder} are not used: {cut} is reduced by bicubic")
     elif not crop and given:
         rest = "" if given == len(files) else f"; the other {len(files) - given} are reduced by bicubic"
         logger.info(f"{lr_folder} has reductions of {given} of {len(files)} originals{rest}")
@@ -95,7 +99,7 @@ def _find_images(folder: Path, recursive: bool = False) -> list[Path]:
     try:
         scan = scan_images(folder, recursive)
     except ImageError as error:
-        raise DataError(f"{error}; give another with --data") from None
+        raise DataError(f"{error}; give another with {named('data')}") from None
     if scan.others:
         logger.info(passed_over(scan.others, f"of {folder} are "))
     return scan.images

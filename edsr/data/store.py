@@ -20,6 +20,7 @@ from torch import Tensor
 from edsr.errors import DataError
 from edsr.strict_json import loads
 from edsr.system import atomic_folder, available_memory, remove_abandoned, why_unwritable
+from edsr.wording import either, named
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +87,16 @@ class MemoryStore:
 
     def __init__(self, pixels: int, scale: int, dtype: np.dtype):
         lr_pixels = pixels // scale**2
+        folder = either("cache=DIR", "--cache DIR")
         need, available = (pixels + lr_pixels) * 3 * dtype.itemsize, available_memory()
         if need > available // 2:
             sizes = f"{need / 1e9:.1f} GB decoded, more than half of the {available / 1e9:.1f} GB of memory available"
-            raise DataError(f"the images are {sizes}; add --cache DIR to keep them in files")
+            raise DataError(f"the images are {sizes}; add {folder} to keep them in files")
         self.scale, self.filled = scale, 0
         try:
             self.hr, self.lr = np.empty((pixels, 3), dtype), np.empty((lr_pixels, 3), dtype)
         except MemoryError:
-            raise DataError(f"no memory for {need / 1e9:.1f} GB of images; add --cache DIR") from None
+            raise DataError(f"no memory for {need / 1e9:.1f} GB of images; add {folder}") from None
 
     def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
         start, self.filled = self.filled, self.filled + lr.size // 3
@@ -128,7 +130,7 @@ class DiskCache:
     def require_writable(self) -> None:
         """Raises DataError, before images are read, if they cannot be kept."""
         if why := why_unwritable(self.root):
-            raise DataError(f"{self.root}: cannot be written ({why}); choose another folder with --cache")
+            raise DataError(f"{self.root}: cannot be written ({why}); choose another folder with {named('cache')}")
 
     def _read(self) -> PairedImages | None:
         try:
@@ -174,7 +176,7 @@ class DiskCacheWriter:
             free = shutil.disk_usage(self.cache.root).free
             if need > free:
                 sizes = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
-                raise DataError(f"{self.cache.root}: {sizes}; choose another folder with --cache")
+                raise DataError(f"{self.cache.root}: {sizes}; choose another folder with {named('cache')}")
             with ExitStack() as stack:
                 self._folder = stack.enter_context(atomic_folder(self.cache.folder))
                 self._files = [stack.enter_context(open(self._folder / f"{kind}.bin", "xb")) for kind in ("hr", "lr")]
@@ -200,7 +202,9 @@ class DiskCacheWriter:
             self._stack.close()
         images = self.cache._read()
         if images is None:
-            raise DataError(f"{self.cache.folder}: cannot be read after it was written; choose another with --cache")
+            raise DataError(
+                f"{self.cache.folder}: cannot be read after it was written; choose another with {named('cache')}"
+            )
         return images
 
     def __exit__(self, *error: Any) -> None:
@@ -213,7 +217,7 @@ class DiskCacheWriter:
             yield
         except OSError as error:
             why = f"cannot be written ({error.strerror})"
-            raise DataError(f"{self.cache.root}: {why}; choose another folder with --cache") from None
+            raise DataError(f"{self.cache.root}: {why}; choose another folder with {named('cache')}") from None
 
 
 def _regular(path: Path) -> Path:

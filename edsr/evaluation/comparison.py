@@ -23,6 +23,7 @@ from edsr.images import (
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, ImageProgress, Silent
 from edsr.system import atomic_file, available_memory, remove_abandoned, why_unwritable_file
+from edsr.wording import either, named, option
 
 from . import metrics
 
@@ -31,8 +32,6 @@ MAX_PIXELS = 100_000_000
 
 MAX_DETAIL = 512
 """The largest side of a detail, in pixels; three of them fit beside each other in a figure."""
-
-NO_INPUT = "nothing to compare: give an image, its original with --hr, or both"
 
 _DETAIL_SIDE = 96  # of a detail that is chosen here: pixels can be made out, and a word or an eye fits in
 _BYTES, _BYTES_SCORED = 30, 100  # of memory a pixel of the result, as measured, without and with an original
@@ -153,7 +152,7 @@ def _open_inputs(
     original = ImageReader(hr, full=True) if hr is not None else None
     source = ImageReader(image, full=True) if image is not None else original
     if source is None:
-        raise CompareError(NO_INPUT, misuse=True)
+        raise _no_input()
     width, height = source.width, source.height
     if original is not None:
         lr_size = original.width // s, original.height // s
@@ -162,7 +161,9 @@ def _open_inputs(
             raise CompareError(f"{sizes}, too small to be reduced by {s}; choose a larger original")
         if image is not None and lr_size != (width, height):
             expected = f"{s} times {image}, {width} x {height}, which is {s * width} x {s * height}"
-            raise CompareError(f"{sizes}, not {expected}; check --scale, or give --hr alone to have it reduced")
+            raise CompareError(
+                f"{sizes}, not {expected}; check {named('scale')}, or give {named('hr')} alone to have it reduced"
+            )
         width, height = lr_size
     pixels = s * width * s * height
     each = (_BYTES if original is None else _BYTES_SCORED) + (networks - 1) * _BYTES_MORE
@@ -174,6 +175,11 @@ def _open_inputs(
     else:
         return source, original, (width, height)
     raise CompareError(f"{source.path}: {problem}; crop it to the part of interest")
+
+
+def _no_input() -> CompareError:
+    original = f"its original with {named('hr')}"
+    return CompareError(f"nothing to compare: give an image, {original}, or both", misuse=True)
 
 
 def _read_rows(reader: ImageReader) -> Iterator[np.ndarray]:
@@ -201,7 +207,7 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
     """
     sources = [path for path in (image, hr) if path is not None]
     if not sources:
-        raise CompareError(NO_INPUT, misuse=True)
+        raise _no_input()
     target = sources[0].with_name(f"{sources[0].stem}_compare{suffix}")
     if output is not None:
         target = Path(output) / target.name if os.path.isdir(output) else Path(output)
@@ -215,7 +221,7 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
     if any(os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target) for path in sources):
         raise CompareError(f"{target}: is the input itself, choose another output", misuse=True)
     if os.path.lexists(target) and not overwrite:
-        raise CompareError(f"{target}: exists; add --overwrite to replace it")
+        raise CompareError(f"{target}: exists; add {option('overwrite')} to replace it")
     return target
 
 
@@ -230,7 +236,7 @@ def save_comparison(target: Path, data: bytes, overwrite: bool, sources: Sequenc
         with atomic_file(target, overwrite, sources) as file:
             file.write(data)
     except FileExistsError:
-        raise CompareError(f"{target}: exists; add --overwrite to replace it") from None
+        raise CompareError(f"{target}: exists; add {option('overwrite')} to replace it") from None
     except OSError as error:
         raise CompareError(f"{target}: cannot be written ({error.strerror})") from None
 
@@ -287,9 +293,9 @@ def _check_detail(detail: tuple[int, int, int] | None, width: int, height: int) 
     if detail is not None:
         x, y, side = detail
         if not 1 <= side <= MAX_DETAIL:
-            raise CompareError(f"--detail: its side must be 1 to {MAX_DETAIL} pixels, not {side}", misuse=True)
+            raise CompareError(f"{named('detail')}: its side must be 1 to {MAX_DETAIL} pixels, not {side}", misuse=True)
         if x < 0 or y < 0 or x + side > width or y + side > height:
-            where = f"--detail {x},{y},{side}"
+            where = either(f"detail={detail}", f"--detail {x},{y},{side}")
             raise CompareError(f"{where}: is not inside the result of {width} x {height} pixels", misuse=True)
     return detail
 

@@ -3,12 +3,14 @@
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edsr.errors import EvaluateError
 from edsr.images import find_images, no_images, read_opaque, scan_folder
+from edsr.wording import named
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +68,21 @@ class LowResolution:
         if (image.shape[0] * s, image.shape[1] * s) != target.shape[:2]:
             raise EvaluateError(
                 f"{original.name}: its low-resolution image is {image.shape[1]} x {image.shape[0]}, not a {s}th of "
-                f"{target.shape[1]} x {target.shape[0]}; check --scale and --lr"
+                f"{target.shape[1]} x {target.shape[0]}; check {named('scale')} and {named('lr')}"
             )
         if image.shape[2] == target.shape[2]:
             return image
         if any((pixels != pixels[..., :1]).any() for pixels in (image, target)):
             kinds = ("gray", "RGB") if image.shape[2] == 1 else ("RGB", "gray")
-            raise EvaluateError(f"{original.name}: its low-resolution image is {kinds[0]}, not {kinds[1]}; check --lr")
+            raise EvaluateError(
+                f"{original.name}: its low-resolution image is {kinds[0]}, not {kinds[1]}; check {named('lr')}"
+            )
         return np.repeat(image, 3, 2) if image.shape[2] == 1 else np.ascontiguousarray(image[..., :1])
+
+    def unused(self, originals: Sequence[Path]) -> list[Path]:
+        """The images that belong to none of the originals, sorted."""
+        names = {name for original in originals for name in _names(original.stem, self.scale)}
+        return sorted(path for stem, paths in self._by_stem.items() if stem not in names for path in paths)
 
 
 def _names(original: str, s: int) -> dict[str, None]:
@@ -98,7 +107,7 @@ def _folder_for_scale(folder: Path, s: int) -> Path:
         level = [inner for inner in level if "lr" in inner.name.lower()]
     if len(found) > 1:
         names = " and ".join(str(path.relative_to(folder)) for path in found)
-        raise EvaluateError(f"{folder}: images of x{s} lie in {names}; name one of these with --lr")
+        raise EvaluateError(f"{folder}: images of x{s} lie in {names}; name one of these with {named('lr')}")
     if not found:
         raise no_images(folder)
     return found[0]

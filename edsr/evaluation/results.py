@@ -13,6 +13,7 @@ from PIL import Image
 from edsr.errors import CompareError, EvaluateError
 from edsr.images import ImageWriter
 from edsr.system import why_unwritable
+from edsr.wording import option
 
 _ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
 
@@ -57,7 +58,7 @@ def comparison_files(folder: Path, sources: Sequence[Path], titles: Sequence[str
         if any(path.exists() and source.exists() and os.path.samefile(path, source) for source in sources):
             raise CompareError(f"{path}: is the input itself; name another folder")
         if os.path.lexists(path) and not overwrite:
-            raise CompareError(f"{path}: exists; add --overwrite to replace it")
+            raise CompareError(f"{path}: exists; add {option('overwrite')} to replace it")
     return paths
 
 
@@ -101,7 +102,7 @@ class ResultFolders:
             there = [name for name in self._files.values() if os.path.lexists(place / name)]
             if there and not overwrite:
                 raise EvaluateError(
-                    f"{place / there[0]}: exists; add --overwrite to replace it, or name another folder"
+                    f"{place / there[0]}: exists; add {option('overwrite')} to replace it, or name another folder"
                 )
 
     def save(self, network: int, original: Path, result: np.ndarray) -> None:

@@ -11,11 +11,16 @@ import torch
 from edsr.errors import EDSRError, EvaluateError
 from edsr.images import matlab_bicubic, matlab_downscale, matlab_round, passed_over, read_opaque, scan_images
 from edsr.inference import Upscaler
+from edsr.progress import BatchProgress, ImageProgress, Silent
+from edsr.wording import either
 
 from . import metrics
 from .low_resolution import LowResolution
 
 logger = logging.getLogger(__name__)
+
+NAMES_SHOWN = 3
+"""Names in the line about low-resolution images that nothing is done with."""
 
 FIELDS = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
 _COMPARED = {field: (field.removeprefix("bicubic_"), f"bicubic_{field.removeprefix('bicubic_')}") for field in FIELDS}
@@ -63,6 +68,7 @@ def evaluate_all(
     protocol: str = "y",
     self_ensemble: bool = False,
     keep: Callable[[int, Path, np.ndarray], None] | None = None,
+    progress: BatchProgress | None = None,
 ) -> Iterator[list[dict]]:
     """Scores several networks of one scale on the same images; arguments and errors as for `evaluate`.
 
@@ -73,6 +79,7 @@ def evaluate_all(
         protocol: See `evaluate`.
         self_ensemble: See `evaluate`.
         keep: Given each network's number, the original's path and the result, uint8 [H, W, 1 or 3].
+        progress: Shows how far each image is, by its original's size.
 
     Yields:
         What `evaluate` yields, for each of the networks. An image that fails with one of them fails with all, so that
@@ -83,7 +90,11 @@ def evaluate_all(
         raise ValueError("the networks must be of one scale")
     scan = scan_images(hr)
     lr_images = None if lr is None else LowResolution(Path(lr), s)
-    gray = 0
+    if lr_images is not None and (unused := lr_images.unused(scan.images)):
+        names = ", ".join(path.name for path in unused[:NAMES_SHOWN])
+        more = f" and {len(unused) - NAMES_SHOWN} more" if len(unused) > NAMES_SHOWN else ""
+        logger.info(f"low-resolution images without an original in {hr} are not scored: {names}{more}")
+    progress, gray = progress or Silent(), 0
     for path in scan.images:
         warnings: list[str] = []
         try:
@@ -95,18 +106,20 @@ def evaluate_all(
             bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
             reference = metrics.score(bicubic, target, s, protocol)
             found = []
-            for i, upscaler in enumerate(upscalers):
-                result = upscaler(lr_image, self_ensemble=self_ensemble)
-                scores = metrics.score(result, target, s, protocol)
-                found.append(_describe(path, scores, reference, target, s, protocol, warnings))
-                if keep is not None:
-                    keep(i, path, result)
+            with progress.file(path.name, target.shape[1], target.shape[0], path) as bar:
+                shared = _Shared(bar, len(upscalers))
+                for i, upscaler in enumerate(upscalers):
+                    result = _upscale(upscaler, lr_image, self_ensemble, shared)
+                    scores = metrics.score(result, target, s, protocol)
+                    found.append(_describe(path, scores, reference, target, s, protocol, warnings))
+                    if keep is not None:
+                        keep(i, path, result)
         except EDSRError as error:
             message = str(error)
             line = message if path.name in message else f"{path.name}: {message}"
             yield [{"name": path.name, "error": line} for _ in upscalers]
         except (MemoryError, torch.OutOfMemoryError):
-            line = f"{path.name}: out of memory; try a smaller --tile"
+            line = f"{path.name}: out of memory; try a smaller {either('tile', '--tile')}"
             yield [{"name": path.name, "error": line} for _ in upscalers]
         else:
             gray += target.shape[2] == 1
@@ -115,6 +128,27 @@ def evaluate_all(
         logger.info(passed_over(scan.others, f"of {hr} are "))
     if gray and protocol == "y":
         logger.info(f"gray images are scored on their values as they are, 0 to 255: {gray} of {len(scan.images)}")
+
+
+class _Shared:
+    """The progress of an image that several networks upscale, of whose rows each does a part."""
+
+    def __init__(self, bar: ImageProgress, networks: int):
+        self._bar, self._networks, self._rows = bar, networks, 0
+
+    def advance(self, rows: int) -> None:
+        before, self._rows = self._rows, self._rows + rows
+        self._bar.advance(self._rows // self._networks - before // self._networks)
+
+
+def _upscale(upscaler: Upscaler, image: np.ndarray, self_ensemble: bool, bar: ImageProgress) -> np.ndarray:
+    """uint8 [h, w, 1 or 3] -> [s·h, s·w, the same]."""
+    height, width, _ = image.shape
+    step, bands = upscaler.band_rows(width, height), []
+    for band in upscaler.bands((image[y : y + step] for y in range(0, height, step)), width, self_ensemble):
+        bands.append(band)
+        bar.advance(len(band))
+    return np.concatenate(bands)
 
 
 def _describe(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .compression import detect_compression as detect_compression
     from .filling import fill_rows as fill_rows
     from .folders import find_images as find_images
+    from .folders import folders_with_images as folders_with_images
+    from .folders import name_folders as name_folders
     from .folders import no_images as no_images
     from .folders import passed_over as passed_over
     from .folders import scan_folder as scan_folder
@@ -59,6 +61,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "filling": ["fill_rows"],
         "folders": [
             "find_images",
+            "folders_with_images",
+            "name_folders",
             "no_images",
             "passed_over",
             "scan_folder",

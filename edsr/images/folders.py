@@ -1,8 +1,9 @@
 """Which images lie in a folder. Each real folder is entered once, whatever links lead to it."""
 
+import itertools
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from edsr.errors import ImageError
 from .formats import READABLE
 
 _KINDS_SHOWN = 5
+_NAMES_SHOWN = 3
+_LOOKED_INTO = 200  # folders that are looked into for a hint, of all in a folder
 
 
 @dataclass
@@ -69,6 +72,28 @@ def walk_folders(
             links.extend(entry.path for entry in inner if entry.is_symlink())
 
 
+def folders_with_images(folder: str | os.PathLike[str], wanted: Callable[[list[Path]], bool] = bool) -> list[Path]:
+    """The folders in a folder that have images, in them or deeper, as far as a quick look tells; hidden ones left out.
+
+    Args:
+        folder: where to look.
+        wanted: whether the images that lie together in a folder count, one or more.
+    """
+    found: set[Path] = set()
+    for inner, entries in itertools.islice(walk_folders(folder, True, []), 1, _LOOKED_INTO):
+        images = [Path(entry.path) for entry in entries if Path(entry.name).suffix.lower() in READABLE]
+        if images and inner.is_relative_to(folder) and wanted(images):
+            found.add(Path(folder, inner.relative_to(folder).parts[0]))
+    return sorted(found)
+
+
+def name_folders(folders: Sequence[Path]) -> str:
+    """The names of folders for a line, the first of many."""
+    names = [folder.name for folder in folders[:_NAMES_SHOWN]]
+    more = len(folders) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
+
+
 def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
     """Find the files in `folder` with a known extension, in any case, sorted; hidden ones are left out.
 
@@ -108,8 +133,10 @@ def unlistable(folder: Path, error: OSError) -> ImageError:
 
 
 def no_images(folder: str | os.PathLike[str]) -> ImageError:
-    """The error of a folder without images."""
-    return ImageError(f"{folder}: no images in this folder ({', '.join(READABLE)})")
+    """The error of a folder without images; folders in it that have some are named."""
+    deeper = folders_with_images(folder)
+    hint = f"; there are some in {name_folders(deeper)}" if deeper else ""
+    return ImageError(f"{folder}: no images in this folder ({', '.join(READABLE)}){hint}")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 from edsr.errors import CheckpointError
 from edsr.strict_json import loads
 from edsr.system import atomic_folder, remove_abandoned
+from edsr.wording import named, option
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def write(run: Path, checkpoint: Checkpoint) -> None:
     except OSError as error:
         last = next((f"; step {_step(old)} is safe" for old in _folders(run)), "")
         raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror}){last}; make room, then continue with --resume"
+            f"{folder}: cannot be written ({error.strerror}){last}; make room, then continue with {option('resume')}"
         ) from None
 
 
@@ -118,7 +119,9 @@ def load_latest(run: Path, before: int | None = None, check: Callable[[dict], No
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             logger.warning(f"{folder}: damaged ({reason[:200]}); trying another")
-    raise CheckpointError(f"{run}: holds no intact checkpoint; leave --resume out and choose another --out")
+    raise CheckpointError(
+        f"{run}: holds no intact checkpoint; leave {named('resume')} out and choose another {named('out')}"
+    )
 
 
 def read(folder: Path) -> Checkpoint:

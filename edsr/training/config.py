@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from edsr.errors import TrainError
+from edsr.wording import named
 
 if TYPE_CHECKING:
     from edsr.data import Degradation
@@ -169,4 +170,4 @@ class TrainConfig:
         try:
             return None if self.degrade is None else parse_degradation(self.degrade)
         except ValueError as error:
-            raise TrainError(f"--degrade: {error}", misuse=True) from None
+            raise TrainError(f"{named('degrade')}: {error}", misuse=True) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edsr.errors import TrainError
 from edsr.system import atomic_file
+from edsr.wording import named
 
 from .config import SHAPE, TrainConfig
 from .consistency import remembered
@@ -26,7 +27,9 @@ def write(config: TrainConfig, run: Path) -> None:
         with atomic_file(path) as file:
             file.write(dump(config).encode("utf-8", "replace"))
     except OSError as error:
-        raise TrainError(f"{path}: cannot be written ({error.strerror}); make room, or choose another --out") from None
+        raise TrainError(
+            f"{path}: cannot be written ({error.strerror}); make room, or choose another {named('out')}"
+        ) from None
 
 
 def dump(config: TrainConfig) -> str:

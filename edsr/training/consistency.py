@@ -9,6 +9,7 @@ from pathlib import Path
 from edsr.errors import TrainError, WeightsError
 from edsr.models import PRESETS
 from edsr.system import why_unwritable, why_unwritable_file
+from edsr.wording import named, option
 
 from . import checkpoint
 from .config import AUTO, LOSSES, SCHEDULES, TrainConfig
@@ -22,19 +23,19 @@ PATHS = ("data", "val", "cache")
 CHANGEABLE = ("lr", "precision", "deterministic", "val_every", "save_every")
 
 
-def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: str = "--out") -> None:
+def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: str | None = None) -> None:
     """Checks that the options make a run; those of a resumed run are what `recall` gives.
 
     Args:
         config: The options.
         world_size: How many processes there are.
         is_main: Whether this is the main one, which alone looks into the run's folder: it will make that.
-        folder_option: The option that names the folder.
+        folder_option: What names the folder, for messages; None: out.
 
     Raises:
         TrainError, WeightsError: They do not.
     """
-    run = Path(config.out)
+    run, folder_option = Path(config.out), folder_option or named("out")
     for path in (*config.data, *config.val_sources, config.out, config.cache, config.init):
         if path is not None and "\0" in os.fspath(path):
             raise TrainError(f"{path}: a name has no NUL in it; give another", misuse=True)
@@ -43,24 +44,28 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
     if config.network is not None and config.shape:
         raise TrainError("a network is given: leave blocks, features and residual_scale out", misuse=True)
     if config.residual_scale is not None and not 0 < config.residual_scale < math.inf:
-        raise TrainError(f"--residual-scale must be above 0, not {config.residual_scale}", misuse=True)
+        raise TrainError(f"{named('residual_scale')} must be above 0, not {config.residual_scale}", misuse=True)
     for name in ("steps", "decay", "batch", "patch", "val_every", "save_every", "blocks", "features"):
         value = getattr(config, name)
         if value is not None and value != AUTO and value < 1:
-            raise TrainError(f"--{name.replace('_', '-')} must be 1 or more, not {value}", misuse=True)
+            raise TrainError(f"{named(name)} must be 1 or more, not {value}", misuse=True)
     if not -(2**63) <= config.seed < 2**63:
-        raise TrainError(f"--seed must fit into 64 bits, with its sign, not be {config.seed}", misuse=True)
+        raise TrainError(f"{named('seed')} must fit into 64 bits, with its sign, not be {config.seed}", misuse=True)
     for name in ("decay", "steps"):
         if getattr(config, name) == AUTO and config.minutes is None:
-            raise TrainError(f"--{name} auto needs to know for how long; add --minutes", misuse=True)
+            raise TrainError(f"{option(name, AUTO)} needs to know for how long; add {named('minutes')}", misuse=True)
     for name, choices in (("loss", LOSSES), ("schedule", SCHEDULES)):
         if getattr(config, name) not in choices:
-            raise TrainError(f"--{name} must be {' or '.join(choices)}, not {getattr(config, name)!r}", misuse=True)
+            raise TrainError(
+                f"{named(name)} must be {' or '.join(choices)}, not {getattr(config, name)!r}", misuse=True
+            )
     _ = config.degradation
     if config.wandb is not None:
         load_wandb()
     if config.batch % world_size:
-        raise TrainError(f"--batch {config.batch} cannot be shared evenly by {world_size} processes", misuse=True)
+        raise TrainError(
+            f"{option('batch', config.batch)} cannot be shared evenly by {world_size} processes", misuse=True
+        )
     if run.exists() and not run.is_dir():
         raise TrainError(f"{run} is a file; give a folder with {folder_option}")
     if is_main and (why := why_unwritable(run)):
@@ -71,7 +76,9 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         where = "is" if Path(source).resolve() == run.resolve() else f"lies in {source},"
         raise TrainError(f"{run} {where} a folder of images to train on; choose another {folder_option}")
     if is_main and not config.resume and checkpoint.exists(run):
-        raise TrainError(f"{run} holds a run already; add --resume to continue it, or choose another --out")
+        raise TrainError(
+            f"{run} holds a run already; add {option('resume')} to continue it, or choose another {named('out')}"
+        )
 
 
 def check_places(run: Path) -> None:
@@ -84,13 +91,15 @@ def check_places(run: Path) -> None:
         *(run / name for name in ("plot.png", "config.toml", "best.safetensors", "last.safetensors")),
     ):
         if why := why_unwritable_file(path):
-            raise TrainError(f"{path}: {why}; a run writes there, move it away, or choose another --out")
+            raise TrainError(f"{path}: {why}; a run writes there, move it away, or choose another {named('out')}")
     for path in (run / "tensorboard", *checkpoint.places(run)):
         if os.path.lexists(path) and not path.is_dir():
-            raise TrainError(f"{path}: is no folder; a run writes there, move it away, or choose another --out")
+            raise TrainError(
+                f"{path}: is no folder; a run writes there, move it away, or choose another {named('out')}"
+            )
     for path in (metrics, run / "tensorboard"):
         if path.exists() and not os.access(path, os.W_OK):
-            raise TrainError(f"{path}: is read-only, and a run adds to it; choose another --out")
+            raise TrainError(f"{path}: is read-only, and a run adds to it; choose another {named('out')}")
 
 
 def warn_of_overlap(config: TrainConfig) -> None:
@@ -106,8 +115,8 @@ def warn_of_overlap(config: TrainConfig) -> None:
             data = place(trained, "train")
             if val.is_relative_to(data) or data.is_relative_to(val):
                 logger.warning(
-                    f"--val {source} are images of --data {trained}: trained on, they say nothing of others; "
-                    "leave --val out to hold some out"
+                    f"{option('val', source)} are images of {option('data', trained)}: trained on, they say nothing "
+                    f"of others; leave {named('val')} out to hold some out"
                 )
 
 
@@ -144,7 +153,7 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
     differ = _difference("init", before["init"], Path(config.init).name) if config.init and "init" in before else []
     config = replace(config, **{name: value for name, value in before.items() if name not in given})
     if not config.data:
-        raise TrainError(f"{run} does not remember its images; name them with --data")
+        raise TrainError(f"{run} does not remember its images; name them with {named('data')}")
     for name, value in run_signature(config).items():
         free = name == "steps" and config.schedule == "wsd" and record.get("decay") is None
         # Runs of before there was --degrade lack it.
@@ -156,6 +165,5 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
 
 def _difference(name: str, before: object, value: object) -> list[str]:
     """A line where an option is not what it was before."""
-    option = f"--{name.replace('_', '-')}"
-    how = f"without {option}" if before is None else f"with {option} {before}"
+    how = f"without {named(name)}" if before is None else f"with {option(name, before)}"
     return [] if before == value else [f"{how}, not {'without' if value is None else value}"]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from edsr.errors import TrainError
+from edsr.wording import named
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,14 @@ class RunLock:
         try:
             handle = _open(folder)
         except OSError as error:
-            raise TrainError(f"{folder}: cannot be opened ({error.strerror}); choose another --out") from None
+            raise TrainError(f"{folder}: cannot be opened ({error.strerror}); choose another {named('out')}") from None
         try:
             _lock(handle)
         except OSError as error:
             os.close(handle)
             if error.errno in _TAKEN:
                 raise TrainError(
-                    f"{folder} is being trained by another process; wait for that, or choose another --out"
+                    f"{folder} is being trained by another process; wait for that, or choose another {named('out')}"
                 ) from None
             logger.warning("%s: cannot be locked here; see to it that no other process trains there", folder)
             return

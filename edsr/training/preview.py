@@ -15,6 +15,7 @@ from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
 from edsr.images import to_depth
 from edsr.system import atomic_file, why_unwritable, why_unwritable_file
+from edsr.wording import either
 
 from . import setup
 from .config import TrainConfig
@@ -38,11 +39,11 @@ def write_preview(config: TrainConfig, folder: str) -> None:
     """
     group = ProcessGroup(config.device)
     try:
-        check(replace(config, out=folder, resume=False), group.world_size, False, "--preview")
+        check(replace(config, out=folder, resume=False), group.world_size, False, either("folder", "--preview"))
         path = Path(folder) / "degrade.png"
         why = why_unwritable_file(path) if path.parent.is_dir() else why_unwritable(folder)
         if group.is_main and why:
-            raise TrainError(f"{path}: {why}; choose another folder with --preview")
+            raise TrainError(f"{path}: {why}; choose another folder with {either('folder', '--preview')}")
         images, _ = setup.load_images(config, group)
         if group.is_main:
             try:
@@ -51,7 +52,7 @@ def write_preview(config: TrainConfig, folder: str) -> None:
                     render_sheet(images, config).save(file, "PNG")
             except OSError as error:
                 why = f"cannot be written ({error.strerror})"
-                raise TrainError(f"{path}: {why}; choose another folder with --preview") from None
+                raise TrainError(f"{path}: {why}; choose another folder with {either('folder', '--preview')}") from None
             logger.info(f"{path} shows {PATCHES} patches of {config.degradation or 'images as they are'}")
     finally:
         group.leave()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from edsr.devices import ProcessGroup
+from edsr.wording import option
 
 from . import step_budget, summary
 from .config import TrainConfig
@@ -71,7 +72,7 @@ def find_learning_rate(config: TrainConfig, steps: int) -> float:
                     _log(run, f"learning rate {rate:.2g}: loss {smooth:.5f}")
                 if smooth < lowest:
                     lowest, best = smooth, rate
-        _log(run, f"lowest at {best:.2g}; a peak to try: --lr {best / MARGIN:.1g}")
+        _log(run, f"lowest at {best:.2g}; a peak to try: {option('lr', float(f'{best / MARGIN:.1g}'))}")
         return best / MARGIN
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from edsr.devices import ProcessGroup
 from edsr.errors import TrainError
+from edsr.wording import either, named
 
 from . import checkpoint, recipe
 from .checkpoint import Checkpoint
@@ -107,11 +108,12 @@ def _branch_off(config: TrainConfig, lock: RunLock) -> tuple[Path, Path, bool, C
         found = checkpoint.load_latest(out, check=check_record)
         same = steps in (AUTO, found.record["options"]["steps"]) and found.record.get("decay") == [*decay]
         if not same:
-            raise TrainError(f"{out} holds another run; continue that with --resume {out}, or choose another --out")
+            resume = either(f"out={str(out)!r}, resume=True", f"--resume {out}")
+            raise TrainError(f"{out} holds another run; continue that with {resume}, or choose another {named('out')}")
         return out, out, False, found
     # What is hidden there may be half a checkpoint, of this very decay killed at its start.
     if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-        raise TrainError(f"{out} exists; choose another --out")
+        raise TrainError(f"{out} exists; choose another {named('out')}")
     record = last.record | {"options": before | {"steps": steps}, "decay": [*decay]}
     record |= {"best_psnr": None, "rollbacks": 0, "initial_error": None}  # it is judged by what it begins with
     return run, out, True, last._replace(record=record)
@@ -119,5 +121,5 @@ def _branch_off(config: TrainConfig, lock: RunLock) -> tuple[Path, Path, bool, C
 
 def _load(run: Path) -> Checkpoint:
     if not checkpoint.exists(run):
-        raise TrainError(f"{run} holds no run to resume; leave --resume out to start one")
+        raise TrainError(f"{run} holds no run to resume; leave {named('resume')} out to start one")
     return checkpoint.load_latest(run, check=check_record)

@@ -15,6 +15,7 @@ import numpy as np
 from edsr.errors import TrainError
 from edsr.strict_json import dumps
 from edsr.system import atomic_file, remove_abandoned
+from edsr.wording import named
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def load_wandb() -> Any:
     try:
         return importlib.import_module("wandb")
     except ImportError:
-        raise TrainError("--wandb needs a package: pip install wandb, or leave it out") from None
+        raise TrainError(f"{named('wandb')} needs a package: pip install wandb, or leave it out") from None
 
 
 class RunLogger:

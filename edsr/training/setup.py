@@ -15,6 +15,7 @@ from edsr.errors import BackendError, DataError, WeightsError
 from edsr.kernels import compile_ahead, is_faster_in_training, load_training_ops, unavailable_reason
 from edsr.models import EDSR, PRESETS, worth_collapsing
 from edsr.weights import list_packaged, load_model
+from edsr.wording import named, option
 
 from .config import TrainConfig
 from .consistency import warn_of_overlap
@@ -57,7 +58,7 @@ def _load_sets(config: TrainConfig, group: ProcessGroup) -> dict[str, PairedImag
         if found is None:
             least = MIN_VALIDATED * config.scale
             kinds = f"no image of {least} x {least} pixels or more that is not of one color"
-            raise DataError(f"{source}: {kinds}; give another --val")
+            raise DataError(f"{source}: {kinds}; give another {named('val')}")
         name = Path(source).resolve().name
         sets[name if name not in sets else f"{name}-{len(sets) + 1}"] = found
     return sets
@@ -110,7 +111,7 @@ def _initialize(model: EDSR, config: TrainConfig, group: ProcessGroup) -> None:
         )
     taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
     if "head.weight" not in taken:
-        raise WeightsError(f"{source}: not a network of the shape of {config.model}; give another --init")
+        raise WeightsError(f"{source}: not a network of the shape of {config.model}; give another {named('init')}")
     own.update(taken)
     model.load_state_dict(own)
     if group.is_main:
@@ -176,7 +177,7 @@ def _choose_backend(config: TrainConfig, device: torch.device, dtype: torch.dtyp
         return "torch"
     reason = reason or compile_ahead(backend, device, training=True)
     if reason and config.backend != "auto":
-        raise BackendError(f"--backend {backend}: {reason}; use --backend torch")
+        raise BackendError(f"{option('backend', backend)}: {reason}; use {option('backend', 'torch')}")
     return "torch" if reason else backend
 
 

@@ -21,6 +21,7 @@ import torch
 
 from edsr.devices import ProcessGroup
 from edsr.errors import CheckpointError, TrainError, WeightsError
+from edsr.wording import named, option
 
 from . import checkpoint, config_file, recipe, resuming, setup, step_budget, summary
 from .checkpoint import Checkpoint
@@ -48,9 +49,7 @@ def train(
     validating: Callable[[int, int], object] = lambda done, total: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Progress, None, bool]:
-    """Trains, yielding after each step, on a GPU after each chunk of steps.
-
-    Closing the iterator saves and ends the run.
+    """Trains, yielding after each step, on a GPU after each chunk of steps; closing the iterator saves and ends it.
 
     Args:
         config: What to train.
@@ -144,7 +143,7 @@ class Trainer:
         if not error <= self.divergence.JUMP * recipe.UNTRAINED:
             raise TrainError(
                 f"{self.folder}: what it would go on from has diverged (it is off by {error:.3g}, a gray image by "
-                f"{recipe.UNTRAINED} at most); start anew with a smaller --lr, or from other weights"
+                f"{recipe.UNTRAINED} at most); start anew with a smaller {named('lr')}, or from other weights"
             )
         return error
 
@@ -158,7 +157,7 @@ class Trainer:
         if self.group.any(self.group.is_main and not now <= self.divergence.JUMP * initial):
             return finding
         if now > WORSE * initial:
-            self._log(f"{finding}: that was better; try a smaller --lr, or more steps")
+            self._log(f"{finding}: that was better; try a smaller {named('lr')}, or more steps")
         return None
 
     def _fix_steps(self) -> None:
@@ -197,7 +196,7 @@ class Trainer:
             _make_folder(self.folder)
             lock.acquire(self.folder)
             if self.is_new and checkpoint.exists(self.folder):  # made while this process read its images
-                raise TrainError(f"{self.folder} holds a run by now; add --resume to continue it")
+                raise TrainError(f"{self.folder} holds a run by now; add {option('resume')} to continue it")
         self._save(None)
         if self.group.is_main:
             if self.is_new and self.decay is None:
@@ -312,7 +311,7 @@ class Trainer:
         if rollbacks > MAX_ROLLBACKS:
             raise TrainError(
                 f"at step {step} {reason}, for the {rollbacks}th time, with {self.lr_factor:g} of the learning rate; "
-                f"start again with a smaller --lr, or look at the images"
+                f"start again with a smaller {named('lr')}, or look at the images"
             )
         # It may have begun before it was detected, by a mean over some steps.
         before = step - recipe.DivergenceMonitor.FAST
@@ -346,7 +345,7 @@ class Trainer:
         try:
             publish(self.train_step.ema, path, self.config, self.step, self.images[0], **more)
         except WeightsError as error:
-            safe = f"step {self.saved_step} is safe; make room, then continue with --resume"
+            safe = f"step {self.saved_step} is safe; make room, then continue with {option('resume')}"
             raise CheckpointError(f"{error}; {safe}") from None
 
     def _record(self) -> dict:
@@ -369,7 +368,7 @@ class Trainer:
         own = self.train_step.tensors()
         if loaded is not None:
             if {k: t.shape for k, t in loaded.tensors.items()} != {k: t.shape for k, t in own.items()}:
-                raise TrainError(f"{self.folder}: its checkpoint is of another network; choose another --out")
+                raise TrainError(f"{self.folder}: its checkpoint is of another network; choose another {named('out')}")
             for name, tensor in own.items():
                 tensor.copy_(loaded.tensors[name])
         record = None if loaded is None else loaded.record | {"step": loaded.step}
@@ -393,7 +392,7 @@ def _make_folder(run: Path) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainError(f"{run}: cannot be made ({error.strerror}); choose another --out") from None
+        raise TrainError(f"{run}: cannot be made ({error.strerror}); choose another {named('out')}") from None
 
 
 def _next_multiple(step: int, every: int) -> int:

@@ -4,7 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from edsr.batch import clashes
 from edsr.batch.jobs import plan_jobs
@@ -95,6 +97,20 @@ def test_whether_a_folder_ignores_case(tree, monkeypatch):
 # --- folders and patterns
 
 
+def test_folders_that_are_not_entered_are_named(tree, run):
+    make(tree, "f/a.png", "f/.hidden/b.png", "f/deep/er/c.png", "f/more/d.JPG", "f/old/d_x2.png", "f/texts/e.txt")
+    assert plan_jobs(["f"], None, "x2").closed == [Path("f/deep"), Path("f/more")]
+    assert plan_jobs(["f"], None, "x2", recursive=True).closed == []
+    assert plan_jobs(["f/old"], None, "x2").closed == plan_jobs(["f/more"], None, "x2").closed == []
+    (error,) = plan_jobs(["f/deep"], None, "x2").errors
+    assert str(error.error).endswith("; there are some in er; add recursive=True to enter them")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("f/a.png")
+    code, _, err = run("upscale", "f", "--dry-run")
+    assert code == 0 and "note: 2 folders were not entered, though images lie in: deep, more; add --recursive" in err
+    assert "there are some in er; add --recursive to enter them" in run("upscale", "f/deep")[2]
+    assert "not entered" not in run("upscale", "f", "--dry-run", "--recursive")[2]
+
+
 @unix
 @pytest.mark.parametrize(
     ("pattern", "want"),
@@ -169,7 +185,7 @@ def test_a_folder_of_nothing_but_results(tree):
     make(tree, "out/a_x2.png")
     result = plan_jobs(["out", "q"], None, "x2")
     assert outputs(result) == {"q/a.png": "q/a_x2.png"}
-    assert failed(result) == ["out"] and "--again" in str(result.errors[0].error)
+    assert failed(result) == ["out"] and "again=True" in str(result.errors[0].error)
     assert sources("out", again=True) == sources("out/a_x2.png") == ["out/a_x2.png"]
 
 

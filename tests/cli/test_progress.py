@@ -4,10 +4,15 @@ import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from edsr.cli import progress
 from edsr.cli.progress import LINE_SECONDS, BatchReport, BatchWork, bars, time_left
+from edsr.evaluation import evaluate_all
+from edsr.inference import Upscaler
+from edsr.weights import load_model
+from tests.conftest import make_image
 
 SMALL, LARGE, GONE = Path("small.png"), Path("large.png"), Path("gone.png")
 
@@ -99,3 +104,29 @@ def test_bars_fit_a_terminal_of_any_width(monkeypatch, width):
     assert len(lines) == 2 and all(len(line) <= width for line in lines)
     assert all(line.rstrip().endswith("left") and " 50 %" in line for line in lines[1:])
     assert lines[0].startswith("0 of 2 images") and lines[1].startswith("a photograph")
+
+
+def test_scores_have_a_bar_for_the_images_and_one_for_each(home, monkeypatch):
+    """Of two networks each does half of an image's rows."""
+    (home / "hr").mkdir()
+    for name in "ab":
+        Image.fromarray(make_image(80, 60)).save(home / "hr" / f"{name}.png")
+    upscaler = Upscaler(load_model("m.safetensors"), "cpu", tile=32)
+    now, seen = [0.0], []
+    report = BatchReport(None, [home / "hr/a.png", home / "hr/b.png"], clock=lambda: now[0])
+    monkeypatch.setattr(report, "advance", lambda pixels: seen.append(pixels))
+    list(evaluate_all([upscaler, upscaler], home / "hr", progress=report))
+    assert sum(seen) == 2 * 80 * 60 and len(seen) >= 8
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--hr", "hr"), ("compare", "photo.png")])
+def test_what_takes_seconds_to_load_is_said(home, run, monkeypatch, command):
+    (home / "hr").mkdir()
+    Image.fromarray(make_image(80, 60)).save("hr/a.png")
+    shown = io.StringIO()
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=shown, width=80, force_terminal=True))
+    assert run(*command, "--model", "m.safetensors")[0] == 0 and "loading the network" in shown.getvalue()
+    first = shown.getvalue()
+    assert run(*command, "--model", "m.safetensors", "--quiet", *(["--overwrite"] * (command[0] == "compare")))[0] == 0
+    assert shown.getvalue() == first

@@ -147,7 +147,7 @@ def test_nothing_left_or_nothing_there(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / "empty") in refused("no images", tmp_path / "empty")
     assert str(tmp_path / "none") in refused("no such file or folder", tmp_path / "none")
-    refused("no image left; give other folders or a smaller --patch", folder, patch=400)
+    refused("no image left; give other folders or a smaller patch", folder, patch=400)
     refused("no image left", save(tmp_path / "small.png", make_image(3, 3)))
     with pytest.raises(DataError, match="no images given"):
         load_dataset([], 2, 8)

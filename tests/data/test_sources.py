@@ -71,7 +71,7 @@ def test_div2k_without_reductions(div2k, lines):
 
 def test_reductions_that_crops_make_useless_are_told(div2k, lines):
     read_all(div2k, crop=24)
-    assert lines()[0].endswith("are not used: each square of --crop is reduced by bicubic")
+    assert lines()[0].endswith("are not used: each square that crop cuts is reduced by bicubic")
 
 
 def test_validation_by_the_folder_of_div2k(div2k, folder):
@@ -110,7 +110,7 @@ def test_files_that_are_no_images_are_counted_by_kind(folder, tmp_path, lines, d
 def test_a_cache_that_cannot_be_made_is_found_before_images_are_read(folder, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("edsr.data.dataset.scan_file", lambda *_, **__: pytest.fail("reads images"))
-    assert "choose another folder with --cache" in refused("is no folder", folder, cache=tmp_path / "file" / "cache")
+    assert "choose another folder with cache" in refused("is no folder", folder, cache=tmp_path / "file" / "cache")
 
 
 def test_alpha_that_is_opaque_is_left_out(folder, tmp_path):

@@ -21,7 +21,7 @@ from .files import linux, read_all, refused, same, save, sixteen_bit
 def test_images_larger_than_memory_are_refused(folder, monkeypatch, tmp_path):
     need = read_all(folder).nbytes
     monkeypatch.setattr(store, "available_memory", lambda: 2 * need - 1)
-    assert "--cache DIR" in refused("more than half", folder)
+    assert "cache=DIR" in refused("more than half", folder)
     read_all(folder, cache=tmp_path / "cache")
     monkeypatch.setattr(store, "available_memory", lambda: 2 * need)
     read_all(folder)
@@ -181,7 +181,7 @@ except DataError as error:
 def test_a_full_disk_is_told_in_one_line(folder, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     done = subprocess.run([sys.executable, "-c", FULL_DISK, folder, cache], capture_output=True, text=True)
-    assert done.stdout == f"{cache}: cannot be written (File too large); choose another folder with --cache\n", done
+    assert done.stdout == f"{cache}: cannot be written (File too large); choose another folder with cache\n", done
     assert not list(cache.iterdir())
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))

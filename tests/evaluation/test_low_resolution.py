@@ -1,6 +1,7 @@
 """Low-resolution images by the names of other projects: the right file, or a line."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,3 +73,27 @@ def test_two_files_that_may_be_meant(tmp_path):
     saved(tmp_path / "a_LR.png")
     with pytest.raises(EvaluateError, match=r"a_LR.png and ax2.png may both belong to a_HR.png; keep one"):
         LowResolution(tmp_path, 2).read(tmp_path / "a_HR.png", TARGET)
+
+
+def test_images_that_belong_to_no_original(tmp_path):
+    for name in "a.png", "bx2.png", "c_LR.png", "d.png", "a_other.png":
+        saved(tmp_path / name)
+    images = LowResolution(tmp_path, 2)
+    assert images.unused([Path("hr/a.png"), Path("hr/b.png"), Path("hr/C_HR.png")]) == [
+        tmp_path / "a_other.png",
+        tmp_path / "d.png",
+    ]
+    assert images.unused([Path(name) for name in ("a.png", "b.png", "c.png", "d.png", "a_other.png")]) == []
+
+
+def test_evaluate_names_them(home, run):
+    for name, size in (("hr/a.png", 40), ("lr/a.png", 20), ("lr/b.png", 20)):
+        saved(home / name, make_image(size, size))
+    evaluate = ["evaluate", "--hr", "hr", "--lr", "lr", "--model", "m.safetensors"]
+    code, out, err = run(*evaluate)
+    assert code == 0 and "mean of 1 " in out
+    assert err == "low-resolution images without an original in hr are not scored: b.png\n"
+    assert run(*evaluate, "--quiet") == (0, out, "")
+    saved(home / "lr/a.png", make_image(21, 20))
+    code, _, err = run(*evaluate, "--quiet")
+    assert code == 1 and err.startswith("a.png: its low-resolution image is 20 x 21")

@@ -176,12 +176,13 @@ def test_what_was_scored_before_an_interruption_is_given(folders, capsys, monkey
     save_model(network(), folders / "m.safetensors")
     left = iter([False, True])
 
-    def call(self, image, self_ensemble=False):
+    def bands(self, rows, width, self_ensemble=False):
         if next(left):
             raise KeyboardInterrupt
-        return np.repeat(np.repeat(image, 2, 0), 2, 1)
+        for part in rows:
+            yield np.repeat(np.repeat(part, 2, 0), 2, 1)
 
-    monkeypatch.setattr(Upscaler, "__call__", call)
+    monkeypatch.setattr(Upscaler, "bands", bands)
     command = ["evaluate", "--hr", str(folders / "hr"), "--model", str(folders / "m.safetensors"), "--json"]
     assert cli.main(command) == 130
     document = json.loads(capsys.readouterr().out)
@@ -327,17 +328,18 @@ def test_long_names_are_numbered(folders, rivals, capsys):
 
 def test_an_image_that_fails_with_one_network_fails_with_all(folders, monkeypatch):
     ours, theirs = Upscaler(network(), device="cpu"), Upscaler(network(), device="cpu")
-    honest = Upscaler.__call__
+    honest = Upscaler.bands
 
-    def call(self, image, self_ensemble=False):
-        if self is theirs and image.shape[2] == 1:
+    def bands(self, rows, width, self_ensemble=False):
+        rows = list(rows)
+        if self is theirs and rows[0].shape[2] == 1:
             raise MemoryError
-        return honest(self, image, self_ensemble=self_ensemble)
+        return honest(self, iter(rows), width, self_ensemble)
 
-    monkeypatch.setattr(Upscaler, "__call__", call)
+    monkeypatch.setattr(Upscaler, "bands", bands)
     first, second = evaluate_all([ours, theirs], folders / "hr")
     assert ["error" in found for found in first] == [False, False]
-    assert [found["error"] for found in second] == ["b.png: out of memory; try a smaller --tile"] * 2
+    assert [found["error"] for found in second] == ["b.png: out of memory; try a smaller tile"] * 2
     with pytest.raises(ValueError, match="one scale"):
         next(evaluate_all([ours, Upscaler(network(3), device="cpu")], folders / "hr"))
 

@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_the_last_one_and_says_so(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match=r"No space left.*step 7 is safe.*--resume") as caught:
+        with pytest.raises(CheckpointError, match=r"No space left.*step 7 is safe.*resume=True") as caught:
             checkpoint.write(tmp_path, some(8))
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000007"]

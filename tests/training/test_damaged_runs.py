@@ -217,7 +217,7 @@ def test_what_a_run_cannot_write_is_refused_before_images_are_read(
     place.touch()
     damage(place)
     monkeypatch.setattr("edsr.training.setup.load_images", lambda *_: pytest.fail("reads images"))
-    with pytest.raises(TrainError, match=f"{name}: is .*choose another --out") as caught:
+    with pytest.raises(TrainError, match=f"{name}: is .*choose another out") as caught:
         if resumed:
             resume(run)
         else:

@@ -48,13 +48,13 @@ def test_a_run_with_another_spec_is_another_run(runs, tmp_path):
     runs()
     runs("plain", None)
     runs(resume=True, spec=f" {ALL}")  # spelled otherwise
-    with pytest.raises(TrainError, match=r"started with --degrade jpeg:40-95,.*, not jpeg:40-90,clean:0.2"):
+    with pytest.raises(TrainError, match=r"started with degrade='jpeg:40-95,.*', not jpeg:40-90,clean:0.2"):
         runs(resume=True, spec="jpeg:40-90")
-    with pytest.raises(TrainError, match=r"started with --degrade .*, not without"):
+    with pytest.raises(TrainError, match=r"started with degrade='.*', not without"):
         runs(resume=True, spec=None)
-    with pytest.raises(TrainError, match="started without --degrade, not jpeg:40-90"):
+    with pytest.raises(TrainError, match="started without degrade, not jpeg:40-90"):
         runs("plain", resume=True, spec="jpeg:40-90")
-    with pytest.raises(TrainError, match="--degrade: 'jpg:9' is not known"):
+    with pytest.raises(TrainError, match="degrade: 'jpg:9' is not known"):
         runs("new", "jpg:9")
     assert not (tmp_path / "new").exists()
 
@@ -66,7 +66,7 @@ def test_runs_of_before_there_was_degrade_go_on(runs, tmp_path):
         assert json.loads(older) and "degrade" not in older
         path.write_text(older)
     assert runs(spec=None, resume=True, given=frozenset()) == []
-    with pytest.raises(TrainError, match="started without --degrade"):
+    with pytest.raises(TrainError, match="started without degrade"):
         runs(resume=True, given=frozenset({"degrade"}))
 
 

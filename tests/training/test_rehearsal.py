@@ -77,7 +77,7 @@ def test_the_range_test_finds_where_the_loss_turns(folder, tmp_path, monkeypatch
     assert tried[0] == LOWEST and tried[1] / tried[0] == pytest.approx((HIGHEST / LOWEST) ** (1 / 599))
     assert all(b > a for a, b in itertools.pairwise(tried)) and 1e-2 < tried[-1] < HIGHEST / 2
     assert 0.9e-2 < found * MARGIN < 1.5e-2
-    assert "the loss diverges" in lines[-2] and lines[-1].endswith("a peak to try: --lr 0.001")
+    assert "the loss diverges" in lines[-2] and lines[-1].endswith("a peak to try: lr=0.001")
     assert not (tmp_path / "run").exists()
 
 

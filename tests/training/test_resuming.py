@@ -63,9 +63,9 @@ def test_a_run_remembers_what_it_was(folder, tmp_path, monkeypatch, lines):
 
 def test_what_is_given_must_be_what_it_was_but_for_what_may_change(folder, tmp_path):
     run = stopped(training(folder, tmp_path / "run"), 3)
-    with pytest.raises(TrainError, match="--batch 2, not 16"):
+    with pytest.raises(TrainError, match="batch=2, not 16"):
         list(train(resumed(run, "batch")))
-    with pytest.raises(TrainError, match="--steps 12, not 300000"):
+    with pytest.raises(TrainError, match="steps=12, not 300000"):
         list(train(resumed(run, "steps")))
     rates = [p.lr for p in train(resumed(run, "lr", lr=5e-4))]
     assert rates == pytest.approx([recipe.learning_rate(step, 12, 5e-4) for step in range(3, 12)])
@@ -80,16 +80,16 @@ def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_image_is_read
     with pytest.raises(TrainError) as caught:
         list(train(resumed(run, *(set(wrong) - {"init"}), **wrong)))
     for says in (
-        "run was started without --init, not other.safetensors; ",
-        "with --scale 2, not 3; ",
-        "with --steps 12, not 20; ",
-        "with --loss l1, not l2; ",
-        "without --crop, not 64; ",
-        "without --degrade, not jpeg:40-90",
+        "run was started without init, not other.safetensors; ",
+        "with scale=2, not 3; ",
+        "with steps=12, not 20; ",
+        "with loss='l1', not l2; ",
+        "without crop, not 64; ",
+        "without degrade, not jpeg:40-90",
     ):
         assert says in str(caught.value)
     assert str(caught.value).count(", not ") == 6 and "\n" not in str(caught.value)
-    with pytest.raises(TrainError, match="with --batch 2, not 3; with --patch 8, not 9"):
+    with pytest.raises(TrainError, match="with batch=2, not 3; with patch=8, not 9"):
         list(train(decay(run, 4, batch=3, patch=9, given=frozenset({"batch", "patch"}))))
     assert hashes(run) == before and not (tmp_path / "run-decay-3").exists()
 
@@ -99,7 +99,7 @@ def test_weights_to_start_from_are_compared_by_name(folder, tmp_path):
     init = tmp_path / "first" / "last.safetensors"
     run = stopped(training(folder, tmp_path / "run", init=str(init)), 3)
     init.rename(tmp_path / "last.safetensors")  # moved, as to another machine, and not needed any more
-    with pytest.raises(TrainError, match=r"started with --init last\.safetensors, not none"):
+    with pytest.raises(TrainError, match=r"started with init='last\.safetensors', not none"):
         list(train(resumed(run, init="none")))
     stopped(resumed(run), 5)
     again = training(folder, run, resume=True, init=str(tmp_path / "last.safetensors"))
@@ -125,7 +125,7 @@ def test_a_run_from_before_runs_remembered_needs_its_images_named(folder, tmp_pa
     del last.record["remembered"], last.record["decay"]
     checkpoint.write(run, last)
     checkpoint.write(run, last._replace(step=4))
-    with pytest.raises(TrainError, match="name them with --data"):
+    with pytest.raises(TrainError, match="name them with data"):
         list(train(resumed(run)))
     assert list(train(resumed(run, "data", data=(str(folder),))))[-1].finished
 
@@ -232,7 +232,7 @@ def test_a_decay_that_was_stopped_goes_on(folder, tmp_path, again):
     assert [p.step for p in rest] == [12, 13, 14]
     whole, parts = (checkpoint.load_latest(where) for where in (tmp_path / "whole", out))
     assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
-    with pytest.raises(TrainError, match="--steps 14, not 15"):  # wsd as it was, but its end is fixed now
+    with pytest.raises(TrainError, match="steps=14, not 15"):  # wsd as it was, but its end is fixed now
         list(train(resumed(out, "steps", steps=15)))
 
 
@@ -244,12 +244,12 @@ def test_a_decay_takes_no_folder_that_is_another_s(folder, tmp_path):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = hashes(tmp_path)
     for options, says in [
-        (decay(run, 7), "holds another run; continue that with --resume"),
+        (decay(run, 7), "holds another run; continue that with out=.* resume=True"),
         (decay(run, 6, out=str(other)), "holds another run"),
         (decay(run, 6, out=str(run)), "holds another run"),
-        (decay(run, 6, out=str(tmp_path / "full")), "exists; choose another --out"),
-        (decay(run, 0, out=str(tmp_path / "new")), "--decay must be 1 or more"),
-        (decay(run, AUTO, out=str(tmp_path / "new")), "--decay auto .* add --minutes"),
+        (decay(run, 6, out=str(tmp_path / "full")), "exists; choose another out"),
+        (decay(run, 0, out=str(tmp_path / "new")), "decay must be 1 or more"),
+        (decay(run, AUTO, out=str(tmp_path / "new")), "decay='auto' .* add minutes"),
         (decay(tmp_path / "nowhere", 6), "holds no run"),
     ]:
         with pytest.raises(TrainError, match=says) as caught:

@@ -65,7 +65,7 @@ def test_what_was_fixed_stays_when_resumed(folder, tmp_path, monkeypatch):
     again = training(folder, tmp_path / "run", steps=AUTO, resume=True)  # minutes are not needed any more
     assert {p.steps for p in train(again, clock=clock)} == {first.steps}
     assert [step for step, _ in clock.ran] == list(range(1, first.steps))  # nothing is measured
-    with pytest.raises(TrainError, match=f"--steps {first.steps}, not 7"):
+    with pytest.raises(TrainError, match=f"steps={first.steps}, not 7"):
         list(train(training(folder, tmp_path / "run", steps=7, resume=True)))
 
 
@@ -104,7 +104,7 @@ def test_measuring_takes_little_time(minutes, a_step, least, most):
 
 
 def test_auto_without_minutes_is_told_in_one_line(folder, tmp_path):
-    with pytest.raises(TrainError, match=r"--steps auto .* add --minutes") as caught:
+    with pytest.raises(TrainError, match=r"steps='auto' .* add minutes") as caught:
         list(train(training(folder, tmp_path / "run", steps=AUTO)))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
