@@ -97,6 +97,8 @@ def left_out(entry: dict) -> list[str]:
 
 def digits(value: float) -> str:
     """Three digits that count, or all before the point."""
+    if value == 0:
+        return "0"  # so slow that nothing is left of a figure; only where a dry run plays the GPU
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 

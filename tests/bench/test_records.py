@@ -292,3 +292,8 @@ def test_records_of_before_are_read(tmp_path, made_up_record):
     for path in sorted(records.RESULTS.glob("*.json")):
         for entry in records.read(path).get("workloads", ()):
             assert "incorrect" in entry and "wrong" not in entry
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (0.0123456, "0.0123"), (8.2034, "8.20"), (12345.6, "12,346")])
+def test_three_digits_count(value, text):
+    assert report.digits(value) == text
