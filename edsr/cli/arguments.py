@@ -138,6 +138,12 @@ EXECUTION = "execution, rarely needed"
 """The title of options that nobody needs at first."""
 
 
+def execution_group(command: argparse.ArgumentParser):
+    """The group of options that nobody needs at first, one for each command."""
+    groups = command._action_groups
+    return next((group for group in groups if group.title == EXECUTION), None) or command.add_argument_group(EXECUTION)
+
+
 class LineParser(argparse.ArgumentParser):
     """A parser whose errors are one line that says what to do, whatever the arguments that it quotes hold, and below it
     how the command is used, briefly.
@@ -145,6 +151,8 @@ class LineParser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         self._action_groups.sort(key=lambda group: group.title == EXECUTION)  # what is rarely needed comes last
+        for group in self._action_groups:
+            group._group_actions.sort(key=lambda action: action.dest == "debug")
         return super().format_help()
 
     commands: Mapping[str, argparse.ArgumentParser] = {}

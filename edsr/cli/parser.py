@@ -127,7 +127,8 @@ def add_residual_scale(group) -> None:
         "--residual-scale",
         type=positive,
         metavar="X",
-        help="of the residual blocks, for weights files that do not state it; default: found by trying 1 and 0.1",
+        help="what the network multiplies each block's result by, for weights files that do not state it; default: "
+        "found by trying 1 and 0.1",
     )
 
 

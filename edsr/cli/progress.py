@@ -21,6 +21,8 @@ from .console import print_line
 
 LINE_SECONDS = 30.0
 """Between lines, where no bar is drawn."""
+PACE_SECONDS = 2.0
+"""For which the pace of work is looked at before it tells how long the rest takes."""
 
 
 class BatchWork:
@@ -67,9 +69,24 @@ class BatchWork:
             return self.pixels / (self.pixels + left) if self.pixels else 0.0
 
 
-def time_left(fraction: float, seconds: float) -> str:
-    """What is left after so many seconds, for people; "" before anything is done."""
-    return f"{describe_seconds(seconds * (1 - fraction) / fraction)} left" if fraction else ""
+class TimeLeft:
+    """How long work goes on, by its pace since it first moved: what comes before that, such as the warming up of a
+    network, tells nothing.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def __call__(self, now: float, fraction: float) -> str:
+        """What is left, for people; "" until the pace has been seen for PACE_SECONDS."""
+        if fraction <= 0:
+            return ""
+        if self._first is None:
+            self._first = now, fraction
+        seconds, done = now - self._first[0], fraction - self._first[1]
+        if done <= 0 or (seconds < PACE_SECONDS and fraction < 1):
+            return ""
+        return f"{describe_seconds(seconds * (1 - fraction) / done)} left"
 
 
 class ImageReport:
@@ -77,7 +94,7 @@ class ImageReport:
 
     def __init__(self, batch: "BatchReport", name: str, width: int, height: int):
         self._batch, self._width, self._height = batch, width, height
-        self._rows, self._start = 0, batch.clock()
+        self._rows, self._time_left = 0, TimeLeft()
         self._bar = batch.bars and batch.bars.add_task(printable(name), total=height, left="")
 
     @property
@@ -89,7 +106,7 @@ class ImageReport:
         """So many more rows are done."""
         self._rows += rows
         if self._batch.bars is not None and self._bar is not None:
-            left = time_left(self._rows / self._height, self._batch.clock() - self._start)
+            left = self._time_left(self._batch.clock(), self._rows / self._height)
             self._batch.bars.update(self._bar, completed=self._rows, left=left)
         self._batch.advance(rows * self._width)
 
@@ -114,7 +131,7 @@ class BatchReport:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.bars, self.clock, self.work = bars, clock, BatchWork(sources)
-        self._quiet, self._start, self._lined = quiet, clock(), clock()
+        self._quiet, self._time_left, self._lined = quiet, TimeLeft(), clock()
         self._sources = sources
         self._done: dict[Path, int] = {}
         several = bars is not None and len(sources) > 1
@@ -147,7 +164,7 @@ class BatchReport:
 
     def _show(self) -> None:
         now, fraction = self.clock(), self.work.fraction
-        left = time_left(fraction, now - self._start)
+        left = self._time_left(now, fraction)
         if self.bars is not None and self._bar is not None:
             self.bars.update(self._bar, completed=fraction, description=self._count(), left=left)
         if self.bars is None and not self._quiet and now - self._lined >= LINE_SECONDS:

@@ -16,6 +16,7 @@ from .arguments import (
     add_threads,
     auto_or_whole,
     device,
+    execution_group,
     int_between,
     positive,
 )
@@ -86,6 +87,15 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(command, "data", nargs="+", action=GivenList)
     add(command, "out", action=Named)
     add(command, "minutes", type=positive, action=Named)
+    command.add_argument(
+        "--device",
+        type=device,
+        default="auto",
+        metavar="NAME",
+        action=Named,
+        help="auto, cpu, cuda, cuda:N or mps; default: auto, the fastest here",
+    )
+    add(command, "wandb", action=Named)
     network = command.add_argument_group("network")
     add(network, "model")
     add(network, "blocks", type=int)
@@ -103,28 +113,19 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(recipe, "decay", type=auto_or_whole, action=Named)
     add(recipe, "seed", type=int)
     add(recipe, "degrade")
-    images = command.add_argument_group("images")
+    images = command.add_argument_group("images and validation")
     add(images, "val", nargs="+", action=GivenList)
+    add(images, "val_every", type=int)
     add(images, "crop", type=int)
     add(images, "cache")
-    machine = command.add_argument_group("execution")
-    add(machine, "val_every", type=int)
+    machine = execution_group(command)
     add(machine, "save_every", type=int)
     add(machine, "precision")
     add(machine, "backend", action=Named)
     add_threads(machine, action=Named)
-    machine.add_argument(
-        "--device",
-        type=device,
-        default="auto",
-        metavar="NAME",
-        action=Named,
-        help="auto, cpu, cuda, cuda:N or mps; default: auto, the fastest here",
-    )
     no_graph = {"dest": "graph", "nargs": 0, "const": False, "default": True, "action": Named}
     machine.add_argument("--no-graph", help=fields["graph"].metadata["help"], **no_graph)
     add(machine, "deterministic", nargs=0, const=True)
-    add(machine, "wandb", action=Named)
 
 
 def training_options(options) -> dict:

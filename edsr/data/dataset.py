@@ -66,6 +66,8 @@ def load_dataset(
     Raises:
         DataError: A source or option is unfit, no image is left, or memory or disk do not suffice.
     """
+    if sources is None or isinstance(sources, str | os.PathLike):
+        raise TypeError(f"sources are a list of files and folders, not {sources!r}")
     if crop is not None and (crop < 1 or crop % scale or crop // scale < patch):
         raise DataError(
             f"{named('crop')} must be a multiple of {scale} and at least a patch, {patch * scale}, not {crop}",

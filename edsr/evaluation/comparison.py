@@ -26,6 +26,7 @@ from edsr.system import atomic_file, available_memory, remove_abandoned, why_unw
 from edsr.wording import either, named, option
 
 from . import metrics
+from .results import check_upscaler
 
 MAX_PIXELS = 100_000_000
 """Of a result; it is kept in memory."""
@@ -96,10 +97,14 @@ def compare(
         CompareError: The files do not fit each other, memory or `max_pixels`; or the detail is not in the result.
         ImageError: A file cannot be read.
         BackendError: As for `Upscaler.bands`.
+        TypeError: What upscales is no Upscaler.
         ValueError: The networks have several scales, or a title that is taken.
     """
     if not isinstance(upscaler, Mapping):
+        check_upscaler(upscaler)
         upscaler = {default_title(upscaler, self_ensemble): upscaler}
+    for network in upscaler.values():
+        check_upscaler(network)
     s = next(iter(upscaler.values())).scale
     if any(other.scale != s for other in upscaler.values()) or not upscaler.keys().isdisjoint(("bicubic", "original")):
         raise ValueError("networks must be of one scale, and none of them called bicubic or original")

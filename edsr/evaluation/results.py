@@ -18,6 +18,12 @@ from edsr.wording import option
 _ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
+def check_upscaler(network: object) -> None:
+    """Raises TypeError unless that upscales images."""
+    if not hasattr(network, "bands"):
+        raise TypeError(f"give edsr.Upscaler(model), on a device, not {type(network).__name__}")
+
+
 def short_names(models: Sequence[str]) -> list[str]:
     """What to call networks beside each other: files by as many last parts of their paths as tell them apart.
 

@@ -16,6 +16,7 @@ from edsr.wording import either
 
 from . import metrics
 from .low_resolution import LowResolution
+from .results import check_upscaler
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def evaluate(
     Raises:
         ImageError: A folder cannot be read, or holds no images.
         EvaluateError: `lr` has several folders for the scale.
+        TypeError: What upscales is no Upscaler.
     """
     for (found,) in evaluate_all([upscaler], hr, lr, protocol, self_ensemble):
         yield found
@@ -85,6 +87,8 @@ def evaluate_all(
         What `evaluate` yields, for each of the networks. An image that fails with one of them fails with all, so that
         all have scores of the same images.
     """
+    for upscaler in upscalers:
+        check_upscaler(upscaler)
     s = upscalers[0].scale
     if any(upscaler.scale != s for upscaler in upscalers):
         raise ValueError("the networks must be of one scale")

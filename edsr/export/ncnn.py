@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import nn
 
-from edsr.models import EDSR
+from edsr.models import EDSR, check_network
 
 MAGIC = "7767517"  # the first line of a .param
 FP32 = np.uint32(0).tobytes()  # comes before weights of that type in a .bin
@@ -55,7 +55,11 @@ def write_ncnn(model: EDSR, weights: BinaryIO) -> str:
 
     Returns:
         The .param.
+
+    Raises:
+        TypeError: The model is none.
     """
+    check_network(model)
     net = _ParamBuilder(weights)
     factor = model.config.residual_scale
     x, long_skip = net.layer("Split", [net.conv("x", model.head)], outputs=2)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .edsr import PRESETS as PRESETS
     from .edsr import SCALES as SCALES
     from .edsr import EDSRConfig as EDSRConfig
+    from .edsr import check_network as check_network
     from .folding import FoldedEDSR as FoldedEDSR
     from .folding import dihedral as dihedral
 
@@ -19,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "collapsed": ["CollapsedEDSR", "worth_collapsing"],
-        "edsr": ["DIV2K_MEAN", "EDSR", "EDSRConfig", "PRESETS", "SCALES"],
+        "edsr": ["DIV2K_MEAN", "EDSR", "EDSRConfig", "PRESETS", "SCALES", "check_network"],
         "folding": ["FoldedEDSR", "dihedral"],
     },
 )

@@ -127,3 +127,9 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Those of a convolution made by `conv`."""
     assert isinstance(layer, nn.Conv2d) and layer.bias is not None
     return layer.weight, layer.bias
+
+
+def check_network(model: object) -> None:
+    """Raises TypeError unless that is a network."""
+    if not isinstance(model, EDSR):
+        raise TypeError(f"the model is an EDSR, as edsr.load_model gives it, not {type(model).__name__}")

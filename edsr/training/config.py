@@ -75,16 +75,32 @@ class TrainConfig:
 
     data: tuple[str, ...] = field(
         metadata={
-            "help": "folders of high-resolution images, DIV2K's folder, or HDF5 files of lr and hr",
+            "help": "folders of high-resolution images, the folder of DIV2K, or HDF5 files of image pairs (lr, hr)",
             "metavar": "PATH",
         }
     )
-    out: str = field(metadata={"help": "folder of the run; of a decay: RUN-decay-STEP, unless given", "metavar": "RUN"})
-    model: str = _option("edsr-baseline", "which one", choices=("edsr-baseline", "edsr"))
-    blocks: int | None = _option(None, "residual blocks, in place of the model's", metavar="N")
-    features: int | None = _option(None, "features between them, in place of the model's", metavar="N")
+    out: str = field(
+        metadata={
+            "help": "folder of the run; may be left out with --decay",
+            "metavar": "RUN",
+        }
+    )
+    model: str = _option(
+        "edsr-baseline",
+        "edsr-baseline: 16 blocks of 64 features; edsr: 32 of 256, 30 times the work",
+        choices=("edsr-baseline", "edsr"),
+    )
+    blocks: int | None = _option(
+        None,
+        "blocks, each of two convolutions, whose result is added to their input; default: the model's",
+        metavar="N",
+    )
+    features: int | None = _option(None, "channels between the blocks; default: the model's", metavar="N")
     residual_scale: float | None = _option(
-        None, "factor on each block's branch, in place of the model's; 0.1 for many features", metavar="X"
+        None,
+        "what each block's result is multiplied by before it is added; 0.1 keeps networks of many features steady; "
+        "default: the model's, 1, of edsr 0.1",
+        metavar="X",
     )
     scale: int = _option(2, "how many times larger", choices=(2, 3, 4))
     steps: int | Literal["auto"] = _option(
@@ -93,7 +109,11 @@ class TrainConfig:
     batch: int = _option(16, "patches a step, over all processes")
     patch: int = _option(48, "side of a patch in low-resolution pixels")
     lr: float = _option(2e-4, "learning rate at its peak")
-    loss: str = _option("l1", "loss function", choices=LOSSES)
+    loss: str = _option(
+        "l1",
+        "what is minimized: the mean difference (l1), its square (l2), or a smooth l1 (charbonnier)",
+        choices=LOSSES,
+    )
     schedule: str = _option(
         "cosine",
         "how the learning rate falls; wsd: not before --decay, for runs that may be of any length",
@@ -114,7 +134,9 @@ class TrainConfig:
         metavar="N",
     )
     init: str | None = _option(
-        None, "weights to start from; not given: for x3 and x4 the packaged x2's body", metavar="NAME|FILE|none"
+        None,
+        "weights to start from; default: for x3 and x4 those for x2 (but for the last layers), else random ones",
+        metavar="NAME|FILE|none",
     )
     resume: bool = False
     source: str | None = None
@@ -125,21 +147,27 @@ class TrainConfig:
         metavar="N|auto",
     )
     given: frozenset[str] | None = None
-    minutes: float | None = _option(None, "save and stop after so long; see --steps auto, --decay auto", metavar="M")
-    seed: int = _option(0, "of weights and patches")
+    minutes: float | None = _option(None, "save and stop after M minutes; see --steps auto, --decay auto", metavar="M")
+    seed: int = _option(0, "number that initial weights and patches follow from")
     degrade: str | None = _option(
         None,
-        "make LR patches what people's images are, each amount drawn from its range: jpeg:40-95, webp:50-90 "
-        "(quality), noise:0-10 (8-bit levels), blur:0-1 (pixels), resize:0.8-1.2 (and back), by commas; clean:0.2 is "
-        "the share left as it is. Best weights are then those of the best mean of clean and degraded PSNR",
+        "make low-resolution patches what people's images are, each amount drawn from its range: jpeg:40-95, "
+        "webp:50-90 (quality), noise:0-10 (8-bit levels), blur:0-1 (pixels), resize:0.8-1.2 (and back), by commas; "
+        "clean:0.2 is the share left as it is. Best weights are then those of the best mean of clean and degraded PSNR",
         metavar="SPEC",
     )
     device: str = "auto"
-    precision: str = _option("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
-    backend: str = _option("auto", "compute backend, as with upscale", choices=("auto", "torch", "triton", "winograd"))
+    precision: str = _option(
+        "auto", "what is computed in; auto: bf16 on CUDA, else fp32", choices=("auto", "fp32", "bf16")
+    )
+    backend: str = _option(
+        "auto",
+        "what computes, as with upscale; auto: the fastest",
+        choices=("auto", "torch", "triton", "winograd"),
+    )
     crop: int | None = _option(None, "cut images into squares of N pixels beforehand", metavar="N")
     cache: str | None = _option(None, "keep decoded images there, not in memory", metavar="DIR")
-    graph: bool = _option(True, "without CUDA graphs")
+    graph: bool = _option(True, "without CUDA graphs, which start the many small parts of a step at once; slower")
     deterministic: bool = _option(False, "the same bits in every run, on CUDA too; nothing goes by the clock then")
     wandb: str | None = _option(
         None, "log to this project of Weights & Biases, too (pip install wandb)", metavar="PROJECT"

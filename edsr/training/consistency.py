@@ -34,7 +34,10 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
 
     Raises:
         TrainError, WeightsError: They do not.
+        TypeError: The data is one name, not a tuple of names.
     """
+    if isinstance(config.data, str | os.PathLike):
+        raise TypeError(f"data is a tuple of sources, ({str(config.data)!r},), not one")
     run, folder_option = Path(config.out), folder_option or named("out")
     for path in (*config.data, *config.val_sources, config.out, config.cache, config.init):
         if path is not None and "\0" in os.fspath(path):

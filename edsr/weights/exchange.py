@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edsr.errors import WeightsError
-from edsr.models import DIV2K_MEAN, EDSR, EDSRConfig
+from edsr.models import DIV2K_MEAN, EDSR, EDSRConfig, check_network
 
 from .edsr import LAYOUTS, MEAN_SHIFT, build_model
 from .files import check_target, write_whole
@@ -33,7 +33,9 @@ def save_checkpoint(model: EDSR, path: str | os.PathLike[str], sources: Iterable
 
     Raises:
         WeightsError: The ending is another one, the file cannot be written, or that project has no such network.
+        TypeError: The model is none.
     """
+    check_network(model)
     path = Path(path)
     layout = PROJECTS.get(path.suffix.lower())
     if layout is None:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from edsr.errors import WeightsError
-from edsr.models import EDSR, PRESETS, SCALES, EDSRConfig
+from edsr.models import EDSR, PRESETS, SCALES, EDSRConfig, check_network
 from edsr.strict_json import dumps, loads
 from edsr.system import atomic_file, remove_abandoned
 from edsr.wording import either
@@ -94,6 +94,8 @@ def load_with_notes(
     layout: str | None = None,
 ) -> tuple[EDSR, tuple[str, ...]]:
     """As `load_model`, with what was assumed: a line each, which is not logged."""
+    if scale is not None and not isinstance(scale, int):
+        raise TypeError(f"the scale is a whole number, 2, 3 or 4, not {scale!r}")
     model, info = _load(name_or_path, scale, residual_scale, layout)
     return model, tuple(info["notes"])
 
@@ -130,8 +132,9 @@ def save_model(
 
     Raises:
         WeightsError: The file cannot be written, is not named .safetensors, or a weight is not finite in `dtype`.
-        TypeError: `training` is not JSON.
+        TypeError: The model is none, or `training` is not JSON.
     """
+    check_network(model)
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise WeightsError(f"{path}: weights are written as safetensors; name the file {path.stem}.safetensors")

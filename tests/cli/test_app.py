@@ -696,7 +696,7 @@ def test_the_version_needs_no_torch():
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0 and "--debug" in out
     if command == "train":  # though a resumed run takes them from what it was
         assert all(f"(default: {value})" in out for value in ("300000", "16", "48", "0.0002", "l1", "cosine"))

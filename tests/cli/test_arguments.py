@@ -211,3 +211,14 @@ def test_training_refuses_by_the_right_name(home, run, folder, tiny, more, says)
 def test_pixels_are_as_before_whatever_the_name_of_the_format(home, upscale):
     assert upscale("photo.png", "--format", "tif")[0] == 0 and upscale("photo.png")[0] == 0
     np.testing.assert_array_equal(np.asarray(Image.open("photo_x2.tiff")), np.asarray(Image.open("photo_x2.png")))
+
+
+@pytest.mark.parametrize("command", ["upscale", "compare", "evaluate", "train", "info", "convert"])
+def test_help_has_one_group_of_what_is_rarely_needed_and_explains_its_words(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    out = capsys.readouterr().out
+    groups = [line for line in out.splitlines() if line.startswith("execution")]
+    assert groups == ["execution, rarely needed:"] and out.index(groups[0]) < out.rindex("--debug")
+    assert "residual" not in out.replace("--residual-scale", "")

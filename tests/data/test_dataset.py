@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,3 +280,9 @@ def test_what_is_not_read_as_it_stands_is_told_once(tmp_path, caplog):
         load_dataset([tmp_path], 2, 8)
     (line,) = (record.getMessage() for record in caplog.records if "a.tif" in record.getMessage())
     assert line.startswith(f"{tmp_path / 'a.tif'} and 2 more: ") and "is odd" in line
+
+
+@pytest.mark.parametrize("wrong", [None, "images", Path("images")])
+def test_sources_are_a_list(wrong):
+    with pytest.raises(TypeError, match="sources are a list of files and folders, not"):
+        load_dataset(wrong, 2, 48)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from edsr import cli
+from edsr.evaluation.comparison import compare
 from edsr.evaluation.metrics import psnr
 from edsr.evaluation.results import short_names
 from edsr.evaluation.scoring import FIELDS, evaluate, evaluate_all, mean_scores
@@ -422,3 +423,12 @@ def test_what_is_not_read_as_it_stands_is_told(tmp_path):
     assert "is odd" in line
     (image,) = evaluate(up, tmp_path / "hr", tmp_path / "lr")
     assert image["warnings"] == [line, f"its low-resolution image: {line}"]
+
+
+def test_a_network_that_is_no_upscaler_is_told_so(folders):
+    for call in (
+        lambda: next(evaluate(network(), folders / "hr")),
+        lambda: compare(network(), folders / "hr" / "a.png"),
+    ):
+        with pytest.raises(TypeError, match=r"give edsr\.Upscaler\(model\), on a device, not EDSR"):
+            call()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from edsr import cli
 from edsr.errors import WeightsError
 from edsr.models.edsr import DIV2K_MEAN, EDSR, PRESETS, EDSRConfig
-from edsr.weights import files, list_packaged, load_model, read_info, save_model
+from edsr.weights import files, list_packaged, load_model, read_info, save_checkpoint, save_model
 from tests.support.checkpoints import (
     BLOCKS,
     FEATURES,
@@ -402,3 +402,14 @@ def test_damaged_bytes_give_weights_error_or_success(intact, name, tmp_path, dat
     else:
         assert model.config.scale in (2, 4)
         assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("wrong", [None, {}, "edsr-baseline"])
+def test_what_is_no_network_is_not_saved(tmp_path, wrong):
+    with pytest.raises(TypeError, match=r"the model is an EDSR, as edsr\.load_model gives it, not"):
+        save_model(wrong, tmp_path / "a.safetensors")
+    with pytest.raises(TypeError, match="the model is an EDSR"):
+        save_checkpoint(wrong, tmp_path / "a.pt")
+    with pytest.raises(TypeError, match="a whole number, 2, 3 or 4, not '2'"):
+        load_model("edsr-baseline", "2")
+    assert not list(tmp_path.iterdir())
