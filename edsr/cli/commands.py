@@ -4,6 +4,7 @@ torch takes seconds to import: the commands import what they need.
 """
 
 import math
+import textwrap
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from edsr.errors import printable
 from edsr.strict_json import dumps
 
 from .checks import check_named_files
-from .console import UsageError, print_line, print_result, require_output
+from .console import UsageError, print_line, print_result, require_output, result_width
 from .network import make_upscalers, requested_choices
 from .scores import ScoreTable, name_infinite, print_notes
 
@@ -179,11 +180,26 @@ def run_info(options: Namespace) -> int:
         info["scale"] = f"{info['scale']} (packaged: {packaged_too}" + (f"; see --scale {others})" if others else ")")
     info["residual_scale"] = f"{info['residual_scale']} ({SOURCES[info.pop('residual_scale_source')]})"
     for name, value in info.items():
-        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        print_result(printable(f"{name:16}{text}"))
+        print_result(*fields_lines(name, describe_value(value)))
     for note in notes:
         print_result(printable(f"note: {note}"))
     return 0
+
+
+def describe_value(value: object) -> str:
+    """A value of JSON for people: no brackets, and quotes nowhere."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {describe_value(inner)}" for name, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def fields_lines(name: str, text: str) -> list[str]:
+    """A name and a text beside it, in as many lines as a terminal needs; elsewhere in one."""
+    line, width = printable(f"{name:16}{text}"), result_width()
+    if width is None or len(line) <= width:
+        return [line]
+    lines = textwrap.wrap(line[16:], max(20, width - 16), break_long_words=False, break_on_hyphens=False)
+    return [f"{name if i == 0 else '':16}{part}" for i, part in enumerate(lines)]
 
 
 def run_convert(options: Namespace) -> int:

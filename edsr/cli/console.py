@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import sys
 import traceback
 from typing import TextIO
@@ -60,6 +61,11 @@ def print_result(*lines: str) -> None:
         _write(sys.stdout, lines)
     except (OSError, ValueError) as error:
         _failure = error if isinstance(error, OSError) else OSError(str(error))
+
+
+def result_width() -> int | None:
+    """The columns of the terminal that standard output is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def lost_output() -> OSError | None:

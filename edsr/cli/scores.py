@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from edsr.errors import printable
 
-from .console import print_line, print_result
+from .console import print_line, print_result, result_width
 
 _NAME, _METHOD = 24, 18  # characters of a row: the image's name; PSNR and SSIM of a method
 
 
 class ScoreTable:
-    """Lines on standard output, each printed when it is known; bicubic comes last.
+    """Lines on standard output, each printed when it is known; bicubic comes last. On a terminal that is too narrow for
+    the columns, an image has a line for each method.
 
     Args:
         models: As they were given; where a short name is too wide for its column, numbers stand for them.
@@ -23,14 +24,23 @@ class ScoreTable:
         if any(len(title) > _METHOD - 1 for title in titles):
             titles = [f"({i})" for i in range(1, len(models) + 1)]
             print_result(*(f"{title} {model}" for title, model in zip(titles, models, strict=True)))
-        print_result(" " * _NAME + "".join(f"{title:>{_METHOD}}" for title in (*titles, "bicubic")))
+        width = result_width()
+        self._titles = (*titles, "bicubic")
+        self._narrow = width is not None and width < _NAME + _METHOD * len(self._titles)
+        if self._narrow:
+            return
+        print_result(" " * _NAME + "".join(f"{title:>{_METHOD}}" for title in self._titles))
         print_result(" " * _NAME + f"{'PSNR':>9}{'SSIM':>9}" * (len(models) + 1))
 
     def row(self, title: str, found: Sequence[dict]) -> None:
         """Prints the scores of an image, or their means: for each network what `evaluate` yields."""
         pairs = [(scores["psnr"], scores["ssim"]) for scores in found]
         pairs.append((found[0]["bicubic_psnr"], found[0]["bicubic_ssim"]))
-        cells = (f"{psnr:9.2f}{'-' if math.isnan(ssim) else f'{ssim:.4f}':>9}" for psnr, ssim in pairs)
+        cells = [f"{psnr:9.2f}{'-' if math.isnan(ssim) else f'{ssim:.4f}':>9}" for psnr, ssim in pairs]
+        if self._narrow:
+            rows = zip(self._titles, cells, strict=True)
+            print_result(printable(title), *(f"  {method:{_METHOD - 1}}{cell}" for method, cell in rows))
+            return
         print_result(f"{printable(title)[: _NAME - 1]:{_NAME}}{''.join(cells)}")
 
 

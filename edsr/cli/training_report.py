@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -16,6 +17,7 @@ from .progress import drawn
 if TYPE_CHECKING:
     from edsr.training import Progress as TrainingProgress
 
+WIDE, NARROW = 90, 72  # columns of a terminal that suffice for all with a bar, and for all but that
 LINE_SECONDS = 30.0  # between lines, where no bar is drawn, or nothing is validated
 
 
@@ -29,10 +31,13 @@ class TrainingReport:
         bar: What is drawn on a terminal; None elsewhere.
         quiet: Whether no lines are printed.
         clock: Gives seconds.
+        narrow: Whether the terminal is: beside the steps there is the validation PSNR alone, or before that the loss.
     """
 
-    def __init__(self, bar: Progress | None, quiet: bool, clock: Callable[[], float] = time.monotonic):
-        self._bar, self._quiet, self._clock = bar, quiet, clock
+    def __init__(
+        self, bar: Progress | None, quiet: bool, clock: Callable[[], float] = time.monotonic, narrow: bool = False
+    ):
+        self._bar, self._quiet, self._clock, self._narrow = bar, quiet, clock, narrow
         self._loss: float | None = None
         self._validated = ""
         self._first = -1
@@ -58,6 +63,8 @@ class TrainingReport:
             validated = f"  {self._validated}" if self._validated else ""
             loss = report.mean_loss if self._loss is None else self._loss
             text = f"loss {loss:.5f}{validated}  {report.speed:.1f} patches/s"
+            if self._narrow:
+                text = self._validated or f"loss {loss:.5f}"
             if not self._bar.task_ids:
                 self._bar.add_task("", total=report.steps, completed=report.step - 1, text="")
             self._bar.update(self._bar.task_ids[0], completed=report.step, text=text)
@@ -71,7 +78,8 @@ class TrainingReport:
             self._lined = now
             self._print(text)
         if self._bar is not None and self._bar.task_ids:
-            self._bar.update(self._bar.task_ids[0], text=text)
+            short = f"validating {done}/{total}"
+            self._bar.update(self._bar.task_ids[0], text=short if self._narrow else text)
 
     def _line(self, report: "TrainingProgress", now: float) -> str:
         line = f"step {report.step:,} of {report.steps:,}: loss {report.mean_loss:.5f}"
@@ -90,11 +98,18 @@ class TrainingReport:
 @contextlib.contextmanager
 def training_report(quiet: bool) -> Iterator[TrainingReport]:
     """A TrainingReport, with a bar where standard error is a terminal, or one that shows nothing if `quiet`."""
+    width = Console(stderr=True).width
+    narrow = width < NARROW
     columns = (
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True),
     )
+    if narrow:
+        steps = TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True))
+        columns = (steps, *columns[1:])
+    if width < WIDE:
+        columns = (columns[0], *columns[2:])
     with drawn(quiet, columns, transient=False) as bar:
-        yield TrainingReport(bar, quiet)
+        yield TrainingReport(bar, quiet, narrow=narrow)

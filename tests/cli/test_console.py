@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edsr import cli, errors
-from edsr.cli import train
+from edsr.cli import commands, scores, train
 from edsr.cli.console import describe, is_expected, show_log
 from tests.conftest import ROOT
 
@@ -79,3 +79,29 @@ def test_lines_stay_whole_above_the_bars():
     os.close(leader)
     assert process.wait(60) == 0
     assert b"a line of the log\r\n" in shown and b" 50 %" in shown and b"0 of 2 images" in shown
+
+
+@pytest.mark.parametrize(("columns", "narrow"), [(40, True), (59, True), (60, False), (None, False)])
+def test_scores_fit_the_terminal(capsys, monkeypatch, columns, narrow):
+    monkeypatch.setattr(scores, "result_width", lambda: columns)
+    table = scores.ScoreTable(["edsr-baseline"], ["edsr-baseline"])
+    found = {"psnr": 33.5, "ssim": 0.93, "bicubic_psnr": float("inf"), "bicubic_ssim": float("nan")}
+    table.row("an image with a name that is long.png", [found])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= (columns or 60) for line in lines)
+    if narrow:
+        name = "an image with a name that is long.png"
+        assert lines == [name, "  edsr-baseline        33.50   0.9300", "  bicubic                inf        -"]
+    else:
+        assert [line.split()[-2:] for line in lines] == [["edsr-baseline", "bicubic"], ["PSNR", "SSIM"], ["inf", "-"]]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, None])
+def test_info_fits_the_terminal(home, run, monkeypatch, columns):
+    monkeypatch.setattr(commands, "result_width", lambda: columns)
+    code, out, _ = run("info", "edsr-photo")
+    lines = out.splitlines()
+    assert code == 0 and {"'", "{"}.isdisjoint(out) and "steps 2500" in " ".join(out.split())
+    wide = [line for line in lines if columns and len(line) > columns]
+    assert all(len(line[16:].split()) == 1 for line in wide)  # a name without a blank
+    assert (columns is None) == (len(lines) == len([line for line in lines if line[0] != " "]))

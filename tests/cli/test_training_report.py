@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
+from edsr.cli import progress as bars
+from edsr.cli import training_report
 from edsr.cli.training_report import LINE_SECONDS, TrainingReport
 from edsr.progress import describe_seconds
 from edsr.training import Progress
@@ -105,3 +107,21 @@ def test_the_loss_shown_forgets_what_is_undone(before):
     report.show(progress(2, 0.25, logged=True))
     report.show(progress(3, 0.9))
     assert drawn.tasks[0].fields["text"].startswith("loss 0.25000  "), "the mean that was logged, not one batch's"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize(("psnr", "shown"), [(None, "loss 0.02000"), (25.452, "25.452 dB")])
+def test_the_bar_fits_a_terminal_of_any_width(monkeypatch, width, psnr, shown):
+    file = io.StringIO()
+    made = lambda **_: Console(file=file, width=width, force_terminal=True)  # noqa: E731
+    monkeypatch.setattr(training_report, "Console", made)
+    monkeypatch.setattr(bars, "Console", made)
+    monkeypatch.setattr(bars.sys.stderr, "isatty", lambda: True)
+    with training_report.training_report(False) as report:
+        report.show(progress(123_456, 0.02, 300_000, psnr=psnr))
+        assert report._bar is not None
+        plain = Console(file=io.StringIO(), width=width)
+        plain.print(report._bar.make_tasks_table(report._bar.tasks))
+    assert isinstance(plain.file, io.StringIO)
+    (line,) = plain.file.getvalue().splitlines()
+    assert len(line) <= width and "123456/300000" in line and shown in line and "…" not in line
