@@ -17,7 +17,9 @@ from .run_log import load_wandb
 
 logger = logging.getLogger(__name__)
 
-SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade")
+SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade", "choices")
+# What a run did that was begun before there was the option; --degrade it had not.
+EARLIER = {"choices": 1}
 PATHS = ("data", "val", "cache")
 # What may be changed when a run is resumed. The learning rate on purpose; what computes, because machines differ.
 CHANGEABLE = ("lr", "precision", "deterministic", "val_every", "save_every")
@@ -48,7 +50,7 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         raise TrainError("a network is given: leave blocks, features and residual_scale out", misuse=True)
     if config.residual_scale is not None and not 0 < config.residual_scale < math.inf:
         raise TrainError(f"{named('residual_scale')} must be above 0, not {config.residual_scale}", misuse=True)
-    for name in ("steps", "decay", "batch", "patch", "val_every", "save_every", "blocks", "features"):
+    for name in ("steps", "decay", "batch", "patch", "choices", "val_every", "save_every", "blocks", "features"):
         value = getattr(config, name)
         if value is not None and value != AUTO and value < 1:
             raise TrainError(f"{named(name)} must be 1 or more, not {value}", misuse=True)
@@ -148,7 +150,8 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
     Raises:
         TrainError: What was given makes it another run; names all that does.
     """
-    before = record["options"] | record.get("remembered", {})
+    options = EARLIER | record["options"]
+    before = options | record.get("remembered", {})
     before |= {name: tuple(before[name]) for name in PATHS[:2] if isinstance(before.get(name), list)}
     given = set(before if config.given is None else config.given)
     given -= {"steps"} if config.steps == AUTO else set()
@@ -159,8 +162,7 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
         raise TrainError(f"{run} does not remember its images; name them with {named('data')}")
     for name, value in run_signature(config).items():
         free = name == "steps" and config.schedule == "wsd" and record.get("decay") is None
-        # Runs of before there was --degrade lack it.
-        differ += [] if free else _difference(name, record["options"].get(name), value)
+        differ += [] if free else _difference(name, options.get(name), value)
     if differ:
         raise TrainError(f"{run} was started {'; '.join(differ)}")
     return config

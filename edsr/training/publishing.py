@@ -42,7 +42,9 @@ def publish(
         scores: Of a validation of these weights, if there was one.
     """
     training = {"data": [Path(source).name for source in config.data], "pictures": images, "steps": step}
-    training |= {name: getattr(config, name) for name in ("batch", "patch", "lr", "loss", "schedule", "seed")}
+    training |= {
+        name: getattr(config, name) for name in ("batch", "patch", "choices", "lr", "loss", "schedule", "seed")
+    }
     training |= {} if decay is None else {"decay_from": decay.first}
     training |= {} if lr_factor == 1 else {"lr_factor": lr_factor}
     training |= {} if config.degradation is None else {"degrade": str(config.degradation)}

@@ -148,7 +148,15 @@ def step_factory(
     share = (group.rank, group.world_size)
     chunk = _steps_per_chunk(config, model, group)
     loader = PatchLoader(
-        images, config.patch, config.batch, config.seed, group.device, chunk, share, config.degradation
+        images,
+        config.patch,
+        config.batch,
+        config.seed,
+        group.device,
+        chunk,
+        share,
+        config.degradation,
+        choices=config.choices,
     )
     dtype, ops = execution.dtype, load_training_ops(execution.backend)
     collapsed = worth_collapsing(group.device, config.batch // group.world_size * config.patch**2)

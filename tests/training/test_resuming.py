@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -92,6 +93,20 @@ def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_image_is_read
     with pytest.raises(TrainError, match="with batch=2, not 3; with patch=8, not 9"):
         list(train(decay(run, 4, batch=3, patch=9, given=frozenset({"batch", "patch"}))))
     assert hashes(run) == before and not (tmp_path / "run-decay-3").exists()
+
+
+def test_runs_of_before_patches_were_chosen_go_on_without(folder, tmp_path):
+    whole = list(train(training(folder, tmp_path / "whole", choices=1)))
+    chosen = list(train(training(folder, tmp_path / "chosen")))
+    assert [p.loss for p in whole] != [p.loss for p in chosen]
+    run = stopped(training(folder, tmp_path / "run", choices=1), 3)
+    for path in run.glob("checkpoint-*/state.json"):
+        older = re.sub(r',\s*"choices": 1', "", path.read_text())
+        assert json.loads(older) and "choices" not in older
+        path.write_text(older)
+    with pytest.raises(TrainError, match="with --choices 1, not 4"):
+        list(train(resumed(run, "choices", choices=4)))
+    assert [p.loss for p in train(resumed(run))] == [p.loss for p in whole[3:]]
 
 
 def test_weights_to_start_from_are_compared_by_name(folder, tmp_path):
