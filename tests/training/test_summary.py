@@ -30,7 +30,7 @@ def test_the_table_says_what_the_run_is(folder, tmp_path, lines):
     assert table["device"].startswith("cpu, ") and table["device"].endswith(", fp32, backend torch")
     megapixels = sum((60 + i) // 2 * 2 * 70 for i in (0, 1, 3)) / 1e6
     assert table["images"] == f"3, {megapixels:.3g} megapixels, degraded by jpeg:50-50,clean:0.2"
-    assert table["steps"] == "12 of 3 patches of 8 x 8"
+    assert table["steps"] == "12 of 3 patches of 8 x 8, the most detailed of 4 places each"
     assert (
         table["validation"].startswith("1, 0.00434 megapixels; bicubic has ") and ", degraded " in table["validation"]
     )
