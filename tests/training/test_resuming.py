@@ -104,7 +104,7 @@ def test_runs_of_before_patches_were_chosen_go_on_without(folder, tmp_path):
         older = re.sub(r',\s*"choices": 1', "", path.read_text())
         assert json.loads(older) and "choices" not in older
         path.write_text(older)
-    with pytest.raises(TrainError, match="with --choices 1, not 4"):
+    with pytest.raises(TrainError, match="with choices=1, not 4"):
         list(train(resumed(run, "choices", choices=4)))
     assert [p.loss for p in train(resumed(run))] == [p.loss for p in whole[3:]]
 
