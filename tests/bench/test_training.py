@@ -195,7 +195,7 @@ def test_report_of_a_training_record():
     large = made_up_entry("edsr", {"plain": 0.12, "torch": 0.03})
     text = report.render(made_up_record(small, large))
     assert "16 blocks of 64 features, 16 patches of 48 x 48 a step, 304 GFLOP" in text
-    assert "| ours, on Triton | bfloat16 | 2 | - | 1.0 | 1 | 1 % | 1,000 | 96 % | 1e-04 | 1e-02 |" in text
+    assert "| ours, on Triton | bfloat16 | 2.00 | - | 1.00 | 0.00100 | 1 % | 1,000 | 96 % | 1e-04 | 1e-02 |" in text
     assert "eager: why" in text
     for line in text.splitlines():
         assert "|" not in line or (line.startswith("| ") and line.endswith(" |"))

@@ -203,6 +203,6 @@ def test_output_path_of_a_format(tmp_path):
         assert output_path(name, "x2", None, "keep") == Path(f"a_x2{suffix}")
     assert output_path("a.png", "x2", "b.JPEG", "jpg") == Path("b.JPEG")
     assert output_path("a.tif", "x2", "b.tiff", "keep") == Path("b.tiff")
-    refused("b.jpg: its ending is not that of --format webp", output_path, "a.png", "x2", "b.jpg", "webp")
-    refused("b.jpg: its ending is not that of --format keep", output_path, "a.png", "x2", "b.jpg", "keep")
+    refused("b.jpg: its ending is not that of form='webp'", output_path, "a.png", "x2", "b.jpg", "webp")
+    refused("b.jpg: its ending is not that of form='keep'", output_path, "a.png", "x2", "b.jpg", "keep")
     refused("b: its ending", output_path, "a.png", "x2", "b", "png")

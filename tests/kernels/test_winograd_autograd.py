@@ -277,7 +277,7 @@ class TestRuns:
     def test_networks_that_they_do_not_support(self, folder, tmp_path, monkeypatch):
         monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=1, features=8))
         assert len(list(train(self.options(folder, tmp_path / "run")))) == 6
-        with pytest.raises(BackendError, match=r"--backend winograd: .* 16 features, not 8.*--backend torch"):
+        with pytest.raises(BackendError, match=r"backend='winograd': .* 16 features, not 8.*backend='torch'"):
             list(train(self.options(folder, tmp_path / "none", backend="winograd")))
 
 

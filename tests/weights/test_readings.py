@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import product
 
 import numpy as np
 import pytest
@@ -78,12 +79,14 @@ def test_untrained_weights_are_read_as_usual_and_that_is_said(tmp_path, caplog):
 
 
 def test_real_networks_tell_their_residual_scale(tmp_path):
-    """The packaged networks without their header: those that keep what they are given prove it; none is misread."""
-    for name, scale in (("edsr-baseline", 2), ("edsr-baseline", 3), ("edsr-baseline", 4), ("edsr-photo", 2)):
+    """The packaged networks without their header: none is misread. Those that keep what they are given do not prove it,
+    since they nearly do so with a tenth of their blocks as well."""
+    for name, scale in product(("edsr-baseline", "edsr-photo"), (2, 3, 4)):
         torch.save(in_layout(load_model(name, scale), "basicsr"), tmp_path / "x.pth")
         info = read_info(tmp_path / "x.pth")
-        source = "found" if name == "edsr-baseline" else "assumed"
-        assert (info["residual_scale"], info["residual_scale_source"]) == (1, source)
+        assert info["residual_scale"] == 1
+        if name == "edsr-baseline":
+            assert info["residual_scale_source"] == "assumed"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e300])

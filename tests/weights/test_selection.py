@@ -316,7 +316,9 @@ def test_failed_files_have_no_model(home, run):
 
 def test_compare(home, run, monkeypatch):
     made = []
-    monkeypatch.setattr("edsr.cli.commands.make_upscaler", lambda _, model: made.append(model) or SimpleNamespace())
+    monkeypatch.setattr(
+        "edsr.cli.network.make_upscaler", lambda _, model: made.append(model) or SimpleNamespace(scale=2)
+    )
     monkeypatch.setattr("edsr.evaluation.compare", lambda *_: SimpleNamespace(scores={}, warnings=()))
     monkeypatch.setattr("edsr.evaluation.render_figure", lambda found: Image.new("RGB", (1, 1)))
     mixed = "edsr-baseline:0.1+edsr-photo:0.9"
