@@ -17,6 +17,7 @@ AUTO = "auto"
 LOSSES = ("l1", "l2", "charbonnier")
 SHAPE = ("blocks", "features", "residual_scale")
 SCHEDULES = ("cosine", "step", "wsd")
+PRECISIONS = ("auto", "fp32", "bf16")
 # Largest norm of a gradient: some ten times a trained network's usual one, so that only outliers are cut.
 GRAD_CLIP_NORM = 0.5
 DETERMINISTIC_INTERVAL = 1000  # steps between validations, and between checkpoints, where time must decide nothing
@@ -161,9 +162,7 @@ class TrainConfig:
         metavar="SPEC",
     )
     device: str = "auto"
-    precision: str = _option(
-        "auto", "what is computed in; auto: bf16 on CUDA, else fp32", choices=("auto", "fp32", "bf16")
-    )
+    precision: str = _option("auto", "what is computed in; auto: bf16 on CUDA, else fp32", choices=PRECISIONS)
     backend: str = _option(
         "auto",
         "what computes, as with upscale; auto: the fastest",

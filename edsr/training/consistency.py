@@ -12,7 +12,7 @@ from edsr.system import why_unwritable, why_unwritable_file
 from edsr.wording import named, option
 
 from . import checkpoint
-from .config import AUTO, LOSSES, SCHEDULES, TrainConfig
+from .config import AUTO, LOSSES, PRECISIONS, SCHEDULES, TrainConfig
 from .run_log import load_wandb
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
     for name in ("decay", "steps"):
         if getattr(config, name) == AUTO and config.minutes is None:
             raise TrainError(f"{option(name, AUTO)} needs to know for how long; add {named('minutes')}", misuse=True)
-    for name, choices in (("loss", LOSSES), ("schedule", SCHEDULES)):
+    for name, choices in (("loss", LOSSES), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
         if getattr(config, name) not in choices:
             raise TrainError(
                 f"{named(name)} must be {' or '.join(choices)}, not {getattr(config, name)!r}", misuse=True

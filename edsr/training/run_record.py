@@ -6,6 +6,8 @@ from typing import Any
 
 from edsr.models import SCALES
 
+from .config import PRECISIONS
+
 
 def check_record(record: Any) -> None:
     """Checks a record as `edsr.training.trainer` writes it, of this version or earlier ones, which have less.
@@ -100,7 +102,7 @@ _OPTIONS = {
 }
 _REMEMBERED = {
     "lr": _is_positive,
-    "precision": _is_text,
+    "precision": lambda value: value in PRECISIONS,
     "deterministic": lambda value: isinstance(value, bool),
     "val_every": _or_none(_is_count),
     "save_every": _or_none(_is_count),

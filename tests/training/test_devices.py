@@ -164,7 +164,7 @@ def test_two_processes_measure_fix_and_decay_as_one(data, tmp_path):
     assert process.returncode == 0, text
     last = checkpoint.load_latest(out)
     steps = last.record["options"]["steps"]
-    assert text.count("steps a second") == 1 and f"{steps:,} steps until the 0.1 minutes are over" in text
+    assert text.count(" steps a second: ") == 1 and f"{steps:,} steps until the 0.1 minutes are over" in text
     process = command(2, None, None, "--resume", str(out), "--decay", "auto", "--minutes", "0.1")
     text = communicate(process)[1]
     assert process.returncode == 0, text

@@ -182,6 +182,7 @@ def test_a_gradient_is_clipped_and_a_network_given(folder, tmp_path):
         ({"batch": 0}, TrainError, "batch must"),
         ({"save_every": 0}, TrainError, "save_every must"),
         ({"loss": "ssim"}, TrainError, "loss must be l1 or l2 or charbonnier"),
+        ({"precision": "fp8"}, TrainError, "precision must be auto or fp32 or bf16"),
         ({"schedule": "none"}, TrainError, "schedule must"),
         ({"patch": 400}, DataError, "no image left"),
         ({"resume": True}, TrainError, "no run to resume"),
