@@ -107,7 +107,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(recipe, "steps", type=auto_or_whole)
     add(recipe, "batch", type=int)
     add(recipe, "patch", type=int)
-    add(recipe, "choices", type=int)
+    add(recipe, "candidates", type=int)
     add(recipe, "lr", type=positive)
     add(recipe, "loss")
     add(recipe, "schedule")

@@ -22,15 +22,15 @@ class PatchSampler:
     """Draws the patches of each step from (seed, step) alone, so that a resumed run needs no state.
 
     Every position in every image is as likely as any other, so images are drawn in proportion to how many they have;
-    each of the eight flips and rotations is as likely as any other. With `choices`, so many are drawn for each patch,
-    and the one with the most detail is taken.
+    each of the eight flips and rotations is as likely as any other. With `candidates`, so many are drawn for each
+    patch, and the one with the most detail is taken.
 
     Args:
         index: `PairedImages.index`.
         patch: LR pixels a side.
         batch: Patches a step.
         seed: Any whole number.
-        choices: Positions that are drawn for a patch.
+        candidates: Positions that are drawn for a patch.
         detail: Of the images of `index`; not needed where there is no choice.
 
     Raises:
@@ -38,10 +38,10 @@ class PatchSampler:
     """
 
     def __init__(
-        self, index: np.ndarray, patch: int, batch: int, seed: int, choices: int = 1, detail: DetailMap | None = None
+        self, index: np.ndarray, patch: int, batch: int, seed: int, candidates: int = 1, detail: DetailMap | None = None
     ):
         self.batch, self._seed = batch, seed % 2**64
-        self._patch, self._choices, self._detail = patch, choices, detail
+        self._patch, self._candidates, self._detail = patch, candidates, detail
         down, self._across = (np.maximum(index[:, column] - patch + 1, 0) for column in (HEIGHT, WIDTH))
         self._ends = np.cumsum(down * self._across)
         if len(index) == 0 or self._ends[-1] == 0:
@@ -50,7 +50,7 @@ class PatchSampler:
     def draw(self, first: int, count: int) -> np.ndarray:
         """int64 [count, batch, 4] for steps first, first + 1, ...: row of index, LR row, LR column, dihedral 0..7."""
         # A counter-based generator: the words of any step are had without those before. It gives four words a count.
-        wanted = self.batch * self._choices
+        wanted = self.batch * self._candidates
         counts = -(-wanted // 4)
         words = np.random.Philox(key=self._seed, counter=first * counts).random_raw(count * counts * 4)
         words = words.reshape(count, counts * 4)[:, :wanted]
@@ -59,9 +59,9 @@ class PatchSampler:
         row = np.searchsorted(self._ends, place, side="right")
         y, x = np.divmod(place - np.concatenate(([0], self._ends))[row], self._across[row])
         drawn = np.stack([row, y, x, dihedral], 2)
-        if self._detail is None or self._choices == 1:
+        if self._detail is None or self._candidates == 1:
             return drawn
-        shape = (count, self.batch, self._choices)
+        shape = (count, self.batch, self._candidates)
         best = self._detail.mean_over(row, y, x, self._patch).reshape(shape).argmax(2)
         return np.take_along_axis(drawn.reshape(*shape, 4), best[:, :, None, None], 2)[:, :, 0]
 
@@ -185,7 +185,7 @@ class PatchLoader:
         degradation: What is done to LR patches, which are then always uploaded; HR patches stay as they are.
         resident: Whether images lie on the device, and only offsets are uploaded for each step; if not, patches are
             gathered on the host and uploaded. By default they do if they take less than half of its free memory.
-        choices: See `PatchSampler`.
+        candidates: See `PatchSampler`.
 
     Raises:
         ValueError: `batch` cannot be divided by world, or no image is as large as a patch.
@@ -202,14 +202,14 @@ class PatchLoader:
         share: tuple[int, int] = (0, 1),
         degradation: Degradation | None = None,
         resident: bool | None = None,
-        choices: int = 1,
+        candidates: int = 1,
     ):
         rank, world = share
         if batch % world:
             raise ValueError(f"a batch of {batch} cannot be shared by {world} processes")
         self.steps, self._device = steps, torch.device(device)
-        detail = DetailMap(images) if choices > 1 else None
-        self._sampler = PatchSampler(images.index, patch, batch, seed, choices, detail)
+        detail = DetailMap(images) if candidates > 1 else None
+        self._sampler = PatchSampler(images.index, patch, batch, seed, candidates, detail)
         size = batch // world
         self._share = slice(rank * size, (rank + 1) * size)
         self._sizes = patch, patch * images.scale

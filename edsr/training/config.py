@@ -60,7 +60,7 @@ class TrainConfig:
             that it goes on with. None: all are chosen (but for data, if empty).
         minutes: Time after which to save and stop.
         seed: Of weights and patches.
-        choices: How many places are drawn for each patch, of which the one with the most detail is taken.
+        candidates: How many places are drawn for each patch, of which the one with the most detail is taken.
         degrade: What is done to LR patches, as `edsr.data.parse_degradation` reads it; None: nothing.
         device: "auto" for the fastest here, "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto" (bf16 on CUDA, else fp32), "fp32" or "bf16".
@@ -151,7 +151,7 @@ class TrainConfig:
     given: frozenset[str] | None = None
     minutes: float | None = _option(None, "save and stop after M minutes; see --steps auto, --decay auto", metavar="M")
     seed: int = _option(0, "number that initial weights and patches follow from")
-    choices: int = _option(
+    candidates: int = _option(
         4, "places drawn for each patch, of which the one with the most detail is taken; 1: any place", metavar="N"
     )
     degrade: str | None = _option(

@@ -17,9 +17,9 @@ from .run_log import load_wandb
 
 logger = logging.getLogger(__name__)
 
-SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade", "choices")
+SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade", "candidates")
 # What a run did that was begun before there was the option; --degrade it had not.
-EARLIER = {"choices": 1}
+EARLIER = {"candidates": 1}
 PATHS = ("data", "val", "cache")
 # What may be changed when a run is resumed. The learning rate on purpose; what computes, because machines differ.
 CHANGEABLE = ("lr", "precision", "deterministic", "val_every", "save_every")
@@ -50,7 +50,7 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
         raise TrainError("a network is given: leave blocks, features and residual_scale out", misuse=True)
     if config.residual_scale is not None and not 0 < config.residual_scale < math.inf:
         raise TrainError(f"{named('residual_scale')} must be above 0, not {config.residual_scale}", misuse=True)
-    for name in ("steps", "decay", "batch", "patch", "choices", "val_every", "save_every", "blocks", "features"):
+    for name in ("steps", "decay", "batch", "patch", "candidates", "val_every", "save_every", "blocks", "features"):
         value = getattr(config, name)
         if value is not None and value != AUTO and value < 1:
             raise TrainError(f"{named(name)} must be 1 or more, not {value}", misuse=True)

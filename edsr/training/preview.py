@@ -77,7 +77,7 @@ def render_sheet(images: PairedImages, config: TrainConfig) -> Image.Image:
 def _patches(images: PairedImages, config: TrainConfig) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """(LR [p, p, 3], HR [s·p, s·p, 3], what was done), uint8, from step 0 on, without an end."""
     degradation = config.degradation
-    more = {"degradation": degradation, "choices": config.choices}
+    more = {"degradation": degradation, "candidates": config.candidates}
     loader = PatchLoader(images, config.patch, config.batch, config.seed, "cpu", 1, **more)
     try:
         step = 0

@@ -43,7 +43,7 @@ def publish(
     """
     training = {"data": [Path(source).name for source in config.data], "pictures": images, "steps": step}
     training |= {
-        name: getattr(config, name) for name in ("batch", "patch", "choices", "lr", "loss", "schedule", "seed")
+        name: getattr(config, name) for name in ("batch", "patch", "candidates", "lr", "loss", "schedule", "seed")
     }
     training |= {} if decay is None else {"decay_from": decay.first}
     training |= {} if lr_factor == 1 else {"lr_factor": lr_factor}

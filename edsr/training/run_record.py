@@ -98,7 +98,7 @@ _OPTIONS = {
     "features": _is_count,
     "residual_scale": _is_positive,
     "degrade": _or_none(_is_text),
-    "choices": _is_count,
+    "candidates": _is_count,
 }
 _REMEMBERED = {
     "lr": _is_positive,

@@ -156,7 +156,7 @@ def step_factory(
         chunk,
         share,
         config.degradation,
-        choices=config.choices,
+        candidates=config.candidates,
     )
     dtype, ops = execution.dtype, load_training_ops(execution.backend)
     collapsed = worth_collapsing(group.device, config.batch // group.world_size * config.patch**2)

@@ -46,8 +46,8 @@ def rows(
         "validation": "none",
         "steps": f"{config.steps:,} of {config.batch} patches of {config.patch} x {config.patch}",
     }
-    if config.choices > 1:
-        table["steps"] += f", the most detailed of {config.choices} places each"
+    if config.candidates > 1:
+        table["steps"] += f", the most detailed of {config.candidates} places each"
     if config.degradation is not None:
         table["images"] += f", degraded by {config.degradation}"
     if validation is not None:

@@ -114,7 +114,7 @@ def test_a_sheet_shows_what_the_run_draws(folder, tmp_path, capsys, scale):
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "degrade.png"))
     loaded = dataset.train_val_split(dataset.load_dataset([str(folder)], scale, 12)[0])[0]
     spec = parse_degradation("jpeg:5-9,clean:0.5")
-    loader = PatchLoader(loaded, 12, 3, 0, "cpu", 7, degradation=spec, choices=4)
+    loader = PatchLoader(loaded, 12, 3, 0, "cpu", 7, degradation=spec, candidates=4)
     loader.load(0, 7)
     text = sheet.tobytes()
     for k in range(20):

@@ -96,16 +96,16 @@ def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_image_is_read
 
 
 def test_runs_of_before_patches_were_chosen_go_on_without(folder, tmp_path):
-    whole = list(train(training(folder, tmp_path / "whole", choices=1)))
+    whole = list(train(training(folder, tmp_path / "whole", candidates=1)))
     chosen = list(train(training(folder, tmp_path / "chosen")))
     assert [p.loss for p in whole] != [p.loss for p in chosen]
-    run = stopped(training(folder, tmp_path / "run", choices=1), 3)
+    run = stopped(training(folder, tmp_path / "run", candidates=1), 3)
     for path in run.glob("checkpoint-*/state.json"):
-        older = re.sub(r',\s*"choices": 1', "", path.read_text())
-        assert json.loads(older) and "choices" not in older
+        older = re.sub(r',\s*"candidates": 1', "", path.read_text())
+        assert json.loads(older) and "candidates" not in older
         path.write_text(older)
-    with pytest.raises(TrainError, match="with choices=1, not 4"):
-        list(train(resumed(run, "choices", choices=4)))
+    with pytest.raises(TrainError, match="with candidates=1, not 4"):
+        list(train(resumed(run, "candidates", candidates=4)))
     assert [p.loss for p in train(resumed(run))] == [p.loss for p in whole[3:]]
 
 
