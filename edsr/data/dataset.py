@@ -171,7 +171,9 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
     _log_too_small(small, least)
     _log_warnings(groups)
     if not groups:
-        raise DataError(f"no image left; give other folders or a smaller {named('patch')}")
+        fits = max((min(group.height, group.width) // spec.scale for group in small), default=0)
+        most = f", {fits} at most" if fits and not spec.crop else ""
+        raise DataError(f"no image left; give other folders or a smaller {named('patch')}{most}")
     logger.info(f"reading {sum(group.count for group in groups)} images")
     dtype = np.dtype(np.uint16 if any(group.is_16bit for group in groups) else np.uint8)
     pixels = sum(group.kept_pixels(spec) for group in groups)

@@ -3,25 +3,23 @@
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from edsr.errors import DataError, ImageError
-from edsr.images import READABLE, ImageReader, passed_over, read_opaque, scan_images, to_depth
+from edsr.images import READABLE, ImageReader, passed_over, read_opaque, scan_images
 from edsr.wording import named
 
-from .value_range import find_white, measure
+from .hdf5 import BLOCK, Hdf5Images, is_hdf5
 
 logger = logging.getLogger(__name__)
 
-_HDF5 = (".h5", ".hdf5")
 _LR_NAME, _HR_NAME = (
     re.compile(pattern, re.IGNORECASE) for pattern in (r"(.*[_-])?LR([_-]?x?\d|[_-].*)?", r"(.*[_-])?HR([_-].*)?")
 )  # of folders, as in Flickr2K_LR_bicubic beside Flickr2K_HR
@@ -112,7 +110,7 @@ class LoadSpec(NamedTuple):
     patch: int
     crop: int | None = None
     device: torch.device = torch.device("cpu")
-    block: int = 2**22
+    block: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class ImageGroup:
 
 def scan_file(file: SourceFile, spec: LoadSpec) -> list[ImageGroup]:
     """The images in a file, without decoding them. Raises ImageError, or DataError for HDF5."""
-    if file.path.suffix.lower() in _HDF5:
+    if is_hdf5(file.path):
         return _scan_hdf5(file.path, spec)
     lr_path = None if spec.crop else file.lr_path
     with ImageReader(file.path, sixteen=True, with_alpha=True) as reader:
@@ -166,94 +164,14 @@ def _read_image(hr_path: Path, lr_path: Path | None) -> tuple[np.ndarray, ...]:
     return tuple(read_opaque(path, sixteen=True)[None] for path in (hr_path, lr_path) if path is not None)
 
 
-@contextmanager
-def _open_hdf5(path: Path, kind: type[Exception]) -> Iterator[Any]:
-    """An h5py.File; whatever goes wrong with it becomes an exception of this kind, with a message of one line."""
-    try:
-        import h5py
-    except ImportError:
-        raise DataError(f"{path}: HDF5 is read through h5py: pip install 'edsr-triton[train]'") from None
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        why = str(error).partition("\n")[0]
-        raise kind(f"{path}: cannot be read as HDF5 ({why}), get an intact copy") from None
-
-
 def _scan_hdf5(path: Path, spec: LoadSpec) -> list[ImageGroup]:
-    with _open_hdf5(path, DataError) as file:
-        many = hasattr(file.get("hr"), "ndim")  # a dataset with all images, not a group with one for each
-        names = [""] if many else [f"/{name}" for name in sorted(file.get("hr") or [""], key=lambda n: (len(n), n))]
-        keys = [(f"lr{name}", f"hr{name}") for name in names]
-        _check_datasets(path, file, [key for pair in keys for key in pair], (3, 4) if many else (2, 3))
-        sides = {"lr": [lr_key for lr_key, _ in keys], "hr": [hr_key for _, hr_key in keys]}
-        ranges = {side: measure(_blocks(file, names, spec.block)) for side, names in sides.items()}
-        white = find_white(str(path), ranges)
-        if any(ranges.values()):
-            logger.info(f"{path}: floating-point values are taken for 0 (black) to {white:g} (white)")
-        return [group for pair in keys for group in _scan_pair(path, file, *pair, many, white, spec)]
-
-
-def _check_datasets(path: Path, file: Any, keys: list[str], axes: tuple[int, int]) -> None:
-    for key in keys:
-        data = file.get(key)
-        if not hasattr(data, "ndim"):
-            raise DataError(f"{path}: holds no {key}; in the 91-image layout there are lr and hr, of equal number")
-        shape = _to_nhwc(_placeholder(data), axes == (3, 4)).shape if data.ndim in axes else (0,)
-        if not (data.dtype.kind == "f" or data.dtype in (np.uint8, np.uint16)) or shape[-1] not in (1, 3):
-            kinds = "gray or RGB images of uint8, uint16 or floating point"
-            raise DataError(f"{path}: {key} is {data.dtype} {list(data.shape)}, not {kinds}")
-
-
-def _placeholder(data: Any) -> np.ndarray:
-    """An array of a dataset's shape, with no memory behind it."""
-    return np.broadcast_to(np.uint8(0), data.shape)
-
-
-def _scan_pair(
-    path: Path, file: Any, lr_key: str, hr_key: str, many: bool, white: float, spec: LoadSpec
-) -> list[ImageGroup]:
-    lr, hr = (_to_nhwc(_placeholder(file[key]), many) for key in (lr_key, hr_key))
-    if hr.shape[:3] != (len(lr), lr.shape[1] * spec.scale, lr.shape[2] * spec.scale):
-        why = "; files written for SRCNN hold lr upscaled already, of no use here" if lr.shape == hr.shape else ""
-        shapes = f"{hr_key} {list(file[hr_key].shape)} is not {spec.scale} x {lr_key} {list(file[lr_key].shape)}"
-        raise DataError(f"{path}: {shapes}{why}")
-    is_16bit = np.uint16 in (file[lr_key].dtype, file[hr_key].dtype)
-    step = max(1, spec.block // max(1, hr.shape[1] * hr.shape[2]))
-    groups = []
-    for start in range(0, len(hr), step):
-        stop = min(start + step, len(hr))
-        name = f"{path}: {hr_key}[{start}:{stop}]" if many else f"{path}: {hr_key}"
-        read = partial(_read_hdf5, path, (hr_key, lr_key), slice(start, stop) if many else (), white)
-        groups.append(ImageGroup(name, stop - start, hr.shape[1], hr.shape[2], is_16bit, read))
+    images, groups = Hdf5Images(path, spec.scale, spec.block), []
+    images.white  # noqa: B018 - told before anything is read
+    for part in images.sets:
+        step = max(1, spec.block // max(1, part.height * part.width))
+        for start in range(0, part.count, step):
+            stop = min(start + step, part.count)
+            name = f"{path}: {part.hr_key}" + (f"[{start}:{stop}]" if part.many else "")
+            read = partial(images.read, part, start, stop)
+            groups.append(ImageGroup(name, stop - start, part.height, part.width, part.is_16bit, read))
     return groups
-
-
-def _blocks(file: Any, keys: list[str], block: int) -> Iterator[np.ndarray]:
-    """All floating-point values of datasets, at most about `block` at a time."""
-    for key in keys:
-        if file[key].dtype.kind == "f":
-            step = max(1, block // max(1, int(np.prod(file[key].shape[1:]))))
-            yield from (file[key][start : start + step] for start in range(0, len(file[key]), step))
-
-
-def _read_hdf5(path: Path, keys: tuple[str, str], rows: slice | tuple[()], white: float) -> tuple[np.ndarray, ...]:
-    with _open_hdf5(path, ImageError) as file:
-        return tuple(_to_integers(_to_nhwc(file[key][rows], rows != ()), white, f"{path}: {key}") for key in keys)
-
-
-def _to_nhwc(values: np.ndarray, many: bool) -> np.ndarray:
-    """[N, h, w, C] from the axes that HDF5 files have; `many`: whether N is one of them."""
-    values = values if many else values[None]
-    if values.ndim == 3:
-        return values[..., None]
-    return np.moveaxis(values, 1, 3) if values.shape[3] not in (1, 3) and values.shape[1] in (1, 3) else values
-
-
-def _to_integers(values: np.ndarray, white: float, name: str) -> np.ndarray:
-    if values.dtype in (np.uint8, np.uint16):
-        return values
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name}: holds values that are no numbers")
-    return to_depth(values, np.uint8, white=white)

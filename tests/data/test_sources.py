@@ -14,7 +14,7 @@ from edsr.data import load_dataset, load_validation
 from edsr.data.dataset import load_files
 from edsr.data.sources import LoadSpec, find_files
 from edsr.errors import DataError
-from edsr.images.resize import matlab_downscale
+from edsr.images.resize import matlab_bicubic, matlab_downscale
 from tests.conftest import make_image
 
 from .files import hdf5, read_all, refused, same, save, sixteen_bit
@@ -164,6 +164,34 @@ def test_hdf5(tmp_path, form, block):
         np.testing.assert_array_equal(low, LR[i][..., [0, 0, 0]] if gray else LR[i])
 
 
+UPSCALED = np.stack([matlab_bicubic(image.astype(np.float64), 18, 24) for image in LR])
+
+
+@pytest.mark.parametrize("side", [18, 17])
+@pytest.mark.parametrize("block", [1, 2**22])
+@pytest.mark.parametrize("form", [lambda x: x[..., 0], lambda x: x / 255, list], ids=["luma", "0..1", "groups"])
+def test_hdf5_for_srcnn(tmp_path, lines, form, block, side):
+    """Where lr has been upscaled, it is made anew; of hr whole multiples of the scale are taken, as of any image."""
+    low, high = UPSCALED.astype(np.float32)[:, :side], HR[:, :side].astype(np.float32)
+    path = hdf5(tmp_path / "91-image_x3.h5", form(low), form(high))
+    images = load_files(find_files(path), LoadSpec(3, 4, block=block))
+    assert [line for line in lines() if "as for SRCNN; low-resolution images are made from hr by bicubic" in line]
+    assert len(images) == 12
+    for i in range(12):
+        want = HR[i][: side // 3 * 3]
+        want = want[..., [0, 0, 0]] if form(high)[0].ndim == 2 else want
+        np.testing.assert_array_equal(images.pair(i)[1], want)
+        np.testing.assert_array_equal(images.pair(i)[0], matlab_downscale(want, 3))
+
+
+def test_hdf5_smaller_than_a_patch(tmp_path):
+    """33 pixels a side, as SRCNN has them, are 16 low-resolution ones."""
+    high = np.stack([make_image(33, 33, 1, seed=i)[..., 0] for i in range(3)]).astype(np.float32)
+    path = hdf5(tmp_path / "a.h5", high, high)
+    refused("give other folders or a smaller patch, 16 at most", path, patch=17)
+    assert len(read_all(path, patch=16)) == 3
+
+
 def test_hdf5_values(tmp_path):
     """16 bits stay; 0..1 is told from 0..255 by all values; what bicubic leaves outside the range is clamped."""
     values = np.arange(2 * 16 * 16, dtype=np.uint16).reshape(2, 16, 16) * 100
@@ -229,7 +257,6 @@ def test_hdf5_that_does_not_fit(tmp_path, lines):
     (tmp_path / "bad.h5").write_bytes(b"no HDF5")
     refused("cannot be read as HDF5", tmp_path / "bad.h5")
     refused("is not 2 x lr [12, 6, 8, 3]", hdf5(tmp_path / "a.h5", LR, HR))
-    assert "lr upscaled already" in refused("is not 3 x", hdf5(tmp_path / "b.h5", HR, HR), scale=3)
     refused("is not 3 x", hdf5(tmp_path / "c.h5", LR[:5], HR), scale=3)
     refused("holds no lr", hdf5(tmp_path / "d.h5", [], HR), scale=3)
     refused("holds no lr/11", hdf5(tmp_path / "e.h5", list(LR[:11]), list(HR)), scale=3)
