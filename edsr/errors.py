@@ -52,11 +52,11 @@ class BackendError(EDSRError):
 
 
 class DataError(EDSRError):
-    """Images that cannot be trained on."""
+    """Images that cannot be trained on, or HDF5 files that hold none."""
 
 
 class EvaluateError(EDSRError):
-    """A folder of images that cannot be scored."""
+    """Images that cannot be scored."""
 
 
 class CompareError(EDSRError):

@@ -87,8 +87,14 @@ def run_evaluate(options: Namespace) -> int:
     from . import progress
 
     with progress.starting(options.quiet):
-        from edsr.evaluation import ResultFolders, evaluate_all, mean_counts, mean_scores, short_names
-        from edsr.images import scan_folder
+        from edsr.evaluation import (
+            ResultFolders,
+            evaluate_all,
+            list_originals,
+            mean_counts,
+            mean_scores,
+            short_names,
+        )
         from edsr.weights import AUTO, FAITHFUL
 
     models = options.model or [FAITHFUL]
@@ -103,7 +109,7 @@ def run_evaluate(options: Namespace) -> int:
     with progress.starting(options.quiet):
         upscalers = make_upscalers(options, models)
     scale, keep = upscalers[0].scale, None
-    originals = scan_folder(options.hr).images
+    originals = list_originals(Path(options.hr), scale)
     if options.save:
         keep = ResultFolders(Path(options.save), names, originals, scale, options.overwrite).save
     images: list[list[dict]] = [[] for _ in models]

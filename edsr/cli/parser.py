@@ -259,16 +259,22 @@ def add_evaluate(commands, parents) -> None:
     command = commands.add_parser(
         "evaluate",
         parents=parents,
-        usage="%(prog)s --hr DIR [--lr DIR] [options]",
+        usage="%(prog)s --hr DIR|FILE.h5 [--lr DIR] [options]",
         help="score a network: PSNR and SSIM on a folder of images",
         description="Upscales low-resolution images and compares the results with the originals; bicubic's scores\n"
         "stand beside. Low-resolution images are made as MATLAB's imresize does, unless --lr has them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  %(prog)s --hr Set5/HR --scale 2\n"
-        "  %(prog)s --hr Set5/HR --lr Set5/LR_bicubic --model edsr-baseline --model runs/x2/best.safetensors",
+        "  %(prog)s --hr Set5/HR --lr Set5/LR_bicubic --model edsr-baseline --model runs/x2/best.safetensors\n"
+        "  %(prog)s --hr Set5_x2.h5 --scale 2",
     )
-    command.add_argument("--hr", required=True, metavar="DIR", help="the high-resolution originals")
+    command.add_argument(
+        "--hr",
+        required=True,
+        metavar="DIR|FILE.h5",
+        help="the high-resolution originals, or an HDF5 file of these (hr) and their low-resolution images (lr)",
+    )
     command.add_argument("--quiet", action="store_true", help="print scores and errors only")
     command.add_argument(
         "--lr",

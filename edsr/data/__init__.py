@@ -1,4 +1,4 @@
-"""Training images: found, decoded once, cut into patches."""
+"""Training images: found, decoded once, cut into patches; and images in HDF5."""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from .degradation import Degradation as Degradation
     from .degradation import degrade as degrade
     from .degradation import parse_degradation as parse_degradation
+    from .hdf5 import Hdf5Images as Hdf5Images
+    from .hdf5 import ImageSet as ImageSet
+    from .hdf5 import is_hdf5 as is_hdf5
     from .patches import PatchLoader as PatchLoader
     from .store import PairedImages as PairedImages
 
@@ -19,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "dataset": ["load_dataset", "load_validation", "train_val_split"],
         "degradation": ["Degradation", "degrade", "parse_degradation"],
+        "hdf5": ["Hdf5Images", "ImageSet", "is_hdf5"],
         "patches": ["PatchLoader"],
         "store": ["PairedImages"],
     },

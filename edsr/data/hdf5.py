@@ -107,6 +107,9 @@ class Hdf5Images:
         white = find_white(str(self.path), ranges)
         if any(ranges.values()):
             logger.info(f"{self.path}: floating-point values are taken for 0 (black) to {white:g} (white)")
+        if len(sides["lr"]) < len(self.sets):
+            made = "low-resolution images are made from hr by bicubic"
+            logger.info(f"{self.path}: lr is as large as hr, upscaled already as for SRCNN; {made}")
         return white
 
     def read(self, part: ImageSet, start: int, stop: int) -> tuple[np.ndarray, ...]:

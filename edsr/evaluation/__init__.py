@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .figure import render_figure as render_figure
     from .metrics import psnr as psnr
     from .metrics import scored_region as scored_region
+    from .originals import list_originals as list_originals
     from .page import render_page as render_page
     from .results import ResultFolders as ResultFolders
     from .results import comparison_files as comparison_files
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["compare", "comparison_path", "default_title", "save_comparison"],
         "figure": ["render_figure"],
         "metrics": ["psnr", "scored_region"],
+        "originals": ["list_originals"],
         "page": ["render_page"],
         "results": ["ResultFolders", "comparison_files", "encode_png", "short_names"],
         "scoring": ["FIELDS", "evaluate", "evaluate_all", "mean_counts", "mean_scores"],

@@ -1,4 +1,4 @@
-"""Scores of a network on a folder of originals, beside bicubic's, as papers report them."""
+"""Scores of a network on a folder of originals, or an HDF5 file of them, beside bicubic's, as papers report them."""
 
 import logging
 import math
@@ -8,20 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edsr.errors import EDSRError, EvaluateError
-from edsr.images import matlab_bicubic, matlab_downscale, matlab_round, passed_over, read_opaque, scan_images
+from edsr.errors import EDSRError
+from edsr.images import matlab_bicubic, matlab_round
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, ImageProgress, Silent
 from edsr.wording import either
 
 from . import metrics
-from .low_resolution import LowResolution
+from .originals import find_originals
 from .results import check_upscaler
 
 logger = logging.getLogger(__name__)
-
-NAMES_SHOWN = 3
-"""Names in the line about low-resolution images that nothing is done with."""
 
 FIELDS = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
 _COMPARED = {field: (field.removeprefix("bicubic_"), f"bicubic_{field.removeprefix('bicubic_')}") for field in FIELDS}
@@ -43,8 +40,11 @@ def evaluate(
         upscaler: The network, on a device.
         hr: Folder of original images, 8-bit gray or RGB; they are cropped at right and bottom to a multiple of the
             scale. A gray one is scored on its values as they are, 0 to 255, by every protocol, as MATLAB's scripts do.
+            Or an HDF5 file (*.h5, *.hdf5) of originals and low-resolution images, as `edsr.data.load_dataset` reads it,
+            rounded to 8 bits: each is scored by the name of its dataset in the groups, or as FILE[i]. Luma in it
+            (16..235) is a gray image: the network gets it, and it is scored, as it is, not converted to luma again.
         lr: Folder of their low-resolution images, named as `edsr.evaluation.low_resolution` says; by default they are
-            made as MATLAB's bicubic does.
+            made as MATLAB's bicubic does. None for HDF5.
         protocol: See `edsr.evaluation.metrics.score`.
         self_ensemble: See `Upscaler.bands`.
 
@@ -56,7 +56,8 @@ def evaluate(
 
     Raises:
         ImageError: A folder cannot be read, or holds no images.
-        EvaluateError: `lr` has several folders for the scale.
+        DataError: The HDF5 file cannot be read, or holds no such images.
+        EvaluateError: `lr` has several folders for the scale, or is given beside HDF5, of which nothing may be scored.
         TypeError: What upscales is no Upscaler.
     """
     for (found,) in evaluate_all([upscaler], hr, lr, protocol, self_ensemble):
@@ -92,21 +93,12 @@ def evaluate_all(
     s = upscalers[0].scale
     if any(upscaler.scale != s for upscaler in upscalers):
         raise ValueError("the networks must be of one scale")
-    scan = scan_images(hr)
-    lr_images = None if lr is None else LowResolution(Path(lr), s)
-    if lr_images is not None and (unused := lr_images.unused(scan.images)):
-        names = ", ".join(path.name for path in unused[:NAMES_SHOWN])
-        more = f" and {len(unused) - NAMES_SHOWN} more" if len(unused) > NAMES_SHOWN else ""
-        logger.info(f"low-resolution images without an original in {hr} are not scored: {names}{more}")
+    originals = find_originals(Path(hr), None if lr is None else Path(lr), s, protocol)
     progress, gray = progress or Silent(), 0
-    for path in scan.images:
+    for path in originals.paths:
         warnings: list[str] = []
         try:
-            target = _read_original(path, s, protocol, warnings)
-            if lr_images is None:
-                lr_image = matlab_downscale(target, s)
-            else:
-                lr_image = lr_images.read(path, target, warnings)
+            target, lr_image = originals.read(path, warnings)
             bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
             reference = metrics.score(bicubic, target, s, protocol)
             found = []
@@ -128,10 +120,10 @@ def evaluate_all(
         else:
             gray += target.shape[2] == 1
             yield found
-    if scan.others:
-        logger.info(passed_over(scan.others, f"of {hr} are "))
+    for line in originals.remarks:
+        logger.info(line)
     if gray and protocol == "y":
-        logger.info(f"gray images are scored on their values as they are, 0 to 255: {gray} of {len(scan.images)}")
+        logger.info(f"{originals.gray}: {gray} of {len(originals.paths)}")
 
 
 class _Shared:
@@ -197,12 +189,3 @@ def _with_finite(images: list[dict]) -> dict[str, list[dict]]:
         field: [image for image in scored if all(math.isfinite(image[name]) for name in _COMPARED[field])]
         for field in FIELDS
     }
-
-
-def _read_original(path: Path, s: int, protocol: str, warnings: list[str]) -> np.ndarray:
-    """An original, cropped to a multiple of the scale."""
-    whole = read_opaque(path, warnings=warnings)
-    target = whole[: whole.shape[0] // s * s, : whole.shape[1] // s * s]
-    if min(whole.shape[:2]) <= 2 * (s + 6) or min(target.shape[:2]) <= 2 * metrics.border_pixels(s, protocol):
-        raise EvaluateError(f"{path}: {whole.shape[1]} x {whole.shape[0]} is too small to score; remove it")
-    return target
