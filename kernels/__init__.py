@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from .interface import Ops as Ops
     from .interface import OutputSpec as OutputSpec
     from .interface import TensorOps as TensorOps
+    from .layers import BICUBIC_RADIUS as BICUBIC_RADIUS
+    from .layers import LUMA as LUMA
+    from .layers import NO_MEAN as NO_MEAN
+    from .layers import Layers as Layers
+    from .layers import TensorLayers as TensorLayers
+    from .layers import as_layers as as_layers
     from .reference import conv5x5 as conv5x5
     from .reference import quantize as quantize
     from .reference import ringed_conv5x5 as ringed_conv5x5
@@ -46,6 +52,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "unavailable_reason",
         ],
         "interface": ["FIRST", "INNER", "LAST", "MAX_VALUE", "ONLY", "Ops", "OutputSpec", "RAW_OUTPUT", "TensorOps"],
+        "layers": ["BICUBIC_RADIUS", "LUMA", "Layers", "NO_MEAN", "TensorLayers", "as_layers"],
         "reference": ["conv5x5", "quantize", "ringed_conv5x5", "to_output"],
     },
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edsr.devices import PRECISIONS, in_precision
 from edsr.kernels import OutputSpec, TensorOps, load_ops
-from edsr.models import EDSR, FoldedEDSR, dihedral
+from edsr.models import Network, dihedral, fold
 
 from .cuda import GraphCache
 from .plan import ExecutionPlan
@@ -36,19 +36,19 @@ class Executor:
         compute_lock: Of several images one band is computed at a time: together they need no more memory than one.
     """
 
-    def __init__(self, model: EDSR, plan: ExecutionPlan, compute_lock: AbstractContextManager[Any] | None = None):
+    def __init__(self, model: Network, plan: ExecutionPlan, compute_lock: AbstractContextManager[Any] | None = None):
         self.plan, self.scale = plan, model.config.scale
         self.ops = load_ops(plan.backend)
         self.compute_lock = threading.Lock() if compute_lock is None else compute_lock
-        self._folded = FoldedEDSR(copy.deepcopy(model).float().cpu())
-        self._networks: dict[tuple[str, bool], list[FoldedEDSR]] = {}
+        self._folded = fold(copy.deepcopy(model).float().cpu())
+        self._networks: dict[tuple[str, bool], list[Network]] = {}
         self._networks_lock = threading.Lock()
         self.model = self.networks(plan.precision)[0]
         # Of no method of this object: a cycle would keep its memory on the device after its last use.
         forward = partial(_forward, self.model, self.ops)
         self._forward = GraphCache(forward) if plan.uses_graphs else forward
 
-    def networks(self, precision: str, self_ensemble: bool = False) -> list[FoldedEDSR]:
+    def networks(self, precision: str, self_ensemble: bool = False) -> list[Network]:
         """The network on the device in a precision; for a self-ensemble all eight, flipped and turned."""
         with self._networks_lock:
             key = precision, self_ensemble
@@ -71,7 +71,7 @@ class Executor:
         """The network on whole images; in the plan's precision by CUDA graphs, where it has them.
 
         Args:
-            x: [N, 3, H, W], as `EDSR.forward` takes them.
+            x: [N, 3, H, W], as `Network.forward` takes them.
             result: See `OutputSpec`.
             precision: The plan's by default.
         """
@@ -88,5 +88,5 @@ class Executor:
             yield
 
 
-def _forward(model: FoldedEDSR, ops: TensorOps, x: Tensor, result: OutputSpec) -> Tensor:
+def _forward(model: Network, ops: TensorOps, x: Tensor, result: OutputSpec) -> Tensor:
     return model(x, ops, result)

@@ -23,7 +23,6 @@ from edsr.wording import option
 from .cuda import DeviceCopier, PendingCopy
 from .executor import Executor
 from .pixels import flat_alpha, from_network, to_network
-from .plan import smallest_tile
 from .streaming import Stream
 
 logger = logging.getLogger(__name__)
@@ -106,8 +105,8 @@ class ImageRun:
         if plan.device.type == "cuda":
             torch.cuda.empty_cache()
         tallest = max(len(part.rows) for part in self._buffered)
-        tile = int(min(plan.tile, math.isqrt(self._width * tallest)) / math.sqrt(2))
-        smallest = smallest_tile(plan.receptive_radius)
+        tile = int(min(plan.tile, plan.map_scale * math.isqrt(self._width * tallest)) / math.sqrt(2))
+        smallest = plan.smallest_tile
         if tile < smallest:
             raise OutOfMemory(f"{plan.device} has too little free memory even for bands of {smallest} x {smallest}")
         logger.warning("%s ran out of memory: going on with %s", plan.device, option("tile", tile))

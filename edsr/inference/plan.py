@@ -15,7 +15,7 @@ import torch
 from edsr.devices import PRECISIONS, cpu_has, pick_device
 from edsr.errors import BackendError
 from edsr.kernels import BACKENDS, compile_ahead, unavailable_reason
-from edsr.models import EDSRConfig
+from edsr.models import NetworkConfig
 from edsr.wording import option
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class ExecutionPlan:
         backend: "torch", "triton" or "winograd".
         tile: The memory budget N: no feature map has more than N x N pixels.
         receptive_radius: The network's.
+        map_scale: The network's: how many times wider than the image its widest map is.
     """
 
     device: torch.device
@@ -51,6 +52,7 @@ class ExecutionPlan:
     backend: str
     tile: int
     receptive_radius: int
+    map_scale: int = 1
 
     @property
     def uses_graphs(self) -> bool:
@@ -59,16 +61,21 @@ class ExecutionPlan:
 
     def band_shape(self, width: int, height: int | None = None) -> tuple[int, int]:
         """(rows, columns) of an image that are computed at once within the budget. height: None if it is large."""
-        if height is not None and width * height <= self.tile**2:
+        if height is not None and width * height * self.map_scale**2 <= self.tile**2:
             return height, width
         # On a CPU larger maps take memory and little less time.
-        most = max(AUTO_TILE["cpu"], smallest_tile(self.receptive_radius))
+        most = max(AUTO_TILE["cpu"], self.smallest_tile)
         tile = min(self.tile, most) if self.device.type == "cpu" else self.tile
-        return band_shape(width, tile, self.receptive_radius)
+        return band_shape(width, tile // self.map_scale, self.receptive_radius)
+
+    @property
+    def smallest_tile(self) -> int:
+        """The smallest memory budget that the network can be executed with."""
+        return smallest_tile(self.receptive_radius, self.map_scale)
 
 
 def make_plan(
-    config: EDSRConfig, device: str | torch.device, precision: str, backend: str, tile: int | str
+    config: NetworkConfig, device: str | torch.device, precision: str, backend: str, tile: int | str
 ) -> ExecutionPlan:
     """The plan for a network of that shape; see `edsr.Upscaler` for the arguments.
 
@@ -79,7 +86,8 @@ def make_plan(
     chosen_precision = choose_precision(precision, place)
     chosen_backend = choose_backend(backend, place, chosen_precision, config.features)
     budget = choose_tile(tile, config, place, chosen_precision, chosen_backend)
-    return ExecutionPlan(place, chosen_precision, chosen_backend, budget, config.receptive_radius)
+    radius, map_scale = config.receptive_radius, config.map_scale
+    return ExecutionPlan(place, chosen_precision, chosen_backend, budget, radius, map_scale)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -118,13 +126,13 @@ def choose_backend(name: str, device: torch.device, precision: str, features: in
     return "torch" if reason else chosen
 
 
-def choose_tile(tile: int | str, config: EDSRConfig, device: torch.device, precision: str, backend: str) -> int:
+def choose_tile(tile: int | str, config: NetworkConfig, device: torch.device, precision: str, backend: str) -> int:
     """The memory budget `tile`, at most what is of use on a CPU; for "auto" what is best for device and backend.
 
     Raises:
         BackendError: The network needs more.
     """
-    smallest = smallest_tile(config.receptive_radius)
+    smallest = smallest_tile(config.receptive_radius, config.map_scale)
     best = max(smallest, AUTO_TILE[device.type])
     if backend == "winograd":
         side, values = WHOLE
@@ -142,13 +150,13 @@ def choose_tile(tile: int | str, config: EDSRConfig, device: torch.device, preci
     return min(tile, best) if device.type == "cpu" else tile
 
 
-def smallest_tile(radius: int) -> int:
-    """The smallest memory budget of a network with that receptive radius.
+def smallest_tile(radius: int, map_scale: int = 1) -> int:
+    """The smallest memory budget of a network with that receptive radius, whose maps are so much wider than the image.
 
     A piece of columns is no narrower than four radii, so that its overlap at most doubles the work, and a band of one
     row takes HEADROOM and FOOTROOM besides.
     """
-    return max(MIN_TILE, math.isqrt((1 + HEADROOM + FOOTROOM) * 4 * radius - 1) + 1)
+    return map_scale * max(MIN_TILE, math.isqrt((1 + HEADROOM + FOOTROOM) * 4 * radius - 1) + 1)
 
 
 def band_shape(width: int, tile: int, radius: int) -> tuple[int, int]:

@@ -7,15 +7,26 @@ image is too wide for the budget, columns are split as well, with the network's 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, TensorOps, empty_feature_map, load_ops
-from edsr.models import EDSR, EDSRConfig
+from edsr.kernels import (
+    BICUBIC_RADIUS,
+    NO_MEAN,
+    RAW_OUTPUT,
+    Layers,
+    OutputSpec,
+    TensorLayers,
+    TensorOps,
+    as_layers,
+    empty_feature_map,
+    load_ops,
+)
+from edsr.models import Network, NetworkConfig
 
 from .cuda import BandGraph
 from .plan import FOOTROOM, HEADROOM, ColumnSlice, split_columns
@@ -37,12 +48,19 @@ class Band(NamedTuple):
         size = (like.shape[0], channels, HEADROOM + rows + FOOTROOM, columns)
         return cls(empty_feature_map(size, dtype, like.device), rows)
 
+    @classmethod
+    def holding(cls, rows: Tensor) -> "Band":
+        """A band of rows, [N, C, rows, W], copied."""
+        band = cls.empty(rows, rows.shape[1], rows.shape[2], rows.shape[3], rows.dtype)
+        band.content.copy_(rows)
+        return band
+
     @property
     def content(self) -> Tensor:
         return self.buffer[:, :, HEADROOM : HEADROOM + self.rows]
 
 
-class StreamingOps(Ops[Band]):
+class StreamingOps(Layers[Band]):
     """The operations for one image (or one batch, or some columns of it), with a LineBuffer for each call.
 
     A feature map is the band of rows that are there so far. Calls are told apart by their order, so `begin` must
@@ -54,6 +72,7 @@ class StreamingOps(Ops[Band]):
 
     def __init__(self, ops: TensorOps | None = None):
         self._ops = load_ops("torch") if ops is None else ops
+        self._layers = cast(TensorLayers, as_layers(self._ops))
         self._buffers: list[LineBuffer] = []
         self._calls = 0
         self._flushing = range(0)
@@ -81,8 +100,7 @@ class StreamingOps(Ops[Band]):
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> Band:
         buffer = self._next_buffer()
-        band = Band.empty(x, x.shape[1], x.shape[2], x.shape[3], x.dtype)
-        band.content.copy_(x)
+        band = Band.holding(x)
         # The padding is zero once the mean is subtracted, so it cannot be among the pixels.
         top, bottom = int(not buffer.started), int(buffer.flushing)
         window = buffer.extend(band, 1, padded=False)
@@ -103,25 +121,81 @@ class StreamingOps(Ops[Band]):
         skip: Band | None = None,
         shuffle: int = 1,
     ) -> Band:
-        buffer = self._next_buffer()
-        window = buffer.extend(x, 1)
-        rows, columns = max(0, window.shape[2] - 2), window.shape[3]
-        r = shuffle
-        out = Band.empty(window, weight.shape[0] // (r * r), rows * r, columns * r, weight.dtype)
-        # Straight into the next convolution's buffer, and from wherever the skip's rows are: no copy of either.
-        pieces = [(0, rows, None)] if skip is None else buffer.take(skip, rows)
-        for first, n, piece in pieces:
-            if n:
-                target = out.content[:, :, r * first : r * (first + n)]
-                part = window[:, :, first : first + n + 2]
-                self._ops.conv3x3(part, weight, bias, relu, scale, piece, r, padding=0, out=target)
-        return out
+        compute = partial(self._ops.conv3x3, weight=weight, bias=bias, relu=relu, scale=scale, shuffle=shuffle)
+        return self._convolve(x, weight, skip, shuffle, compute)
 
     def resblock(
         self, x: Band, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, scale: float = 1.0
     ) -> Band:
         y = self.conv3x3(x, weight1, bias1, relu=True)
         return self.conv3x3(y, weight2, bias2, scale=scale, skip=x)
+
+    def conv(
+        self,
+        x: Band,
+        weight: Tensor,
+        bias: Tensor,
+        relu: bool = False,
+        slope: Tensor | None = None,
+        skip: Band | None = None,
+        shuffle: int = 1,
+    ) -> Band:
+        compute = partial(self._layers.conv, weight=weight, bias=bias, relu=relu, slope=slope, shuffle=shuffle)
+        return self._convolve(x, weight, skip, shuffle, compute)
+
+    def _convolve(self, x: Band, weight: Tensor, skip: Band | None, r: int, compute: Callable[..., Tensor]) -> Band:
+        """The rows that there are by now of a convolution; `compute` makes some of them, r times larger."""
+        buffer, radius = self._next_buffer(), weight.shape[2] // 2
+        window = buffer.extend(x, radius)
+        rows, columns = max(0, window.shape[2] - 2 * radius), window.shape[3]
+        out = Band.empty(window, weight.shape[0] // (r * r), rows * r, columns * r, weight.dtype)
+        # Straight into the next convolution's buffer, and from wherever the skip's rows are: no copy of either.
+        pieces = [(0, rows, None)] if skip is None else buffer.take(skip, rows)
+        for first, n, piece in pieces:
+            if n:
+                target = out.content[:, :, r * first : r * (first + n)]
+                compute(window[:, :, first : first + n + 2 * radius], skip=piece, padding=0, out=target)
+        return out
+
+    def enter(self, x: Tensor, mean: Sequence[float] = NO_MEAN) -> Band:
+        return Band.holding(self._layers.enter(x, mean))
+
+    def bicubic(self, x: Band, scale: int) -> Band:
+        buffer = self._next_buffer()
+        if not buffer.started and x.rows:  # beyond the image it goes on like its outermost rows
+            buffer.carried = x.content[:, :, :1].expand(-1, -1, BICUBIC_RADIUS, -1)
+            buffer.started = True
+        window = buffer.extend(x, BICUBIC_RADIUS, padded=False)
+        if window.shape[2] <= BICUBIC_RADIUS * (1 if buffer.flushing else 2):
+            return Band.empty(window, window.shape[1], 0, window.shape[3] * scale, window.dtype)
+        return Band.holding(self._layers.bicubic(window, scale, (False, buffer.flushing)))
+
+    def luma(self, x: Band) -> Band:
+        return Band.holding(self._layers.luma(x.content))
+
+    def chroma(self, x: Band) -> Band:
+        return Band.holding(self._layers.chroma(x.content))
+
+    def leave(
+        self,
+        x: Band,
+        mean: Sequence[float] = NO_MEAN,
+        result: OutputSpec = RAW_OUTPUT,
+        tanh: bool = False,
+        image: Band | None = None,
+    ) -> Tensor:
+        if image is None:
+            pieces = [(0, x.rows, None)]
+        else:
+            pieces = self._next_buffer().take(image, x.rows)
+        parts = [
+            self._layers.leave(x.content[:, :, first : first + n], mean, result, tanh, piece)
+            for first, n, piece in pieces
+            if n
+        ]
+        if not parts:
+            return _no_rows(x.buffer, x.buffer.shape[3], result)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def tail(self, x: Band, weight: Tensor, bias: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
         window = self._next_buffer().extend(x, 1)
@@ -171,6 +245,11 @@ class LineBuffer:
         carried = self.carried
         if carried is None:
             carried = buffer.new_zeros(buffer.shape[0], buffer.shape[1], radius * padded, buffer.shape[3])
+        if carried.shape[2] > HEADROOM or radius > FOOTROOM:  # no room: a copy
+            padding = buffer.new_zeros(*carried.shape[:2], radius * (self.flushing and padded), carried.shape[3])
+            window = torch.cat([carried, band.content, padding], 2)
+            self.carried = window[:, :, max(0, window.shape[2] - 2 * radius) :].clone()
+            return window.contiguous(memory_format=torch.channels_last)
         start, stop = HEADROOM - carried.shape[2], HEADROOM + band.rows
         buffer[:, :, start:HEADROOM] = carried
         if self.flushing and padded:
@@ -200,12 +279,11 @@ class LineBuffer:
                 self.delayed.appendleft(piece[:, :, n:].clone())
 
 
-def state_bytes(config: EDSRConfig, width: int, band: tuple[int, int], itemsize: int) -> int:
+def state_bytes(config: NetworkConfig, width: int, band: tuple[int, int], itemsize: int) -> int:
     """About how many bytes a Stream remembers between bands, for each image of the batch.
 
     Two rows of its input for every convolution, two for the skip connection of every block, and for the long one, whose
-    rows wait for the body, two a block, with the rooms of the bands that they came in; each of as many channels as the
-    network has features.
+    rows wait for the body, two a block, with the rooms of the bands that they came in.
 
     Args:
         config: The network's.
@@ -213,12 +291,11 @@ def state_bytes(config: EDSRConfig, width: int, band: tuple[int, int], itemsize:
         band: (rows, columns) that are computed at once.
         itemsize: Bytes of a value of a feature map.
     """
-    late = 2 * config.blocks
-    rows = 4 * late + 8 + (HEADROOM + FOOTROOM) * (2 + -(-late // band[0]))
+    rows = config.remembered_rows + (HEADROOM + FOOTROOM) * (2 + -(-config.late_rows // band[0]))
     return rows * config.features * itemsize * sum(part.width for part in _split(config, width, band[1]))
 
 
-def _split(config: EDSRConfig, width: int, columns: int | None) -> list[ColumnSlice]:
+def _split(config: NetworkConfig, width: int, columns: int | None) -> list[ColumnSlice]:
     radius = config.receptive_radius
     count = 1 if columns is None or columns >= width else -(-width // (columns - 2 * radius))
     return split_columns(width, count, radius)
@@ -245,7 +322,7 @@ class Stream:
 
     def __init__(
         self,
-        model: EDSR,
+        model: Network,
         width: int,
         columns: int | None = None,
         ops: TensorOps | None = None,
@@ -255,6 +332,7 @@ class Stream:
         self.model, self.width, self.result = model, width, result
         self.ops = load_ops("torch") if ops is None else ops
         self._tallest = 1  # rows of the tallest band so far
+        self._odd: Tensor | None = None  # rows of the result of which an LR pixel is not whole yet
         self._pieces = [(part, StreamingOps(self.ops)) for part in _split(model.config, width, columns)]
         self._graphs = [BandGraph(partial(self._compute, ops), ops) for _, ops in self._pieces if graphs]
 
@@ -297,7 +375,15 @@ class Stream:
             else:
                 y = self._compute(ops, columns, flushing)
             parts.append(y[:, :, :, part.kept(self.model.config.scale)])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
+        return self._whole_pixels(parts[0] if len(parts) == 1 else torch.cat(parts, 3))
+
+    def _whole_pixels(self, y: Tensor) -> Tensor:
+        """Rows as they come, in multiples of the scale: of networks whose maps are as large as the result others do."""
+        if self._odd is not None:
+            y, self._odd = torch.cat([self._odd, y], 2), None
+        if odd := y.shape[2] % self.model.config.scale:
+            self._odd, y = y[:, :, -odd:].clone(), y[:, :, :-odd]
+        return y
 
     def _compute(self, ops: StreamingOps, x: Tensor, flushing: range = range(0)) -> Tensor:
         ops.begin(flushing)

@@ -14,7 +14,7 @@ from edsr.devices import PRECISIONS
 from edsr.errors import BackendError, WeightsError
 from edsr.images import UNIT
 from edsr.kernels import OutputSpec, TensorOps, compile_ahead
-from edsr.models import EDSR, EDSRConfig, FoldedEDSR
+from edsr.models import Network, check_network
 from edsr.wording import option
 
 from .arrays import as_pixels, checked_range, checked_rows
@@ -60,7 +60,7 @@ class Upscaler:
 
     def __init__(
         self,
-        model: EDSR,
+        model: Network,
         device: str | torch.device = "auto",
         precision: str = "auto",
         backend: str = "auto",
@@ -70,8 +70,7 @@ class Upscaler:
         name: str = "the network",
         compute_lock: AbstractContextManager[Any] | None = None,
     ):
-        if not isinstance(getattr(model, "config", None), EDSRConfig):
-            raise TypeError(f"the model is an EDSR, as edsr.load_model gives it, not {type(model).__name__}")
+        check_network(model)
         adapt_to_fork(str(device), threads)
         self._process = os.getpid()
         self.plan: ExecutionPlan = make_plan(model.config, device, precision, backend, tile)
@@ -103,7 +102,7 @@ class Upscaler:
         return self._executor.compute_lock
 
     @property
-    def model(self) -> FoldedEDSR:
+    def model(self) -> Network:
         """The network as it is executed: folded, on the device, in the precision."""
         return self._executor.model
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, conv5x5, ringed_conv5x5, to_output
 
-from .edsr import EDSR, M, weight_and_bias
+from .edsr import EDSR, M
 from .folding import BORDER_CLASSES
+from .network import weight_and_bias
 
 COLLAPSED_FROM = 1024  # LR pixels of one process's patches in a step
 _TAPS = (-1, 0, 1)
@@ -41,7 +42,7 @@ class CollapsedEDSR(EDSR):
     def __init__(self, model: EDSR):
         nn.Module.__init__(self)
         self.config = model.config
-        self.head, self.body, self.body_end = model.head, model.body, model.body_end
+        self.head, self.entry, self.body, self.body_end = model.head, model.entry, model.body, model.body_end
         self.upsampler, self.tail = model.upsampler, model.tail
         weight = model.tail.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)

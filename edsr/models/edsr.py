@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, load_ops
+from edsr.kernels import RAW_OUTPUT, Ops, OutputSpec, as_layers, load_ops
+
+from .network import Network, conv, weight_and_bias
 
 M = TypeVar("M")  # a feature map, of whatever type the operations hand on
 
@@ -46,6 +48,29 @@ class EDSRConfig:
             raise ValueError(f"blocks must be 0 or more and features 1 or more, not {self.blocks} and {self.features}")
 
     @property
+    def architecture(self) -> str:
+        return "edsr"
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return (self.scale,)
+
+    @property
+    def map_scale(self) -> int:
+        return 1
+
+    @property
+    def late_rows(self) -> int:
+        return self.receptive_radius - 4
+
+    @property
+    def remembered_rows(self) -> int:
+        return 4 * self.late_rows + 8
+
+    def describe(self) -> str:
+        return f"{self.blocks} blocks of {self.features} features"
+
+    @property
     def shuffle_factors(self) -> tuple[int, ...]:
         """Pixel-shuffle factors of the upsampler, in order: (2,), (3,) or (2, 2)."""
         return (2, 2) if self.scale == 4 else (self.scale,)
@@ -65,28 +90,36 @@ PRESETS = {  # table 1 of the paper
 class ResBlock(nn.Module):
     """x + residual_scale * conv2(relu(conv1(x))): figure 2(c) of the paper, without batch normalization."""
 
-    def __init__(self, features: int, residual_scale: float):
+    def __init__(self, features: int, residual_scale: float, kernel: int = 3):
         super().__init__()
-        self.conv1 = conv(features, features)
-        self.conv2 = conv(features, features)
+        self.conv1 = conv(features, features, kernel)
+        self.conv2 = conv(features, features, kernel)
         self.residual_scale = residual_scale
 
     def forward(self, x: M, ops: Ops[M]) -> M:
+        if self.conv1.kernel_size != (3, 3):
+            assert self.residual_scale == 1
+            layers = as_layers(ops)
+            y = layers.conv(x, *weight_and_bias(self.conv1), relu=True)
+            return layers.conv(y, *weight_and_bias(self.conv2), skip=x)
         return ops.resblock(x, *weight_and_bias(self.conv1), *weight_and_bias(self.conv2), self.residual_scale)
 
 
-class EDSR(nn.Module):
+class EDSR(Network):
     """The network of figure 3 of the paper.
 
     `forward` never touches a feature map itself: it hands each to the next operation of `ops`, which may be a backend
     (`edsr.kernels.load_ops`), or an object that remembers rows between calls (`edsr.inference.streaming.StreamingOps`).
     """
 
+    config: EDSRConfig
+
     def __init__(self, config: EDSRConfig):
         super().__init__()
         self.config = config
         c = config.features
         self.head = conv(3, c)
+        self.entry = nn.ModuleList()  # blocks before the body, inside no skip: MDSR has some
         self.body = nn.ModuleList(ResBlock(c, config.residual_scale) for _ in range(config.blocks))
         self.body_end = conv(c, c)
         self.upsampler = nn.ModuleList(conv(c, r * r * c) for r in config.shuffle_factors)
@@ -106,6 +139,8 @@ class EDSR(nn.Module):
         if ops is None:
             return self.forward(x, load_ops("torch"), result)
         start = ops.head(x, *weight_and_bias(self.head), self.config.mean)
+        for block in self.entry:
+            start = block(start, ops)
         y = start
         for block in self.body:
             y = block(y, ops)
@@ -117,19 +152,3 @@ class EDSR(nn.Module):
         for layer, r in zip(self.upsampler, self.config.shuffle_factors, strict=True):
             x = ops.conv3x3(x, *weight_and_bias(layer), shuffle=r)
         return ops.tail(x, *weight_and_bias(self.tail), self.config.mean, result)
-
-
-def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Those of a convolution made by `conv`."""
-    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-    return layer.weight, layer.bias
-
-
-def check_network(model: object) -> None:
-    """Raises TypeError unless that is a network."""
-    if not isinstance(model, EDSR):
-        raise TypeError(f"the model is an EDSR, as edsr.load_model gives it, not {type(model).__name__}")

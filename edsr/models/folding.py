@@ -11,6 +11,7 @@ whose column likewise.
 
 import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,10 @@ from torch import Tensor, nn
 
 from edsr.kernels import FIRST, INNER, LAST, ONLY, RAW_OUTPUT, Ops, OutputSpec, load_ops
 
-from .edsr import EDSR, M, ResBlock, weight_and_bias
+from .edsr import EDSR, M, ResBlock
+from .network import Network, undo, weight_and_bias
+
+N = TypeVar("N", bound=Network)
 
 # Border class -> (length of an image that has such a pixel, that pixel, where its window starts in the 5 taps).
 BORDER_CLASSES = {
@@ -46,6 +50,7 @@ class FoldedEDSR(EDSR):
         nn.Module.__init__(self)
         self.config = replace(model.config, residual_scale=1.0)
         self.head = copy.deepcopy(model.head)
+        self.entry = copy.deepcopy(model.entry)
         self.body = copy.deepcopy(model.body)
         self.body_end = copy.deepcopy(model.body_end)
         with torch.no_grad():
@@ -65,49 +70,40 @@ class FoldedEDSR(EDSR):
         c = self.config
         return ops.collapsed_tail(x, self.tail_weight, self.tail_bias, c.mean, c.scale, result)
 
+    def dihedral(self, flip_rows: bool, flip_columns: bool, swap: bool) -> "FoldedEDSR":
+        result = super().dihedral(flip_rows, flip_columns, swap)
+        assert isinstance(result, FoldedEDSR)
+        r = self.config.scale
+        # [row class, column class, color, row and column of a pixel's r x r, channel, row and column of the kernel]
+        weight = self.tail_weight.unflatten(2, (3, r, r))
+        bias = self.tail_bias.unflatten(2, (3, r, r))
+        for rows, columns in ((0, 1), (3, 4), (6, 7)):
+            weight = undo(weight, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
+        for rows, columns in ((0, 1), (3, 4)):
+            bias = undo(bias, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
+        result.tail_weight = _channels_innermost(weight.flatten(2, 4))
+        result.tail_bias = bias.flatten(2, 4).contiguous()
+        return result
 
-def dihedral(model: FoldedEDSR, flip_rows: bool = False, flip_columns: bool = False, swap: bool = False) -> FoldedEDSR:
+
+def fold(model: Network) -> Network:
+    """A copy of a network for inference, with the same output to rounding and less work."""
+    return FoldedEDSR(model) if isinstance(model, EDSR) else model.folded()
+
+
+def dihedral(model: N, flip_rows: bool = False, flip_columns: bool = False, swap: bool = False) -> N:
     """The network that does what `model` does between transforming an image and transforming the result back.
 
     It is the weights that are transformed, so an image can be streamed row by row through all eight of the
     self-ensemble (section 3.4 of the paper). Flips come first, then the swap.
 
     Args:
-        model: Left untouched.
+        model: What `fold` gave, left untouched.
         flip_rows: Whether the image is flipped upside down.
         flip_columns: Whether it is flipped left to right.
         swap: Whether rows and columns change places.
     """
-    result = copy.deepcopy(model)
-    with torch.no_grad():
-        for module in result.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.copy_(_undo(module.weight.clone(), (2, 3), flip_rows, flip_columns, swap))
-        r = model.config.scale
-        # [row class, column class, color, row and column of a pixel's r x r, channel, row and column of the kernel]
-        weight = model.tail_weight.unflatten(2, (3, r, r))
-        bias = model.tail_bias.unflatten(2, (3, r, r))
-        for rows, columns in ((0, 1), (3, 4), (6, 7)):
-            weight = _undo(weight, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
-        for rows, columns in ((0, 1), (3, 4)):
-            bias = _undo(bias, (rows, columns), flip_rows, flip_columns, swap, classes=rows == 0)
-        result.tail_weight = _channels_innermost(weight.flatten(2, 4))
-        result.tail_bias = bias.flatten(2, 4).contiguous()
-    return result
-
-
-def _undo(
-    x: Tensor, axes: tuple[int, int], flip_rows: bool, flip_columns: bool, swap: bool, classes: bool = False
-) -> Tensor:
-    """Undoes the transform in two axes of x. Along border classes a flip exchanges only first and last."""
-    x = x.transpose(*axes) if swap else x
-    for axis, flip in zip(axes, (flip_rows, flip_columns), strict=True):
-        if flip and classes:
-            order = [INNER, LAST, FIRST, ONLY]
-            x = x.index_select(axis, torch.tensor(order, device=x.device))
-        elif flip:
-            x = x.flip(axis)
-    return x
+    return model.dihedral(flip_rows, flip_columns, swap)  # pyright: ignore[reportReturnType]
 
 
 def _channels_innermost(weight: Tensor) -> Tensor:
