@@ -243,5 +243,5 @@ def test_threads():
 
 @pytest.mark.parametrize("model", [None, "edsr-baseline", np.zeros((9, 9, 3))])
 def test_what_is_no_model(model):
-    with pytest.raises(TypeError, match=r"the model is an EDSR, as edsr\.load_model gives it"):
+    with pytest.raises(TypeError, match=r"the model is a network, as edsr\.load_model gives it"):
         Upscaler(model)

@@ -406,9 +406,9 @@ def test_damaged_bytes_give_weights_error_or_success(intact, name, tmp_path, dat
 
 @pytest.mark.parametrize("wrong", [None, {}, "edsr-baseline"])
 def test_what_is_no_network_is_not_saved(tmp_path, wrong):
-    with pytest.raises(TypeError, match=r"the model is an EDSR, as edsr\.load_model gives it, not"):
+    with pytest.raises(TypeError, match=r"the model is a network, as edsr\.load_model gives it, not"):
         save_model(wrong, tmp_path / "a.safetensors")
-    with pytest.raises(TypeError, match="the model is an EDSR"):
+    with pytest.raises(TypeError, match="the model is a network"):
         save_checkpoint(wrong, tmp_path / "a.pt")
     with pytest.raises(TypeError, match="a whole number, 2, 3 or 4, not '2'"):
         load_model("edsr-baseline", "2")
