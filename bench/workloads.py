@@ -26,6 +26,7 @@ from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
+from edsr.models.network import Network
 from edsr.system import available_memory
 
 Run = Callable[[], Any]  # gives a tensor or, with more than one result, a tuple
@@ -262,7 +263,7 @@ def bands(work: CpuNetwork) -> Run:
     return lambda: in_bands(model, work.image, rows, columns, ops)
 
 
-def in_bands(model: EDSR, x: Tensor, rows: int, columns: int, ops: Any = reference) -> Tensor:
+def in_bands(model: Network, x: Tensor, rows: int, columns: int, ops: Any = reference) -> Tensor:
     """The image through a Stream, `rows` at a time and no more than `columns` side by side."""
     height, stream = x.shape[2], Stream(model, x.shape[3], columns, ops)
     return torch.cat([stream(x[:, :, i : i + rows], i + rows >= height) for i in range(0, height, rows)], 2)
