@@ -1,4 +1,4 @@
-"""The command line of a checkout: python cli.py upscale | compare | evaluate | train | info | convert."""
+"""The command line of a checkout: python cli.py upscale | compare | evaluate | train | prepare | info | convert."""
 
 import os
 import shlex

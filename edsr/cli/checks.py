@@ -26,13 +26,14 @@ def check_named_files(options: Namespace) -> None:
 def _named(options: Namespace) -> Iterator[tuple[str, str]]:
     """What the options name, and by which option."""
     paths = {"compare": ("image", "hr"), "evaluate": ("hr", "lr"), "train": ("data", "val", "resume")}
+    paths["prepare"] = ("data",)
     for name in paths.get(options.command, ()):
         value = getattr(options, name)
         for path in value if isinstance(value, list | tuple) else [value]:
             if path not in (None, True):
                 yield path, "" if name == "image" else f"--{name}"
     name = {"info": "file", "convert": "input", "train": "init"}.get(options.command, "model")
-    value = getattr(options, name)
+    value = getattr(options, name, None)
     for text in value if isinstance(value, list | tuple) else [value or ""]:
         if _WEIGHTS.search(text) and ":" not in text:
             yield text, f"--{name}" if name in ("init", "model") else ""

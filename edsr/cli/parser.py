@@ -21,6 +21,7 @@ from .arguments import (
     value_range,
 )
 from .arguments import device as device_name
+from .prepare import add_prepare
 from .train_options import add_train
 
 
@@ -117,6 +118,7 @@ def build_parser() -> LineParser:
     add_compare(commands, [common, quiet, device, network, compared])
     add_evaluate(commands, [common, device, network, fixed])
     add_train(commands, [common, quiet])
+    add_prepare(commands, [common, quiet])
     add_info(commands, [common])
     add_convert(commands, [common, quiet])
     return parser
@@ -262,7 +264,7 @@ def add_evaluate(commands, parents) -> None:
         usage="%(prog)s --hr DIR|FILE.h5 [--lr DIR] [options]",
         help="score a network: PSNR and SSIM on a folder of images",
         description="Upscales low-resolution images and compares the results with the originals; bicubic's scores\n"
-        "stand beside. Low-resolution images are made as MATLAB's imresize does, unless --lr has them.",
+        "stand beside. Low-resolution images are made as MATLAB does, unless --lr or the HDF5 file has them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  %(prog)s --hr Set5/HR --scale 2\n"

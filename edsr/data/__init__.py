@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .hdf5 import ImageSet as ImageSet
     from .hdf5 import is_hdf5 as is_hdf5
     from .patches import PatchLoader as PatchLoader
+    from .prepare import prepare_hdf5 as prepare_hdf5
     from .store import PairedImages as PairedImages
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "degradation": ["Degradation", "degrade", "parse_degradation"],
         "hdf5": ["Hdf5Images", "ImageSet", "is_hdf5"],
         "patches": ["PatchLoader"],
+        "prepare": ["prepare_hdf5"],
         "store": ["PairedImages"],
     },
 )

@@ -160,18 +160,9 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
         return cached
     if cache:
         cache.require_writable()
-    groups, small = [], []
-    least = spec.crop or spec.patch * spec.scale
-    for scanned in _map_in_threads(partial(scan_file, spec=spec), files):
-        try:
-            for group in scanned.result():
-                (groups if min(group.height, group.width) >= least else small).append(group)
-        except ImageError as error:
-            logger.warning(str(error))
-    _log_too_small(small, least)
-    _log_warnings(groups)
+    groups, largest = scan_groups(files, spec, spec.crop or spec.patch * spec.scale)
     if not groups:
-        fits = max((min(group.height, group.width) // spec.scale for group in small), default=0)
+        fits = largest // spec.scale
         most = f", {fits} at most" if fits and not spec.crop else ""
         raise DataError(f"no image left; give other folders or a smaller {named('patch')}{most}")
     logger.info(f"reading {sum(group.count for group in groups)} images")
@@ -180,8 +171,8 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
     store = DiskCacheWriter(cache, pixels, dtype) if cache else nullcontext(MemoryStore(pixels, spec.scale, dtype))
     with store as buffers:
         index, number, filled = [np.empty((0, 5), np.int64)], 0, 0
-        read = partial(_read_pairs, spec=spec, dtype=dtype)
-        for group, pairs in zip(groups, _map_in_threads(read, groups), strict=True):
+        read = partial(_read_rgb, spec=spec, dtype=dtype)
+        for group, pairs in zip(groups, map_in_threads(read, groups), strict=True):
             try:
                 hr, lr = pairs.result()
             except ImageError as error:
@@ -201,8 +192,31 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
         return buffers.finish(np.concatenate(index))
 
 
-def _read_pairs(group: ImageGroup, spec: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def scan_groups(files: Sequence[SourceFile], spec: LoadSpec, least: int) -> tuple[list[ImageGroup], int]:
+    """The images in files that have `least` HR pixels a side, and the side of the largest of the others.
+
+    What is left out, and what is not read as it stands, is logged. Raises DataError for HDF5 that does not suit.
+    """
+    groups, small = [], []
+    for scanned in map_in_threads(partial(scan_file, spec=spec), files):
+        try:
+            for group in scanned.result():
+                (groups if min(group.height, group.width) >= least else small).append(group)
+        except ImageError as error:
+            logger.warning(str(error))
+    _log_too_small(small, least)
+    _log_warnings(groups)
+    return groups, max((min(group.height, group.width) for group in small), default=0)
+
+
+def _read_rgb(group: ImageGroup, spec: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """HR [n, s·h, s·w, 3] and LR [n, h, w, 3] as they are stored. Raises ImageError."""
+    hr, lr = read_pairs(group, spec, dtype)
+    return _to_rgb(hr), _to_rgb(lr)
+
+
+def read_pairs(group: ImageGroup, spec: LoadSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """HR [n, s·h, s·w, 1 or 3] and LR [n, h, w, 1 or 3], which is made where there is none. Raises ImageError."""
     hr, *given = group.read()
     if hr.shape[:3] != (group.count, group.height, group.width):
         raise ImageError(f"{group.name}: has changed since it was opened")
@@ -219,7 +233,7 @@ def _read_pairs(group: ImageGroup, spec: LoadSpec, dtype: np.dtype) -> tuple[np.
         stacked = hr.transpose(1, 2, 0, 3).reshape(height, width, -1)  # images as channels of one: [H, W, n·C]
         lr = matlab_downscale(stacked, spec.scale, spec.device)
         lr = lr.reshape(*lr.shape[:2], n, channels).transpose(2, 0, 1, 3)
-    return _to_rgb(hr), _to_rgb(lr)
+    return hr, lr
 
 
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:
@@ -245,7 +259,7 @@ def _log_warnings(groups: list[ImageGroup]) -> None:
         logger.info(f"{first}{f' and {len(others)} more' if others else ''}: {line}")
 
 
-def _map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
+def map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
     """The results of `work` in order, computed by a few threads, a few items ahead of the caller."""
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:

@@ -89,11 +89,6 @@ class Hdf5Images:
             for key in (key for pair in pairs for key in pair):
                 self._check_dataset(file, key, (3, 4) if many else (2, 3))
             self.sets = [self._image_set(file, *pair, many, scale) for pair in pairs]
-        if any(part.lr_key is None for part in self.sets):
-            made = (
-                "lr is as large as hr, upscaled already as for SRCNN; low-resolution images are made from hr by bicubic"
-            )
-            logger.info(f"{path}: {made}")
 
     @cached_property
     def white(self) -> float:
