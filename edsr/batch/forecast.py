@@ -124,8 +124,9 @@ class Forecast:
         if self._on_cpu:
             for member in members:
                 height, width = member.plan.band_shape(reader.width // len(members), reader.height)
-                features = member.model.config.features
-                total += MAPS * height * width * features * PRECISIONS[member.precision].itemsize
+                config = member.model.config
+                values = height * width * config.map_scale**2 * config.features
+                total += MAPS * values * PRECISIONS[member.precision].itemsize
         return total
 
 

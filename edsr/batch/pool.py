@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edsr.errors import WeightsError
 from edsr.inference import MultiDeviceUpscaler, Upscaler
-from edsr.models import EDSR
+from edsr.models import Network
 from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_with_notes
 
 MIXTURES = 4
@@ -50,7 +50,7 @@ class UpscalerPool:
         self._lock = threading.Lock()
         # A device computes one band at a time, whichever network's: together they need no more memory than one.
         self._compute_locks = [threading.Lock() for _ in devices]
-        self._loaded: OrderedDict[tuple[str, int], tuple[EDSR, dict[int, Upscaler]]] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, int], tuple[Network, dict[int, Upscaler]]] = OrderedDict()
         try:
             known = available_scales(model) if scale is None else ()
         except ValueError as error:
@@ -74,7 +74,7 @@ class UpscalerPool:
         with self._lock:
             return list(self._loaded)
 
-    def _load(self, model: str, scale: int | None) -> EDSR:
+    def _load(self, model: str, scale: int | None) -> Network:
         network, notes = load_with_notes(model, scale, self._residual_scale)
         self._notes[model] = tuple(f"{model}: {note}" for note in notes)
         return network

@@ -184,7 +184,8 @@ def run_info(options: Namespace) -> int:
         others = " or ".join(str(scale) for scale in packaged if scale != info["scale"])
         packaged_too = ", ".join(map(str, packaged))
         info["scale"] = f"{info['scale']} (packaged: {packaged_too}" + (f"; see --scale {others})" if others else ")")
-    info["residual_scale"] = f"{info['residual_scale']} ({SOURCES[info.pop('residual_scale_source')]})"
+    if source := info.pop("residual_scale_source", None):
+        info["residual_scale"] = f"{info['residual_scale']} ({SOURCES[source]})"
     for name, value in info.items():
         print_result(*fields_lines(name, describe_value(value)))
     for note in notes:

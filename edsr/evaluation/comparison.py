@@ -139,9 +139,9 @@ def compare(
     return Comparison(source.path.name, (width, height), s, images, scores, detail, warnings)
 
 
-def default_title(upscaler: Upscaler, self_ensemble: bool, name: str = "EDSR") -> str:
+def default_title(upscaler: Upscaler, self_ensemble: bool, name: str = "") -> str:
     """What a network's result is called, such as "EDSR x2"."""
-    return f"{name}{'+' if self_ensemble else ''} x{upscaler.scale}"
+    return f"{name or upscaler.title}{'+' if self_ensemble else ''} x{upscaler.scale}"
 
 
 # --- files

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import nn
 
+from edsr.errors import WeightsError
 from edsr.models import EDSR, check_network
 
 MAGIC = "7767517"  # the first line of a .param
@@ -58,8 +59,11 @@ def write_ncnn(model: EDSR, weights: BinaryIO) -> str:
 
     Raises:
         TypeError: The model is none.
+        WeightsError: It is of another architecture.
     """
     check_network(model)
+    if model.config.architecture != "edsr":
+        raise WeightsError(f"the network is of {model.config.architecture}; only EDSR's are written for ncnn")
     net = _ParamBuilder(weights)
     factor = model.config.residual_scale
     x, long_skip = net.layer("Split", [net.conv("x", model.head)], outputs=2)

@@ -14,7 +14,7 @@ from edsr.devices import PRECISIONS
 from edsr.errors import BackendError, WeightsError
 from edsr.images import UNIT
 from edsr.kernels import OutputSpec, TensorOps, compile_ahead
-from edsr.models import Network, check_network
+from edsr.models import TITLES, Network, check_network
 from edsr.wording import option
 
 from .arrays import as_pixels, checked_range, checked_rows
@@ -52,6 +52,7 @@ class Upscaler:
         plan: Device, precision, backend and memory budget as settled; they do not change any more.
         scale: The network's.
         name: As given.
+        title: What its paper calls the kind of network, such as "EDSR".
 
     Raises:
         BackendError: A device, precision, backend, budget or number of threads cannot be had.
@@ -75,7 +76,7 @@ class Upscaler:
         self._process = os.getpid()
         self.plan: ExecutionPlan = make_plan(model.config, device, precision, backend, tile)
         self.scale: int = model.config.scale
-        self.name = name
+        self.name, self.title = name, TITLES[model.config.architecture]
         self._executor = Executor(model, self.plan, compute_lock)
 
     def __reduce__(self):

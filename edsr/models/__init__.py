@@ -7,6 +7,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from .architectures import ARCHITECTURES as ARCHITECTURES
     from .architectures import NETWORKS as NETWORKS
+    from .architectures import TITLES as TITLES
     from .architectures import build_network as build_network
     from .collapsed import CollapsedEDSR as CollapsedEDSR
     from .collapsed import worth_collapsing as worth_collapsing
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "architectures": ["ARCHITECTURES", "NETWORKS", "build_network"],
+        "architectures": ["ARCHITECTURES", "NETWORKS", "TITLES", "build_network"],
         "collapsed": ["CollapsedEDSR", "worth_collapsing"],
         "edsr": ["DIV2K_MEAN", "EDSR", "EDSRConfig", "PRESETS", "SCALES"],
         "folding": ["FoldedEDSR", "dihedral", "fold"],

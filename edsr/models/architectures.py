@@ -17,6 +17,9 @@ ARCHITECTURES: dict[str, type[Network]] = {
     "srresnet": SRResNet,
 }
 
+TITLES = {"edsr": "EDSR", "mdsr": "MDSR", "srcnn": "SRCNN", "vdsr": "VDSR", "srresnet": "SRResNet"}
+"""What the papers call them."""
+
 NETWORKS: dict[str, Any] = {
     **PRESETS,
     "mdsr-baseline": MDSRConfig(blocks=16),

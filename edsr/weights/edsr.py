@@ -175,7 +175,7 @@ def build_model(
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(f"not a whole EDSR network of layout {name}: {'; '.join(wrong[:3])}{more}")
-    rgb_range, mean = _range_and_mean(tensors, name)
+    rgb_range, mean = range_and_mean(tensors, name)
     state = {}
     for key, ours in own.items():
         tensor = tensors[key].detach().double() / rgb_range if ours.endswith("bias") else tensors[key].detach()
@@ -227,7 +227,7 @@ def _out_channels(tensors: dict[str, Tensor], conv: str) -> int:
     return weight.shape[0] if weight is not None and weight.ndim == 4 else 0
 
 
-def _range_and_mean(tensors: dict[str, Tensor], name: str) -> tuple[float, tuple[float, float, float]]:
+def range_and_mean(tensors: Mapping[str, Tensor], name: str) -> tuple[float, tuple[float, float, float]]:
     """The largest pixel value the network meets, and the mean, in 0..1, subtracted before it."""
     layout = LAYOUTS[name]
     rgb_range, mean = layout.rgb_range, layout.mean

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edsr.errors import WeightsError
-from edsr.models import DIV2K_MEAN, EDSR, EDSRConfig, check_network
+from edsr.models import DIV2K_MEAN, EDSR, EDSRConfig, Network, check_network
 
 from .edsr import LAYOUTS, MEAN_SHIFT, build_model
 from .files import check_target, write_whole
@@ -23,7 +23,9 @@ PROJECTS = {".pt": "edsr-pytorch", ".pth": "basicsr"}
 """The layout, a key of `edsr.weights.edsr.LAYOUTS`, that a file of each ending gets."""
 
 
-def save_checkpoint(model: EDSR, path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()) -> None:
+def save_checkpoint(
+    model: Network, path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()
+) -> None:
     """Writes a network for another project, whole or not at all: EDSR-PyTorch's .pt, or BasicSR's .pth.
 
     Args:
@@ -37,10 +39,15 @@ def save_checkpoint(model: EDSR, path: str | os.PathLike[str], sources: Iterable
     """
     check_network(model)
     path = Path(path)
+    if model.config.architecture != "edsr":
+        raise WeightsError(
+            f"{path}: not written, the network is of {model.config.architecture}, and only EDSR's go there"
+        )
     layout = PROJECTS.get(path.suffix.lower())
     if layout is None:
         raise WeightsError(f"{path}: name a .pt file for EDSR-PyTorch, or a .pth file for BasicSR")
     check_target(path)
+    assert isinstance(model, EDSR)
     try:
         tensors = project_tensors(model, layout)
     except WeightsError as error:

@@ -4,7 +4,6 @@ Packaged weights lie in this folder, named NAME-xSCALE.safetensors.
 """
 
 import logging
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from edsr.errors import WeightsError
-from edsr.models import EDSR, PRESETS, SCALES, EDSRConfig, check_network
+from edsr.models import MDSR, NETWORKS, PRESETS, SCALES, EDSRConfig, Network, NetworkConfig, check_network
 from edsr.strict_json import dumps, loads
 from edsr.system import atomic_file, remove_abandoned
 from edsr.wording import either
@@ -32,13 +31,12 @@ from .edsr import (
     expand_collapsed_upsampler,
     published_residual_scale,
 )
+from .family import COUNTER, FAMILY, build_family, find_layout
+from .header import MAX_RESIDUAL_SCALE, read_config
 from .unwrapping import unwrap
 
 FOLDER = Path(__file__).parent
 """Where the packaged weights lie."""
-
-MAX_RESIDUAL_SCALE = 1000
-"""No network has more than 1; far more would leave the range of fp32."""
 
 NAMES = (*PRESETS, "edsr-photo")
 """What packaged weights are called; edsr-photo is edsr-baseline trained further, on compressed images."""
@@ -52,7 +50,7 @@ def load_model(
     residual_scale: float | None = None,
     *,
     layout: str | None = None,
-) -> EDSR:
+) -> Network:
     """Loads a network, in fp32 on the CPU, in eval mode.
 
     A file is .safetensors, or anything that torch.load reads with weights_only=True; one that exists is taken for a
@@ -92,7 +90,7 @@ def load_with_notes(
     residual_scale: float | None = None,
     *,
     layout: str | None = None,
-) -> tuple[EDSR, tuple[str, ...]]:
+) -> tuple[Network, tuple[str, ...]]:
     """As `load_model`, with what was assumed: a line each, which is not logged."""
     if scale is not None and not isinstance(scale, int):
         raise TypeError(f"the scale is a whole number, 2, 3 or 4, not {scale!r}")
@@ -114,7 +112,7 @@ def read_info(name_or_path: str | os.PathLike, **options: Any) -> dict[str, Any]
 
 
 def save_model(
-    model: EDSR,
+    model: Network,
     path: str | os.PathLike,
     *,
     dtype: torch.dtype | None = None,
@@ -138,7 +136,8 @@ def save_model(
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise WeightsError(f"{path}: weights are written as safetensors; name the file {path.stem}.safetensors")
-    metadata = {"format": FORMAT, "config": dumps(asdict(model.config))}
+    config = {"architecture": model.config.architecture, **asdict(model.config)}
+    metadata = {"format": FORMAT, "config": dumps(config)}
     if training is not None:
         metadata["training"] = dumps(training)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
@@ -179,13 +178,14 @@ def _packaged_file(name: str, scale: int) -> Path:
 
 def _find_file(name: str, scale: int | None) -> Path:
     """The packaged file of a preset, or the file of that path."""
-    if name in NAMES:
-        path = _packaged_file(name, scale or 2)
-        if not path.is_file():
-            have = ", ".join(f"{n} x{s}" for n, scales in list_packaged().items() for s in scales) or "none"
-            what = f"{name} x{scale or 2} is not packaged (packaged: {have})"
-            raise WeightsError(f"{what}; give a file of weights{either('', ': --model FILE')}")
+    if name in NAMES and (path := _packaged_file(name, scale or 2)).is_file():
         return path
+    if name in NAMES or (name in NETWORKS and not os.path.exists(name)):
+        have = ", ".join(f"{n} x{s}" for n, scales in list_packaged().items() for s in scales) or "none"
+        what = f"{name} x{scale or 2}" if name in NAMES else name
+        train_it = "" if name in NAMES else either("train it and ", f"train it (train --model {name}) and ")
+        file = f"give a file of weights{either('', ': --model FILE')}"
+        raise WeightsError(f"{what} is not packaged (packaged: {have}); {train_it}{file}")
     if os.path.isdir(name):
         raise WeightsError(f"{name}: is a folder; give the file of weights in it")
     if os.path.exists(name) and not os.path.isfile(name):
@@ -200,7 +200,7 @@ def _load(
     scale: int | None = None,
     residual_scale: float | None = None,
     layout: str | None = None,
-) -> tuple[EDSR, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """The network that `load_model` gives, and what `read_info` tells of it."""
     text = os.fsdecode(name_or_path)
     try:
@@ -228,21 +228,29 @@ def _load(
 
 def _load_file(
     path: Path, scale: int | None, residual_scale: float | None, layout: str | None
-) -> tuple[EDSR, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     try:
-        if layout is not None and layout not in LAYOUTS:
-            raise WeightsError(f"unknown layout {layout}; choose one of {', '.join(LAYOUTS)}")
+        if layout is not None and layout not in (*LAYOUTS, *FAMILY):
+            raise WeightsError(f"unknown layout {layout}; choose one of {', '.join((*LAYOUTS, *FAMILY))}")
         checkpoint, metadata = read_file(path)
-        stored = unwrap(checkpoint)
+        stored = {k: v for k, v in unwrap(checkpoint).items() if not k.endswith(COUNTER)}
         for key, value in stored.items():
             if not _is_plain(value):
                 raise WeightsError(f"not a file of weights: {key} is not a floating-point tensor")
-        tensors = expand_collapsed_upsampler(stored)
-        name = layout or detect_layout(tensors)
-        header = _header_config(metadata) if name == FORMAT else None
         if residual_scale is not None and not 0 <= residual_scale <= MAX_RESIDUAL_SCALE:
             raise WeightsError(f"a residual scale is a number such as 1 or 0.1, not {residual_scale}")
-        if header:
+        tensors = expand_collapsed_upsampler(stored)
+        header = _header_config(metadata) if layout in (None, FORMAT) else None
+        other = header is not None and header.architecture != "edsr"
+        family = FORMAT if other else layout if layout in FAMILY else find_layout(tensors) if not layout else None
+        name = family or layout or detect_layout(tensors)
+        header = header if name == FORMAT else None
+        notes: list[str] = []
+        if family:
+            model, name, notes = build_family(tensors, family, scale, residual_scale, header)
+            source = "" if not isinstance(model, MDSR) else "given" if residual_scale is not None else "file"
+        elif header:
+            assert isinstance(header, EDSRConfig)
             model, source = build_model(tensors, name, residual_scale, header), "file"
         else:
             layouts = AMBIGUOUS if layout is None and name in AMBIGUOUS else ()
@@ -252,9 +260,12 @@ def _load_file(
         training = _header_json(metadata, "training") if header and "training" in metadata else None
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error.__cause__
-    info = {"file": str(path), "layout": name, **asdict(model.config)}
+    info = {"file": str(path), "layout": name, "architecture": model.config.architecture, **asdict(model.config)}
     info |= {"parameters": sum(p.numel() for p in model.parameters())}
     info |= {"dtype": _dtype_names(stored.values()), "training": training}
+    if family:
+        info |= {"residual_scale_source": source} if source else {}
+        return model.eval(), info | {"notes": notes}
     info |= {"residual_scale_source": source, "notes": _assumptions(model.config, source)}
     return model.eval(), info
 
@@ -283,22 +294,12 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _header_config(metadata: dict[str, str]) -> EDSRConfig | None:
+def _header_config(metadata: dict[str, str]) -> NetworkConfig | None:
     """The configuration in the header of one of our files; None in a file that does not claim to be one."""
     if metadata.get("format") != FORMAT:
         return None
-    config = _header_json(metadata, "config")
     try:
-        red, green, blue = map(float, config["mean"])
-        scale, blocks, features = (int(config[key]) for key in ("scale", "blocks", "features"))
-        residual_scale = float(config["residual_scale"])
-        if not all(map(math.isfinite, (red, green, blue, residual_scale))):
-            raise ValueError("not finite")
-        if not all(-1 <= value <= 2 for value in (red, green, blue)):
-            raise ValueError("the mean is not within the range of pixels")
-        if abs(residual_scale) > MAX_RESIDUAL_SCALE:
-            raise ValueError(f"residual scale {residual_scale:g}")
-        return EDSRConfig(scale, blocks, features, residual_scale, (red, green, blue))
+        return read_config(_header_json(metadata, "config"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"its header is damaged (config: {_first_line(error)})") from error
 

@@ -8,10 +8,11 @@ their shares: "edsr-baseline:0.3+edsr-photo:0.7".
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
-from edsr.models import EDSR, EDSRConfig
+from edsr.models import Network, NetworkConfig, build_network
 
 _NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)"
 # A name ends where a colon, a number and a plus sign, or nothing, follow, so that C:\my+net.pt:0.3 is one part.
@@ -61,7 +62,7 @@ def mixture_name(parts: dict[str, float]) -> str:
     return "+".join(f"{part}:{share:.15g}" for part, share in parts.items())
 
 
-def mix(models: Sequence[EDSR], shares: Sequence[float], names: Sequence[str]) -> EDSR:
+def mix(models: Sequence[Network], shares: Sequence[float], names: Sequence[str]) -> Network:
     """The network whose tensors are the sum of share · tensor, in fp64, rounded once to fp32.
 
     Args:
@@ -85,13 +86,15 @@ def mix(models: Sequence[EDSR], shares: Sequence[float], names: Sequence[str]) -
         if not mixed[key].isfinite().all():
             raise ValueError(f"the mixture's {key} is not finite")
     with torch.device("meta"):  # shapes only
-        model = EDSR(first.config)
+        model = build_network(first.config)
     model.load_state_dict(mixed, assign=True)
     return model.eval()
 
 
-def _difference(a: EDSRConfig, b: EDSRConfig) -> str:
+def _difference(a: NetworkConfig, b: NetworkConfig) -> str:
     """How two configurations differ; empty if they do not."""
+    if a.architecture != b.architecture:
+        return f"{a.architecture} against {b.architecture}"
     formats = {
         "scale": lambda c: f"x{c.scale}",
         "blocks": lambda c: f"{c.blocks} blocks",
@@ -99,5 +102,6 @@ def _difference(a: EDSRConfig, b: EDSRConfig) -> str:
         "residual_scale": lambda c: f"residual scale {c.residual_scale:g}",
         "mean": lambda c: f"mean {', '.join(f'{m:g}' for m in c.mean)}",
     }
-    pairs = [(text(a), text(b)) for field, text in formats.items() if getattr(a, field) != getattr(b, field)]
-    return "; ".join(f"{one} against {other}" for one, other in pairs)
+    names = [field.name for field in fields(a) if getattr(a, field.name) != getattr(b, field.name)]  # pyright: ignore
+    texts = {name: formats.get(name, lambda c, name=name: f"{name} {getattr(c, name)}") for name in names}
+    return "; ".join(f"{text(a)} against {text(b)}" for text in texts.values())

@@ -13,6 +13,7 @@ from torch import Tensor
 from edsr.errors import WeightsError
 
 from .edsr import LAYOUTS
+from .family import ENDS
 
 MAX_DEPTH = 4
 """Wrappers within wrappers that are looked into: a file may contain itself."""
@@ -61,8 +62,8 @@ def _is_averaged(where: str) -> bool:
 def _prefixes(tensors: Mapping[str, Any]) -> list[str]:
     """What may stand before the keys of a network, in the order of its first keys; the empty one alone if it fits."""
     found: dict[str, None] = {}
-    for layout in LAYOUTS.values():
-        head, tails = f"{layout.head}.weight", (f"{layout.tail}.weight", "upsample_out.weight")
+    ends = [(f"{x.head}.weight", (f"{x.tail}.weight", "upsample_out.weight")) for x in LAYOUTS.values()]
+    for head, tails in (*ends, *((first, (last,)) for first, last in ENDS)):
         for key in tensors:
             prefix = key.removesuffix(head)
             if key.endswith(head) and (not prefix or prefix[-1] == ".") and any(prefix + t in tensors for t in tails):

@@ -105,6 +105,7 @@ def test_info(model, tmp_path):
     assert read_info(tmp_path / "x.safetensors") == {
         "file": str(tmp_path / "x.safetensors"),
         "layout": "edsr-triton",
+        "architecture": "edsr",
         "scale": 3,
         "blocks": BLOCKS,
         "features": FEATURES,

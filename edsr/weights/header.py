@@ -1,0 +1,56 @@
+"""What the header of one of this project's files says of its network."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from edsr.models import EDSRConfig, MDSRConfig, NetworkConfig, SRCNNConfig, SRResNetConfig, VDSRConfig
+
+MAX_RESIDUAL_SCALE = 1000
+"""No network has more than 1; far more would leave the range of fp32."""
+
+CONFIGS: dict[str, Any] = {
+    "edsr": EDSRConfig,
+    "mdsr": MDSRConfig,
+    "srcnn": SRCNNConfig,
+    "vdsr": VDSRConfig,
+    "srresnet": SRResNetConfig,
+}
+OPTIONAL = {"all_scales", "kernels", "normalized", "tanh"}
+"""What has its default where a header lacks it."""
+
+
+def read_config(table: Mapping[str, Any]) -> NetworkConfig:
+    """The configuration in a header; files written before there were other networks are of EDSR.
+
+    Raises:
+        ValueError, KeyError, TypeError, OverflowError: It is damaged.
+    """
+    kind = CONFIGS[table.get("architecture", "edsr")]
+    values = {}
+    for field in fields(kind):
+        if field.name not in table and field.name in OPTIONAL:
+            continue
+        values[field.name] = _like(field.default, table[field.name])
+    mean, residual_scale = values.get("mean", ()), values.get("residual_scale", 1.0)
+    if not all(-1 <= value <= 2 for value in mean):
+        raise ValueError("the mean is not within the range of pixels")
+    if abs(residual_scale) > MAX_RESIDUAL_SCALE:
+        raise ValueError(f"residual scale {residual_scale:g}")
+    return kind(**values)
+
+
+def _like(default: Any, value: Any) -> Any:
+    """A value of the kind of a default. Raises ValueError for numbers that are not finite, and other lengths."""
+    if isinstance(default, tuple):
+        items = tuple(_like(default[0], item) for item in value)
+        if len(items) > len(default) or (isinstance(default[0], float) and len(items) != len(default)):
+            raise ValueError(f"{len(items)} values")
+        return items
+    if isinstance(default, bool):
+        return bool(value)
+    number = type(default)(value)
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
