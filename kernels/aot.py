@@ -1,6 +1,10 @@
-"""Compiles every kernel and every configuration for sm_80 and sm_90, without a GPU, and reports what they use.
+"""Compiles the kernels for every generation of NVIDIA GPUs, without one, and reports what they use.
 
-    python -m kernels.aot [--arch 80 90] [--only SUBSTRING] [--quick] [--json FILE]
+    python -m kernels.aot [--arch 80 86 89 90 100 120] [--only SUBSTRING] [--quick | --all] [--jobs N] [--json FILE]
+
+Every case is compiled for the architectures in `WHOLE`. For the others, whose kernels have the same configurations and
+(86, 89) the same code up to ptxas, one of each kernel is, and all with --all. Everywhere one case of each kernel is
+also compiled with the smallest configuration, which serves where a GPU lacks room for the others.
 
 There is no second list of signatures: under `launch.compile_only` the launchers themselves are called, on
 tensors of the device "meta". One line for each distinct kernel, with the least time that the op it belongs to
@@ -12,13 +16,16 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +38,10 @@ from .aot_cases import PEAKS, QUICK, Case, cases
 from .triton import launch
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory that one block may have (CUDA programming guide)
-INSTRUCTION = {80: "HMMA", 90: "HGMMA"}  # the matrix instruction that reaches the peak
+SHARED = launch.SHARED_MEMORY
+WHOLE = (80, 90, 120)  # architectures for which every case is compiled; the others differ from one of these in little
+INSTRUCTION = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}  # reaches the peak
+TENSOR_MEMORY = 512  # columns that one block may have, on sm_100
 GPUS = {"a100": 80, "a800": 80, "h20": 90, "h100": 90, "h200": 90, "h800": 90, "gh200": 90}  # words in their names
 
 
@@ -48,6 +57,28 @@ class Resources:
     has_matrix_product: bool  # whether the program has a matrix product
     warnings: tuple[str, ...]  # of ptxas, that matrix products wait for each other
     rings: tuple[int, ...] = ()  # slots of each ring that a plain kernel keeps for operands of asynchronous products
+    tensor_memory: int = 0  # columns per block, on sm_100
+
+
+class Variant(NamedTuple):
+    """What a case is compiled for, and how."""
+
+    case: str  # its name
+    arch: int
+    gpu: str | None = None  # with the configurations measured on it
+    least: bool = False  # with the smallest configurations
+
+    @property
+    def label(self) -> str:
+        return self.case + (f" on {self.gpu}" if self.gpu else "") + ", least" * self.least
+
+
+class Examined(NamedTuple):
+    """What examining a variant gave."""
+
+    kernels: list[tuple[str, str, Resources]]  # (hash, name, what it uses)
+    failures: list[str]  # of the case itself
+    requested: set[tuple[str, str]]  # as of `CompiledCase`
 
 
 class CompiledCase(NamedTuple):
@@ -83,8 +114,9 @@ def load_configurations(gpu: str) -> dict[tuple[str, str], launch.Config]:
     return {(op, key): config for op, keys in ops.items() for key, config in keys.items()}
 
 
-def compile_case(case: Case, arch: int, gpu: str | None = None) -> CompiledCase:
-    """Compiles all that `case` launches on compute capability `arch`, with the configurations measured on `gpu`."""
+def compile_case(case: Case, arch: int, gpu: str | None = None, least: bool = False) -> CompiledCase:
+    """Compiles all that `case` launches on compute capability `arch`, with the configurations measured on `gpu`, or
+    with the smallest."""
     driver.set_active(_NoGPU(arch))  # pyright: ignore[reportArgumentType]
     torch.backends.cuda.matmul.allow_tf32 = case.kind == "tf32"
     kernels, problems = {}, []
@@ -95,7 +127,7 @@ def compile_case(case: Case, arch: int, gpu: str | None = None) -> CompiledCase:
 
     override = launch.override_configs(lambda op, key, default: entries.get((op, key), default))
     # Triton prints the whole program where ptxas refuses it.
-    with launch.compile_only(arch, collect), override as requested, contextlib.redirect_stdout(io.StringIO()):
+    with launch.compile_only(arch, collect, least), override as requested, contextlib.redirect_stdout(io.StringIO()):
         try:
             case.call()
         except Exception as error:
@@ -105,6 +137,21 @@ def compile_case(case: Case, arch: int, gpu: str | None = None) -> CompiledCase:
     if not problems and case.matrix and len(readable) == len(kernels) and not any(map(has_matrix_product, readable)):
         problems.append("no kernel has a matrix product")
     return CompiledCase(list(kernels.values()), problems, requested)
+
+
+_inspected: dict[str, Resources] = {}
+"""By hash; several cases may launch one kernel."""
+
+
+def examine(variant: Variant) -> Examined:
+    """Compiles a case and looks at its kernels. Self-contained, so that processes can share the work."""
+    (case,) = (case for case in cases() if case.name == variant.case)
+    outcome = compile_case(case, *variant[1:])
+    for kernel in outcome.kernels:
+        if kernel.hash not in _inspected:
+            _inspected[kernel.hash] = inspect(kernel)
+    kernels = [(kernel.hash, kernel.name, _inspected[kernel.hash]) for kernel in outcome.kernels]
+    return Examined(kernels, outcome.failures, outcome.requested)
 
 
 def _reason(error: BaseException) -> str:
@@ -128,6 +175,8 @@ def failures(resources: Resources, arch: int, matrix: bool) -> list[str]:
         found.append(f"no {INSTRUCTION[arch]}")
     if resources.shared > SHARED[arch]:
         found.append(f"{resources.shared} B of shared memory, where a block may have {SHARED[arch]}")
+    if resources.tensor_memory > TENSOR_MEMORY:
+        found.append(f"{resources.tensor_memory} columns of tensor memory, where a block may have {TENSOR_MEMORY}")
     if len(set(resources.rings)) > 1:
         found.append(f"rings of {resources.rings} slots: one is written to while a product still reads it")
     return found + list(resources.warnings)
@@ -141,9 +190,12 @@ def inspect(kernel: Any) -> Resources:
         ptx.write_text(kernel.asm["ptx"], encoding="utf-8")
         target = _search(r"^\.target (\w+)", kernel.asm["ptx"])
         code = _output("cuobjdump", "-sass", "-res-usage", cubin)
-        log = _output("ptxas", "-v", f"--gpu-name={target}", ptx, "-o", "/dev/null")
+        arch, log = kernel.metadata.target.arch, ""
+        if INSTRUCTION.get(arch) != "HMMA":  # asynchronous products alone have what it warns of
+            ptxas = "ptxas-blackwell" if arch >= 100 else "ptxas"
+            log = _output(ptxas, "-v", f"--gpu-name={target}", ptx, "-o", "/dev/null")
     opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code)
-    matrix = Counter(".".join(x.split(".")[:2]) for x in opcodes if re.match(r"[HIQ]G?MMA\.", x))
+    matrix = Counter(".".join(x.split(".")[:2]) for x in opcodes if re.match(r"([HIQ]G?|UTC[HIQ])MMA\b", x))
     return Resources(
         registers=int(_search(r"\bREG:(\d+)", code)),
         stack=int(_search(r"\bSTACK:(\d+)", code)),
@@ -153,6 +205,7 @@ def inspect(kernel: Any) -> Resources:
         has_matrix_product=has_matrix_product(kernel),
         warnings=tuple(line.strip() for line in log.splitlines() if "serialized" in line or "C7508" in line),
         rings=rings(kernel.asm["ttgir"]),
+        tensor_memory=getattr(kernel.metadata, "tmem_size", None) or 0,
     )
 
 
@@ -161,14 +214,14 @@ def rings(ttgir: str) -> tuple[int, ...]:
 
     They must be as many for each. Triton (3.6, 3.7) keeps one slot too few where an operand has a use besides products.
     """
-    if "ttng.warp_group_dot " not in ttgir or "ttg.async_copy_global_to_local" not in ttgir:
+    if not re.search(r"\bttng\.(warp_group_dot|tc_gen5_mma)\b", ttgir) or "ttg.async_copy_global_to_local" not in ttgir:
         return ()
     return tuple(map(int, re.findall(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x", ttgir)))
 
 
 def has_matrix_product(kernel: Any) -> bool:
     """Whether the program, as Triton lowers it for a GPU, has a matrix product."""
-    return re.search(r"\btt\.dot\b|\bttng\.warp_group_dot\b", kernel.asm["ttgir"]) is not None
+    return re.search(r"\btt\.dot\b|\bttng\.(warp_group_dot|tc_gen5_mma)\b", kernel.asm["ttgir"]) is not None
 
 
 def _search(pattern: str, text: str) -> str:
@@ -197,21 +250,20 @@ class Report:
         self.failures: list[str] = []
         write(COLUMNS.format(*TITLES))
 
-    def case(self, case: Case, arch: int, gpu: str | None, outcome: CompiledCase) -> None:
-        label = case.name + (f" on {gpu}" if gpu else "")
-        for kernel in outcome.kernels:
-            if kernel.hash not in self.kernels:
-                self._kernel(case, arch, label, kernel)
-        for reason in outcome.failures:
-            self.failure(f"sm_{arch} {label}: {reason}")
+    def variant(self, case: Case, variant: Variant, found: Examined) -> None:
+        for hash, name, uses in found.kernels:
+            if hash not in self.kernels:
+                self._kernel(case, variant, hash, name, uses)
+        for reason in found.failures:
+            self.failure(f"sm_{variant.arch} {variant.label}: {reason}")
 
-    def _kernel(self, case: Case, arch: int, label: str, kernel: Any) -> None:
-        uses, (milliseconds, by) = inspect(kernel), case.roofline(arch)
+    def _kernel(self, case: Case, variant: Variant, hash: str, name: str, uses: Resources) -> None:
+        arch, label, (milliseconds, by) = variant.arch, variant.label, case.roofline(variant.arch)
         failed = failures(uses, arch, case.matrix)
-        self.kernels[kernel.hash] = {
+        self.kernels[hash] = {
             "arch": arch,
             "case": label,
-            "kernel": kernel.name,
+            "kernel": name,
             **asdict(uses),
             "case_flops": case.flops,
             "case_bytes": case.traffic,
@@ -224,7 +276,7 @@ class Report:
                 "FAIL" if failed else "ok",
                 f"sm_{arch}",
                 label,
-                kernel.name,
+                name,
                 uses.registers,
                 uses.stack,
                 uses.spills,
@@ -235,7 +287,7 @@ class Report:
             )
         )
         for reason in failed:
-            self.failure(f"sm_{arch} {label}, {kernel.name}: {reason}")
+            self.failure(f"sm_{arch} {label}, {name}: {reason}")
 
     def failure(self, line: str) -> None:
         self.failures.append(line)
@@ -246,31 +298,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m kernels.aot", description="Compile every kernel without a GPU.")
     parser.add_argument("--arch", type=int, nargs="+", choices=PEAKS, default=list(PEAKS), help="compute capability")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="the cases with this in their name")
-    parser.add_argument("--quick", action="store_true", help="one case of each kernel, default configurations")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="one case of each kernel, default configurations")
+    extent.add_argument("--all", action="store_true", help="every case for every architecture")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), metavar="N", help="processes; default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts about each kernel there")
     options = parser.parse_args(arguments)
     if launch.interpreted():
         sys.stderr.write("kernels.aot: Triton interprets kernels here; unset TRITON_INTERPRET\n")
         return 2
-    chosen = [c for c in cases() if options.only in c.name and (c.name in QUICK or not options.quick)]
+    by_name = {case.name: case for case in cases() if options.only in case.name}
     report = Report(lambda text: (sys.stdout.write(text), sys.stdout.flush()))
-    for arch in options.arch:
-        for gpu in (None, *(() if options.quick else measured_gpus(arch))):
-            requested = set()
-            for case in chosen:
-                if arch in case.archs:
-                    outcome = compile_case(case, arch, gpu)
-                    report.case(case, arch, gpu, outcome)
-                    requested |= outcome.requested
-            if gpu and not options.only:
-                for op, key in load_configurations(gpu).keys() - requested:
-                    report.failure(f"sm_{arch} configs/{gpu}.json: no case requests {op} {key}")
+    planned = [
+        variant
+        for arch in options.arch
+        for variant in plan(list(by_name.values()), arch, options.quick, options.all or bool(options.only))
+    ]
+    requested: dict[tuple[int, str], set[tuple[str, str]]] = {}
+    for variant, found in _examine_all(planned, options.jobs):
+        report.variant(by_name[variant.case], variant, found)
+        if variant.gpu:
+            requested.setdefault((variant.arch, variant.gpu), set()).update(found.requested)
+    if not options.only:
+        for (arch, gpu), keys in requested.items():
+            for op, key in sorted(load_configurations(gpu).keys() - keys):
+                report.failure(f"sm_{arch} configs/{gpu}.json: no case requests {op} {key}")
     sys.stdout.write(f"triton {triton.__version__}: {len(report.kernels)} kernels, {len(report.failures)} failures\n")
     sys.stdout.writelines(f"FAIL {line}\n" for line in report.failures)
     if options.json:
         content = {"triton": triton.__version__, "kernels": list(report.kernels.values()), "failures": report.failures}
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 1 if report.failures else 0
+
+
+def plan(chosen: list[Case], arch: int, quick: bool, everything: bool) -> list[Variant]:
+    """What is compiled for an architecture, of the cases chosen."""
+    existing = [case.name for case in chosen if arch in case.archs]
+    sample = [name for name in existing if name in QUICK]
+    if quick:
+        return [Variant(name, arch) for name in sample]
+    variants = [Variant(name, arch) for name in (existing if everything or arch in WHOLE else sample)]
+    variants += [Variant(name, arch, gpu) for gpu in measured_gpus(arch) for name in existing]
+    return variants + [Variant(name, arch, least=True) for name in sample]
+
+
+def _examine_all(variants: list[Variant], jobs: int) -> Iterator[tuple[Variant, Examined]]:
+    """`examine` of each, in order."""
+    if jobs <= 1 or len(variants) < 2:
+        yield from ((variant, examine(variant)) for variant in variants)
+        return
+    with ProcessPoolExecutor(min(jobs, len(variants)), mp_context=get_context("spawn")) as pool:
+        yield from zip(variants, pool.map(examine, variants), strict=True)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measured_gpus(arch: int) -> list[str]:

@@ -31,8 +31,14 @@ class Peaks(NamedTuple):
 PEAKS = {
     # A100 SXM 80 GB: NVIDIA's datasheet, without sparsity.
     80: Peaks({"fp16": 312e12, "bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12}, 2.04e12),
+    # RTX 3090, 4090 and 5090: NVIDIA's white papers, without sparsity and with sums in fp32.
+    86: Peaks({"fp16": 71e12, "bf16": 71e12, "tf32": 35.6e12, "fp32": 35.6e12}, 0.936e12),
+    89: Peaks({"fp16": 165.2e12, "bf16": 165.2e12, "tf32": 82.6e12, "fp32": 82.6e12}, 1.008e12),
     # H200 SXM: a dense bf16 product and a copy as measured; tf32 and fp32 from NVIDIA's datasheet, without sparsity.
     90: Peaks({"fp16": 790e12, "bf16": 790e12, "tf32": 494.7e12, "fp32": 66.9e12}, 4.3e12),
+    # B200: NVIDIA's datasheet, without sparsity.
+    100: Peaks({"fp16": 2250e12, "bf16": 2250e12, "tf32": 1125e12, "fp32": 75e12}, 8e12),
+    120: Peaks({"fp16": 209.5e12, "bf16": 209.5e12, "tf32": 104.8e12, "fp32": 104.8e12}, 1.792e12),
 }
 
 
@@ -45,7 +51,7 @@ class Case:
     call: Callable[[], object]  # launches it on meta tensors
     flops: int  # 2 for a multiply-add
     traffic: int  # bytes to and from device memory: each operand and the result once
-    archs: tuple[int, ...] = (80, 90)
+    archs: tuple[int, ...] = tuple(PEAKS)
 
     @property
     def matrix(self) -> bool:
@@ -106,7 +112,7 @@ def _conv3x3(
         call,
         flops=2 * 9 * ci * co * pixels,
         traffic=KINDS[kind].itemsize * (pixels * (ci + co + skip * co) + 9 * ci * co),
-        archs=(80, 90) if implementation == "conv3x3" else (90,),  # on sm_80 there is nothing else
+        archs=tuple(PEAKS) if implementation == "conv3x3" else (90,),  # elsewhere there is nothing else
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..interface import MAX_VALUE, RAW_OUTPUT, OutputSpec
 from . import launch
-from .conv3x3 import precision
+from .conv3x3 import precision, registers
 from .launch import Config
 
 PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the L2 cache (40 MB on sm_80, 50 on sm_90)
@@ -231,19 +231,24 @@ def collapsed_tail(
         result=(n, 3, shuffle * rows, shuffle * w),
         channels=ci,
     )
-    if config is None:
-        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{outputs}"
-        config = launch.config("collapsed_tail", key, default_config(ci, outputs, x.dtype), x.device)
     columns = launch.cdiv(5 * outputs, 16) * 16
     tallest = max(1, min(rows, partial_bytes // (w * columns * x.element_size())))
     partial = torch.empty((tallest, w, columns), dtype=x.dtype, device=x.device)
     out = torch.empty((n, shuffle * rows, shuffle * w, 3), dtype=result.dtype or torch.float32, device=x.device)
     overflow = result.overflow if result.overflow is not None else x.new_zeros(1, dtype=torch.int32)
-    for image, target in zip(x, out, strict=True):
-        for first in range(0, rows, tallest):
-            strip = _Strip(first, min(first + tallest, rows), rows, w, *map(int, ends))
-            _sum_rows(image, weight, partial, strip, padding, config)
-            _sum_columns(partial, bias, target, overflow, strip, mean, shuffle, MAX_VALUE[result.dtype])
+
+    def start(config: Config) -> None:
+        for image, target in zip(x, out, strict=True):
+            for first in range(0, rows, tallest):
+                strip = _Strip(first, min(first + tallest, rows), rows, w, *map(int, ends))
+                _sum_rows(image, weight, partial, strip, padding, config)
+                _sum_columns(partial, bias, target, overflow, strip, mean, shuffle, MAX_VALUE[result.dtype])
+
+    if config is not None:
+        start(config)
+    else:
+        key, defaults = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{outputs}", default_configs(ci, outputs, x.dtype, x.device)
+        launch.run_configured("collapsed_tail", key, defaults, x.device, start)
     return out.permute(0, 3, 1, 2)
 
 
@@ -300,9 +305,11 @@ def _sum_columns(
     """out = the sums of five columns each, as pixels. out: [r·H, r·W, 3] of one image."""
     first, last, rows, w, top, bottom = strip
     outputs = bias.shape[2]
+    # On sm_86 and 89 the 48 sums of a pixel at x4 spill in fp32 (triton 3.7).
+    pixels = SUM_PIXELS // 2 if partial.dtype == torch.float32 and outputs > 32 else SUM_PIXELS
     launch.run(
         _tail_sum,
-        ((last - first) * launch.cdiv(w, SUM_PIXELS),),
+        ((last - first) * launch.cdiv(w, pixels),),
         partial,
         bias,
         out,
@@ -317,23 +324,28 @@ def _sum_columns(
         O=outputs,
         R=shuffle,
         MAX_VALUE=max_value,
-        BLOCK_W=SUM_PIXELS,
+        BLOCK_W=pixels,
         BLOCK_O=triton.next_power_of_2(outputs),
         COLUMNS=partial.shape[2],
         num_warps=4,
     )
 
 
-def default_config(ci: int, outputs: int, dtype: torch.dtype) -> Config:
-    """A configuration that fits every GPU from sm_80 on, tuned for none."""
+def default_configs(ci: int, outputs: int, dtype: torch.dtype, device: torch.device) -> list[Config]:
+    """Configurations that fit this device, the best guess first, then a smaller one; tuned for none."""
     channels = next(c for c in (64, 32, 16) if ci % c == 0)
+    least = {"BLOCK_W": 32, "BLOCK_J": 32, "BLOCK_CI": min(channels, 32), "num_warps": 4, "num_stages": 2}
     if dtype == torch.float32:
-        return {"BLOCK_W": 64, "BLOCK_J": 32, "BLOCK_CI": min(channels, 32), "num_warps": 4, "num_stages": 2}
+        blocks = {"BLOCK_W": 64, "BLOCK_J": 32, "BLOCK_CI": min(channels, 32)}
+        return [blocks | {"num_warps": 4, "num_stages": 2} | registers(4, device), least]
     # One block of columns for x2 (5 · 12 = 60), two for x3 (135) and x4 (240).
-    return {
-        "BLOCK_W": 128,
-        "BLOCK_J": 64 if outputs <= 12 else 128,
-        "BLOCK_CI": channels,
-        "num_warps": 4 if outputs <= 12 else 8,
-        "num_stages": 3,
-    }
+    blocks = {"BLOCK_W": 128, "BLOCK_J": 64 if outputs <= 12 else 128, "BLOCK_CI": channels}
+    # Where registers hold the operands, four warps spill on sm_120 (triton 3.7).
+    few_warps = outputs <= 12 and launch.has_asynchronous_products(device)
+    configs = [blocks | {"num_warps": 4 if few_warps else 8, "num_stages": 3}, least]
+    return launch.fitting(configs, lambda config: operand_bytes(config, dtype), device)
+
+
+def operand_bytes(config: Config, dtype: torch.dtype) -> int:
+    """Shared memory for the operands of a block of the first kernel, at most."""
+    return config["num_stages"] * (config["BLOCK_W"] + config["BLOCK_J"]) * config["BLOCK_CI"] * dtype.itemsize

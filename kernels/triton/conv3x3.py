@@ -150,40 +150,44 @@ def portable(
     n, ci, _, w = x.shape
     flipped = bias is None
     co, rows = weight.shape[int(flipped)], out.shape[2] // shuffle
-    if config is None:
-        size = size_class(n, rows, w, padding)
-        key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co} {size}".rstrip()
-        default = default_config(ci, co, shuffle, size, x.dtype, x.device)
-        config = launch.config("dgrad" if flipped else "conv3x3", key, default, x.device)
-    blocks = launch.cdiv(rows, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
-    launch.run(
-        _conv3x3,
-        (n * blocks * launch.cdiv(co, config["BLOCK_CO"]),),
-        x,
-        weight,
-        x if bias is None else bias,
-        x if mask is None else mask,
-        x if skip is None else skip,
-        out,
-        rows,
-        w,
-        *launch.row_strides(x),
-        *launch.row_strides(mask),
-        *launch.row_strides(skip),
-        *launch.row_strides(out),
-        float(scale),
-        Ci=ci,
-        Co=co,
-        PADDING=padding,
-        FLIPPED=flipped,
-        RELU=relu,
-        SCALE=scale != 1.0,
-        MASK=mask is not None,
-        SKIP=skip is not None,
-        SHUFFLE=shuffle,
-        PRECISION=precision(x.dtype),
-        **config,
-    )
+
+    def start(config: Config) -> None:
+        blocks = launch.cdiv(rows, config["BLOCK_H"]) * launch.cdiv(w, config["BLOCK_W"])
+        launch.run(
+            _conv3x3,
+            (n * blocks * launch.cdiv(co, config["BLOCK_CO"]),),
+            x,
+            weight,
+            x if bias is None else bias,
+            x if mask is None else mask,
+            x if skip is None else skip,
+            out,
+            rows,
+            w,
+            *launch.row_strides(x),
+            *launch.row_strides(mask),
+            *launch.row_strides(skip),
+            *launch.row_strides(out),
+            float(scale),
+            Ci=ci,
+            Co=co,
+            PADDING=padding,
+            FLIPPED=flipped,
+            RELU=relu,
+            SCALE=scale != 1.0,
+            MASK=mask is not None,
+            SKIP=skip is not None,
+            SHUFFLE=shuffle,
+            PRECISION=precision(x.dtype),
+            **config,
+        )
+
+    if config is not None:
+        return start(config)
+    size = size_class(n, rows, w, padding)
+    key = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co} {size}".rstrip()
+    defaults = default_configs(ci, co, shuffle, size, x.dtype, x.device)
+    launch.run_configured("dgrad" if flipped else "conv3x3", key, defaults, x.device, start)
 
 
 def size_class(n: int, rows: int, w: int, padding: int) -> str:
@@ -211,37 +215,49 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def default_config(ci: int, co: int, shuffle: int, size: str, dtype: torch.dtype, device: torch.device) -> Config:
-    """A configuration that fits every GPU from sm_80 on; not measured but for few pixels of 64 channels."""
-    arch = launch.architecture(device)
+def default_configs(
+    ci: int, co: int, shuffle: int, size: str, dtype: torch.dtype, device: torch.device
+) -> list[Config]:
+    """Configurations that fit this device, the best guess first, then smaller ones; not measured but for few pixels of
+    64 channels."""
     channels = next(c for c in (64, 32, 16) if ci % c == 0)
+    least = {"BLOCK_H": 4, "BLOCK_W": 16, "BLOCK_CO": 32 if co > 16 else 16, "BLOCK_CI": min(channels, 32)}
+    least |= {"num_warps": 4, "num_stages": 2}
     if dtype == torch.float32:
-        return {
-            "BLOCK_H": 8,
-            "BLOCK_W": 16,
-            "BLOCK_CO": 32 if co >= 32 else 16,
-            "BLOCK_CI": min(channels, 32),
-            "num_warps": 8,
-            "num_stages": 2,
+        blocks = {"BLOCK_H": 8, "BLOCK_W": 16, "BLOCK_CO": 32 if co >= 32 else 16, "BLOCK_CI": min(channels, 32)}
+        return [blocks | {"num_warps": 8, "num_stages": 2} | registers(8, device), least]
+    configs = []
+    if launch.has_asynchronous_products(device):
+        narrow = size != ""
+        blocks = {
+            "BLOCK_H": 8 if shuffle < 3 else 4,  # or the addresses of a shuffle by 3 spill (triton 3.6)
+            "BLOCK_W": 16 if narrow else 32,
+            "BLOCK_CO": 256 if narrow and co % 256 == 0 and shuffle == 1 else 128 if co >= 128 else 64,
+            "BLOCK_CI": channels,
         }
-    if arch < 90:
-        return {
-            "BLOCK_H": 8,
-            "BLOCK_W": 16,
-            "BLOCK_CO": 128 if co >= 128 else 64 if co > 32 else 32 if co > 16 else 16,
-            "BLOCK_CI": min(channels, 32),
-            "num_warps": 8 if co >= 128 else 4,
-            "num_stages": 3,
-        }
+        configs.append(blocks | {"num_warps": 8 if co >= 128 else 4, "num_stages": 3})
+    blocks = {
+        "BLOCK_H": 8,
+        "BLOCK_W": 16,
+        "BLOCK_CO": 128 if co >= 128 else 64 if co > 32 else 32 if co > 16 else 16,
+        "BLOCK_CI": min(channels, 32),
+    }
+    warps = 8 if co >= 128 else 4
+    configs += [blocks | {"num_warps": warps, "num_stages": 3} | registers(warps, device), least]
     if size == "few" and co <= 64:
         blocks = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": channels}
-        return blocks | {"num_warps": 4, "num_stages": 4}
-    narrow = size != ""
-    return {
-        "BLOCK_H": 8 if shuffle < 3 else 4,  # or the addresses of a shuffle by 3 spill (triton 3.6)
-        "BLOCK_W": 16 if narrow else 32,
-        "BLOCK_CO": 256 if narrow and co % 256 == 0 and shuffle == 1 else 128 if co >= 128 else 64,
-        "BLOCK_CI": channels,
-        "num_warps": 8 if co >= 128 else 4,
-        "num_stages": 3,
-    }
+        configs[:-1] = [blocks | {"num_warps": 4, "num_stages": 4}]
+    return launch.fitting(configs, lambda config: operand_bytes(config, dtype), device)
+
+
+def registers(warps: int, device: torch.device) -> Config:
+    """A limit of registers for each thread that leaves room for three blocks of four warps, or two of eight, on a
+    multiprocessor of a desktop Blackwell. Without one ptxas aims at fewer there, and spills a few (triton 3.6, 3.7)."""
+    return {"maxnreg": 168 if warps == 4 else 128} if launch.architecture(device) // 10 == 12 else {}
+
+
+def operand_bytes(config: Config, dtype: torch.dtype) -> int:
+    """Shared memory for the operands of a block, at most: Triton keeps one slot less where products are not
+    asynchronous."""
+    rows = config["BLOCK_H"] * config["BLOCK_W"] + config["BLOCK_CO"]
+    return config["num_stages"] * rows * config["BLOCK_CI"] * dtype.itemsize

@@ -21,6 +21,7 @@ L2. `wgrad` 14 (5 for reads, 7 to write and read the sums) and 91 (82, 7). With 
 """
 
 import math
+from functools import partial
 
 import torch
 import triton
@@ -206,10 +207,11 @@ def wgrad(
         result=(co, ci, 3, 3),
         channels=math.gcd(ci, co),
     )
-    if config is None:
-        default = default_wgrad_config(ci, x.dtype, x.device)
-        config = launch.config("wgrad", f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}", default, x.device)
-    sums = _sum_splits(x, dy, config)
+    if config is not None:
+        sums = _sum_splits(x, dy, config)
+    else:
+        key, defaults = f"{launch.DTYPE_NAMES[x.dtype]} {ci}-{co}", default_wgrad_configs(ci, x.dtype, x.device)
+        sums = launch.run_configured("wgrad", key, defaults, x.device, partial(_sum_splits, x, dy))
     gradients = torch.empty(sums.shape[1], dtype=dtype, device=x.device)
     launch.run(
         _add_splits,
@@ -254,13 +256,21 @@ def _sum_splits(x: Tensor, dy: Tensor, config: Config) -> Tensor:
     return sums
 
 
-def default_wgrad_config(ci: int, dtype: torch.dtype, device: torch.device) -> Config:
-    """A configuration that fits every GPU from sm_80 on, tuned for none."""
-    channels = next(c for c in (64, 32, 16) if ci % c == 0)
-    if dtype != torch.float32 and launch.architecture(device) >= 90:
-        warps = 8 if channels == 64 else 4
+def default_wgrad_configs(ci: int, dtype: torch.dtype, device: torch.device) -> list[Config]:
+    """Configurations that fit this device, the best guess first, then smaller ones; tuned for none."""
+    channels, fp32 = next(c for c in (64, 32, 16) if ci % c == 0), dtype == torch.float32
+    configs = []
+    if launch.has_asynchronous_products(device) and not fp32:
         blocks = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": channels}
-        return blocks | {"num_warps": warps, "num_stages": 4}
+        configs.append(blocks | {"num_warps": 8 if channels == 64 else 4, "num_stages": 4})
     # Nine sums and their operands in registers: twice as many of anything would spill.
     blocks = {"BLOCK_H": 1, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": min(channels, 32)}
-    return blocks | ({"num_warps": 8, "num_stages": 2} if dtype == torch.float32 else {"num_warps": 4, "num_stages": 3})
+    configs.append(blocks | ({"num_warps": 8, "num_stages": 2} if fp32 else {"num_warps": 4, "num_stages": 3}))
+    least = {"BLOCK_H": 1, "BLOCK_W": 16, "BLOCK_CO": 32, "BLOCK_CI": 16, "num_warps": 4, "num_stages": 2}
+    return launch.fitting([*configs, least], lambda config: wgrad_operand_bytes(config, dtype), device)
+
+
+def wgrad_operand_bytes(config: Config, dtype: torch.dtype) -> int:
+    """Shared memory for the operands of a block of `wgrad`, at most: three shifts of each."""
+    pixels = config["BLOCK_H"] * config["BLOCK_W"]
+    return config["num_stages"] * 3 * pixels * (config["BLOCK_CO"] + config["BLOCK_CI"]) * dtype.itemsize

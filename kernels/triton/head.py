@@ -102,32 +102,45 @@ def head(
     _check(x, weight, bias, out, size)
     if out is None:
         out = torch.empty(size, dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
-    if config is None:
-        default = {"BLOCK_W": 128, "BLOCK_CO": 64 if co >= 64 else 16, "num_warps": 4, "num_stages": 1}
-        config = launch.config("head", f"{launch.DTYPE_NAMES[weight.dtype]} {co}", default, x.device)
-    launch.run(
-        _head,
-        (n * height * launch.cdiv(w, config["BLOCK_W"]), launch.cdiv(co, config["BLOCK_CO"])),
-        x,
-        weight,
-        bias,
-        out,
-        height,
-        w,
-        rows,
-        padding[0],
-        x.stride(0),
-        x.stride(2),
-        x.stride(3),
-        x.stride(1),
-        *launch.row_strides(out),
-        TO_UNIT[x.dtype],
-        *mean,
-        Co=co,
-        PRECISION=precision(weight.dtype),
-        **config,
-    )
+
+    def start(config: Config) -> None:
+        launch.run(
+            _head,
+            (n * height * launch.cdiv(w, config["BLOCK_W"]), launch.cdiv(co, config["BLOCK_CO"])),
+            x,
+            weight,
+            bias,
+            out,
+            height,
+            w,
+            rows,
+            padding[0],
+            x.stride(0),
+            x.stride(2),
+            x.stride(3),
+            x.stride(1),
+            *launch.row_strides(out),
+            TO_UNIT[x.dtype],
+            *mean,
+            Co=co,
+            PRECISION=precision(weight.dtype),
+            **config,
+        )
+
+    if config is not None:
+        start(config)
+    else:
+        key = f"{launch.DTYPE_NAMES[weight.dtype]} {co}"
+        launch.run_configured("head", key, default_configs(co), x.device, start)
     return out
+
+
+def default_configs(co: int) -> list[Config]:
+    """Configurations that fit every GPU from sm_80 on, the best guess first, then a smaller one."""
+    return [
+        {"BLOCK_W": 128, "BLOCK_CO": 64 if co >= 64 else 16, "num_warps": 4, "num_stages": 1},
+        {"BLOCK_W": 32, "BLOCK_CO": 16, "num_warps": 4, "num_stages": 1},
+    ]
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None, size: tuple[int, ...]) -> None:

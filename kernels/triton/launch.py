@@ -9,18 +9,19 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from triton import knobs
+from triton import OutOfResources, knobs
 
 logger = logging.getLogger(__name__)
 
 Config = dict[str, int]
+T = TypeVar("T")
 FOLDER = Path(__file__).with_name("configs")
 DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}  # dtypes the kernels compute in
 
@@ -35,24 +36,26 @@ class KernelError(ValueError):
 class _Compiling(NamedTuple):
     arch: int
     collect: Callable[[str, Any], None]
+    least: bool
 
 
 _compiling: _Compiling | None = None
 
 
 @contextlib.contextmanager
-def compile_only(arch: int, collect: Callable[[str, Any], None]) -> Iterator[None]:
-    """Inside, `run` compiles for compute capability `arch` (80, 90) and launches nothing.
+def compile_only(arch: int, collect: Callable[[str, Any], None], least: bool = False) -> Iterator[None]:
+    """Inside, `run` compiles for compute capability `arch` and launches nothing.
 
     Tensors may be on the device "meta". The caller has given Triton a driver that needs no GPU (see
     `edsr.kernels.aot`).
 
     Args:
-        arch: Compute capability times ten.
+        arch: Compute capability times ten, of `SHARED_MEMORY` if possible.
         collect: Called with the name and the compiled kernel.
+        least: Whether `run_configured` takes the smallest configuration, which serves where nothing else fits.
     """
     global _compiling
-    before, _compiling = _compiling, _Compiling(arch, collect)
+    before, _compiling = _compiling, _Compiling(arch, collect, least)
     try:
         yield
     finally:
@@ -90,6 +93,24 @@ def architecture(device: torch.device) -> int:
     return _gpu(device).arch if device.type == "cuda" else 0
 
 
+SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Bytes of shared memory that one block of threads may have, by architecture (CUDA programming guide)."""
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one block of threads may have; the least of all architectures where there is no
+    GPU."""
+    if device.type == "cuda" and _compiling is None:
+        return _gpu(device).shared
+    return SHARED_MEMORY.get(architecture(device), min(SHARED_MEMORY.values()))
+
+
+def has_asynchronous_products(device: torch.device) -> bool:
+    """Whether matrix products read both operands from shared memory while threads go on: Hopper's wgmma, tcgen05 of
+    Blackwell's data center GPUs (sm_100, 103). On all others, the RTX 50 of sm_120 included, registers hold them."""
+    return architecture(device) // 10 in (9, 10)
+
+
 _multiprocessor_limit: int | None = None
 
 
@@ -119,12 +140,14 @@ class _Gpu(NamedTuple):
     name: str
     arch: int
     multiprocessors: int
+    shared: int
 
 
 @cache  # asked at every launch
 def _gpu(device: torch.device) -> _Gpu:
     properties = torch.cuda.get_device_properties(device)
-    return _Gpu(properties.name, 10 * properties.major + properties.minor, properties.multi_processor_count)
+    arch = 10 * properties.major + properties.minor
+    return _Gpu(properties.name, arch, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
 # --- operands
@@ -240,6 +263,56 @@ def config(op: str, key: str, default: Config, device: torch.device) -> Config:
     if key not in measured:
         _log_missing(gpu, op, key)
     return measured.get(key, default)
+
+
+def fitting(configs: Iterable[Config], needs: Callable[[Config], int], device: torch.device) -> list[Config]:
+    """Of these configurations the first that fits into the shared memory of a block, and those after it that need ever
+    less. needs: the bytes that the operands of a configuration take."""
+    found, limit = [], shared_memory(device)
+    for config in configs:
+        if needs(config) <= limit:
+            found.append(config)
+            limit = needs(config) - 1
+    return found
+
+
+_too_large: dict[tuple[str, str, torch.device], int] = {}
+"""How many of the configurations of an op and key have proved too large for a device."""
+
+
+def run_configured(
+    op: str, key: str, defaults: Sequence[Config], device: torch.device, start: Callable[[Config], T]
+) -> T:
+    """start(config), with the configuration measured for this op and key on this kind of GPU, else the first default.
+
+    Where Triton finds at launch that a block needs more than the GPU has, the next default serves, from then on and
+    with one warning. A configuration that `override_configs` has chosen is not replaced.
+
+    Args:
+        op: Name of the op.
+        key: What else configurations depend on.
+        defaults: The best guess first, then smaller ones.
+        device: Of the operands.
+        start: Launches the kernel.
+
+    Raises:
+        triton.OutOfResources: None of them fits.
+    """
+    if _compiling is not None and _compiling.least:
+        return start(defaults[-1])
+    configs, place = [config(op, key, defaults[0], device), *defaults[1:]], (op, key, device)
+    while True:
+        tried = 0 if _override.get() else _too_large.get(place, 0)
+        try:
+            return start(configs[tried])
+        except OutOfResources as error:
+            if _override.get() or tried + 1 == len(configs):
+                raise
+            _too_large[place] = tried + 1
+            logger.warning(
+                "%s %s: a block needs %s of %s, where this GPU has %s; smaller blocks serve",
+                *(op, key, error.required, error.name, error.limit),
+            )
 
 
 def choice(op: str, key: str, device: torch.device) -> str | None:

@@ -29,6 +29,28 @@ from .tiles import Shape
 
 logger = logging.getLogger(__name__)
 
+# On Windows a stack grows a page at a time, so functions with frames of more than that call `__chkstk`, with the size
+# in rax; it touches each page and changes no register. It is in Microsoft's library, where LLVM's linker might not find
+# it, and would end the process.
+STACK_PROBE = """
+module asm ".globl __chkstk"
+module asm "__chkstk:"
+module asm "push %rcx"
+module asm "push %rax"
+module asm "lea 24(%rsp), %rcx"
+module asm "1: cmp $0x1000, %rax"
+module asm "jb 2f"
+module asm "sub $0x1000, %rcx"
+module asm "test %rcx, (%rcx)"
+module asm "sub $0x1000, %rax"
+module asm "jmp 1b"
+module asm "2: sub %rax, %rcx"
+module asm "test %rcx, (%rcx)"
+module asm "pop %rax"
+module asm "pop %rcx"
+module asm "ret"
+"""
+
 Function = Callable[[int, int], None]  # (address of the task, address of scratch); without the interpreter's lock
 _lock = threading.Lock()
 
@@ -45,30 +67,33 @@ class Kernels(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What code is made for: name and features of a CPU as LLVM knows them, and what the features are worth."""
+    """What code is made for: name and features of a CPU as LLVM knows them, what the features are worth, and the
+    system."""
 
     cpu: str
     features: str
     shape: Shape
+    triple: str = llvm.get_default_triple()
 
 
 def this_machine() -> Machine:
     """Raises NativeError where the CPU has no vectors that we know."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
     features = llvm.get_host_cpu_features()
     return Machine(llvm.get_host_cpu_name(), features.flatten(), shape_for(platform.machine(), features))
 
 
 def shape_for(architecture: str, features: dict[str, bool]) -> Shape:
     """Vectors as wide as the CPU's, and the register block that is fastest with its 32 or 16 registers."""
-    if sys.platform == "win32":
-        raise NativeError("the kernels have not been tried on Windows")
     if features.get("avx512f"):
         return Shape(16, 3, 4)
     if features.get("avx2") and features.get("fma"):
         return Shape(8, 6, 2)
     if architecture.lower() in ("arm64", "aarch64"):
+        if sys.platform == "win32":
+            raise NativeError("there are no kernels for Windows on ARM")
         return Shape(4, 3, 4)
     raise NativeError(f"the kernels need AVX2, AVX-512 or NEON, which this CPU ({architecture}) has not")
 
@@ -111,14 +136,18 @@ def _object_code(machine: Machine, training: bool) -> bytes:
 
 
 def _target(machine: Machine) -> llvm.TargetMachine:
-    target = llvm.Target.from_default_triple()
+    target = llvm.Target.from_triple(machine.triple)
     return target.create_target_machine(cpu=machine.cpu, features=machine.features, opt=3, jit=True)
 
 
 def compiled(machine: Machine, training: bool = False) -> bytes:
     """Object code of all kernels, with those for training or without."""
     target = _target(machine)
-    module = llvm.parse_assembly(source(machine.shape, training))
+    text = source(machine.shape, training)
+    if machine.triple.startswith("x86_64") and "windows" in machine.triple:
+        # Nor is memset called, which LLVM would make of loops that store zeros.
+        text = text.replace(" nounwind", ' nounwind "no-builtins"') + STACK_PROBE
+    module = llvm.parse_assembly(text)
     module.verify()
     module.triple = target.triple
     passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
@@ -140,7 +169,7 @@ def object_path(machine: Machine, training: bool = False) -> Path:
     """Where object code is kept, under a hash of all that it depends on: what generates it, CPU, system, compiler."""
     generators = "ir_builder.py", "codegen.py", "filters.py", "jit.py", "tiles.py", "transforms.py", "wgrad.py"
     sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in generators]
-    versions = [llvmlite_version, *map(str, llvm.llvm_version_info), llvm.get_default_triple()]
+    versions = [llvmlite_version, *map(str, llvm.llvm_version_info), machine.triple]
     parts = [*sources, *versions, machine.cpu, machine.features, repr(machine.shape), str(training)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     return cache.folder() / f"winograd-{key}.o"

@@ -59,6 +59,9 @@ class Tiles:
         names = arguments.split()
         kinds = [PTR if n.endswith("_ptr") else I64 for n in names]
         function = ir.Function(self.module, ir.FunctionType(VOID, kinds), name)
+        # Nothing is thrown. Tables for that would also lie where LLVM's linker, on Windows, now and then cannot reach
+        # them, by which it ends the process.
+        function.attributes.add("nounwind")
         if internal:
             function.linkage = "internal"
             function.attributes.add("noinline")

@@ -1,4 +1,4 @@
-"""Every kernel compiles for sm_80 and sm_90 within its resources, and the command that says so can say otherwise.
+"""Every kernel compiles for every architecture within its resources, and the command that says so can say otherwise.
 
 Compiling needs a process in which Triton does not interpret: run as a program, this file reports on its toys.
 """
@@ -31,8 +31,9 @@ def run(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess:
 def test_a_kernel_of_each_architecture_fits():
     result = run("-m", "kernels.aot", "--quick", "--only", "conv3x3 fp16 64-64 relu")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"^ok +sm_80 .* _conv3x3 .* HMMA", result.stdout, re.M)
-    assert re.search(r"^ok +sm_90 .* conv3x3_c64 .* HGMMA", result.stdout, re.M)
+    for arch, instruction in aot.INSTRUCTION.items():
+        kernel = "conv3x3_c64" if arch == 90 else "_conv3x3"
+        assert re.search(rf"^ok +sm_{arch} .* {kernel} .* {instruction}", result.stdout, re.M), arch
 
 
 @pytest.mark.slow
@@ -43,7 +44,7 @@ def test_the_kernels_fit(tmp_path):
     for name in names:
         assert f" {name} " in result.stdout
     kernels = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["kernels"]
-    assert {kernel["arch"] for kernel in kernels} == {80, 90}
+    assert {kernel["arch"] for kernel in kernels} == set(launch.SHARED_MEMORY)
     assert {kernel["case"] for kernel in kernels} == aot.QUICK
     # Hopper's own kernels, and not the portable one, are what its convolutions of half precision launch.
     by_case = {(kernel["arch"], kernel["case"]): kernel["kernel"] for kernel in kernels}
@@ -68,6 +69,29 @@ def test_waiting_matrix_products_fail():
     warning = "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
     uses = aot.Resources(128, 0, 0, 0, {"HGMMA.64x64x16": 4}, True, (warning,))
     assert aot.failures(uses, 90, matrix=True) == [warning]
+
+
+def test_too_much_tensor_memory_fails():
+    uses = aot.Resources(128, 0, 0, 0, {"UTCHMMA": 4}, True, (), tensor_memory=640)
+    (failure,) = aot.failures(uses, 100, matrix=True)
+    assert "640 columns of tensor memory" in failure
+
+
+def test_what_is_compiled():
+    """Every case for three architectures, one of each kernel for the others, and the smallest blocks everywhere."""
+    chosen = aot.cases()
+    for arch in launch.SHARED_MEMORY:
+        existing = {case.name for case in chosen if arch in case.archs}
+        everything = {variant.label for variant in aot.plan(chosen, arch, quick=False, everything=True)}
+        usual = {variant.label for variant in aot.plan(chosen, arch, quick=False, everything=False)}
+        least = {f"{name}, least" for name in existing & aot.QUICK}
+        assert existing | least <= everything and existing & aot.QUICK | least <= usual
+        assert usual == everything if arch in aot.WHOLE else usual == existing & aot.QUICK | least
+        assert any(label.endswith(" on nvidia-h200") for label in usual) == (arch == 90)
+        assert {
+            variant.label for variant in aot.plan(chosen, arch, quick=True, everything=False)
+        } == existing & aot.QUICK
+    assert set(launch.SHARED_MEMORY) == set(aot.INSTRUCTION) == set(aot.PEAKS)
 
 
 def test_the_bound_is_the_larger_cost():
@@ -190,7 +214,7 @@ def _toy_cases() -> list[aot.Case]:
 
 if __name__ == "__main__":
     launch.FOLDER, aot.cases = Path(sys.argv[1]), _toy_cases
-    sys.exit(aot.main(["--arch", "90", "--json", str(launch.FOLDER / "report")]))
+    sys.exit(aot.main(["--arch", "90", "--jobs", "1", "--json", str(launch.FOLDER / "report")]))
 
 
 @pytest.mark.slow
