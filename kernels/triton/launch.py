@@ -140,14 +140,15 @@ class _Gpu(NamedTuple):
     name: str
     arch: int
     multiprocessors: int
-    shared: int
+    shared: int = min(SHARED_MEMORY.values())
 
 
 @cache  # asked at every launch
 def _gpu(device: torch.device) -> _Gpu:
     properties = torch.cuda.get_device_properties(device)
     arch = 10 * properties.major + properties.minor
-    return _Gpu(properties.name, arch, properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    shared = getattr(properties, "shared_memory_per_block_optin", min(SHARED_MEMORY.values()))  # not of AMD's
+    return _Gpu(properties.name, arch, properties.multi_processor_count, shared)
 
 
 # --- operands

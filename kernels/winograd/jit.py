@@ -142,6 +142,11 @@ def _target(machine: Machine) -> llvm.TargetMachine:
 
 def compiled(machine: Machine, training: bool = False) -> bytes:
     """Object code of all kernels, with those for training or without."""
+    return _target(machine).emit_object(translated(machine, training))
+
+
+def translated(machine: Machine, training: bool) -> llvm.ModuleRef:
+    """The kernels, optimized for a machine."""
     target = _target(machine)
     text = source(machine.shape, training)
     if machine.triple.startswith("x86_64") and "windows" in machine.triple:
@@ -152,7 +157,7 @@ def compiled(machine: Machine, training: bool = False) -> bytes:
     module.triple = target.triple
     passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
     passes.getModulePassManager().run(module, passes)
-    return target.emit_object(module)
+    return module
 
 
 def link(machine: Machine, code: bytes, training: bool) -> Kernels:

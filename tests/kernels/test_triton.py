@@ -302,7 +302,7 @@ def test_configurations_are_data(tmp_path, monkeypatch):
         '"choices": {"resblock": {"fp16 64": {"fastest": "portable"}}}}'
     )
     monkeypatch.setattr(launch, "FOLDER", tmp_path)
-    monkeypatch.setattr(launch, "_gpu", lambda device: launch._Gpu("Some (GPU) 9", 90, 132, 227 << 10))
+    monkeypatch.setattr(launch, "_gpu", lambda device: launch._Gpu("Some (GPU) 9", 90, 132))
     cuda = torch.device("cuda")
     launch._load_record.cache_clear()
     try:
