@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -106,22 +107,35 @@ def prepare_hdf5(
     with _as_data_error(out):
         remove_abandoned(out.parent)
         paths = [path for file in files for path in file if path is not None]
-        with atomic_file(out, overwrite, paths) as file:
+        with atomic_file(out, overwrite, paths) as file, ThreadPoolExecutor(1) as thread:
             target = _Target(file)
-            with target.noticing(), import_h5py(out).File(target, "w") as hdf5:
-                return _write(hdf5, groups, layout, deep, out, progress or Silent(), target)
+            work = thread.submit(_write, target, groups, layout, deep, out, progress or Silent())
+            try:
+                return work.result()
+            except BaseException:  # an interruption, which only this thread knows of
+                target.stop()
+                raise
 
 
 def _write(
+    target: "_Target", groups: list[ImageGroup], layout: Layout, deep: bool, out: Path, progress: BatchProgress
+) -> Prepared:
+    """Writes the file, not in the main thread: HDF5 calls Python to write, and an interruption there would end in a
+    crash, or pass unseen. deep: whether RGB is written with 16 bits.
+    """
+    with target.noticing(), import_h5py(out).File(target, "w") as hdf5:
+        return _fill(hdf5, target, groups, layout, deep, out, progress)
+
+
+def _fill(
     hdf5: Any,
+    target: "_Target",
     groups: list[ImageGroup],
     layout: Layout,
     deep: bool,
     out: Path,
     progress: BatchProgress,
-    target: "_Target",
 ) -> Prepared:
-    """Fills an open file. deep: whether RGB is written with 16 bits."""
     count = sum(group.count for group in groups)
     logger.info(f"reading {count} images")
     writer, images = (_Images if layout.patch is None else _Patches)(hdf5, layout), 0
@@ -134,8 +148,8 @@ def _write(
                 logger.warning(str(error))
             else:
                 for pair in zip(hr, lr, strict=True):
-                    writer.add(*pair)
-                    target.check()
+                    for _ in writer.add(*pair):
+                        target.check()
                 images += group.count
             bar.advance(group.count)
     if images == 0:
@@ -150,7 +164,7 @@ class _Target:
 
     def __init__(self, file: BinaryIO):
         self._file: Any = file
-        self._error: OSError | None = None
+        self._error: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:
         return self._attempt(lambda: self._file.read(size), b"")
@@ -177,18 +191,22 @@ class _Target:
         if self._error is None:
             try:
                 return action()
-            except OSError as error:
+            except Exception as error:
                 self._error = error
         return failed
 
+    def stop(self) -> None:
+        """Nothing more is written, and `check` raises an error."""
+        self._error = self._error or InterruptedError()
+
     def check(self) -> None:
-        """Raises the OSError that there was."""
+        """Raises the error that there was."""
         if self._error is not None:
             raise self._error
 
     @contextmanager
     def noticing(self) -> Iterator[None]:
-        """In place of what HDF5 says of an error, and where it says nothing, the OSError is raised."""
+        """In place of what HDF5 says of an error, and where it says nothing, the error is raised."""
         try:
             yield
         except Exception:
@@ -204,10 +222,12 @@ class _Images:
     def __init__(self, hdf5: Any, layout: Layout):
         self._hdf5, self.count = hdf5, 0
 
-    def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
+    def add(self, hr: np.ndarray, lr: np.ndarray) -> Iterator[None]:
+        """Writes a pair, and yields after each part of it."""
         for key, pixels in ("hr", hr), ("lr", lr):
             self._hdf5[f"{key}/{self.count}"] = pixels
         self.count += 1
+        yield
 
 
 class _Patches:
@@ -216,7 +236,8 @@ class _Patches:
     def __init__(self, hdf5: Any, layout: Layout):
         self._hdf5, self._layout, self.count = hdf5, layout, 0
 
-    def add(self, hr: np.ndarray, lr: np.ndarray) -> None:
+    def add(self, hr: np.ndarray, lr: np.ndarray) -> Iterator[None]:
+        """Writes the patches of a pair, and yields after each row of them."""
         side, stride, unit = self._layout.patch or 0, self._layout.stride, hr.shape[0] // lr.shape[0]
         columns = range(0, hr.shape[1] - side + 1, stride)
         for y in range(0, hr.shape[0] - side + 1, stride):
@@ -224,6 +245,7 @@ class _Patches:
                 rows = pixels[y // n : (y + side) // n]
                 self._append(key, np.stack([rows[:, x // n : (x + side) // n] for x in columns]))
             self.count += len(columns)
+            yield
 
     def _append(self, key: str, patches: np.ndarray) -> None:
         shape = patches.shape[1:]

@@ -1,7 +1,9 @@
 """Images written as HDF5, read by h5py itself, by `train` and by `evaluate`."""
 
 import os
+import signal
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -249,14 +251,19 @@ def test_a_full_disk(folder, tmp_path, capfd, kind):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_an_interruption_leaves_nothing(folder, tmp_path):
-    class Interrupted(Silent):
+@linux
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_an_interruption_leaves_nothing(folder, tmp_path, kind):
+    """It is met by the main thread, never inside of HDF5."""
+
+    class Interrupting(Silent):
         def advance(self, rows):
-            raise KeyboardInterrupt
+            assert threading.current_thread() is not threading.main_thread()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        prepare_hdf5([folder], tmp_path / "out" / "a.h5", progress=Interrupted())
+        prepare_hdf5([folder], tmp_path / "out" / "a.h5", kind=kind, progress=Interrupting())
     assert not os.listdir(tmp_path / "out")
 
 
