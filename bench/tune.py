@@ -9,7 +9,6 @@ kernels/triton/configs/<gpu>.json after every step. Found in fp16, and taken ove
 import argparse
 import gc
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -252,7 +251,7 @@ class Compiler:
 
     def __init__(self, targets: list[Target], arch: int, shared: int, deadline: float):
         # Two cores are left to the process that measures and to this one.
-        workers = max(1, len(os.sched_getaffinity(0)) - 2)
+        workers = max(1, aot.usable_cores() - 2)
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
         self._targets = [(target, target.candidates(shared)) for target in targets]
         self._deadline = deadline

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ def share(handle: int, sources: Iterable[_Path], replaced: _Path) -> None:
     They are those of the file `replaced`, or else the usual ones, without what any of the `sources` does not give its
     group or others. A source that is gone restricts nothing.
     """
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     mode = usual_mode()
     with suppress(OSError):
@@ -41,7 +42,7 @@ def share(handle: int, sources: Iterable[_Path], replaced: _Path) -> None:
 def share_like(handle: int, stream: IO[bytes]) -> None:
     """Gives an open file, which lies where nobody else can look, the permissions of the file that a stream comes from,
     if it comes from one: what is made of it is then `share`d accordingly."""
-    if os.name != "nt":
+    if sys.platform != "win32":
         with suppress(OSError, ValueError):  # not a real stream
             mode = os.fstat(stream.fileno()).st_mode
             if stat.S_ISREG(mode):
@@ -72,6 +73,8 @@ def target_of(path: _Path) -> Path:
 
 def _narrowed(handle: int, mode: int, other: os.stat_result) -> int:
     """The mode without what the `other` file does not give. May give the open file to the other's group."""
+    if sys.platform == "win32":
+        return mode
     for_group, for_rest = other.st_mode & stat.S_IRGRP, other.st_mode & stat.S_IROTH
     if for_group and not for_rest and os.fstat(handle).st_gid != other.st_gid:
         with suppress(OSError):

@@ -88,7 +88,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         _unfinished.add(part)
         part.mkdir()
-        if os.name != "nt":
+        if sys.platform != "win32":
             held = os.open(part, os.O_RDONLY)
             with suppress(OSError):
                 _lock(held)
@@ -263,7 +263,7 @@ def _sync_tree(folder: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make the names in a folder last, where the system can (Windows cannot, and need not)."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -29,7 +29,7 @@ def open_streams() -> None:
     """
     global _failure
     _failure = None
-    if os.name != "nt":
+    if sys.platform != "win32":
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
             os.set_inheritable(number, True)
         os.close(number)

@@ -19,6 +19,8 @@ import pyvips
 
 from edsr.errors import ImageError
 
+from .descriptor import source_of
+
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of Adam7: first column, first row, columns apart, rows apart (PNG, third edition, section 8.1)."""
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG color type -> samples of a pixel
@@ -101,9 +103,10 @@ def deinterlace(path: Path, width: int, height: int, count: int, folder: Path | 
         OSError, zlib.error, pyvips.Error: for what cannot be written or decoded.
     """
     with ExitStack() as stack:
-        passes = []
+        passes, sources = [], []
         for place, file in _split_passes(path, width, height, folder, stack):
-            source = pyvips.Source.new_from_descriptor(file.fileno())
+            source = source_of(file.fileno())
+            sources.append(source)
             image = pyvips.Operation.call("pngload_source", source, access="sequential", fail_on="error")
             passes.append((place, image, pyvips.Region.new(image)))
         dtype = np.uint16 if passes[0][1].format == "ushort" else np.uint8

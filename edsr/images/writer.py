@@ -18,6 +18,7 @@ from edsr.system import atomic_file
 from edsr.wording import option
 
 from . import exif
+from .descriptor import source_of
 from .formats import FORMATS, Format, check_memory, storage_for, to_srgb
 from .keeping import keep_compression
 from .messages import describe_error, set_up_libvips
@@ -186,7 +187,8 @@ class ImageWriter:
                     self._write_chunk(b"IEND", b"")
                 except KeyboardInterrupt:  # nobody waits for an encoder that hangs; without a name its file is nothing
                     patience = _PATIENCE
-                    os.set_blocking(sink, False)
+                    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+                        os.set_blocking(sink, False)
                     raise
                 finally:
                     with suppress(BlockingIOError):
@@ -286,7 +288,7 @@ class ImageWriter:
                 pass
 
     def _save(self, source: int, output: FileTarget) -> None:
-        stream = pyvips.Source.new_from_descriptor(source)
+        stream = source_of(source)
         image = pyvips.Operation.call("pngload_source", stream, access="sequential", fail_on="error")
         channels, dtype, _ = self._storage
         if self._piped_dtype == np.float32:

@@ -78,10 +78,11 @@ def test_every_configuration_fits(gpu):
 
 def test_large_blocks_are_for_asynchronous_products(gpu):
     """An RTX 50 is newer than a Hopper, and has neither its products nor its shared memory."""
-    device, _, asynchronous = gpu
+    device, has, asynchronous = gpu
     assert launch.has_asynchronous_products(device) == asynchronous
     config = conv3x3.default_configs(64, 64, 1, "", torch.float16, device)[0]
-    assert config["BLOCK_H"] * config["BLOCK_W"] == (256 if asynchronous else 128)
+    assert config["BLOCK_H"] * config["BLOCK_W"] == (256 if has.major == 9 else 128)
+    assert config["BLOCK_CI"] == (64 if asynchronous else 32)
 
 
 def test_small_images_have_small_blocks_everywhere(gpu):

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -190,6 +191,7 @@ def begin(device: torch.device) -> None:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,  # it ends by itself, within minutes
+                creationflags=getattr(subprocess, "DETACHED_PROCESS", 0),  # the same on Windows
             )
     except OSError as error:
         reason = error.strerror or error
@@ -213,18 +215,28 @@ def _import_paths() -> list[str]:
 @contextlib.contextmanager
 def exclusive_lock(file: Path) -> Iterator[bool]:
     """Yields whether no other process is known to be inside. file: the lock file that all of them use."""
-    import fcntl  # Triton is for Linux
-
     alone = True
     with contextlib.ExitStack() as stack:
-        try:
+        with contextlib.suppress(OSError):  # no such folder or lock can be had, and nobody else's either
             handle = stack.enter_context(cache.open_private(file))
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            alone = False
-        except OSError:  # no such folder can be had, and nobody else's either
-            pass
+            try:
+                _lock(handle)
+            except (BlockingIOError, PermissionError):  # Windows reports the second
+                alone = False
         yield alone
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: BinaryIO) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _print(line: str) -> None:
