@@ -243,8 +243,8 @@ def default_configs(
         "BLOCK_CO": 128 if co >= 128 else 64 if co > 32 else 32 if co > 16 else 16,
         "BLOCK_CI": min(channels, 32),
     }
-    warps = 8 if co >= 128 else 4
-    configs += [blocks | {"num_warps": warps, "num_stages": 3} | registers(warps, device), least]
+    few = {"num_warps": 4, "num_stages": 3} | registers(4, device)
+    configs += [blocks | ({"num_warps": 8, "num_stages": 3} if co >= 128 else few), least]
     if size == "few" and co <= 64:
         blocks = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": channels}
         configs[:-1] = [blocks | {"num_warps": 4, "num_stages": 4}]
