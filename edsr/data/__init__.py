@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .hdf5 import is_hdf5 as is_hdf5
     from .patches import PatchLoader as PatchLoader
     from .prepare import prepare_hdf5 as prepare_hdf5
+    from .store import IMAGE as IMAGE
     from .store import PairedImages as PairedImages
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -26,6 +27,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "hdf5": ["Hdf5Images", "ImageSet", "is_hdf5"],
         "patches": ["PatchLoader"],
         "prepare": ["prepare_hdf5"],
-        "store": ["PairedImages"],
+        "store": ["IMAGE", "PairedImages"],
     },
 )

@@ -207,7 +207,7 @@ class PatchLoader:
         rank, world = share
         if batch % world:
             raise ValueError(f"a batch of {batch} cannot be shared by {world} processes")
-        self.steps, self._device = steps, torch.device(device)
+        self.steps, self.scale, self._device = steps, images.scale, torch.device(device)
         detail = DetailMap(images) if candidates > 1 else None
         self._sampler = PatchSampler(images.index, patch, batch, seed, candidates, detail)
         size = batch // world

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .architectures import build_network as build_network
     from .collapsed import CollapsedEDSR as CollapsedEDSR
     from .collapsed import worth_collapsing as worth_collapsing
+    from .counting import multiply_adds as multiply_adds
+    from .discriminator import Discriminator as Discriminator
     from .edsr import DIV2K_MEAN as DIV2K_MEAN
     from .edsr import EDSR as EDSR
     from .edsr import PRESETS as PRESETS
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
     from .srresnet import SRResNetConfig as SRResNetConfig
     from .vdsr import VDSR as VDSR
     from .vdsr import VDSRConfig as VDSRConfig
+    from .vgg import VGG19Features as VGG19Features
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "architectures": ["ARCHITECTURES", "NETWORKS", "TITLES", "build_network"],
         "collapsed": ["CollapsedEDSR", "worth_collapsing"],
+        "counting": ["multiply_adds"],
+        "discriminator": ["Discriminator"],
         "edsr": ["DIV2K_MEAN", "EDSR", "EDSRConfig", "PRESETS", "SCALES"],
         "folding": ["FoldedEDSR", "dihedral", "fold"],
         "mdsr": ["MDSR", "MDSRConfig"],
@@ -43,5 +48,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "srcnn": ["SRCNN", "SRCNNConfig"],
         "srresnet": ["SRResNet", "SRResNetConfig"],
         "vdsr": ["VDSR", "VDSRConfig"],
+        "vgg": ["VGG19Features"],
     },
 )

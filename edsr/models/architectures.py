@@ -1,5 +1,7 @@
 """The networks by name, and what builds each."""
 
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 from .edsr import EDSR, PRESETS
@@ -20,8 +22,7 @@ ARCHITECTURES: dict[str, type[Network]] = {
 TITLES = {"edsr": "EDSR", "mdsr": "MDSR", "srcnn": "SRCNN", "vdsr": "VDSR", "srresnet": "SRResNet"}
 """What the papers call them."""
 
-NETWORKS: dict[str, Any] = {
-    **PRESETS,
+_OTHERS: dict[str, Any] = {
     "mdsr-baseline": MDSRConfig(blocks=16),
     "mdsr": MDSRConfig(blocks=80),
     "srcnn": SRCNNConfig(),
@@ -30,6 +31,7 @@ NETWORKS: dict[str, Any] = {
     "srresnet": SRResNetConfig(),
     "srgan": SRResNetConfig(),
 }
+NETWORKS: Mapping[str, Any] = ChainMap(_OTHERS, PRESETS)
 """The config of each name that `train --model` takes. "srgan" is SRResNet, trained against a discriminator."""
 
 

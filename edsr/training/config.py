@@ -11,9 +11,13 @@ from edsr.wording import named
 
 if TYPE_CHECKING:
     from edsr.data import Degradation
-    from edsr.models import EDSRConfig
 
 AUTO = "auto"
+SCALES = (2, 3, 4)
+# One network of these serves several scales, and is trained for all of them at once.
+OF_SEVERAL_SCALES = ("mdsr-baseline", "mdsr", "vdsr")
+MODELS = ("edsr-baseline", "edsr", *OF_SEVERAL_SCALES, "srcnn", "srcnn-955", "srresnet", "srgan")
+ADVERSARIAL = "srgan"
 LOSSES = ("l1", "l2", "charbonnier")
 SHAPE = ("blocks", "features", "residual_scale")
 SCHEDULES = ("cosine", "step", "wsd")
@@ -36,15 +40,17 @@ class TrainConfig:
     Args:
         data: Sources of images to train on, as `edsr.data.load_dataset` takes them. May be empty for a run resumed.
         out: Folder of the run. "" for a decay: the folder of the source's name, "-decay-" and its step.
-        model: Name of the network, a key of `edsr.models.PRESETS`.
+        model: Name of the network, one of MODELS: a key of `edsr.models.NETWORKS`.
         blocks, features, residual_scale: What the network has in place of the preset's; None: as that has. Such a
             network starts from random weights, unless `init` says otherwise.
-        scale: How many times larger.
+        scale: How many times larger. Not for networks of several scales.
+        scales: Those that a network of several scales is trained for, one step for each in turn; None: 2, 3 and 4.
         steps: Steps in all; "auto" for as many as fit into `minutes`, measured at the start.
         batch: Patches a step, over all processes.
         patch: LR pixels a side of a patch.
         lr: Peak of the learning rate.
         loss, schedule: One of LOSSES, of SCHEDULES; see `edsr.training.recipe`.
+        vgg: For "srgan": file of torchvision's vgg19, whose features are compared in place of pixels.
         val: Validation images, as `data`: one source, or several, each of which is a set with a score of its own. None
             holds out some of data.
         val_every, save_every: Steps between validations, between checkpoints. None: see `edsr.training.intervals`,
@@ -71,8 +77,8 @@ class TrainConfig:
         deterministic: Whether bits repeat on CUDA, too.
         wandb: Project of Weights & Biases that the run is logged to, beside TensorBoard; None: it is not.
         clip: Largest norm of a gradient; larger ones are scaled down to it. inf: none is.
-        network: A network other than the preset's; its scale is ignored. It is not remembered: who resumes such a run
-            gives it again.
+        network: The config of a network other than the preset's; its scale is ignored. It is not remembered: who
+            resumes such a run gives it again.
     """
 
     data: tuple[str, ...] = field(
@@ -89,8 +95,10 @@ class TrainConfig:
     )
     model: str = _option(
         "edsr-baseline",
-        "edsr-baseline: 16 blocks of 64 features; edsr: 32 of 256, 30 times the work",
-        choices=("edsr-baseline", "edsr"),
+        "edsr-baseline: 16 blocks of 64 features; edsr: 32 of 256, 30 times the work; mdsr-baseline, mdsr: for x2, x3 "
+        "and x4 at once, 16 and 80 of 64; vdsr: 20 convolutions, for x2, x3 and x4; srcnn, srcnn-955: three; srresnet: "
+        "16 blocks with batch normalization; srgan: srresnet against a discriminator",
+        choices=MODELS,
     )
     blocks: int | None = _option(
         None,
@@ -104,7 +112,12 @@ class TrainConfig:
         "default: the model's, 1, of edsr 0.1",
         metavar="X",
     )
-    scale: int = _option(2, "how many times larger", choices=(2, 3, 4))
+    scale: int = _option(2, "how many times larger", choices=SCALES)
+    scales: tuple[int, ...] | None = _option(
+        None,
+        "of mdsr and vdsr in place of --scale: those that it is trained for, a step for each in turn; default: 2 3 4",
+        choices=SCALES,
+    )
     steps: int | Literal["auto"] = _option(
         300_000, "steps in all; auto: as many as fit into --minutes, measured at the start", metavar="N|auto"
     )
@@ -115,6 +128,11 @@ class TrainConfig:
         "l1",
         "what is minimized: the mean difference (l1), its square (l2), or a smooth l1 (charbonnier)",
         choices=LOSSES,
+    )
+    vgg: str | None = _option(
+        None,
+        "of srgan: compare features of VGG19 in place of pixels; weights as torchvision has them (vgg19-dcbb9e9d.pth)",
+        metavar="FILE",
     )
     schedule: str = _option(
         "cosine",
@@ -176,11 +194,23 @@ class TrainConfig:
         None, "log to this project of Weights & Biases, too (pip install wandb)", metavar="PROJECT"
     )
     clip: float = GRAD_CLIP_NORM
-    network: "EDSRConfig | None" = None
+    network: Any = None
 
     def interval(self, steps: int | None) -> int | None:
         """val_every or save_every as `edsr.training.intervals` takes it."""
         return DETERMINISTIC_INTERVAL if steps is None and self.deterministic else steps
+
+    @property
+    def serves_several_scales(self) -> bool:
+        """Whether `scales` says what the network is trained for, not `scale`."""
+        return self.model in OF_SEVERAL_SCALES if self.network is None else hasattr(self.network, "all_scales")
+
+    @property
+    def trained_scales(self) -> tuple[int, ...]:
+        """What the network is trained for, ascending."""
+        if not self.serves_several_scales:
+            return (self.scale,)
+        return tuple(sorted({*(self.scales or getattr(self.network, "all_scales", SCALES))}))
 
     @property
     def val_sources(self) -> tuple[str, ...]:

@@ -39,7 +39,10 @@ def dump(config: TrainConfig) -> str:
     }
     values |= {name: remembered(config)[name] for name in ("data", "val", "cache")} | {"device": config.device}
     if config.network is not None:
-        values |= {name: getattr(config.network, name) for name in SHAPE}
+        values |= {name: getattr(config.network, name, None) for name in SHAPE}
+    if config.serves_several_scales:
+        values |= {"scale": None, "scales": config.trained_scales}
+    values["vgg"] = config.vgg and os.path.abspath(config.vgg)
     if config.init and Path(config.init).is_file():
         values["init"] = os.path.abspath(config.init)
     lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]

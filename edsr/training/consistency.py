@@ -3,16 +3,25 @@
 import logging
 import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from edsr.errors import TrainError, WeightsError
-from edsr.models import PRESETS
+from edsr.models import NETWORKS
 from edsr.system import why_unwritable, why_unwritable_file
-from edsr.wording import named, option
+from edsr.wording import either, named, option
 
 from . import checkpoint
-from .config import AUTO, LOSSES, PRECISIONS, SCHEDULES, TrainConfig
+from .config import (
+    ADVERSARIAL,
+    AUTO,
+    LOSSES,
+    OF_SEVERAL_SCALES,
+    PRECISIONS,
+    SCALES,
+    SCHEDULES,
+    TrainConfig,
+)
 from .run_log import load_wandb
 
 logger = logging.getLogger(__name__)
@@ -21,6 +30,7 @@ SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "s
 # What a run did that was begun before there was the option; --degrade it had not.
 EARLIER = {"candidates": 1}
 PATHS = ("data", "val", "cache")
+LISTS = ("data", "val", "scales")  # of which JSON makes lists
 # What may be changed when a run is resumed. The learning rate on purpose; what computes, because machines differ.
 CHANGEABLE = ("lr", "precision", "deterministic", "val_every", "save_every")
 
@@ -41,11 +51,12 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
     if isinstance(config.data, str | os.PathLike):
         raise TypeError(f"data is a tuple of sources, ({str(config.data)!r},), not one")
     run, folder_option = Path(config.out), folder_option or named("out")
-    for path in (*config.data, *config.val_sources, config.out, config.cache, config.init):
+    for path in (*config.data, *config.val_sources, config.out, config.cache, config.init, config.vgg):
         if path is not None and "\0" in os.fspath(path):
             raise TrainError(f"{path}: a name has no NUL in it; give another", misuse=True)
-    if config.model not in PRESETS:
-        raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(PRESETS)}", misuse=True)
+    if config.model not in NETWORKS:
+        raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(NETWORKS)}", misuse=True)
+    _check_network(config, world_size)
     if config.network is not None and config.shape:
         raise TrainError("a network is given: leave blocks, features and residual_scale out", misuse=True)
     if config.residual_scale is not None and not 0 < config.residual_scale < math.inf:
@@ -83,6 +94,31 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
     if is_main and not config.resume and checkpoint.exists(run):
         raise TrainError(
             f"{run} holds a run already; add {option('resume')} to continue it, or choose another {named('out')}"
+        )
+
+
+def _check_network(config: TrainConfig, world_size: int) -> None:
+    """Checks the options that are of some networks only."""
+    own = [field.name for field in fields(NETWORKS[config.model])]
+    for name in config.shape:
+        if name not in own:
+            raise TrainError(f"{config.model} has no {named(name)}; leave it out", misuse=True)
+    several, chosen = config.serves_several_scales, "scale" in (config.given or ()) or config.scale != 2
+    if several and chosen:
+        instead = either(f"scales=({config.scale},)", f"--scales {config.scale}")
+        raise TrainError(
+            f"{config.model} serves several scales; give {instead} in place of {named('scale')}", misuse=True
+        )
+    if config.scales is not None and not several:
+        of = ", ".join(OF_SEVERAL_SCALES)
+        raise TrainError(f"{named('scales')} is of {of}; give {config.model} one {named('scale')}", misuse=True)
+    if config.scales is not None and (not config.scales or not {*config.scales} <= {*SCALES}):
+        raise TrainError(f"{named('scales')} are some of 2, 3 and 4, not {config.scales}", misuse=True)
+    if config.vgg is not None and config.model != ADVERSARIAL:
+        raise TrainError(f"{named('vgg')} is of {option('model', ADVERSARIAL)}; leave it out", misuse=True)
+    if config.model == ADVERSARIAL and world_size > 1:
+        raise TrainError(
+            f"{ADVERSARIAL} trains in one process, not {world_size}; start it without torchrun", misuse=True
         )
 
 
@@ -128,6 +164,8 @@ def warn_of_overlap(config: TrainConfig) -> None:
 def run_signature(config: TrainConfig) -> dict:
     """What must be the same for a run to be the same run, but for the steps of one that may be of any length."""
     named = {name: asdict(config)[name] for name in SIGNATURE} | config.shape
+    named |= {"scales": [*config.trained_scales]} if config.serves_several_scales else {}
+    named |= {} if config.vgg is None else {"vgg": Path(config.vgg).name}
     return named | {"degrade": config.degradation and str(config.degradation)}
 
 
@@ -141,6 +179,7 @@ def remembered(config: TrainConfig) -> dict:
         "cache": config.cache and os.path.abspath(config.cache),
         "val": val if len(val) > 1 else (val or [None])[0],
     }
+    kept |= {} if config.vgg is None else {"vgg": os.path.abspath(config.vgg)}
     return kept | {"data": [os.path.abspath(source) for source in config.data]}
 
 
@@ -152,7 +191,7 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
     """
     options = EARLIER | record["options"]
     before = options | record.get("remembered", {})
-    before |= {name: tuple(before[name]) for name in PATHS[:2] if isinstance(before.get(name), list)}
+    before |= {name: tuple(before[name]) for name in LISTS if isinstance(before.get(name), list)}
     given = set(before if config.given is None else config.given)
     given -= {"steps"} if config.steps == AUTO else set()
     given -= set() if config.data else {"data"}

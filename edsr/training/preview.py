@@ -49,7 +49,7 @@ def write_preview(config: TrainConfig, folder: str) -> None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_file(path) as file:
-                    render_sheet(images, config).save(file, "PNG")
+                    render_sheet(images[0], config).save(file, "PNG")
             except OSError as error:
                 why = f"cannot be written ({error.strerror})"
                 raise TrainError(f"{path}: {why}; choose another folder with {either('folder', '--preview')}") from None
@@ -61,7 +61,7 @@ def write_preview(config: TrainConfig, folder: str) -> None:
 def render_sheet(images: PairedImages, config: TrainConfig) -> Image.Image:
     """Draws the run's first PATCHES patches, in the order of its steps: LR | HR, LR upscaled by repeating its pixels,
     and below it what was done to it."""
-    side = config.patch * config.scale
+    side = config.patch * images.scale
     across, down = max(2 * side, MIN_WIDTH) + GAP, side + LINE_HEIGHT * LINES + GAP
     image = Image.new("RGB", (COLUMNS * across + GAP, -(-PATCHES // COLUMNS) * down + GAP), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(LINE_HEIGHT - 3)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from edsr.errors import WeightsError
-from edsr.models import EDSR
+from edsr.models import Network
 from edsr.weights import read_info, save_model
 
 from .config import TrainConfig
@@ -19,7 +19,7 @@ def published(run: Path, name: str) -> Path:
 
 
 def publish(
-    model: EDSR,
+    model: Network,
     path: Path,
     config: TrainConfig,
     step: int,

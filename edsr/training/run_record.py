@@ -1,5 +1,6 @@
 """What the record of a checkpoint must be like for a run to go on from it: a file that somebody may have changed."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,7 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+SETS_OF_SCALES = [[*some] for n in range(1, 4) for some in itertools.combinations(SCALES, n)]
 _REQUIRED = {"options", "images", "seconds", "best_psnr", "divergence", "lr_factor", "rollbacks"}
 _RECORD = {
     "decay": _or_none(_is_list(_is_text, _is_whole, _is_positive)),
@@ -98,9 +100,12 @@ _OPTIONS = {
     "features": _is_count,
     "residual_scale": _is_positive,
     "degrade": _or_none(_is_text),
+    "scales": lambda value: isinstance(value, list) and value in SETS_OF_SCALES,
+    "vgg": _is_text,
     "candidates": _is_count,
 }
 _REMEMBERED = {
+    "vgg": _is_text,
     "lr": _is_positive,
     "precision": lambda value: value in PRECISIONS,
     "deterministic": lambda value: isinstance(value, bool),

@@ -1,6 +1,7 @@
 """What a run starts with: images, weights, the ops and dtype that it computes with, and how many steps at once."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edsr.data import PairedImages, PatchLoader, load_dataset, load_validation, train_val_split
+from edsr.data import IMAGE, PairedImages, PatchLoader, load_dataset, load_validation, train_val_split
 from edsr.devices import ProcessGroup
 from edsr.errors import BackendError, DataError, WeightsError
 from edsr.kernels import compile_ahead, is_faster_in_training, load_training_ops, unavailable_reason
-from edsr.models import EDSR, PRESETS, worth_collapsing
+from edsr.models import NETWORKS, Discriminator, Network, build_network, worth_collapsing
 from edsr.weights import list_packaged, load_model
 from edsr.wording import named, option
 
-from .config import TrainConfig
+from .adversarial import AdversarialStep, load_vgg
+from .config import ADVERSARIAL, TrainConfig
 from .consistency import warn_of_overlap
 from .step import CHUNK_FLOPS, TrainStep
 from .validation import is_flat
@@ -27,40 +29,68 @@ logger = logging.getLogger(__name__)
 MIN_VALIDATED = 3  # LR pixels a side: of less, nothing is left when the border has been left out
 
 
-def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[PairedImages, dict[str, PairedImages]]:
-    """Loads images to train on, and by name the sets to validate on, if there are any.
+def load_images(config: TrainConfig, group: ProcessGroup) -> tuple[list[PairedImages], dict[str, PairedImages]]:
+    """Loads images to train on, for each scale, and by name the sets to validate on, if there are any.
 
     Validation images too small to be scored, or of one color, are left out.
 
     Raises:
         DataError: There is nothing to train on, or nothing in a source of `config.val` to validate on.
     """
-    more = {"crop": config.crop, "cache": config.cache, "device": group.device}
-    if group.local_rank > 0 and config.cache:
-        group.barrier()  # for the first process of this machine to make the cache
-    training, own = load_dataset(config.data, config.scale, config.patch, **more)
-    if group.local_rank == 0 and config.cache:
-        group.barrier()
+    scales = config.trained_scales
+    training, sets, held_out = [], {}, set()
+    # The same images for each scale: what is held out of one must not be trained on with another.
+    unit = math.lcm(*scales)
+    least = -(-config.patch * max(scales) // unit) * unit
+    for scale in scales:
+        patch = config.patch if len(scales) == 1 else least // scale
+        images, own = _load_training(config, group, scale, patch)
+        if own is None and not config.val:
+            held_out.add(len(np.unique(images.index[:, IMAGE])))
+            images, own = train_val_split(images)
+        training.append(images)
+        found = None if own is None or config.val else _leave_out_unscored(own, group)
+        sets |= {} if found is None else {_of_scale("", scale, scales): found}
+    if len(held_out) > 1:
+        raise DataError(f"of some images some scales are missing; name images to validate on with {named('val')}")
     if config.val:
         if group.is_main:
             warn_of_overlap(config)
-        return training, _load_sets(config, group)
-    if own is None:
-        training, own = train_val_split(training)
-    found = None if own is None else _leave_out_unscored(own, group)
-    return training, {} if found is None else {"": found}
+        sets = _load_sets(config, group)
+    return training, sets
+
+
+def _load_training(
+    config: TrainConfig, group: ProcessGroup, scale: int, patch: int
+) -> tuple[PairedImages, PairedImages | None]:
+    if group.local_rank > 0 and config.cache:
+        group.barrier()  # for the first process of this machine to make the cache
+    more = {"crop": config.crop, "cache": config.cache, "device": group.device}
+    found = load_dataset(config.data, scale, patch, **more)
+    if group.local_rank == 0 and config.cache:
+        group.barrier()
+    return found
+
+
+def _of_scale(name: str, scale: int, scales: tuple[int, ...]) -> str:
+    """What a validation set is called among those of all scales."""
+    return name if len(scales) == 1 else f"{name}-x{scale}".lstrip("-")
 
 
 def _load_sets(config: TrainConfig, group: ProcessGroup) -> dict[str, PairedImages]:
     sets: dict[str, PairedImages] = {}
+    names: list[str] = []
     for source in config.val_sources:
-        found = _leave_out_unscored(load_validation(source, config.scale), group)
-        if found is None:
-            least = MIN_VALIDATED * config.scale
-            kinds = f"no image of {least} x {least} pixels or more that is not of one color"
-            raise DataError(f"{source}: {kinds}; give another {named('val')}")
         name = Path(source).resolve().name
-        sets[name if name not in sets else f"{name}-{len(sets) + 1}"] = found
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        for scale in config.trained_scales:
+            found = _leave_out_unscored(load_validation(source, scale), group)
+            if found is None:
+                least = MIN_VALIDATED * scale
+                kinds = f"no image of {least} x {least} pixels or more that is not of one color"
+                raise DataError(f"{source}: {kinds}; give another {named('val')}")
+            name = names[-1] if len(config.val_sources) > 1 or len(config.trained_scales) == 1 else ""
+            sets[_of_scale(name, scale, config.trained_scales)] = found
     return sets
 
 
@@ -75,20 +105,22 @@ def _leave_out_unscored(images: PairedImages, group: ProcessGroup) -> PairedImag
     return replace(images, index=images.index[kept]) if kept.any() else None
 
 
-def build_model(config: TrainConfig, group: ProcessGroup) -> EDSR:
+def build_model(config: TrainConfig, group: ProcessGroup) -> Network:
     """The network that a run starts with, on its device; its weights follow from the options.
 
     Raises:
         WeightsError: `config.init` names none that fit.
     """
     torch.manual_seed(config.seed)
-    model = EDSR(replace(config.network or PRESETS[config.model], scale=config.scale, **config.shape))
+    scales = config.trained_scales
+    shape = config.shape | {"scale": scales[0]} | ({"all_scales": scales} if config.serves_several_scales else {})
+    model = build_network(replace(config.network or NETWORKS[config.model], **shape))  # pyright: ignore[reportArgumentType]
     if not config.resume:
         _initialize(model, config, group)
     return model.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
 
 
-def _initialize(model: EDSR, config: TrainConfig, group: ProcessGroup) -> None:
+def _initialize(model: Network, config: TrainConfig, group: ProcessGroup) -> None:
     """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body.
 
     A packaged name means its weights of this scale, if there are such, else of x2; no name, for x3 and x4, x2's.
@@ -99,18 +131,19 @@ def _initialize(model: EDSR, config: TrainConfig, group: ProcessGroup) -> None:
         source = config.model
     if source is None or source == "none":
         if group.is_main:
-            logger.info("starting from random weights")
+            srgan = f"; the paper starts an SRGAN from a trained SRResNet: name it with {named('init')}"
+            logger.info(f"starting from random weights{srgan if config.model == ADVERSARIAL else ''}")
         return
     packaged = source in list_packaged()
     starting = load_model(source, scale=scale if packaged else None)
     start, own = starting.state_dict(), model.state_dict()
-    theirs, ours = starting.config.residual_scale, model.config.residual_scale
-    if theirs != ours and group.is_main:
-        logger.warning(
-            f"{source} was trained with residual scale {theirs:g}, {config.model} has {ours:g}: it starts worse"
-        )
+    for name in ("residual_scale", "normalized", "tanh") if group.is_main else ():
+        theirs, ours = (getattr(shape, name, None) for shape in (starting.config, model.config))
+        if theirs != ours and None not in (theirs, ours):
+            was = f"{source} was trained with {name.replace('_', ' ')} {theirs:g}, {config.model} has {ours:g}"
+            logger.warning(f"{was}: it starts worse")
     taken = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
-    if "head.weight" not in taken:
+    if next(name for name, tensor in own.items() if tensor.ndim == 4) not in taken:  # the first layer's
         raise WeightsError(f"{source}: not a network of the shape of {config.model}; give another {named('init')}")
     own.update(taken)
     model.load_state_dict(own)
@@ -131,40 +164,55 @@ class Execution(NamedTuple):
     backend: str
 
 
-def choose_execution(config: TrainConfig, device: torch.device, features: int) -> Execution:
-    """What the options mean on a device for a network of so many features.
+def choose_execution(config: TrainConfig, device: torch.device, model: Network) -> Execution:
+    """What the options mean on a device for a network.
 
     Raises:
         BackendError: The backend asked for cannot be had.
     """
     dtype = _compute_dtype(config, device)
-    return Execution(dtype, _choose_backend(config, device, dtype, features))
+    if config.backend == "auto" and not any(map(_is_for_kernels, model.modules())) and model.config.features % 16 == 0:
+        return Execution(dtype, "torch")  # which would compute all of it anyway
+    return Execution(dtype, _choose_backend(config, device, dtype, model.config.features))
+
+
+def _is_for_kernels(layer: torch.nn.Module) -> bool:
+    if not isinstance(layer, torch.nn.Conv2d):
+        return False
+    return layer.kernel_size == (3, 3) and layer.in_channels % 16 == layer.out_channels % 16 == 0
 
 
 def step_factory(
-    config: TrainConfig, group: ProcessGroup, model: EDSR, images: PairedImages, execution: Execution
+    config: TrainConfig, group: ProcessGroup, model: Network, images: list[PairedImages], execution: Execution
 ) -> Callable[[float], TrainStep]:
-    """What makes the TrainStep of a run for a given decay of the averaged weights."""
+    """What makes the TrainStep of a run for a given decay of the averaged weights. images: for each scale."""
     share = (group.rank, group.world_size)
     chunk = _steps_per_chunk(config, model, group)
-    loader = PatchLoader(
-        images,
-        config.patch,
-        config.batch,
-        config.seed,
-        group.device,
-        chunk,
-        share,
-        config.degradation,
-        candidates=config.candidates,
-    )
+    loaders = [
+        PatchLoader(
+            of_scale,
+            config.patch,
+            config.batch,
+            config.seed + k,
+            group.device,
+            chunk,
+            share,
+            config.degradation,
+            candidates=config.candidates,
+        )
+        for k, of_scale in enumerate(images)
+    ]
     dtype, ops = execution.dtype, load_training_ops(execution.backend)
     collapsed = worth_collapsing(group.device, config.batch // group.world_size * config.patch**2)
-
-    def make(ema_decay: float) -> TrainStep:
-        return TrainStep(model, loader, group, config.loss, ema_decay, dtype, ops, config.graph, collapsed, config.clip)
-
-    return make
+    settings = {"collapsed": collapsed, "clip": config.clip}
+    settings |= {"clip_peak": config.lr} if model.config.architecture == "vdsr" else {}
+    common = model, loaders, group, config.loss
+    if config.model == ADVERSARIAL:
+        judge = Discriminator(config.patch * config.scale, model.config.features)
+        judge.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
+        vgg = None if config.vgg is None else load_vgg(config.vgg).to(group.device)
+        return lambda ema_decay: AdversarialStep(judge, vgg, *common, ema_decay, dtype, ops, False, **settings)
+    return lambda ema_decay: TrainStep(*common, ema_decay, dtype, ops, config.graph, **settings)
 
 
 def _compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -189,11 +237,11 @@ def _choose_backend(config: TrainConfig, device: torch.device, dtype: torch.dtyp
     return "torch" if reason else backend
 
 
-def _steps_per_chunk(config: TrainConfig, model: EDSR, group: ProcessGroup) -> int:
+def _steps_per_chunk(config: TrainConfig, model: Network, group: ProcessGroup) -> int:
     """Steps handed to the device at once; by arithmetic, so that all processes agree."""
     if group.device.type != "cuda":
         return 1
     # Each weight works on a pixel three times: forward, and for either gradient; the upsampler's on more, a little.
-    pixels = config.batch // group.world_size * config.patch**2
+    pixels = config.batch // group.world_size * (config.patch * model.config.map_scale) ** 2
     flops = 6 * pixels * sum(p.numel() for p in model.parameters())
     return max(1, min(250, int(CHUNK_FLOPS / flops)))

@@ -37,8 +37,11 @@ def measure_speed(
     """
     before = {name: tensor.clone() for name, tensor in train_step.tensors().items()}
     begun = clock()
-    while train_step.warm_up_steps:
-        train_step.run(first, [0.0] * min(train_step.warm_up_steps, train_step.max_steps))
+    at = first
+    while train_step.warm_up_steps:  # of several scales, all
+        more = min(train_step.warm_up_steps, train_step.max_steps)
+        train_step.run(at, [0.0] * more)
+        at += more
     count, steps, chunks, enough = min(train_step.max_steps, LOG_EVERY), 0, 0, False
     timed = clock()
     while not enough:

@@ -1,14 +1,15 @@
 """What a run says of itself: a table before its first steps, and soon after them how long it will take."""
 
 import torch
-from torch import nn
 
 from edsr.data import PairedImages
 from edsr.devices import ProcessGroup
-from edsr.models import EDSR
+from edsr.models import TITLES, Network, multiply_adds
 from edsr.progress import describe_seconds
+from edsr.wording import named
 
-from .config import TrainConfig
+from .adversarial import ADVERSARIAL_WEIGHT
+from .config import ADVERSARIAL, TrainConfig
 from .setup import Execution
 from .validation import ValidationSets
 
@@ -20,8 +21,8 @@ def rows(
     config: TrainConfig,
     group: ProcessGroup,
     execution: Execution,
-    model: EDSR,
-    images: PairedImages,
+    model: Network,
+    images: list[PairedImages],
     validation: ValidationSets | None,
 ) -> list[str]:
     """The lines of the table.
@@ -31,21 +32,29 @@ def rows(
         group: Its processes.
         execution: What it computes with.
         model: Its network.
-        images: What it trains on.
+        images: What it trains on, for each scale.
         validation: What it validates on.
     """
-    shape, name = model.config, "EDSR" if config.network or config.shape else config.model
+    name = TITLES[model.config.architecture] if config.network or config.shape else config.model
+    scales = config.trained_scales
     parameters = sum(p.numel() for p in model.parameters())
     # Forward, and for the gradients of maps and of weights.
-    work = 3 * config.batch * config.patch**2 * multiply_adds(model)
+    each = sum(multiply_adds(model.at(scale)) for scale in scales) // len(scales)
+    work = 3 * config.batch * config.patch**2 * each
     table = {
-        "network": f"{name} x{shape.scale}: {shape.blocks} blocks of {shape.features} features, "
+        "network": f"{name} {', '.join(f'x{scale}' for scale in scales)}: {model.config.describe()}, "
         f"{_short(parameters)} parameters, {_short(work)} multiply-adds a step",
         "device": _describe_device(group, execution),
-        "images": f"{len(images):,}, {_megapixels(images)}",
+        "images": f"{len(images[0]):,}, {_megapixels(images[0])}",
         "validation": "none",
         "steps": f"{config.steps:,} of {config.batch} patches of {config.patch} x {config.patch}",
     }
+    if len(scales) > 1:
+        table["steps"] += ", a scale each in turn"
+    if config.model == ADVERSARIAL:
+        pixels = f"pixels ({config.loss}), not VGG19's features: {named('vgg')} is not given"
+        content = pixels if config.vgg is None else f"VGG19's features ({config.vgg})"
+        table["loss"] = f"{ADVERSARIAL_WEIGHT:g} of a discriminator's, and {content}"
     if config.candidates > 1:
         table["steps"] += f", the most detailed of {config.candidates} places each"
     if config.degradation is not None:
@@ -57,19 +66,6 @@ def rows(
         table["validation"] = f"{size}; bicubic has {bicubic.psnr:.2f} dB{more}"
         table |= {f"  {name}": f"{len(sets[name]):,}; {psnr:.2f} dB" for name, psnr in bicubic.sets.items()}
     return [_row(*row) for row in table.items()]
-
-
-def multiply_adds(model: EDSR) -> int:
-    """Multiply-adds of one forward pass, for each LR pixel, by the layers as they are."""
-    area, total = 1, sum(map(_weights, (model.head, model.body, model.body_end)))
-    for layer, r in zip(model.upsampler, model.config.shuffle_factors, strict=True):
-        total += area * _weights(layer)
-        area *= r * r
-    return total + area * _weights(model.tail)
-
-
-def _weights(part: nn.Module) -> int:
-    return sum(p.numel() for p in part.parameters() if p.ndim > 1)  # but for biases
 
 
 class Stopwatch:

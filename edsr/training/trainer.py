@@ -25,7 +25,7 @@ from edsr.wording import named, option
 
 from . import checkpoint, config_file, recipe, resuming, setup, step_budget, summary
 from .checkpoint import Checkpoint
-from .config import AUTO, TrainConfig
+from .config import ADVERSARIAL, AUTO, TrainConfig
 from .consistency import remembered, run_signature
 from .intervals import MIN_SAVE_SECONDS, IntervalTrigger
 from .lock import RunLock
@@ -96,22 +96,23 @@ class Trainer:
         self.group, self.watch, self.clock, self.started = group, watch, clock, started
         self.config, self.folder = config, Path(config.out)
         images, held_out = setup.load_images(config, group)
-        self.probe = probe_patches(images, config.degradation)
+        self.probe = probe_patches(images[0], config.degradation)
         # In the main process, which alone measures.
         self.validation = ValidationSets(held_out, config.degradation) if held_out and group.is_main else None
+        self._ranked = self.validation is not None and config.model != ADVERSARIAL  # whether the best PSNR is best
         model = setup.build_model(config, group)
         if group.device.type == "cuda":
             torch.backends.cudnn.benchmark = not config.deterministic
             torch.use_deterministic_algorithms(config.deterministic)
             # Every element is written before it is read. (torch's stub leaves this one out.)
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-        execution = setup.choose_execution(config, group.device, model.config.features)
+        execution = setup.choose_execution(config, group.device, model)
         self._make_step = setup.step_factory(config, group, model, images, execution)
         self.train_step = self._make_step(self._ema_decay(config.steps))
 
         self.divergence, self.initial_error = recipe.DivergenceMonitor(config.loss), None
         self.step, self.best_psnr, self.lr_factor, self.rollbacks, self.seconds = 0, -math.inf, 1.0, 0, 0.0
-        self.images = [len(images), zlib.crc32(images.index.tobytes())]
+        self.images = [len(images[0]), zlib.crc32(b"".join(of_scale.index.tobytes() for of_scale in images))]
         if config.resume:
             self._restore(loaded)
         self.initial_error = self._measure_start() if self.initial_error is None else self.initial_error
@@ -156,7 +157,7 @@ class Trainer:
         finding = f"the network is {now:.3g} off the target, where it began with {initial:.3g}"
         if self.group.any(self.group.is_main and not now <= self.divergence.JUMP * initial):
             return finding
-        if now > WORSE * initial:
+        if now > WORSE * initial and self.config.model != ADVERSARIAL:
             self._log(f"{finding}: that was better; try a smaller {named('lr')}, or more steps")
         return None
 
@@ -296,11 +297,11 @@ class Trainer:
             scores, samples = self.validation.measure(self.train_step.ema, self.watch)
             if self.run_log is not None:
                 self.run_log.log_images(self.step, samples)
-            if self.step == self.last_step and scores.psnr < (least := self.validation.bicubic.psnr):
-                self._log(
-                    f"validation is {scores.psnr:.2f} dB, where bicubic has {least:.2f}: too little is learned so far"
-                )
-            if scores.mean > self.best_psnr:
+            least = self.validation.bicubic.psnr
+            if self._ranked and self.step == self.last_step and scores.psnr < least:
+                finding = f"validation is {scores.psnr:.2f} dB, where bicubic has {least:.2f}"
+                self._log(f"{finding}: too little is learned so far")
+            if self._ranked and scores.mean > self.best_psnr:
                 self.best_psnr = scores.mean
                 self._publish("best", scores)
         return scores
@@ -334,8 +335,8 @@ class Trainer:
             with self.saving.timed():
                 if not beginning:
                     self._publish("last", scores)
-                    # Where there is nothing to validate on, the last is all that can be called best.
-                    if not self.validation or not published(self.folder, "best").exists():
+                    # The last is all that can be called best where nothing is validated, or PSNR is not what is wanted.
+                    if not self._ranked or not published(self.folder, "best").exists():
                         self._publish("best", scores)
                 checkpoint.write(self.folder, Checkpoint(self.step, self.train_step.tensors(), self._record()))
         self.saved_step = self.step

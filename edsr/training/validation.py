@@ -15,7 +15,7 @@ from edsr.data import Degradation, PairedImages, degrade
 from edsr.devices import in_precision
 from edsr.evaluation import psnr, scored_region
 from edsr.images import matlab_bicubic, to_depth
-from edsr.models import EDSR
+from edsr.models import Network
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +65,13 @@ def probe_patches(images: PairedImages, degradation: Degradation | None) -> Pair
     return centers if degradation is None else degrade_images(centers, degradation)
 
 
-def mean_absolute_error(model: EDSR, images: PairedImages) -> float:
+def mean_absolute_error(model: Network, images: PairedImages) -> float:
     """Mean absolute difference of the network's output and the target, in values of 0..1; may be infinite or NaN.
 
     The output is not clamped, so that a network that has diverged differs from one that has learned nothing.
     """
     device = next(model.parameters()).device
-    means = []
+    model, means = model.at(images.scale), []
     for i in range(len(images)):
         low, high = (
             torch.from_numpy(np.ascontiguousarray(to_depth(image, np.uint8)))
@@ -113,7 +113,7 @@ def _mean_psnr(scores: Sequence[float], kind: str = "images") -> float:
 
 
 def validate(
-    model: EDSR, images: PairedImages, scale: int, measured: Callable[[], object] = lambda: None
+    model: Network, images: PairedImages, scale: int, measured: Callable[[], object] = lambda: None
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Measures a network on validation images; calls `measured` after each.
 
@@ -123,7 +123,7 @@ def validate(
         side.
     """
     device = next(model.parameters()).device
-    scores, samples = [], {}
+    model, scores, samples = model.at(scale), [], {}
     for i in range(len(images)):
         low, high = (to_depth(image, np.uint8) for image in images.pair(i))
         with torch.no_grad(), in_precision(torch.float32, device):
@@ -155,7 +155,7 @@ class ValidationSets:
         by_set = [{name: bicubic_psnr(images) for name, images in kind.items()} for kind in (sets, self._degraded)]
         self.bicubic = _scores(*by_set)
 
-    def measure(self, model: EDSR, watch: Callable[[int, int], object]) -> tuple[Scores, dict[str, np.ndarray]]:
+    def measure(self, model: Network, watch: Callable[[int, int], object]) -> tuple[Scores, dict[str, np.ndarray]]:
         """Scores of a network, and samples as `validate` gives them, of each set.
 
         Args:

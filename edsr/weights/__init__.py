@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from .container import read_file as read_file
     from .exchange import PROJECTS as PROJECTS
     from .exchange import reading_options as reading_options
     from .exchange import save_checkpoint as save_checkpoint
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "container": ["read_file"],
         "exchange": ["PROJECTS", "reading_options", "save_checkpoint"],
         "files": ["list_packaged", "load_model", "load_with_notes", "read_info", "save_model"],
         "interpolation": ["parse_mixture"],

@@ -180,7 +180,7 @@ def test_a_training_step_is_launched_and_recorded_on_that_stream(face, monkeypat
     ranks = SimpleNamespace(device=torch.device("cuda", 0), world_size=1)
     launched = []
     honest = TrainStep._step
-    monkeypatch.setattr(TrainStep, "_step", lambda self: (launched.append(face.current[-1]), honest(self))[1])
+    monkeypatch.setattr(TrainStep, "_step", lambda self, k: (launched.append(face.current[-1]), honest(self, k))[1])
     with OnCpu():
         step = TrainStep(EDSR(EDSRConfig(2, 1, 8)), loader, ranks, "l1", 0.9, torch.float32, reference, True)
         assert step.warm_up_steps == 4

@@ -6,8 +6,8 @@ import sys
 from edsr.cli.parser import build_parser
 from edsr.cli.train_options import training_options
 from edsr.kernels import BACKENDS
-from edsr.models import PRESETS, SCALES
-from edsr.training.config import TrainConfig
+from edsr.models import NETWORKS, SCALES, MDSRConfig, VDSRConfig
+from edsr.training.config import MODELS, OF_SEVERAL_SCALES, TrainConfig
 from tests.conftest import ROOT
 
 
@@ -36,8 +36,10 @@ def test_sources_may_be_named_one_by_one_or_together():
 
 def test_choices_are_what_there_is():
     choices = {name: field.metadata.get("choices") for name, field in TrainConfig.__dataclass_fields__.items()}
-    assert set(choices["model"]) == PRESETS.keys()
-    assert set(choices["scale"]) == set(SCALES) and set(choices["backend"]) == {"auto", *BACKENDS}
+    assert set(choices["model"]) == set(MODELS) == NETWORKS.keys()
+    several = {name for name, config in NETWORKS.items() if isinstance(config, MDSRConfig | VDSRConfig)}
+    assert several == set(OF_SEVERAL_SCALES)
+    assert choices["scale"] == choices["scales"] == SCALES and set(choices["backend"]) == {"auto", *BACKENDS}
 
 
 def test_options_are_told_without_torch():

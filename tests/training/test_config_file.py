@@ -43,7 +43,7 @@ def test_the_command_line_comes_first(tmp_path):
     ("text", "says"),
     [
         ("steps = 0\n", "options.toml: argument --steps: give auto"),
-        ('model = "srcnn"\n', "options.toml: argument --model: invalid choice"),
+        ('model = "srmd"\n', "options.toml: argument --model: invalid choice"),
         ("stepz = 3\n", "options.toml: unrecognized arguments: --stepz=3"),
         ("resume = true\n", "options.toml: unrecognized arguments: --resume"),
         ('out = ""\n', "options.toml: out is not a text"),

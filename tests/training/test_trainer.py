@@ -177,7 +177,7 @@ def test_a_gradient_is_clipped_and_a_network_given(folder, tmp_path):
 @pytest.mark.parametrize(
     ("more", "error", "says"),
     [
-        ({"model": "srcnn"}, WeightsError, "unknown model"),
+        ({"model": "srmd"}, WeightsError, "unknown model"),
         ({"steps": 0}, TrainError, "steps must"),
         ({"batch": 0}, TrainError, "batch must"),
         ({"save_every": 0}, TrainError, "save_every must"),
