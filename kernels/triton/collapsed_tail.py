@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..interface import MAX_VALUE, RAW_OUTPUT, OutputSpec
 from . import launch
-from .conv3x3 import precision, registers
+from .conv3x3 import precision
 from .launch import Config
 
 PARTIAL_BYTES = 24 << 20  # of partial sums at a time, so that they stay in the L2 cache (40 MB on sm_80, 50 on sm_90)
@@ -337,7 +337,8 @@ def default_configs(ci: int, outputs: int, dtype: torch.dtype, device: torch.dev
     least = {"BLOCK_W": 32, "BLOCK_J": 32, "BLOCK_CI": min(channels, 32), "num_warps": 4, "num_stages": 2}
     if dtype == torch.float32:
         blocks = {"BLOCK_W": 64, "BLOCK_J": 32, "BLOCK_CI": min(channels, 32)}
-        return [blocks | {"num_warps": 4, "num_stages": 2} | registers(4, device), least]
+        stages = 3 if launch.is_desktop_blackwell(device) else 2  # there two spill (triton 3.7)
+        return [blocks | {"num_warps": 4, "num_stages": stages}, least]
     # One block of columns for x2 (5 · 12 = 60), two for x3 (135) and x4 (240).
     blocks = {"BLOCK_W": 128, "BLOCK_J": 64 if outputs <= 12 else 128, "BLOCK_CI": channels}
     # Where registers hold the operands, four warps spill on sm_120 (triton 3.7).

@@ -225,7 +225,8 @@ def default_configs(
     least |= {"num_warps": 4, "num_stages": 2}
     if dtype == torch.float32:
         blocks = {"BLOCK_H": 8, "BLOCK_W": 16, "BLOCK_CO": 32 if co >= 32 else 16, "BLOCK_CI": min(channels, 32)}
-        return [blocks | {"num_warps": 8, "num_stages": 2} | registers(8, device), least]
+        stages = 3 if launch.is_desktop_blackwell(device) else 2  # there two spill (triton 3.6)
+        return [blocks | {"num_warps": 8, "num_stages": stages}, least]
     configs = []
     if launch.has_asynchronous_products(device):
         # Larger ones spill on sm_100, where the epilogue has all sums in registers at once (triton 3.7).
@@ -243,7 +244,7 @@ def default_configs(
         "BLOCK_CO": 128 if co >= 128 else 64 if co > 32 else 32 if co > 16 else 16,
         "BLOCK_CI": min(channels, 32),
     }
-    few = {"num_warps": 4, "num_stages": 3} | registers(4, device)
+    few = {"num_warps": 4, "num_stages": 3} | registers(device)
     configs += [blocks | ({"num_warps": 8, "num_stages": 3} if co >= 128 else few), least]
     if size == "few" and co <= 64:
         blocks = {"BLOCK_H": 2, "BLOCK_W": 16, "BLOCK_CO": 64, "BLOCK_CI": channels}
@@ -251,10 +252,10 @@ def default_configs(
     return launch.fitting(configs, lambda config: operand_bytes(config, dtype), device)
 
 
-def registers(warps: int, device: torch.device) -> Config:
-    """A limit of registers for each thread that leaves room for three blocks of four warps, or two of eight, on a
-    multiprocessor of a desktop Blackwell. Without one ptxas aims at fewer there, and spills a few (triton 3.6, 3.7)."""
-    return {"maxnreg": 168 if warps == 4 else 128} if launch.architecture(device) // 10 == 12 else {}
+def registers(device: torch.device) -> Config:
+    """A limit of registers for each thread of four warps that leaves room for three blocks on a multiprocessor of a
+    desktop Blackwell. Without one ptxas aims at four there, and spills a little (triton 3.7)."""
+    return {"maxnreg": 168} if launch.is_desktop_blackwell(device) else {}
 
 
 def operand_bytes(config: Config, dtype: torch.dtype) -> int:

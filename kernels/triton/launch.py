@@ -111,6 +111,11 @@ def has_asynchronous_products(device: torch.device) -> bool:
     return architecture(device) // 10 in (9, 10)
 
 
+def is_desktop_blackwell(device: torch.device) -> bool:
+    """Whether this is an RTX 50 or its like (sm_120, 121), for which ptxas needs other settings."""
+    return architecture(device) // 10 == 12
+
+
 _multiprocessor_limit: int | None = None
 
 
