@@ -55,10 +55,14 @@ def test_alone_there_is_nothing_to_agree_on():
     group.leave()
 
 
+MDSR = "--model", "mdsr-baseline", "--blocks", "1", "--features", "16"  # of which a step leaves parts alone
+
+
 @pytest.mark.slow
-def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp_path):
+@pytest.mark.parametrize("model", [(), MDSR])
+def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(data, tmp_path, model):
     """To rounding: measured against the way the weights went, a thousandth. And so they do when resumed."""
-    steps = "--steps", "6", "--save-every", "3", "--lr", "1e-3"
+    steps = "--steps", "6", "--save-every", "3", "--lr", "1e-3", *model
     texts = []
     for processes, out in (1, "one"), (2, "two"):
         process = command(processes, data, tmp_path / out, *steps)
