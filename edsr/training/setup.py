@@ -171,7 +171,7 @@ def choose_execution(config: TrainConfig, device: torch.device, model: Network) 
         BackendError: The backend asked for cannot be had.
     """
     dtype = _compute_dtype(config, device)
-    if config.backend == "auto" and not any(map(_is_for_kernels, model.modules())) and model.config.features % 16 == 0:
+    if config.backend == "auto" and not any(map(_is_for_kernels, model.modules())):
         return Execution(dtype, "torch")  # which would compute all of it anyway
     return Execution(dtype, _choose_backend(config, device, dtype, model.config.features))
 
