@@ -69,3 +69,7 @@ class CheckpointError(EDSRError):
 
 class TrainError(EDSRError):
     """A run that cannot be started or continued."""
+
+
+class StudyError(EDSRError):
+    """A study that cannot be begun, continued or written."""

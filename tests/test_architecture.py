@@ -23,10 +23,10 @@ DOORS = {  # who may import what others have made
     "llvmlite": ("edsr.kernels.winograd",),
     "pyvips": ("edsr.images",),
     "pillow_heif": ("edsr.images.heic",),
-    "PIL": ("edsr.evaluation", "edsr.data", "edsr.images", "edsr.training.preview"),
+    "PIL": ("edsr.evaluation", "edsr.data", "edsr.images", "edsr.training.preview", "edsr.study"),
     "h5py": ("edsr.data",),
     "tensorboard": ("edsr.training",),
-    "matplotlib": ("edsr.training",),
+    "matplotlib": ("edsr.training", "edsr.study"),
     "rich": ("edsr.cli",),
 }
 

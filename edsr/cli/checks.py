@@ -26,7 +26,7 @@ def check_named_files(options: Namespace) -> None:
 def _named(options: Namespace) -> Iterator[tuple[str, str]]:
     """What the options name, and by which option."""
     paths = {"compare": ("image", "hr"), "evaluate": ("hr", "lr"), "train": ("data", "val", "resume", "vgg")}
-    paths["prepare"] = ("data",)
+    paths |= {"prepare": ("data",), "study": ("data", "test")}
     for name in paths.get(options.command, ()):
         value = getattr(options, name)
         for path in value if isinstance(value, list | tuple) else [value]:

@@ -22,6 +22,7 @@ from .arguments import (
 )
 from .arguments import device as device_name
 from .prepare import add_prepare
+from .study import add_study
 from .train_options import add_train
 
 
@@ -119,6 +120,7 @@ def build_parser() -> LineParser:
     add_evaluate(commands, [common, device, network, fixed])
     add_train(commands, [common, quiet])
     add_prepare(commands, [common, quiet])
+    add_study(commands, [common, quiet, device])
     add_info(commands, [common])
     add_convert(commands, [common, quiet])
     return parser

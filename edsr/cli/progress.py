@@ -198,6 +198,31 @@ def bars(quiet: bool, sources: Sequence[Path]) -> Iterator[BatchReport]:
                 thread.join()
 
 
+@contextlib.contextmanager
+def counted(quiet: bool, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """The progress of work that is counted: called with how much is done, of how much, and what is worked on.
+
+    Without bars a line every LINE_SECONDS, if not `quiet`.
+    """
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[count]}"))
+    with drawn(quiet, columns, transient=True) as progress:
+        bar = None if progress is None else progress.add_task("", total=1.0, count="")
+        time_left, lined = TimeLeft(), time.monotonic()
+
+        def show(done: int, total: int, name: str) -> None:
+            nonlocal lined
+            now = time.monotonic()
+            left = time_left(now, done / max(1, total))
+            text = f"{done:,} of {total:,} {unit}" + (f", about {left}" if left else "")
+            if progress is not None and bar is not None:
+                progress.update(bar, completed=done / max(1, total), description=printable(name), count=text)
+            elif not quiet and now - lined >= LINE_SECONDS:
+                lined = now
+                print_line(f"{name}: {text}")
+
+        yield show
+
+
 def _measure(work: BatchWork, sources: Sequence[Path], stopped: threading.Event) -> None:
     """Reads the sizes of images from their headers, while the first ones are worked on."""
     from edsr.images import ImageReader

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .comparison import save_comparison as save_comparison
     from .figure import render_figure as render_figure
     from .metrics import psnr as psnr
+    from .metrics import score as score
     from .metrics import scored_region as scored_region
     from .originals import list_originals as list_originals
     from .page import render_page as render_page
@@ -29,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "comparison": ["compare", "comparison_path", "default_title", "save_comparison"],
         "figure": ["render_figure"],
-        "metrics": ["psnr", "scored_region"],
+        "metrics": ["psnr", "score", "scored_region"],
         "originals": ["list_originals"],
         "page": ["render_page"],
         "results": ["ResultFolders", "comparison_files", "encode_png", "short_names"],

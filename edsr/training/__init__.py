@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .progress import Progress as Progress
     from .rehearsal import dry_run as dry_run
     from .rehearsal import find_learning_rate as find_learning_rate
+    from .run_log import read_metrics as read_metrics
     from .trainer import train as train
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "preview": ["write_preview"],
         "progress": ["Progress"],
         "rehearsal": ["dry_run", "find_learning_rate"],
+        "run_log": ["read_metrics"],
         "trainer": ["train"],
     },
 )

@@ -1,0 +1,16 @@
+"""The family in one table: every network trained alike, scored alike, and EDSR's claims measured."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from .report import write_report as write_report
+    from .runner import Study as Study
+    from .runner import StudyConfig as StudyConfig
+    from .runner import run_study as run_study
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={"report": ["write_report"], "runner": ["Study", "StudyConfig", "run_study"]},
+)

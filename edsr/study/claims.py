@@ -1,0 +1,170 @@
+"""What EDSR's paper claims, and what a study's runs say to it."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .budgets import runs_of_variant
+from .runner import Study
+
+YES, NO, OPEN = "yes", "no", "not decided"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, and what was measured.
+
+    Attributes:
+        name: For files.
+        claim: What is claimed.
+        measured: What was measured, in words.
+        verdict: YES, NO, or OPEN where runs with other seeds differ by as much.
+        unit: Of the values.
+        values: By variant, one for each run.
+    """
+
+    name: str
+    claim: str
+    measured: str
+    verdict: str
+    unit: str
+    values: dict[str, list[float]]
+
+
+def findings(study: Study) -> list[Finding]:
+    """All claims of a study that was run with them."""
+    return [claim(study) for claim in _CLAIMS]
+
+
+def decide(better: Sequence[float], worse: Sequence[float], least: float = 0.0) -> str:
+    """Whether one variant has more than another, by more than `least`.
+
+    Runs that differ by their seeds alone say how much chance does: the difference of the means has to be larger than
+    the half-ranges of both together.
+    """
+    if not better or not worse:
+        return OPEN
+    difference = statistics.mean(better) - statistics.mean(worse) - least
+    spread = (max(better) - min(better) + max(worse) - min(worse)) / 2
+    if min(len(better), len(worse)) < 2 or abs(difference) <= spread:
+        return OPEN
+    return YES if difference > 0 else NO
+
+
+def _psnr(study: Study, variant: str) -> list[float]:
+    """Mean PSNR of each run of a variant; of runs that diverged there is none."""
+    results = [study.results[name] for name in runs_of_variant(variant, study.budget)]
+    return [statistics.mean(scores["psnr"]) for r in results for scores in r.get("scales", {}).values()]
+
+
+def _db(values: Sequence[float]) -> str:
+    """The mean of values in dB, and between which they lie."""
+    if not values:
+        return "nothing (diverged)"
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f} dB{spread}"
+
+
+def _memory(study: Study) -> Finding:
+    kept = {
+        name: [study.results[runs_of_variant(variant, study.budget)[-1]]["kept_bytes"] / 1e6]
+        for name, variant in (("with", "srresnet"), ("without", "srresnet-plain"))
+    }
+    with_it, without = kept["with"][0], kept["without"][0]
+    saved = 100 * (1 - without / with_it)
+    kept_with = f"{with_it:.1f} MB of maps are kept for the backward pass with it"
+    text = f"{kept_with}, {without:.1f} MB without: {saved:.0f} % less"
+    return Finding(
+        "memory", "Removing batch normalization saves about 40 % of the memory of training.", text,
+        YES if saved >= 30 else NO, "MB", kept,
+    )  # fmt: skip
+
+
+def _no_harm(study: Study) -> Finding:
+    values = {"with": _psnr(study, "srresnet"), "without": _psnr(study, "srresnet-plain")}
+    harm = decide(values["with"], values["without"])
+    text = f"with it {_db(values['with'])}, without {_db(values['without'])}"
+    return Finding(
+        "normalization", "Removing batch normalization does not hurt PSNR.", text,
+        {YES: NO, NO: YES}.get(harm, OPEN), "dB", values,
+    )  # fmt: skip
+
+
+def _shift(study: Study) -> Finding:
+    shifts, contrasts = {}, {}
+    for name, variant in ("with", "srresnet"), ("without", "srresnet-plain"):
+        scales = [s for run in runs_of_variant(variant, study.budget) for s in study.results[run]["scales"].values()]
+        shifts[name] = [statistics.mean(map(abs, s["shift"])) for s in scales]
+        contrasts[name] = [100 * abs(s["contrast"] - 1) for s in scales]
+    text = "; ".join(
+        f"{name} it brightness is off by {statistics.mean(shifts[name]):.2f} levels and contrast by "
+        f"{statistics.mean(contrasts[name]):.1f} %"
+        for name in shifts
+    )
+    verdict = decide(shifts["with"], shifts["without"])
+    return Finding(
+        "shift", "Batch normalization shifts color and contrast of the outputs.", text, verdict, "levels", shifts
+    )
+
+
+def _residual_scale(study: Study) -> Finding:
+    values, told, unstable = {}, [], {}
+    for name, variant in ("1", "wide-1"), ("0.1", "wide-0.1"):
+        results = [study.results[run] for run in runs_of_variant(variant, study.budget)]
+        values[name] = _psnr(study, variant)
+        diverged = sum(r["diverged"] is not None for r in results)
+        rolled = sum(r.get("rollbacks", 0) for r in results)
+        unstable[name] = bool(rolled or diverged)
+        told.append(f"with {name} {_db(values[name])}, {rolled} times back to a checkpoint, {diverged} given up")
+    blocks, features, rate = study.budget.wide
+    verdict = YES if unstable["1"] and not unstable["0.1"] else decide(values["0.1"], values["1"])
+    text = f"{blocks} blocks of {features} features at {rate:g}: {'; '.join(told)}"
+    claim = "Residual scaling by 0.1 keeps a wide network stable."
+    return Finding("residual-scale", claim, text, verdict, "dB", values)
+
+
+def _loss(study: Study) -> Finding:
+    values = {"l1": _psnr(study, "edsr"), "l2": _psnr(study, "edsr-l2")}
+    text = f"l1 {_db(values['l1'])}, l2 {_db(values['l2'])}"
+    return Finding("loss", "L1 gives a higher PSNR than L2.", text, decide(values["l1"], values["l2"]), "dB", values)
+
+
+def _from_x2(study: Study) -> Finding:
+    values = {"random": _halfway(study, "edsr-x4"), "x2": _halfway(study, "edsr-x4-from-x2")}
+    text = f"after half of the steps x4 has {_db(values['random'])} from random weights, {_db(values['x2'])} from x2's"
+    verdict = decide(values["x2"], values["random"])
+    return Finding("x4-from-x2", "x4 converges faster from x2's weights.", text, verdict, "dB", values)
+
+
+def _halfway(study: Study, variant: str) -> list[float]:
+    found = []
+    for name in runs_of_variant(variant, study.budget):
+        curve = study.results[name].get("curve", [])
+        near = min(curve, key=lambda line: abs(line["step"] - study.results[name]["steps"] / 2), default=None)
+        found += [] if near is None else [near["psnr"]]
+    return found
+
+
+def _ensemble(study: Study) -> Finding:
+    gains = {}
+    for scale in (2, 4):
+        scores = study.results[f"edsr-x{scale}"]["scales"][str(scale)]
+        gains[f"x{scale}"] = [b - a for a, b in zip(scores["psnr"], scores["psnr_ensemble"], strict=True)]
+    text = ", ".join(f"{name} {statistics.mean(gain):+.2f} dB" for name, gain in gains.items())
+    means = [statistics.mean(gain) for gain in gains.values()]
+    verdict = YES if min(means) >= 0.03 else NO if max(means) <= 0 else OPEN
+    return Finding("self-ensemble", "The geometric self-ensemble gains about 0.1 dB.", text, verdict, "dB", gains)
+
+
+def _wrong_range(study: Study) -> Finding:
+    values = {"0..1": _psnr(study, "edsr-right-range"), "0..255": _psnr(study, "edsr-wrong-range")}
+    text = f"a mean of 0..1 gives {_db(values['0..1'])}, one of 0..255 before values of 0..1 {_db(values['0..255'])}"
+    return Finding(
+        "mean-shift", "A mean shift in the wrong range of values ruins the result.", text,
+        decide(values["0..1"], values["0..255"], least=1.0), "dB", values,
+    )  # fmt: skip
+
+
+_CLAIMS: tuple[Callable[[Study], Finding], ...] = (
+    _memory, _no_harm, _shift, _residual_scale, _loss, _from_x2, _ensemble, _wrong_range,
+)  # fmt: skip

@@ -1,0 +1,107 @@
+"""The images of a study: which are trained on, and the squares that are scored."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from edsr.errors import DataError, ImageError, StudyError
+from edsr.images import matlab_downscale, read_opaque, scan_images
+from edsr.system import atomic_file
+from edsr.wording import named
+
+from .budgets import CROP
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 10  # of images in one folder, one in so many is scored and not trained on
+LAYOUTS = ("", "images", "data/images")  # where BSD500, as it is distributed, has train and test
+
+
+class Split(NamedTuple):
+    """Files of images: trained on, and scored."""
+
+    training: list[Path]
+    test: list[Path]
+
+
+def split_images(data: Sequence[Path], test: Path | None) -> Split:
+    """Finds images, and tells those that are trained on from those that are scored.
+
+    A folder that has `train` and `test` in it, as BSD500's, is taken at its word; of others every tenth image is held
+    out, unless `test` is a folder of its own.
+
+    Raises:
+        DataError: There are none.
+    """
+    if test is not None:
+        return Split(_find(data), _find([test]))
+    if len(data) == 1:
+        for layout in LAYOUTS:
+            folder = data[0] / layout
+            if (folder / "train").is_dir() and (folder / "test").is_dir():
+                return Split(_find([folder / "train"]), _find([folder / "test"]))
+    found = _find(data)
+    held_out = found[HELD_OUT // 2 :: HELD_OUT]
+    return Split([path for path in found if path not in {*held_out}], held_out)
+
+
+def _find(folders: Sequence[Path]) -> list[Path]:
+    found = []
+    for folder in folders:
+        try:
+            found += [folder] if folder.is_file() else scan_images(folder, recursive=True).images
+        except ImageError as error:
+            raise DataError(f"{error}; give another with {named('data')}") from None
+    if not found:
+        raise DataError(f"{', '.join(map(str, folders))}: no images; give another with {named('data')}")
+    return found
+
+
+def make_test_squares(files: Sequence[Path], folder: Path, most: int) -> list[Path]:
+    """Cuts the middle of images out as PNG files, CROP pixels a side; those that are there stay.
+
+    Args:
+        files: The images; those that are too small or cannot be read are named and left out.
+        folder: Where to.
+        most: How many at most, spread over all files.
+
+    Raises:
+        StudyError: None is large enough.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = sorted(folder.glob("*.png"))
+    if made:
+        return made
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
+    for path in chosen:
+        try:
+            image = read_opaque(path)
+        except ImageError as error:
+            logger.warning("%s: left out", error)
+            continue
+        height, width = image.shape[:2]
+        if min(height, width) < CROP:
+            logger.info("%s: smaller than %d x %d pixels, left out", path, CROP, CROP)
+            continue
+        y, x = (height - CROP) // 2, (width - CROP) // 2
+        square = np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+        with atomic_file(folder / f"{path.stem}.png") as file:
+            Image.fromarray(np.ascontiguousarray(square[y : y + CROP, x : x + CROP])).save(file, "PNG")
+    made = sorted(folder.glob("*.png"))
+    if not made:
+        raise StudyError(f"no image to score of {CROP} x {CROP} pixels or more; give others with {named('test')}")
+    return made
+
+
+def load_square(path: Path) -> np.ndarray:
+    """uint8 [CROP, CROP, 3]."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def reduce(square: np.ndarray, scale: int) -> np.ndarray:
+    """The LR image of a square."""
+    return matlab_downscale(square, scale)

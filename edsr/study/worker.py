@@ -1,0 +1,127 @@
+"""One training of a study, in a process of its own, so that its memory is its own: python -m edsr.study.worker FILE.
+
+FILE is JSON of what `edsr.study.runner` asks for. Lines of JSON on standard output tell how far it is; what is measured
+is written to the file that it names. SIGTERM and SIGINT save the run; the exit code is then 130.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from edsr.errors import EDSRError, TrainError
+from edsr.models import Network, build_network
+from edsr.strict_json import dumps
+from edsr.system import atomic_file
+from edsr.training import TrainConfig, read_metrics, train
+
+from .budgets import BUDGETS, CROP, Budget, Run, claim_runs, table_runs
+from .measures import bytes_kept_for_gradients, measure, peak_bytes
+from .plain import train_plainly
+
+
+def main() -> int:
+    task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    parent, stopping = os.getppid(), False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopping
+        stopping = True
+
+    def ended() -> bool:
+        return stopping or os.getppid() != parent  # nobody would take the result
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, stop)
+    if task["threads"]:
+        torch.set_num_threads(task["threads"])
+    budget = BUDGETS[task["budget"]]
+    runs = {run.name: run for run in [*table_runs(budget, task["steps"]), *claim_runs(budget, task["steps"])]}
+    run, out, device = runs[task["run"]], Path(task["out"]), task["device"]
+    found: dict[str, Any] = {"steps": run.steps, "diverged": None}
+    model = (_train_plainly if run.plain else _train)(run, task, budget, ended, found)
+    if ended():
+        return 130
+    found["peak_bytes"] = peak_bytes(device)
+    with torch.device("meta"):
+        found["parameters"] = sum(p.numel() for p in build_network(run.network).parameters())
+    found["kept_bytes"] = bytes_kept_for_gradients(run.network, budget.batch, budget.patch)
+    squares = sorted((out / "test").glob("*.png"))
+    found["scales"] = {} if model is None else {
+        str(scale): measure(model.eval(), scale, squares, device, out / "images" / f"{run.name}-x{scale}")
+        for scale in run.scales
+    }  # fmt: skip
+    with atomic_file(Path(task["result"])) as file:
+        file.write(dumps(found).encode())
+    return 0
+
+
+def _train(
+    run: Run, task: dict[str, Any], budget: Budget, ended: Callable[[], bool], found: dict[str, Any]
+) -> Network | None:
+    """The network of a run, begun or continued; None if it diverges. Puts into `found` how its training went."""
+    out = Path(task["out"])
+    folder = out / "runs" / run.name
+    several = hasattr(run.network, "all_scales")
+    config = TrainConfig(
+        data=tuple(task["files"]),
+        out=str(folder),
+        model=task["model"],
+        network=run.network,
+        scale=2 if several else run.scales[0],
+        scales=run.scales if several else None,
+        steps=run.steps,
+        batch=budget.batch,
+        patch=budget.patch,
+        lr=run.lr,
+        loss=run.loss,
+        val=str(out / "test"),
+        val_every=max(1, run.steps // 10),
+        init=str(out / "runs" / run.start / "last.safetensors") if run.start else "none",
+        resume=any(folder.glob("checkpoint-*")),
+        seed=run.seed,
+        device=task["device"],
+        crop=CROP,
+        cache=str(out / "cache"),
+        candidates=1,
+    )
+    try:
+        for progress in train(config, ended):
+            print(dumps({"step": progress.step}), flush=True)
+    except TrainError as error:
+        found["diverged"] = str(error)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    found["train_seconds"] = max((line["seconds"] for line in metrics if "seconds" in line), default=0.0)
+    found["rollbacks"] = max((line["rollbacks"] for line in metrics if "rollbacks" in line), default=0)
+    found["curve"] = [line for line in metrics if any(key.startswith("psnr") for key in line)]
+    if found["diverged"] is not None or ended():
+        return None
+    model = build_network(run.network)
+    model.load_state_dict(load_file(folder / "last.safetensors"))
+    return model
+
+
+def _train_plainly(
+    run: Run, task: dict[str, Any], budget: Budget, ended: Callable[[], bool], found: dict[str, Any]
+) -> Network | None:
+    """As `_train`, by `edsr.study.plain`, anew each time: it is short."""
+    begun = time.perf_counter()
+    files = [Path(file) for file in task["files"]]
+    model = train_plainly(run, files, budget, Path(task["out"]) / "cache", ended)
+    found["train_seconds"] = time.perf_counter() - begun
+    return model
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EDSRError as error:
+        print(dumps({"error": str(error)}), flush=True)
+        sys.exit(1)
