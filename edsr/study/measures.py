@@ -79,16 +79,16 @@ def peak_bytes(device: str) -> int:
 def bytes_kept_for_gradients(config: Any, batch: int, patch: int) -> int:
     """What a training step keeps of a network's maps between its forward and its backward pass, by PyTorch's account.
 
-    The same on every machine, where the peak of a process is not. Each tensor counts once; parameters do not.
+    The same on every machine, where the peak of a process is not. Each tensor counts once; the network's own do not.
     """
     model = build_network(config).train()
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
     seen: dict[int, int] = {}
     held = []  # so that no memory is used again
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
             held.append(x)
         return x

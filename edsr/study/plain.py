@@ -11,13 +11,12 @@ import torch.nn.functional as F
 
 from edsr.data import PatchLoader, load_dataset
 from edsr.models import Network, build_network
-from edsr.strict_json import dumps
 
 from .budgets import CROP, Budget, Run
 
 
-def train_plainly(run: Run, files: list[Path], budget: Budget, cache: Path, ended: Callable[[], bool]) -> Network:
-    """Trains by Adam and a cosine from random weights on a CPU, until `ended` is true; tells on standard output."""
+def train_plainly(run: Run, files: list[Path], budget: Budget, cache: Path, done: Callable[[int], bool]) -> Network:
+    """Trains by Adam and a cosine from random weights on a CPU; ends early where `done`, told of each step, is true."""
     images, _ = load_dataset(tuple(map(str, files)), run.scales[0], budget.patch, crop=CROP, cache=str(cache))
     torch.manual_seed(run.seed)
     model = build_network(run.network)
@@ -32,8 +31,7 @@ def train_plainly(run: Run, files: list[Path], budget: Budget, cache: Path, ende
             F.l1_loss(model(low), high).backward()
             optimizer.step()
             schedule.step()
-            print(dumps({"step": step + 1}), flush=True)
-            if ended():
+            if done(step + 1):
                 break
     finally:
         loader.close()

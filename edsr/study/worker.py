@@ -94,7 +94,7 @@ def _train(
     )
     try:
         for progress in train(config, ended):
-            print(dumps({"step": progress.step}), flush=True)
+            _tell(step=progress.step)
     except TrainError as error:
         found["diverged"] = str(error)
     metrics = read_metrics(folder / "metrics.jsonl")
@@ -114,14 +114,25 @@ def _train_plainly(
     """As `_train`, by `edsr.study.plain`, anew each time: it is short."""
     begun = time.perf_counter()
     files = [Path(file) for file in task["files"]]
-    model = train_plainly(run, files, budget, Path(task["out"]) / "cache", ended)
+
+    def done(step: int) -> bool:
+        _tell(step=step)
+        return ended()
+
+    model = train_plainly(run, files, budget, Path(task["out"]) / "cache", done)
     found["train_seconds"] = time.perf_counter() - begun
     return model
+
+
+def _tell(**values: Any) -> None:
+    """A line for the study, which reads standard output."""
+    sys.stdout.write(dumps(values) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except EDSRError as error:
-        print(dumps({"error": str(error)}), flush=True)
+        _tell(error=str(error))
         sys.exit(1)

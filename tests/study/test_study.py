@@ -1,0 +1,251 @@
+"""Studies: what they train, that they go on where they were, and what they say."""
+
+import csv
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edsr.cli import main
+from edsr.errors import DataError, StudyError
+from edsr.models import NETWORKS, build_network
+from edsr.study.budgets import BUDGETS, METHODS, PUBLISHED, SCALES, claim_runs, runs_of_variant, table_runs
+from edsr.study.claims import NO, OPEN, YES, decide, findings
+from edsr.study.images import make_test_squares, split_images
+from edsr.study.measures import bytes_kept_for_gradients
+from edsr.study.report import write_report
+from edsr.study.runner import Study, StudyConfig, run_study
+
+QUICK = BUDGETS["quick"]
+
+
+def photographs(folder, count, side=140):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        y, x = np.mgrid[0:side, 0:side]
+        waves = [128 + 90 * np.sin(x / (3 + i + c)) * np.cos(y / (4 + c)) for c in range(3)]
+        Image.fromarray(np.stack(waves, 2).astype(np.uint8)).save(folder / f"{i}.png")
+
+
+# --- what is trained
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_runs_are_what_they_are_called(name):
+    budget = BUDGETS[name]
+    runs = table_runs(budget, 10)
+    assert {run.method for run in runs} == {*METHODS} and {*METHODS.values()} <= {*NETWORKS}
+    assert all(sum(scale in run.scales for run in runs if run.method == m) == 1 for m in METHODS for scale in SCALES)
+    assert all(run.steps == 10 * len(run.scales) for run in runs)
+    every = [*runs, *claim_runs(budget, 10)]
+    names = [run.name for run in every]
+    assert len(names) == len({*names})
+    for i, run in enumerate(every):
+        assert not run.start or run.start in names[:i]
+    for variant in {re.sub(r"-seed\d+$", "", n) for n in names[len(runs) :]}:
+        assert {*runs_of_variant(variant, budget)} <= {*names}
+    if not budget.heading:
+        assert all(build_network(r.network).config.describe() == NETWORKS[METHODS[r.method]].describe() for r in runs)
+
+
+def test_published_figures_are_of_methods():
+    assert {*PUBLISHED} < {*METHODS}
+
+
+# --- images
+
+
+def test_folders_that_are_split_already(tmp_path):
+    photographs(tmp_path / "images" / "train", 2)
+    photographs(tmp_path / "images" / "test", 1)
+    split = split_images([tmp_path], None)
+    assert [p.parent.name for p in split.training] == ["train"] * 2 and [p.parent.name for p in split.test] == ["test"]
+
+
+def test_one_in_ten_is_held_out(tmp_path):
+    photographs(tmp_path / "all", 12, 8)
+    split = split_images([tmp_path / "all"], None)
+    assert len(split.test) == 1 and len(split.training) == 11 and not {*split.test} & {*split.training}
+
+
+def test_a_folder_of_its_own_to_score(tmp_path):
+    photographs(tmp_path / "a", 3, 8)
+    photographs(tmp_path / "b", 2, 8)
+    split = split_images([tmp_path / "a"], tmp_path / "b")
+    assert len(split.training) == 3 and len(split.test) == 2
+
+
+def test_no_images(tmp_path):
+    with pytest.raises(DataError, match="no images"):
+        split_images([tmp_path], None)
+
+
+def test_squares_are_the_middles(tmp_path):
+    photographs(tmp_path / "a", 3)
+    Image.new("RGB", (100, 200)).save(tmp_path / "a" / "small.png")
+    made = make_test_squares(sorted((tmp_path / "a").iterdir()), tmp_path / "test", 10)
+    assert [p.name for p in made] == ["0.png", "1.png", "2.png"]
+    whole = np.asarray(Image.open(tmp_path / "a" / "0.png"))
+    np.testing.assert_array_equal(np.asarray(Image.open(made[0])), whole[6:134, 6:134])
+    with pytest.raises(StudyError, match="no image to score of 128 x 128"):
+        make_test_squares([tmp_path / "a" / "small.png"], tmp_path / "other", 10)
+
+
+# --- verdicts
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict"),
+    [
+        ([30.0, 30.1], [29.0, 29.1], YES),
+        ([29.0, 29.1], [30.0, 30.1], NO),
+        ([30.0, 29.0], [29.4, 29.5], OPEN),
+        ([30.0], [20.0], OPEN),
+        ([], [20.0, 21.0], OPEN),
+    ],
+)
+def test_what_chance_could_do_is_not_decided(better, worse, verdict):
+    assert decide(better, worse) == verdict
+
+
+def test_batch_normalization_keeps_more_maps():
+    config = replace(NETWORKS["srresnet"], scale=2, blocks=2, features=8)
+    with_it, without = (bytes_kept_for_gradients(replace(config, normalized=n), 1, 8) for n in (True, False))
+    # Of each of five normalizations its input, which nothing else keeps, and its mean and deviation.
+    assert with_it - without == 5 * (8 * 64 + 2 * 8) * 4
+
+
+def result(rng, run, psnr, **more):
+    squares = [psnr + rng.normal() / 100 for _ in range(2)]
+    curve = [{"step": step, "psnr": psnr - 1 / step} for step in (5, 10)]
+    scale = {"psnr": squares, "ssim": [0.9, 0.8], "psnr_ensemble": [p + 0.1 for p in squares], "seconds": 1.0}
+    scale |= {"multiply_adds": 1e9, "shift": [0.1, 0.2, 0.3], "contrast": 0.99}
+    found = {"steps": 10, "diverged": None, "train_seconds": 2.0, "rollbacks": 0, "curve": curve, "parameters": 9}
+    return found | {"peak_bytes": 1e8, "kept_bytes": 1e6, "scales": {str(s): scale for s in run.scales}} | more
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study with made-up results, in which all claims hold."""
+    photographs(tmp_path / "photos", 2)
+    squares = make_test_squares(sorted((tmp_path / "photos").iterdir()), tmp_path / "out" / "test", 2)
+    config, rng = StudyConfig((str(tmp_path / "photos"),), str(tmp_path / "out"), claims=True), np.random.default_rng(0)
+    results = {}
+    for run in [*table_runs(QUICK, 10), *claim_runs(QUICK, 10)]:
+        psnr = {"edsr-l2": 29, "edsr-x4-from-x2": 31, "edsr-wrong-range": 20}.get(run.name.rpartition("-seed")[0], 30)
+        plain = run.name.startswith("srresnet-plain")
+        more = {"kept_bytes": 6e5} if plain else {}
+        results[run.name] = result(rng, run, psnr + (1 if plain else 0), **more)
+        if run.name.startswith("wide-1"):
+            results[run.name] |= {"diverged": "at step 7", "scales": {}}
+        if run.name.startswith("srresnet") and not plain:
+            for of_scale in results[run.name]["scales"].values():
+                of_scale["shift"] = [3.0 + rng.normal() / 100] * 3
+        for scale in run.scales:
+            folder = tmp_path / "out" / "images" / f"{run.name}-x{scale}"
+            folder.mkdir(parents=True)
+            for path in squares:
+                (folder / path.name).write_bytes(path.read_bytes())
+    return Study(config, QUICK, 10, results, 2, squares, "photos & <others>")
+
+
+def test_claims_that_hold(study):
+    found = {f.name: f for f in findings(study)}
+    assert {name: f.verdict for name, f in found.items()} == dict.fromkeys(found, YES)
+    assert len(found) == 8 and "given up" in found["residual-scale"].measured
+    assert "40 % less" in found["memory"].measured and "+0.10 dB" in found["self-ensemble"].measured
+
+
+def test_claims_that_do_not(study):
+    for name, found in study.results.items():
+        for scale in found["scales"].values():
+            scale["psnr_ensemble"] = scale["psnr"]
+            scale["psnr"] = [33.0] if name.startswith("edsr-l2") else scale["psnr"]
+            scale["psnr"] = [25.0] if name.startswith("srresnet-plain") else scale["psnr"]
+            scale["shift"] = [9.0] if name.startswith("srresnet-plain") else scale["shift"]
+        found["kept_bytes"] = 1e6
+    found = {f.name: f.verdict for f in findings(study)}
+    assert [found[n] for n in ("memory", "normalization", "shift", "loss", "self-ensemble")] == [NO] * 5
+
+
+def test_the_report(study):
+    pytest.importorskip("matplotlib")
+    files = write_report(study)
+    text = files[0].read_text()
+    figures = re.findall(r"!\[[^]]*\]\((figures/[^)]+)\)", text)
+    assert len(figures) == 1 + 8 + 2
+    for figure in figures:
+        with Image.open(files[0].parent / figure) as image:
+            assert np.asarray(image.convert("L")).std() > 5, figure
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert all("rehearsal with small networks" in line for line in headings) and len(headings) == 5
+    rows = list(csv.DictReader(files[1].open()))
+    assert len(rows) == 2 * (1 + len(METHODS))
+    for row in rows:
+        assert math.isfinite(float(row["psnr"])) and (row["method"] == "bicubic" or all(
+            row[name] for name in ("parameters", "multiply_adds", "train_seconds", "peak_bytes", "seconds")
+        ))  # fmt: skip
+    page = files[2].read_text()
+    assert "photos &amp; &lt;others&gt;" in page and page.count("data:image/png;base64,") == 11
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page).replace("http-equiv", "")
+
+
+# --- from the command line
+
+
+def test_a_folder_of_another_study(tmp_path, capsys):
+    photographs(tmp_path / "photos", 11)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    arguments = ["study", "--data", str(tmp_path / "photos"), "--out", str(out), "--quiet"]
+    assert main(arguments) == 1 and "holds other files" in capsys.readouterr().err
+    (out / "notes.txt").unlink()
+    (out / "study.json").write_text(json.dumps({"budget": "cpu", "steps": 150, "training": [], "test": []}))
+    assert main(arguments) == 1
+    assert "holds a study of other budget and training and test; choose another --out" in capsys.readouterr().err
+    (out / "study.json").write_text("{")
+    assert main(arguments) == 1 and "damaged" in capsys.readouterr().err
+    assert main([*arguments[:2], str(tmp_path / "nowhere"), *arguments[3:]]) == 1
+    assert sorted(p.name for p in out.iterdir()) == ["study.json"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_gives_the_same_table(tmp_path, monkeypatch):
+    photographs(tmp_path / "photos", 11)
+    made = []
+    for name in "whole", "stopped":
+        config = StudyConfig((str(tmp_path / "photos"),), str(tmp_path / name), steps=10, device="cpu", threads=1)
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                run_study(config, stop_at("edsr-x2", 5))
+            assert (tmp_path / name / "results" / "vdsr-x2x4.json").is_file()
+            assert not (tmp_path / name / "results" / "edsr-x2.json").exists()
+            before = (tmp_path / name / "results" / "vdsr-x2x4.json").stat().st_mtime_ns
+        made.append(run_study(config))
+    assert (tmp_path / "stopped" / "results" / "vdsr-x2x4.json").stat().st_mtime_ns == before
+    for run, one in made[0].results.items():
+        for scale, scores in one["scales"].items():
+            other = made[1].results[run]["scales"][scale]
+            assert scores["psnr"] == other["psnr"] and scores["ssim"] == other["ssim"], run
+    assert {p.name for p in Path(tmp_path / "whole" / "images").iterdir()} == {
+        f"{run.name}-x{scale}" for run in table_runs(QUICK, 10) for scale in run.scales
+    }
+
+
+def stop_at(name, step):
+    """A progress that is interrupted in the middle of a run."""
+    begun = []
+
+    def progress(done, total, run):
+        if run == name:
+            begun.append(done)
+            if done - begun[0] >= step:
+                raise KeyboardInterrupt
+
+    return progress
