@@ -7,7 +7,7 @@ the implementations are named beside them.
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -248,9 +248,10 @@ def build_family(
     names = layout.names(tensors) if layout else {key: key for key in tensors}
     state = {ours: tensors[theirs] for theirs, ours in names.items() if theirs in tensors}
     rgb_range, mean = _range_and_mean(tensors, layout)
-    config, notes = header, []
-    if config is None:
-        config, notes = _read_config(architecture, state, layout, scale, mean)
+    config, notes = _read_config(architecture, state, layout, header.scale if header else scale, mean)
+    if header:
+        _check_header(header, config)
+        config = header
     if residual_scale is not None:
         if not isinstance(config, MDSRConfig):
             raise WeightsError(f"it is of {architecture}, which has no residual scale; leave it out")
@@ -292,6 +293,15 @@ def build_family(
         made_for = ", ".join(f"x{s}" for s in config.scales)
         raise WeightsError(f"its network upscales {made_for}, not x{scale}; give another file")
     return Loaded(model if scale is None else model.at(scale), name, notes)
+
+
+def _check_header(header: NetworkConfig, found: NetworkConfig) -> None:
+    """Raises WeightsError unless tensors have the shape that a header states: a damaged one could ask for anything."""
+    silent = {"scale", "residual_scale", "mean", "tanh"} | ({"all_scales"} if header.architecture == "vdsr" else set())
+    for field in fields(header):  # pyright: ignore[reportArgumentType]: all are dataclasses
+        theirs, own = getattr(found, field.name), getattr(header, field.name)
+        if theirs != own and (field.name not in silent or (field.name == "scale" and len(found.scales) == 1)):
+            raise WeightsError(f"its tensors have {field.name} {theirs}, its header says {own}: it is damaged")
 
 
 def _own_architecture(tensors: Tensors) -> str:

@@ -44,6 +44,8 @@ def read_config(table: Mapping[str, Any]) -> NetworkConfig:
 def _like(default: Any, value: Any) -> Any:
     """A value of the kind of a default. Raises ValueError for numbers that are not finite, and other lengths."""
     if isinstance(default, tuple):
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is no list")
         items = tuple(_like(default[0], item) for item in value)
         if len(items) > len(default) or (isinstance(default[0], float) and len(items) != len(default)):
             raise ValueError(f"{len(items)} values")

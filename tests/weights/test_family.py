@@ -1,11 +1,14 @@
 """Checkpoints of SRCNN, VDSR, SRResNet and MDSR: our own, and those of public implementations, whose networks are
 written here once more, in the shape that gives their tensors their names."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edsr import load_model
@@ -346,6 +349,41 @@ def test_options_that_contradict_the_file(tmp_path, config, options, message):
     save_model(build_network(config), tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match=message):
         load_model(tmp_path / "a.safetensors", **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "damage", "message"),
+    [
+        (SRCNNConfig(), {"kernels": [9, 1]}, "three odd numbers"),
+        (SRCNNConfig(), {"kernels": [9, 1, 7]}, "its tensors have kernels"),
+        (SRCNNConfig(), {"kernels": "915"}, "is no list"),
+        (SRCNNConfig(), {"scale": 8}, "scale must be 2, 3 or 4"),
+        (SRCNNConfig(), {"architecture": "vdsr"}, "its header is damaged"),
+        (SRCNNConfig(), {"architecture": "gan"}, "its header is damaged"),
+        (SRCNNConfig(), {"architecture": ["srcnn"]}, "its header is damaged"),
+        (VDSRConfig(depth=3), {"depth": 10**9}, "tensors have depth 3, its header says 1000000000"),
+        (VDSRConfig(depth=3), {"features": 10**12}, "tensors have features 64"),
+        (VDSRConfig(depth=3), {"all_scales": []}, "scales must be of 2, 3 and 4"),
+        (VDSRConfig(depth=3), {"all_scales": [2, 3, 4, 5]}, "4 values"),
+        (VDSRConfig(depth=3), {"all_scales": 2}, "its header is damaged"),
+        (SRResNetConfig(2, 1, 4), {"blocks": 10**9}, "tensors have blocks 1"),
+        (SRResNetConfig(2, 1, 4), {"scale": 4}, "tensors have scale 2"),
+        (SRResNetConfig(2, 1, 4), {"normalized": False}, "tensors have normalized True"),
+        (SRResNetConfig(2, 1, 4), {"mean": [1e9, 0, 0]}, "not within the range"),
+        (MDSRConfig(blocks=1, features=4), {"blocks": -1}, "blocks must be 0 or more"),
+        (MDSRConfig(blocks=1, features=4), {"all_scales": [2, 4]}, "tensors have all_scales"),
+        (MDSRConfig(blocks=1, features=4), {"residual_scale": "nan"}, "not finite"),
+    ],
+)
+def test_headers_that_are_damaged(tmp_path, config, damage, message):
+    save_model(build_network(config), tmp_path / "a.safetensors")
+    tensors = load_file(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        metadata = file.metadata()
+    metadata["config"] = json.dumps(json.loads(metadata["config"]) | damage)
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(WeightsError, match=message):
+        load_model(tmp_path / "a.safetensors")
 
 
 def test_names_without_packaged_weights():
