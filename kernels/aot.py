@@ -162,15 +162,16 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {next((x for x in lines if re.match('ptxas.*(error|fatal)', x)), lines[-1])}"
 
 
-def failures(resources: Resources, arch: int, matrix: bool) -> list[str]:
-    """What is wrong with a kernel. matrix: whether its products, if any, belong on the matrix units."""
+def failures(resources: Resources, arch: int, matrix: bool, least: bool = False) -> list[str]:
+    """What is wrong with a kernel. matrix: whether its products, if any, belong on the matrix units. least: whether its
+    blocks are the smallest, too small for asynchronous products, so that HMMA will do."""
     found = []
     if resources.spills:
         found.append(f"{resources.spills} instructions spill registers")
     if (
         matrix
         and resources.has_matrix_product
-        and not any(x.split(".")[0] == INSTRUCTION[arch] for x in resources.matrix)
+        and not any(x.split(".")[0] in (INSTRUCTION[arch], "HMMA" if least else "") for x in resources.matrix)
     ):
         found.append(f"no {INSTRUCTION[arch]}")
     if resources.shared > SHARED[arch]:
@@ -259,7 +260,7 @@ class Report:
 
     def _kernel(self, case: Case, variant: Variant, hash: str, name: str, uses: Resources) -> None:
         arch, label, (milliseconds, by) = variant.arch, variant.label, case.roofline(variant.arch)
-        failed = failures(uses, arch, case.matrix)
+        failed = failures(uses, arch, case.matrix, variant.least)
         self.kernels[hash] = {
             "arch": arch,
             "case": label,

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ def test_waiting_matrix_products_fail():
     warning = "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
     uses = aot.Resources(128, 0, 0, 0, {"HGMMA.64x64x16": 4}, True, (warning,))
     assert aot.failures(uses, 90, matrix=True) == [warning]
+
+
+def test_the_smallest_blocks_need_not_reach_the_peak():
+    uses = aot.Resources(128, 0, 0, 0, {"HMMA.16816": 4}, True, ())
+    assert aot.failures(uses, 100, matrix=True) == ["no UTCHMMA"] and not aot.failures(uses, 100, True, least=True)
+    assert aot.failures(replace(uses, matrix={}), 90, True, True)
 
 
 def test_too_much_tensor_memory_fails():
