@@ -73,3 +73,7 @@ class TrainError(EDSRError):
 
 class StudyError(EDSRError):
     """A study that cannot be begun, continued or written."""
+
+
+class ExportError(EDSRError):
+    """A network that cannot be written for another runtime."""

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from .interface import TensorOps as TensorOps
     from .layers import BICUBIC_RADIUS as BICUBIC_RADIUS
     from .layers import LUMA as LUMA
+    from .layers import LUMA_BLACK as LUMA_BLACK
+    from .layers import LUMA_GAIN as LUMA_GAIN
     from .layers import NO_MEAN as NO_MEAN
     from .layers import Layers as Layers
     from .layers import TensorLayers as TensorLayers
     from .layers import as_layers as as_layers
+    from .layers import bicubic_weight as bicubic_weight
     from .reference import conv5x5 as conv5x5
     from .reference import quantize as quantize
     from .reference import ringed_conv5x5 as ringed_conv5x5
@@ -52,7 +55,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "unavailable_reason",
         ],
         "interface": ["FIRST", "INNER", "LAST", "MAX_VALUE", "ONLY", "Ops", "OutputSpec", "RAW_OUTPUT", "TensorOps"],
-        "layers": ["BICUBIC_RADIUS", "LUMA", "Layers", "NO_MEAN", "TensorLayers", "as_layers"],
+        "layers": [
+            "BICUBIC_RADIUS",
+            "LUMA",
+            "LUMA_BLACK",
+            "LUMA_GAIN",
+            "Layers",
+            "NO_MEAN",
+            "TensorLayers",
+            "as_layers",
+            "bicubic_weight",
+        ],
         "reference": ["conv5x5", "quantize", "ringed_conv5x5", "to_output"],
     },
 )

@@ -144,7 +144,7 @@ class TensorLayers:
     def bicubic(self, x: Tensor, scale: int, edges: tuple[bool, bool] = (True, True)) -> Tensor:
         """As `Layers.bicubic`. edges: whether the first and the last row are the image's; without, two rows at that
         side are only looked at."""
-        weight = _bicubic_weight(scale, x.dtype, x.device)
+        weight = bicubic_weight(scale, x.dtype, x.device)
         top, bottom = (BICUBIC_RADIUS * int(edge) for edge in edges)
         n, channels = x.shape[:2]
         x = F.pad(x, (BICUBIC_RADIUS, BICUBIC_RADIUS, top, bottom), mode="replicate")
@@ -177,7 +177,7 @@ class TensorLayers:
 
 @cache
 @torch.inference_mode(False)
-def _bicubic_weight(scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def bicubic_weight(scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[s², 1, 5, 5]: the taps of each of the s x s pixels that an LR pixel becomes, in the order of a pixel shuffle."""
     # An output pixel lies (i + 0.5) / s - 0.5 LR pixels from the LR pixel's center.
     taps = torch.arange(-BICUBIC_RADIUS, BICUBIC_RADIUS + 1, dtype=torch.float64)

@@ -28,6 +28,8 @@ DOORS = {  # who may import what others have made
     "tensorboard": ("edsr.training",),
     "matplotlib": ("edsr.training", "edsr.study"),
     "rich": ("edsr.cli",),
+    "onnx": ("edsr.export",),
+    "onnxruntime": ("edsr.export",),
 }
 
 

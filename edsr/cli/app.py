@@ -26,7 +26,7 @@ def _run(argv: list[str] | None) -> int:
     except SystemExit as end:  # --help, --version or misuse, whose lines are printed
         raise SystemExit(end.code if settle_streams() else end.code or 1) from None
     # Now, and not before: --help answers without what only commands need.
-    from . import commands, interruption, prepare, study, train, upscale
+    from . import commands, export, interruption, prepare, study, train, upscale
     from .console import UsageError, describe, is_expected, is_misuse, print_line, show_log
 
     arguments = sys.argv[1:] if argv is None else argv
@@ -51,6 +51,7 @@ def _run(argv: list[str] | None) -> int:
                 "study": study.run_study,
                 "info": commands.run_info,
                 "convert": commands.run_convert,
+                "export": export.run_export,
             }
             code = handlers[options.command](options)
             if (lost := lost_output()) is not None:

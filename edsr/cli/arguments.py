@@ -85,6 +85,16 @@ def auto_or_whole(text: str) -> int | str:
     return int(text)
 
 
+def add_residual_scale(group) -> None:
+    group.add_argument(
+        "--residual-scale",
+        type=positive,
+        metavar="X",
+        help="what the network multiplies each block's result by, for weights files that do not state it; default: "
+        "found by trying 1 and 0.1",
+    )
+
+
 def add_threads(group, **more) -> None:
     help_ = "how many threads compute on a CPU; default: one for each core"
     group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_, **more)

@@ -32,7 +32,7 @@ def _named(options: Namespace) -> Iterator[tuple[str, str]]:
         for path in value if isinstance(value, list | tuple) else [value]:
             if path not in (None, True):
                 yield path, "" if name == "image" else f"--{name}"
-    name = {"info": "file", "convert": "input", "train": "init"}.get(options.command, "model")
+    name = {"info": "file", "convert": "input", "export": "model", "train": "init"}.get(options.command, "model")
     value = getattr(options, name, None)
     for text in value if isinstance(value, list | tuple) else [value or ""]:
         if _WEIGHTS.search(text) and ":" not in text:

@@ -9,18 +9,19 @@ from edsr import __version__
 from .arguments import (
     EXECUTION,
     LineParser,
+    add_residual_scale,
     add_threads,
     devices,
     factor,
     fraction,
     image_format,
     int_between,
-    positive,
     square,
     tile,
     value_range,
 )
 from .arguments import device as device_name
+from .export import add_export
 from .prepare import add_prepare
 from .study import add_study
 from .train_options import add_train
@@ -123,17 +124,8 @@ def build_parser() -> LineParser:
     add_study(commands, [common, quiet, device])
     add_info(commands, [common])
     add_convert(commands, [common, quiet])
+    add_export(commands, [common, quiet])
     return parser
-
-
-def add_residual_scale(group) -> None:
-    group.add_argument(
-        "--residual-scale",
-        type=positive,
-        metavar="X",
-        help="what the network multiplies each block's result by, for weights files that do not state it; default: "
-        "found by trying 1 and 0.1",
-    )
 
 
 def add_upscale(commands, parents) -> None:
