@@ -17,8 +17,8 @@ def add_export(commands, parents) -> None:
         help="write a network as an ONNX file for other runtimes",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Writes a network as ONNX (opset 17): RGB float in and out, [batch, 3, height, width] of any\n"
-        "size; mean shift and range are inside the file. Where ONNX Runtime is installed, the file is run and compared with\n"
-        "our own result first; a wrong one is not left.",
+        "size; mean shift and range are inside the file. Where ONNX Runtime is installed, the file is run and\n"
+        "compared with our own result first; a wrong one is not left.",
         epilog="examples:\n"
         "  %(prog)s edsr-baseline -o edsr_x2.onnx\n"
         "  %(prog)s edsr-photo -o photo_x4.onnx --scale 4 --precision fp16\n"
