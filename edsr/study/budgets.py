@@ -47,7 +47,7 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget(
-        "quick", "a rehearsal with small networks", 150, 4, 16, 2, 8,
+        "quick", "a rehearsal with small networks", 400, 4, 16, 2, 8,
         {
             "VDSR": {"depth": 6, "features": 16},
             "SRResNet": {"blocks": 2, "features": 16},
