@@ -29,4 +29,9 @@ def named(name: str) -> str:
 
 def option(name: str, value: object = True) -> str:
     """A choice and its value: option("tile", 64) is tile=64, or --tile 64; with True overwrite=True, or --overwrite."""
-    return either(f"{name}={value!r}", f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+    return either(f"{name}={value!r}", f"--{name.replace('_', '-')}" + ("" if value is True else f" {as_words(value)}"))
+
+
+def as_words(value: object) -> str:
+    """A value as the command line has it: of a list its items."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from edsr.errors import TrainError, WeightsError
 from edsr.models import NETWORKS
 from edsr.system import why_unwritable, why_unwritable_file
-from edsr.wording import either, named, option
+from edsr.wording import as_words, either, named, option
 
 from . import checkpoint
 from .config import (
@@ -209,5 +209,7 @@ def recall(config: TrainConfig, record: dict, run: Path) -> TrainConfig:
 
 def _difference(name: str, before: object, value: object) -> list[str]:
     """A line where an option is not what it was before."""
+    if before == value:
+        return []
     how = f"without {named(name)}" if before is None else f"with {option(name, before)}"
-    return [] if before == value else [f"{how}, not {'without' if value is None else value}"]
+    return [f"{how}, not {'without' if value is None else either(str(value), as_words(value))}"]

@@ -35,6 +35,7 @@ from edsr.training.step import TrainStep
 from edsr.training.trainer import train
 from edsr.training.validation import bicubic_psnr, validate
 from edsr.weights import load_model, read_info, save_model
+from edsr.wording import for_command_line
 from tests.conftest import make_image, training
 
 CONFIGS = {
@@ -144,6 +145,8 @@ def test_of_several_scales_each_is_validated(folder, tmp_path, lines):
     assert any(line.startswith("network     VDSR x2, x4: 4 convolutions of 16 features, ") for line in lines)
     again = options((), run, "vdsr", resume=True, data=(), scales=(2, 3), given=frozenset({"scales"}))
     with pytest.raises(EDSRError, match=r"with scales=\[2, 4\], not \[2, 3\]"):
+        list(train(again))
+    with for_command_line(), pytest.raises(EDSRError, match=r"with --scales 2 4, not 2 3$"):
         list(train(again))
 
 
