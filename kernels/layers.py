@@ -126,6 +126,7 @@ class TensorLayers:
         x, radius = x.to(weight.dtype), weight.shape[2] // 2
         rows = radius if padding is None else padding
         if radius == 1 and not any(channels % CHANNELS for channels in weight.shape[:2]):
+            x, skip = _channels_innermost(x), None if skip is None else _channels_innermost(skip)
             if slope is None:
                 return self._ops.conv3x3(x, weight, bias, relu, 1.0, skip, shuffle, rows, out)
             y = self._ops.conv3x3(x, weight, bias, padding=rows)
@@ -173,6 +174,11 @@ class TensorLayers:
         if x.shape[1] == 1:
             x = x * LUMA_GAIN
         return to_output(x if image is None else x + image, mean, result)
+
+
+def _channels_innermost(x: Tensor) -> Tensor:
+    """A map as the kernels take it; PyTorch's convolution of a single channel may give another."""
+    return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
 
 
 @cache

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edsr.images import matlab_bicubic
 from edsr.inference.streaming import Stream
-from edsr.kernels import TensorLayers, load_ops
+from edsr.kernels import TensorLayers, load_ops, reference
 from edsr.models import (
     NETWORKS,
     MDSRConfig,
@@ -147,3 +147,20 @@ def test_uint8_is_a_whole_range(config):
     m = small(config, 2).float()
     x = torch.randint(0, 256, (1, 3, 6, 5), dtype=torch.uint8)
     torch.testing.assert_close(m(x), m(x.float() / 255))
+
+
+def test_kernels_get_maps_with_channels_innermost():
+    """What a convolution of one channel gives may be laid out otherwise, and a skip, too."""
+
+    class Strict:
+        @staticmethod
+        def conv3x3(x, weight, bias, relu=False, scale=1.0, skip=None, shuffle=1, padding=1, out=None):
+            assert x.stride(1) == 1 and (skip is None or skip.stride(1) == 1)
+            return reference.conv3x3(x, weight, bias, relu, scale, skip, shuffle, padding, out)
+
+    x, skip = torch.rand(1, 16, 5, 6), torch.rand(1, 16, 5, 6)
+    weight, bias = torch.rand(16, 16, 3, 3), torch.rand(16)
+    assert x.stride(1) != 1
+    for slope in None, torch.rand(1):
+        y, want = (TensorLayers(ops).conv(x, weight, bias, slope=slope, skip=skip) for ops in (Strict, reference))
+        torch.testing.assert_close(y, want)
