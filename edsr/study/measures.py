@@ -1,6 +1,5 @@
 """What is measured of a trained network."""
 
-import resource
 import statistics
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -72,6 +72,10 @@ def peak_bytes(device: str) -> int:
     """The most memory that this process has had so far: a GPU's, or the system's."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
