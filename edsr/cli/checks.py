@@ -36,4 +36,4 @@ def _named(options: Namespace) -> Iterator[tuple[str, str]]:
     value = getattr(options, name, None)
     for text in value if isinstance(value, list | tuple) else [value or ""]:
         if _WEIGHTS.search(text) and ":" not in text:
-            yield text, f"--{name}" if name in ("init", "model") else ""
+            yield text, f"--{name}" if name in ("init", "model") and options.command != "export" else ""

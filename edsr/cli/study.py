@@ -60,7 +60,8 @@ def run_study(options: Namespace) -> int:
     from . import progress
 
     with progress.starting(options.quiet, "looking at the images"):
-        from edsr.study import StudyConfig, run_study, write_report
+        from edsr.study import StudyConfig, check_report, run_study, write_report
+    check_report()
     config = StudyConfig(
         tuple(options.data),
         options.out,

@@ -126,16 +126,6 @@ class EDSR(Network):
         self.tail = conv(c, 3)
 
     def forward(self, x: Tensor, ops: Ops[M] | None = None, result: OutputSpec = RAW_OUTPUT) -> Tensor:
-        """Upscales images.
-
-        Args:
-            x: [N, 3, H, W] RGB in 0..1, or uint8 or uint16 of full range.
-            ops: What executes the network; PyTorch by default.
-            result: Dtype of the output, and whether to look for overflow.
-
-        Returns:
-            [N, 3, s·H, s·W] RGB, as `result` says.
-        """
         if ops is None:
             return self.forward(x, load_ops("torch"), result)
         start = ops.head(x, *weight_and_bias(self.head), self.config.mean)

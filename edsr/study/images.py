@@ -36,9 +36,14 @@ def split_images(data: Sequence[Path], test: Path | None) -> Split:
 
     Raises:
         DataError: There are none.
+        StudyError: One is both trained on and scored.
     """
     if test is not None:
-        return Split(_find(data), _find([test]))
+        split = Split(_find(data), _find([test]))
+        trained = {path.resolve() for path in split.training}
+        if both := [path for path in split.test if path.resolve() in trained]:
+            raise StudyError(f"{both[0]}: would be trained on and scored; give other images with {named('test')}")
+        return split
     if len(data) == 1:
         for layout in LAYOUTS:
             folder = data[0] / layout
@@ -77,7 +82,7 @@ def make_test_squares(files: Sequence[Path], folder: Path, most: int) -> list[Pa
     if made:
         return made
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
-    for path in chosen:
+    for i, path in enumerate(chosen):
         try:
             image = read_opaque(path)
         except ImageError as error:
@@ -89,7 +94,7 @@ def make_test_squares(files: Sequence[Path], folder: Path, most: int) -> list[Pa
             continue
         y, x = (height - CROP) // 2, (width - CROP) // 2
         square = np.repeat(image, 3, 2) if image.shape[2] == 1 else image
-        with atomic_file(folder / f"{path.stem}.png") as file:
+        with atomic_file(folder / f"{i:03d}-{path.stem}.png") as file:  # two may have one name
             Image.fromarray(np.ascontiguousarray(square[y : y + CROP, x : x + CROP])).save(file, "PNG")
     made = sorted(folder.glob("*.png"))
     if not made:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
@@ -18,6 +19,12 @@ TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN = 12  # images of the page, which holds them all
 
 
+def check_report() -> None:
+    """Raises StudyError if there is nothing to draw the plots with: better before a night than after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise StudyError("the plots need matplotlib: pip install 'edsr-triton[train]'")
+
+
 def write_report(study: Study) -> list[Path]:
     """Writes all that a study says; gives the files. Raises StudyError."""
     out, found = Path(study.config.out), findings(study) if study.config.claims else []
@@ -31,8 +38,6 @@ def write_report(study: Study) -> list[Path]:
         for name, text in texts.items():
             with atomic_file(out / name) as file:
                 file.write(text.encode())
-    except ImportError:
-        raise StudyError("the plots need matplotlib: pip install 'edsr-triton[train]'") from None
     except OSError as error:
         raise StudyError(f"{out}: the report cannot be written ({error.strerror}); make room") from None
     return [out / name for name in texts]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from .budgets import BUDGETS, METHODS, Budget, Run, claim_runs, table_runs
 from .images import Split, make_test_squares, split_images
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted; the same command goes on where it was"
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,15 @@ def _train(
     with atomic_file(path) as file:
         file.write(dumps(task).encode())
     log = out / "results" / f"{run.name}.log"
+    # A bare checkout is found by its folder alone.
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with open(log, "ab") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "edsr.study.worker", str(path)], stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-m", "edsr.study.worker", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
         failure = ""
         try:
@@ -170,12 +179,14 @@ def _train(
                 if "step" in told:
                     advance(told["step"])
             code = child.wait()
-        except BaseException:
+        except BaseException as error:
             child.terminate()  # it saves its run
             child.wait()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(INTERRUPTED) from None
             raise
     if code == 130:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(INTERRUPTED)
     if code or not result.is_file():
         raise StudyError(f"{run.name}: {failure or f'its training failed; see {log}'}")
     path.unlink()

@@ -23,7 +23,7 @@ from edsr.system import atomic_file
 from edsr.training import TrainConfig, read_metrics, train
 
 from .budgets import BUDGETS, CROP, Budget, Run, claim_runs, table_runs
-from .measures import bytes_kept_for_gradients, measure, peak_bytes
+from .measures import measure, peak_bytes
 from .plain import train_plainly
 
 
@@ -52,7 +52,6 @@ def main() -> int:
     found["peak_bytes"] = peak_bytes(device)
     with torch.device("meta"):
         found["parameters"] = sum(p.numel() for p in build_network(run.network).parameters())
-    found["kept_bytes"] = bytes_kept_for_gradients(run.network, budget.batch, budget.patch)
     squares = sorted((out / "test").glob("*.png"))
     found["scales"] = {} if model is None else {
         str(scale): measure(model.eval(), scale, squares, device, out / "images" / f"{run.name}-x{scale}")

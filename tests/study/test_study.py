@@ -79,6 +79,12 @@ def test_a_folder_of_its_own_to_score(tmp_path):
     assert len(split.training) == 3 and len(split.test) == 2
 
 
+def test_what_is_scored_is_not_trained_on(tmp_path):
+    photographs(tmp_path / "a", 3, 8)
+    with pytest.raises(StudyError, match=r"0\.png: would be trained on and scored"):
+        split_images([tmp_path / "a"], tmp_path / "a")
+
+
 def test_no_images(tmp_path):
     with pytest.raises(DataError, match="no images"):
         split_images([tmp_path], None)
@@ -88,7 +94,7 @@ def test_squares_are_the_middles(tmp_path):
     photographs(tmp_path / "a", 3)
     Image.new("RGB", (100, 200)).save(tmp_path / "a" / "small.png")
     made = make_test_squares(sorted((tmp_path / "a").iterdir()), tmp_path / "test", 10)
-    assert [p.name for p in made] == ["0.png", "1.png", "2.png"]
+    assert [p.name for p in made] == ["000-0.png", "001-1.png", "002-2.png"]
     whole = np.asarray(Image.open(tmp_path / "a" / "0.png"))
     np.testing.assert_array_equal(np.asarray(Image.open(made[0])), whole[6:134, 6:134])
     with pytest.raises(StudyError, match="no image to score of 128 x 128"):
@@ -125,7 +131,7 @@ def result(rng, run, psnr, **more):
     scale = {"psnr": squares, "ssim": [0.9, 0.8], "psnr_ensemble": [p + 0.1 for p in squares], "seconds": 1.0}
     scale |= {"multiply_adds": 1e9, "shift": [0.1, 0.2, 0.3], "contrast": 0.99}
     found = {"steps": 10, "diverged": None, "train_seconds": 2.0, "rollbacks": 0, "curve": curve, "parameters": 9}
-    return found | {"peak_bytes": 1e8, "kept_bytes": 1e6, "scales": {str(s): scale for s in run.scales}} | more
+    return found | {"peak_bytes": 1e8, "scales": {str(s): scale for s in run.scales}} | more
 
 
 @pytest.fixture
@@ -222,8 +228,9 @@ def test_a_folder_of_another_study(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_gives_the_same_table(tmp_path):
-    """As far as a third method: starting processes is what takes the time."""
+def test_an_interrupted_study_gives_the_same_table(tmp_path, monkeypatch):
+    """As far as a third method: starting processes is what takes the time. From another folder than the package's."""
+    monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos", 11)
     results = []
     for name in "whole", "stopped":
@@ -257,3 +264,10 @@ def stop_at(name, step):
                 raise KeyboardInterrupt
 
     return progress
+
+
+def test_a_missing_matplotlib_is_told_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    photographs(tmp_path / "photos", 11, 8)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["study", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    assert "the plots need matplotlib: pip install" in capsys.readouterr().err and not (tmp_path / "out").exists()
