@@ -40,7 +40,7 @@ def _run(argv: list[str] | None) -> int:
     mute = options.command == "train" and os.environ.get("RANK", "0") != "0"
     show_log(mute or getattr(options, "quiet", False))
     # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
-    with interruption.watched(patient=options.command == "train"):
+    with interruption.watched(patient=options.command in ("train", "study")):
         try:
             handlers = {
                 "upscale": upscale.run_upscale,

@@ -72,8 +72,11 @@ def run_study(options: Namespace) -> int:
         options.device,
         options.threads,
     )
-    with progress.counted(options.quiet, "steps") as show:
-        study = run_study(config, show)
+    try:
+        with progress.counted(options.quiet, "steps") as show:
+            study = run_study(config, show)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from None
     with progress.starting(options.quiet, "drawing"):
         files = write_report(study)
     if not options.quiet:

@@ -21,8 +21,6 @@ from .images import Split, make_test_squares, split_images
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = "interrupted; the same command goes on where it was"
-
 
 @dataclass(frozen=True)
 class StudyConfig:
@@ -179,14 +177,12 @@ def _train(
                 if "step" in told:
                     advance(told["step"])
             code = child.wait()
-        except BaseException as error:
+        except BaseException:
             child.terminate()  # it saves its run
             child.wait()
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(INTERRUPTED) from None
             raise
     if code == 130:
-        raise KeyboardInterrupt(INTERRUPTED)
+        raise KeyboardInterrupt
     if code or not result.is_file():
         raise StudyError(f"{run.name}: {failure or f'its training failed; see {log}'}")
     path.unlink()

@@ -4,6 +4,9 @@ import csv
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +22,8 @@ from edsr.study.images import make_test_squares, split_images
 from edsr.study.measures import bytes_kept_for_gradients
 from edsr.study.report import write_report
 from edsr.study.runner import Study, StudyConfig, run_study
+from tests.conftest import ROOT
+from tests.support.processes import communicate, wait_until
 
 QUICK = BUDGETS["quick"]
 
@@ -271,3 +276,20 @@ def test_a_missing_matplotlib_is_told_before_anything_is_trained(tmp_path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["study", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--quiet"]) == 1
     assert "the plots need matplotlib: pip install" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_waits_until_the_training_is_saved(tmp_path):
+    photographs(tmp_path / "photos", 11)
+    command = [sys.executable, str(ROOT / "cli.py"), "study", "--data", str(tmp_path / "photos"), "--steps", "100000"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out"), "--threads", "1"], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    run = tmp_path / "out" / "runs" / "srcnn-x2"
+    wait_until(lambda: any(run.glob("checkpoint-*")) and (run / "metrics.jsonl").is_file(), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = communicate(process)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; the same command goes on where it was"
+    assert (run / "last.safetensors").is_file()  # which is written when a run is saved
