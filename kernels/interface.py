@@ -60,8 +60,18 @@ class Ops(Protocol[M]):
         """pixel_shuffle(skip + scale * relu(conv3x3(x)))."""
         ...
 
-    def resblock(self, x: M, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, scale: float = 1.0) -> M:
-        """x + scale * conv3x3(relu(conv3x3(x)))."""
+    def resblock(
+        self,
+        x: M,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        scale: float = 1.0,
+        *,
+        reuse: bool = False,
+    ) -> M:
+        """x + scale * conv3x3(relu(conv3x3(x))). reuse: x is not needed any more, so the result may take its memory."""
         ...
 
     def tail(self, x: M, weight: Tensor, bias: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
@@ -114,6 +124,8 @@ class TensorOps(Ops[Tensor], Protocol):
         bias2: Tensor,
         scale: float = 1.0,
         out: Tensor | None = None,
+        *,
+        reuse: bool = False,
     ) -> Tensor: ...
 
     def tail(

@@ -96,8 +96,13 @@ def resblock(
     bias2: Tensor,
     scale: float = 1.0,
     out: Tensor | None = None,
+    *,
+    reuse: bool = False,
 ) -> Tensor:
-    """x + scale * conv3x3(relu(conv3x3(x))). x: [N, C, H, W]. Weights: [C, C, 3, 3]. Biases: [C]."""
+    """x + scale * conv3x3(relu(conv3x3(x))). x: [N, C, H, W]. Weights: [C, C, 3, 3]. Biases: [C].
+
+    reuse: no matter here.
+    """
     return conv3x3(conv3x3(x, weight1, bias1, relu=True), weight2, bias2, scale=scale, skip=x, out=out)
 
 

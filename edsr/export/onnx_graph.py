@@ -53,7 +53,15 @@ class _Recorder:
         return self.conv(x, weight, bias, relu, None, skip, shuffle, scale)
 
     def resblock(
-        self, x: str, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, scale: float = 1.0
+        self,
+        x: str,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        scale: float = 1.0,
+        *,
+        reuse: bool = False,
     ) -> str:
         y = self.conv3x3(x, weight1, bias1, relu=True)
         return self.conv3x3(y, weight2, bias2, scale=scale, skip=x)

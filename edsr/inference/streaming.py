@@ -125,7 +125,15 @@ class StreamingOps(Layers[Band]):
         return self._convolve(x, weight, skip, shuffle, compute)
 
     def resblock(
-        self, x: Band, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, scale: float = 1.0
+        self,
+        x: Band,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        scale: float = 1.0,
+        *,
+        reuse: bool = False,
     ) -> Band:
         y = self.conv3x3(x, weight1, bias1, relu=True)
         return self.conv3x3(y, weight2, bias2, scale=scale, skip=x)

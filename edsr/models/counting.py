@@ -25,7 +25,7 @@ class _Counter:
     def head(self, x: int, weight: Tensor, *_: Any) -> int:
         return self.conv(x, weight)
 
-    def resblock(self, x: int, weight1: Tensor, bias1: Tensor, weight2: Tensor, *_: Any) -> int:
+    def resblock(self, x: int, weight1: Tensor, bias1: Tensor, weight2: Tensor, *_: Any, **__: Any) -> int:
         return self.conv(self.conv(x, weight1), weight2)
 
     def tail(self, x: int, weight: Tensor, *_: Any) -> Tensor:

@@ -96,13 +96,15 @@ class ResBlock(nn.Module):
         self.conv2 = conv(features, features, kernel)
         self.residual_scale = residual_scale
 
-    def forward(self, x: M, ops: Ops[M]) -> M:
+    def forward(self, x: M, ops: Ops[M], reuse: bool = False) -> M:
+        """reuse: x is not needed any more (see `Ops.resblock`)."""
         if self.conv1.kernel_size != (3, 3):
             assert self.residual_scale == 1
             layers = as_layers(ops)
             y = layers.conv(x, *weight_and_bias(self.conv1), relu=True)
             return layers.conv(y, *weight_and_bias(self.conv2), skip=x)
-        return ops.resblock(x, *weight_and_bias(self.conv1), *weight_and_bias(self.conv2), self.residual_scale)
+        layers = *weight_and_bias(self.conv1), *weight_and_bias(self.conv2)
+        return ops.resblock(x, *layers, self.residual_scale, reuse=reuse)
 
 
 class EDSR(Network):
@@ -133,7 +135,7 @@ class EDSR(Network):
             start = block(start, ops)
         y = start
         for block in self.body:
-            y = block(y, ops)
+            y = block(y, ops, reuse=y is not start)  # the long skip needs start
         y = ops.conv3x3(y, *weight_and_bias(self.body_end), skip=start)
         return self.reconstruct(y, ops, result)
 

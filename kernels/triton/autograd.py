@@ -66,8 +66,10 @@ def resblock(
     bias2: Tensor,
     scale: float = 1.0,
     out: Tensor | None = None,
+    *,
+    reuse: bool = False,
 ) -> Tensor:
-    """x + scale * conv3x3(relu(conv3x3(x))). Operands and exceptions as of `conv3x3`."""
+    """x + scale * conv3x3(relu(conv3x3(x))). Operands and exceptions as of `conv3x3`; x is never reused."""
     if not (_has_kernels(weight1) and _has_kernels(weight2)) or out is not None:
         return reference.resblock(x, weight1, bias1, weight2, bias2, scale, out)
     return autograd.ResBlock.apply(_Products, x, weight1, bias1, weight2, bias2, scale)  # pyright: ignore[reportReturnType]

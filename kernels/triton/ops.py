@@ -85,16 +85,19 @@ def resblock(
     bias2: Tensor,
     scale: float = 1.0,
     out: Tensor | None = None,
+    *,
+    reuse: bool = False,
 ) -> Tensor:
     """x + scale * conv3x3(relu(conv3x3(x))), in one kernel where `hopper.dispatch.should_use_block` says so and x is
     not small, else in two.
 
     x: [N, C, H, W], weights: [C, C, 3, 3], biases: [C], as in `conv3x3`. out: where to write, not overlapping x.
+    reuse: whether x may be overwritten, which two kernels do: three maps are then alive in a network's body, not four.
     """
     if not is_small(x, weight1) and dispatch.should_use_block(x, weight1):
         return dispatch.resblock(x, weight1, bias1, weight2, bias2, scale, out)
     y = conv3x3(x, weight1, bias1, relu=True)
-    return conv3x3(y, weight2, bias2, scale=scale, skip=x, out=out)
+    return conv3x3(y, weight2, bias2, scale=scale, skip=x, out=x if reuse and out is None else out)
 
 
 def tail(

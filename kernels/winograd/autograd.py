@@ -67,8 +67,10 @@ def resblock(
     bias2: Tensor,
     scale: float = 1.0,
     out: Tensor | None = None,
+    *,
+    reuse: bool = False,
 ) -> Tensor:
-    """x + scale * conv3x3(relu(conv3x3(x))), as `edsr.kernels.reference.resblock`."""
+    """x + scale * conv3x3(relu(conv3x3(x))), as `edsr.kernels.reference.resblock`, whether or not x may be reused."""
     layers = (weight1, bias1), (weight2, bias2)
     if out is not None or not all(should_use(x, *layer, gradients=True) for layer in layers):
         return reference.resblock(x, weight1, bias1, weight2, bias2, scale, out)

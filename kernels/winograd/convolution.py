@@ -138,7 +138,7 @@ def convolve(
     lanes = compiled.shape.lanes
     bias = torch.zeros(outputs) if bias is None else pad_to_multiple(bias.detach().contiguous(), outputs)
     groups, scratch = _block_size(compiled.shape, inputs, outputs)
-    # What is smaller will still be in the caches when the next layer reads it.
+    # What is smaller will still be in the caches when the next layer reads it; a skip written over is in them already.
     large = y.numel() * y.itemsize > torch.get_num_threads() * l2_bytes()
     aligned = y.data_ptr() % CACHE_LINE == 0 and all(y.stride(i) * y.itemsize % CACHE_LINE == 0 for i in (0, 2))
     call_kernel(
@@ -163,7 +163,7 @@ def convolve(
         skip_image=0 if skip is None else skip.stride(0),
         masks=masks,
         padding=padding,
-        non_temporal=compiled.non_temporal and large and aligned,
+        non_temporal=compiled.non_temporal and large and aligned and skip is not y,
         inputs=inputs // lanes,
         outputs=outputs // lanes,
         groups=groups,

@@ -78,9 +78,16 @@ def resblock(
     bias2: Tensor,
     scale: float = 1.0,
     out: Tensor | None = None,
+    *,
+    reuse: bool = False,
 ) -> Tensor:
-    """As `edsr.kernels.reference.resblock`: x + scale * conv3x3(relu(conv3x3(x))). out may be x."""
+    """As `edsr.kernels.reference.resblock`: x + scale * conv3x3(relu(conv3x3(x))). out may be x.
+
+    reuse: whether x may be overwritten, which it is where no gradient is wanted.
+    """
     y = conv3x3(x, weight1, bias1, relu=True)
+    if reuse and out is None and not torch.is_grad_enabled():
+        out = x
     return conv3x3(y, weight2, bias2, scale=scale, skip=x, out=out)
 
 

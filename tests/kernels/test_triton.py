@@ -115,6 +115,17 @@ def test_resblock(dtype, chip):
     judge(fused.resblock(x, *first, *second, 0.1), reference.resblock, x, *first, *second, 0.1)
 
 
+def test_two_kernels_of_a_resblock_reuse_its_input(chip, monkeypatch):
+    monkeypatch.setattr(fused.dispatch, "should_use_block", lambda *_: False)
+    x, first, second = (
+        features(1, 16, 7, 20, dtype=torch.float32, device=chip),
+        *(layer(16, 16, 3, torch.float32, chip) for _ in "12"),
+    )
+    want = fused.resblock(x, *first, *second, 0.1)
+    assert fused.resblock(x, *first, *second, 0.1, reuse=True) is x
+    assert torch.equal(x, want)
+
+
 def test_the_result_may_go_over_the_skip(chip):
     x, skip = (features(1, 16, 11, 40, dtype=torch.float16, device=chip) for _ in range(2))
     weight, bias = layer(16, 16, 3, torch.float16, chip)

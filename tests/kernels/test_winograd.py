@@ -199,6 +199,15 @@ class TestConvolution:
         assert winograd_cpu.resblock(x, *first, *second, 0.1, out=x) is x
         torch.testing.assert_close(x.double(), want, rtol=0, atol=3e-5)
 
+    def test_resblock_reuses_its_input_where_no_gradient_is_wanted(self):
+        x, first, second = features(1, 48, 10, 11), layer(48, 48), layer(48, 48)
+        given = x.clone()
+        want = winograd_cpu.resblock(x, *first, *second, 0.1, reuse=True)
+        assert want is not x and torch.equal(x, given)
+        with torch.no_grad():
+            assert winograd_cpu.resblock(x, *first, *second, 0.1, reuse=True) is x
+        assert torch.equal(x, want)
+
     def test_weights_written_to_are_transformed_again(self):
         x, (weight, bias) = features(1, 16, 8, 8), layer(16, 16)
         for _ in range(2):

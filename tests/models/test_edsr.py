@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from edsr.kernels import reference
 from edsr.models.edsr import DIV2K_MEAN, EDSR, PRESETS, EDSRConfig
 from tests.conftest import network
 
@@ -95,3 +96,22 @@ def test_gradients_reach_every_parameter():
 def test_impossible_configs_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         EDSRConfig(**wrong)
+
+
+def test_the_body_needs_three_maps():
+    """Every block may write over its input but the first, whose input the long skip adds in the end."""
+    model = network(2, blocks=3).requires_grad_(False)
+    given = []
+
+    class Ops:
+        def __getattr__(self, name):
+            return getattr(reference, name)
+
+        def resblock(self, x, *operands, reuse):
+            y = reference.resblock(x, *operands)
+            given.append((x, y, reuse))
+            return x.copy_(y) if reuse else y
+
+    x = torch.rand(1, 3, 9, 7)
+    assert torch.equal(model(x, Ops()), model(x))
+    assert [reuse for *_, reuse in given] == [False, True, True]
