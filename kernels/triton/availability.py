@@ -16,6 +16,8 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype, channels: int) 
             f"the kernels compute in {', '.join(launch.DTYPE_NAMES.values())}, not {str(dtype).removeprefix('torch.')}"
         )
     if device.type == "cuda":
+        if torch.version.hip:  # whose compute capability may be 9.0, like a Hopper's
+            return f"the kernels are for NVIDIA's GPUs, and {torch.cuda.get_device_name(device)} is AMD's"
         old = launch.architecture(device) < 80
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0" if old else ""
     interpreted = device.type == "cpu" and launch.interpreted()

@@ -50,6 +50,11 @@ def test_the_triton_kernels_say_what_they_need(monkeypatch):
     properties.major, properties.minor = 7, 5
     launch._gpu.cache_clear()
     assert unavailable_reason("triton", gpu, half, 64) == "a GPU is older than compute capability 8.0"
+    properties.major, properties.minor = 9, 0
+    launch._gpu.cache_clear()
+    assert unavailable_reason("triton", gpu, half, 64) == ""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert unavailable_reason("triton", gpu, half, 64) == "the kernels are for NVIDIA's GPUs, and a GPU is AMD's"
     launch._gpu.cache_clear()
     monkeypatch.setattr(launch, "interpreted", lambda: True)
     assert unavailable_reason("triton", CPU, half, 64) == ""
