@@ -53,6 +53,14 @@ class AdversarialStep(TrainStep):
         self._discriminator, self._vgg = discriminator, vgg
         self._judge_parameters = [*discriminator.parameters()]
         self._judge_optimizer = make_adam(self._judge_parameters, self._rate)
+        self._other_losses: list[Tensor] = []  # of each step, the discriminator's and the network's against it
+
+    def other_losses(self) -> dict[str, float]:
+        steps, self._other_losses = self._other_losses, []
+        if not steps:
+            return {}
+        discriminator, adversarial = torch.stack(steps).mean(0).tolist()
+        return {"loss/discriminator": discriminator, "loss/adversarial": adversarial}
 
     def tensors(self) -> dict[str, Tensor]:
         state = super().tensors()
@@ -66,7 +74,8 @@ class AdversarialStep(TrainStep):
         for p in self._judge_parameters:
             p.grad = None
         real, made = self._discriminator(target), self._discriminator(output.detach())
-        (_log_loss(real, True) + _log_loss(made, False)).backward()
+        judged = _log_loss(real, True) + _log_loss(made, False)
+        judged.backward()
         self._judge_optimizer.step()
         if self._vgg is None:
             content = recipe.loss(self._loss, output, target)
@@ -74,7 +83,9 @@ class AdversarialStep(TrainStep):
             with torch.no_grad():
                 wanted = self._vgg(target)
             content = FEATURE_WEIGHT * F.mse_loss(self._vgg(output), wanted)
-        loss = content + ADVERSARIAL_WEIGHT * _log_loss(self._discriminator(output), True)
+        against = _log_loss(self._discriminator(output), True)
+        self._other_losses.append(torch.stack([judged, against]).detach())
+        loss = content + ADVERSARIAL_WEIGHT * against
         loss.backward(inputs=[p for p in self._compute_parameters if p.requires_grad])
         return content
 

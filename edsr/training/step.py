@@ -141,6 +141,10 @@ class TrainStep:
             state[f"model.{name}"], state[f"ema.{name}"] = buffer, ema
         return state
 
+    def other_losses(self) -> dict[str, float]:
+        """Means since the last call of losses that a run is not judged by, by name."""
+        return {}
+
     def run(self, first: int, rates: list[float]) -> list[float]:
         """Takes steps first, first + 1, ..., one for each learning rate; gives the losses of this process's patches."""
         count = len(rates)

@@ -276,6 +276,7 @@ class Trainer:
         logged = self.step % LOG_EVERY == 0 or scores is not None or ended
         if logged and self.run_log is not None:
             values = {"patches_per_second": round(speed, 2), "seconds": round(self.seconds, 2)}
+            values |= self.train_step.other_losses()
             self.run_log.log(self.step, loss=mean_loss, lr=rates[-1], **values, **scores_by_name(scores, "psnr"))
         if logged:
             self.unlogged_losses = []
@@ -317,6 +318,7 @@ class Trainer:
         # It may have begun before it was detected, by a mean over some steps.
         before = step - recipe.DivergenceMonitor.FAST
         self._restore(checkpoint.load_latest(self.folder, before, check_record) if self.group.is_main else None)
+        self.train_step.other_losses()
         self.rollbacks, self.lr_factor, self.unlogged_losses, self.saved_step = rollbacks, factor, [], self.step
         if self.run_log is not None:
             self.run_log.roll_back(self.step)

@@ -210,6 +210,8 @@ def test_an_srgan_compares_features_where_there_is_a_vgg(folder, tmp_path, lines
     record = checkpoint.load_latest(tmp_path / "run").record
     assert record["options"]["vgg"] == "vgg19.pth" and record["remembered"]["vgg"] == vgg
     assert list(train(options((), tmp_path / "run", "srgan", resume=True, data=(), given=frozenset()))) == []
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics and all(line["loss/discriminator"] > 0 < line["loss/adversarial"] for line in metrics)
 
 
 def test_a_discriminator_learns_and_the_network_alone_has_its_gradient():
@@ -330,3 +332,17 @@ def test_work_is_counted_by_layer():
     at_lr = 3 * 16 * 81 + 3 * 9 * 256 + 4 * 9 * 256  # head, block and body_end, first upsampler
     assert multiply_adds(srresnet) == at_lr + 4 * 4 * 9 * 256 + 16 * 3 * 16 * 81
     assert multiply_adds(vdsr.at(2)) * 4 == multiply_adds(vdsr)
+
+
+def test_the_losses_against_a_discriminator_are_means_since_they_were_asked_for():
+    step = step_of("srgan")
+    for k in range(2):
+        step.run(k, [0.0])
+    first = step.other_losses()
+    assert step.other_losses() == {}
+    each = []
+    for k in range(2):
+        step.run(k, [0.0])
+        each.append(step.other_losses())
+    assert first == {name: pytest.approx((each[0][name] + each[1][name]) / 2, rel=1e-3) for name in first}
+    assert first["loss/discriminator"] == pytest.approx(2 * math.log(2), abs=0.5)  # an opponent that knows nothing yet
