@@ -1,8 +1,7 @@
 """What long work reports of its progress, to whoever shows it; the command line draws bars (`edsr.cli.progress`)."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Protocol
 
 
@@ -30,7 +29,7 @@ class BatchProgress(Protocol):
     """The progress of a batch of files."""
 
     def file(
-        self, name: str, width: int, height: int, source: Path | None = None
+        self, name: str, width: int, height: int, source: Hashable = None
     ) -> AbstractContextManager[ImageProgress]:
         """The progress of one image of width x height pixels, for as long as it is worked on.
 
@@ -47,5 +46,5 @@ class Silent:
     def advance(self, rows: int) -> None: ...
 
     @contextmanager
-    def file(self, name: str, width: int, height: int, source: Path | None = None) -> Iterator["Silent"]:
+    def file(self, name: str, width: int, height: int, source: Hashable = None) -> Iterator["Silent"]:
         yield self

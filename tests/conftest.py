@@ -2,6 +2,7 @@ import importlib.util
 import logging
 import os
 import signal
+import urllib.request
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads that wait for each other's cores take many times as long
@@ -158,3 +159,48 @@ def repeating_network(scale=2) -> EDSR:
             model.head.weight[i, i, 1, 1] = model.tail.weight[i, i, 1, 1] = 1
             model.upsampler[0].weight[i * scale**2 : (i + 1) * scale**2, i, 1, 1] = 1
     return model
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of a server that answers as S3 does."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """S3 with an empty bucket "photos": botocore's own client."""
+    boto3 = pytest.importorskip("boto3")
+    settings = {"AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for name, value in {**settings, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    forget_storage()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="photos")
+    yield client
+    urllib.request.urlopen(f"{s3_server}/moto-api/reset", data=b"").close()
+    forget_storage()
+
+
+@pytest.fixture
+def memory():
+    """fsspec's files in memory: none."""
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+    yield files
+    files.store.clear()
+
+
+def forget_storage() -> None:
+    """Lets fsspec read its settings again."""
+    import fsspec
+
+    fsspec.filesystem("s3").clear_instance_cache()

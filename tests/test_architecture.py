@@ -30,6 +30,8 @@ DOORS = {  # who may import what others have made
     "rich": ("edsr.cli",),
     "onnx": ("edsr.export",),
     "onnxruntime": ("edsr.export",),
+    "fsspec": ("edsr.storage",),
+    "aiohttp": ("edsr.storage",),
 }
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .pool import UpscalerPool as UpscalerPool
     from .runner import FileResult as FileResult
     from .runner import UpscaleOptions as UpscaleOptions
+    from .runner import run_job as run_job
     from .runner import upscale_files as upscale_files
     from .stdio import STDIN as STDIN
     from .stdio import STDOUT as STDOUT
@@ -32,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inputs": ["FailedInput", "FoundInputs", "find_inputs"],
         "jobs": ["BatchPlan", "OutputSize", "is_folder_name", "output_path", "plan_jobs"],
         "pool": ["UpscalerPool"],
-        "runner": ["FileResult", "UpscaleOptions", "upscale_files"],
+        "runner": ["FileResult", "UpscaleOptions", "run_job", "upscale_files"],
         "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],
     },
 )

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edsr.errors import ImageError
+from edsr.storage import Place, Url, identity
 
 from .inputs import FailedInput
 
 
 class Job(NamedTuple):
-    """An image file and the file it is to become. No two jobs of a batch have the same output.
+    """An image file and the file it is to become, each at a path or a URL. No two jobs of a batch have the same output.
 
     `source_label` and `output_label` are what people are shown in place of the paths, where these are temporary files
     that stand for something else, such as standard input.
     """
 
-    source: Path
-    output: Path
+    source: Place
+    output: Place
     source_label: str = ""
     output_label: str = ""
 
@@ -69,9 +70,9 @@ def with_kind(job: Job, tag: str) -> Job:
 def _by_place(jobs: Sequence[Job]) -> list[list[int]]:
     """The numbers of the jobs, those that write one file together."""
     alike: dict[str, list[int]] = defaultdict(list)
-    paths = [os.path.realpath(job.output) for job in jobs]
+    paths = [identity(job.output) for job in jobs]
     for i, path in enumerate(paths):
-        alike[unicodedata.normalize("NFC", path).casefold()].append(i)
+        alike[path if isinstance(jobs[i].output, Url) else unicodedata.normalize("NFC", path).casefold()].append(i)
     groups: dict[str, list[int]] = defaultdict(list)
     for folded, group in alike.items():
         differ = len({paths[i] for i in group}) > 1

@@ -15,6 +15,7 @@ from edsr.system import temporary_folder
 from .clashes import Job
 from .pool import UpscalerPool
 from .runner import FILES_AT_ONCE, FileResult, OpenedJob, UpscaleOptions, open_job, settle_existing
+from .transfers import local_files
 
 ENOUGH = 0.3
 """Seconds that a measured piece must take for its speed to count."""
@@ -66,7 +67,11 @@ class Forecast:
         try:
             wanted, again = settle_existing(result, self._pool, self._options)
             if wanted is not None:
-                with open_job(result, self._network, self._pool, wanted, self._options.make_folders) as opened:
+                new_folder = self._options.make_folders
+                with (
+                    local_files(job, wanted.overwrite) as result.files,
+                    open_job(result, result.files, self._network, self._pool, wanted, new_folder) as opened,
+                ):
                     self._foresee(result, opened)
                 result.warnings += again
         except Exception as error:

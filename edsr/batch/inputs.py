@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from edsr.errors import ImageError
 from edsr.images import folders_with_images, no_images, scan_folder, unlistable, walk_folders
+from edsr.storage import Place, Url, as_path, identity, is_url
 from edsr.wording import option
 
 from .stdio import STDIN
@@ -25,8 +26,8 @@ _RESULT = re.compile(r"(.+)_(?:x\d+(?:\.\d+)?|compare|(w\d+|h\d+|\d+x\d+))")
 class Input(NamedTuple):
     """An image, the folder that it was found in if it was not named itself, and what people are shown for it."""
 
-    source: Path
-    folder: Path | None = None
+    source: Place
+    folder: Place | None = None
     label: str = ""
 
 
@@ -55,13 +56,18 @@ class FoundInputs:
     again: bool = False
     items: list[Input] = field(default_factory=list)
     errors: list[FailedInput] = field(default_factory=list)
-    earlier: list[Path] = field(default_factory=list)
+    earlier: list[Place] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     closed: list[Path] = field(default_factory=list)
 
     def drop_missing(self) -> None:
-        """Takes files that are not there out of `items`, and appends them to `errors`."""
+        """Takes files that are not there out of `items`, and appends them to `errors`.
+
+        What URLs lead to is not looked at: whoever fetches it can say that there is nothing.
+        """
         for item in tuple(self.items):
+            if isinstance(item.source, Url):
+                continue
             try:
                 os.stat(item.source)
             except (FileNotFoundError, NotADirectoryError):
@@ -74,6 +80,13 @@ class FoundInputs:
         """What a name on the command line, or one `listed` in a file, stands for."""
         if "\0" in name:
             return self._fail(name, f"{name}: no name holds a NUL character")
+        try:
+            if is_url(name):
+                return [Input(Url.parse(name))]
+            name = as_path(name)
+        except ImageError as error:
+            self.errors.append(FailedInput(name, error))
+            return []
         if name.startswith("@") and not listed and not os.path.lexists(name):
             return self._find_listed(name)
         if os.path.isdir(name):
@@ -129,7 +142,7 @@ def find_inputs(
 
     Args:
         names: Files; folders, with those in them if `recursive`; patterns such as `*.png`, for shells that leave them
-            alone; `@list.txt`, a file with one of these in each line.
+            alone; URLs; `@list.txt`, a file with one of these in each line.
         recursive, again: See `FoundInputs`.
         stdin: The file that stands for the input "-".
     """
@@ -137,7 +150,7 @@ def find_inputs(
     found: dict[str, Input] = {}
     for name in names:
         for item in [Input(stdin, label=STDIN)] if stdin is not None and name == "-" else inputs.find(name):
-            path = os.path.realpath(item.source)
+            path = identity(item.source)
             if path not in found or item.folder is None:  # that it was named counts, not that it lies in a folder, too
                 found[path] = item
     inputs.items = list(found.values())

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edsr.errors import ImageError
 from edsr.images import FORMATS, kept_extension
+from edsr.storage import Place, Url, as_path, identity, is_url, place_of
 from edsr.wording import either
 
 from .clashes import Job, resolve_clashes, with_kind
@@ -25,8 +26,8 @@ class BatchPlan:
 
     jobs: list[Job] = field(default_factory=list)
     errors: list[FailedInput] = field(default_factory=list)
-    left_out: list[Path] = field(default_factory=list)
-    earlier: list[Path] = field(default_factory=list)
+    left_out: list[Place] = field(default_factory=list)
+    earlier: list[Place] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     closed: list[Path] = field(default_factory=list)
     into_folder: bool = False
@@ -124,6 +125,7 @@ def plan_jobs(
         output: None for NAME_x2.png beside each image, x2 being the `tag`; a file for a single one; a folder for many,
             below which the tree of each input folder is mirrored, and which need not be there: a name that ends in a
             slash or has no extension is a folder's, and for many images one that has not that of a format.
+            Either may be at a URL.
             Images of one name (`a.png` and `a.jpg`) become a_png_x2.png and a_jpg_x2.png. Where two would still become
             one file, through links or on a file system that ignores case, too, both are in the plan's `errors`.
         form: The format, as `output_path` takes it.
@@ -138,15 +140,16 @@ def plan_jobs(
     found = inputs if isinstance(inputs, FoundInputs) else find_inputs(inputs, recursive, again, stdin)
     if not found.items and not found.errors:
         raise ImageError("no images given; name files or folders")
+    output = as_path(output) if output is not None else None
     several = len(found.items) + len(found.errors) > 1 or any(item.folder is not None for item in found.items)
     if output is not None and is_folder_name(output, several):
-        output = os.path.join(output, "")
+        output = output if output.endswith("/") else output + "/" if is_url(output) else os.path.join(output, "")
     elif found.items and output is not None and several:
         count = len(found.items) + len(found.errors)
         message = f"{output}: {count} images need a folder after -o; to have it made, end it in a slash"
         raise ImageError(message, misuse=True)
     plan = BatchPlan(errors=found.errors, earlier=found.earlier, others=found.others, closed=found.closed)
-    plan.into_folder = output is not None and output.endswith(os.sep)
+    plan.into_folder = output is not None and output.endswith(("/", os.sep))
     jobs = []
     for item in found.items:
         try:
@@ -159,17 +162,23 @@ def plan_jobs(
 
 def is_folder_name(output: str, several: bool = False) -> bool:
     """Whether what follows -o names a folder, which may be yet to be made. several: images, or a folder of them."""
-    if output.endswith(("/", os.sep)) or os.path.isdir(output):
+    place = place_of(output)
+    if output.endswith(("/", os.sep)) or (place.is_folder if isinstance(place, Url) else os.path.isdir(place)):
         return True
-    suffix = Path(output).suffix.lower()
-    return not os.path.lexists(output) and (not suffix or (several and suffix not in FORMATS))
+    suffix = place.suffix.lower()
+    if isinstance(place, Path) and os.path.lexists(place):
+        return False
+    return not suffix or (several and suffix not in FORMATS)
 
 
-def _output(item: Input, output: str | None, tag: str, form: str | None) -> Path:
-    if output is None or not output.endswith(os.sep) or item.folder is None:
+def _output(item: Input, output: str | None, tag: str, form: str | None) -> Place:
+    if output is None or not output.endswith(("/", os.sep)) or item.folder is None:
         return output_path(item.source, tag, output, form)
-    parent = item.source.relative_to(item.folder).parent
-    return Path(output) / parent / output_path(item.source, tag, None, form).name
+    assert isinstance(item.source, Path) and isinstance(item.folder, Path)
+    folder = place_of(output)
+    for part in item.source.relative_to(item.folder).parent.parts:
+        folder /= part
+    return folder / output_path(item.source, tag, None, form).name
 
 
 def _without_results(found: list[tuple[Input, Job]], tag: str, plan: BatchPlan, again: bool) -> list[Job]:
@@ -177,11 +186,11 @@ def _without_results(found: list[tuple[Input, Job]], tag: str, plan: BatchPlan, 
     unless results are wanted `again`. Appends the others to the plan's `left_out`, or to `earlier`.
     """
     beside_namesakes = [with_kind(job, tag) for _, job in found]
-    results = {os.path.realpath(job.output) for job in (*(job for _, job in found), *beside_namesakes)}
+    results = {identity(job.output) for job in (*(job for _, job in found), *beside_namesakes)}
     stems = {os.path.splitext(result)[0] for result in results}
     kept = []
     for item, job in found:
-        path = os.path.realpath(item.source)
+        path = identity(item.source)
         if path not in results and (item.folder is None or again or os.path.splitext(path)[0] not in stems):
             kept.append(job)
         else:
@@ -190,11 +199,11 @@ def _without_results(found: list[tuple[Input, Job]], tag: str, plan: BatchPlan, 
 
 
 def output_path(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Url,
     tag: str,
-    output: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | Url | None = None,
     form: str | None = None,
-) -> Path:
+) -> Place:
     """Where the upscaled `source` goes: NAME_x2.png for the tag "x2", beside it or in the folder `output`.
 
     Args:
@@ -203,22 +212,35 @@ def output_path(
             (AVIF for HEIF, PNG for GIF). None is PNG, or what the name in `output` says.
 
     Raises:
-        ImageError: That is the source itself, or the extension of `output` is another format's.
+        ImageError: That is the source itself, or cannot be written to, or the extension of `output` is another
+            format's.
     """
-    source = Path(source)
-    suffix = kept_extension(source) if form == "keep" else f".{form or 'png'}"
-    target = source.parent / f"{source.stem}_{tag}{suffix}"
-    if output is not None:
-        text = os.fspath(output)
-        folder = text.endswith(("/", os.sep)) or os.path.isdir(text)
-        target = Path(text) / target.name if folder else Path(text)
+    source = source if isinstance(source, Url) else place_of(os.fspath(source))
+    file = PurePosixPath(source.name) if isinstance(source, Url) else source
+    suffix = kept_extension(file) if form == "keep" else f".{form or 'png'}"
+    name = f"{source.stem}_{tag}{suffix}"
+    if output is None:
+        target = source.parent / name
+    else:
+        text = output.address if isinstance(output, Url) else os.fspath(output)
+        target = place_of(text)
+        folder = isinstance(target, Path) and os.path.isdir(target)
+        if folder or text.endswith(("/", os.sep)):
+            target /= name
         if form and FORMATS.get(target.suffix.lower()) != FORMATS[suffix.lower()]:
             named = either(f"form={form!r}", f"--format {form}")
             raise ImageError(f"{target}: its ending is not that of {named}, leave one of them out", misuse=True)
-    try:
-        same = os.path.samefile(source, target)
-    except (OSError, ValueError):  # one of them is not there
-        same = os.path.realpath(source) == os.path.realpath(target)
-    if same:
+    if isinstance(target, Url) and not target.writable:
+        raise ImageError(f"{source}: {target.scheme}:// cannot be written to; name an output", misuse=True)
+    if _are_same(source, target):
         raise ImageError(f"{target}: is the input itself, choose another output", misuse=True)
     return target
+
+
+def _are_same(source: Place, target: Place) -> bool:
+    if isinstance(source, Path) and isinstance(target, Path):
+        try:
+            return os.path.samefile(source, target)
+        except (OSError, ValueError):  # one of them is not there
+            pass
+    return identity(source) == identity(target)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from edsr.images import (
 )
 from edsr.inference import MultiDeviceUpscaler, Prefetcher, Upscaler
 from edsr.progress import BatchProgress
+from edsr.storage import Place, Url, size_of
 from edsr.system import remove_abandoned
 from edsr.wording import named
 
@@ -35,12 +37,15 @@ from .clashes import Job
 from .existing import is_finished
 from .jobs import OutputSize, scale_and_size
 from .pool import UpscalerPool
+from .transfers import Files, local_files
 
 logger = logging.getLogger(__name__)
 
 FILES_AT_ONCE = {"cuda": 4, "mps": 1, "cpu": 1}
 """Files of a batch that are worked on at a time, for a device. A GPU computes one band after the other all the same,
 but one file's PNG takes longer to encode than to compute. The number has not been measured on a GPU."""
+TRANSFERRED = 2
+"""Files that are fetched or stored meanwhile, for a device, where images or results are at URLs."""
 
 
 GetUpscaler = Callable[[int, str], Upscaler | MultiDeviceUpscaler]
@@ -83,12 +88,14 @@ class UpscaleOptions:
 class FileResult:
     """What became of a job.
 
-    error: why there is no output. skipped: the output existed before. warnings: a line for each thing that the output
-    does not hold though the image did. input_size, output_size: (width, height). model: what people are told of the
-    network. device, precision, backend: those that computed. memory_bytes: what it would take, of a `Forecast`.
+    files: those that it was done with. error: why there is no output. skipped: the output existed before. warnings: a
+    line for each thing that the output does not hold though the image did. input_size, output_size: (width, height).
+    model: what people are told of the network. device, precision, backend: those that computed. memory_bytes: what it
+    would take, of a `Forecast`.
     """
 
     job: Job
+    files: Files | None = None
     error: Exception | None = None
     skipped: bool = False
     warnings: tuple[str, ...] = ()
@@ -117,13 +124,16 @@ def upscale_files(
     Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each image.
     When the generator is closed, or a KeyboardInterrupt comes, unfinished outputs are gone when it has ended.
     """
-    for folder in {job.output.parent for job in jobs}:
+    for folder in {job.output.parent for job in jobs if isinstance(job.output, Path)}:
         remove_abandoned(folder)
-    device = pool.upscaler(0, pool.scale).device.type
-    workers = min(len(jobs), len(pool) * FILES_AT_ONCE[device])
+    at_once = FILES_AT_ONCE[pool.upscaler(0, pool.scale).device.type]
+    turns = [threading.Semaphore(at_once) for _ in range(len(pool))]
+    if any(isinstance(place, Url) for job in jobs for place in (job.source, job.output)):
+        at_once += TRANSFERRED
+    workers = min(len(jobs), len(pool) * at_once)
     if workers <= 1 or len(jobs) < len(pool):
         for job in jobs:
-            yield _run_job(job, pool.on_all_devices, pool, options, progress, lambda: False)
+            yield run_job(job, pool.on_all_devices, pool, options, progress)
         return
     waiting, results, closed = iter(jobs), queue.SimpleQueue[FileResult | None](), threading.Event()
     lock = threading.Lock()
@@ -138,7 +148,7 @@ def upscale_files(
                     job = next(waiting, None)
                 if job is None:
                     break
-                results.put(_run_job(job, get_upscaler, pool, options, progress, closed.is_set))
+                results.put(run_job(job, get_upscaler, pool, options, progress, closed.is_set, turns[device]))
         finally:
             results.put(None)
 
@@ -158,19 +168,29 @@ def upscale_files(
             thread.join()
 
 
-def _run_job(
+def run_job(
     job: Job,
     get_upscaler: GetUpscaler,
     pool: UpscalerPool,
     options: UpscaleOptions,
     progress: BatchProgress,
-    stopped: Callable[[], bool],
+    stopped: Callable[[], bool] = lambda: False,
+    turn: contextlib.AbstractContextManager = contextlib.nullcontext(),  # noqa: B008 - has no state
 ) -> FileResult:
+    """What becomes of one job. Needs no other, and no more than is given here.
+
+    Args:
+        get_upscaler: Gives the networks of `pool`, on a device of it or on all.
+        options, progress: As `upscale_files` takes them.
+        stopped: Asked now and then, whether to give up.
+        turn: In which the image is computed; it is fetched before, and its result stored afterwards.
+    """
     result = FileResult(job)
     try:
         wanted, again = settle_existing(result, pool, options)
         if wanted is not None:
-            _upscale(result, get_upscaler, pool, wanted, progress, stopped)
+            with local_files(job, wanted.overwrite, stopped) as result.files, turn:
+                _upscale(result, result.files, get_upscaler, pool, wanted, progress, stopped)
             result.warnings += again
     except Exception as error:
         result.error = error
@@ -186,25 +206,35 @@ def settle_existing(
         ImageError: What is there is to be kept.
     """
     job = result.job
-    if not options.skip_existing or not os.path.lexists(job.output):
+    if not options.skip_existing:
         return options, ()
-    if _is_done(job, pool, options):
+    if isinstance(job.output, Url):  # where nothing unfinished has a name
+        size = size_of(job.output)
+        there, done = size is not None, bool(size)
+    else:
+        there = os.path.lexists(job.output)
+        done = there and _is_done(job.source, job.output, pool, options)
+    if not there:
+        return options, ()
+    if done:
         result.skipped = True
         return None, ()
     again = () if options.overwrite else (f"done again, as {job.output_name} was no finished image",)
     return dataclasses.replace(options, overwrite=True), again
 
 
-def _is_done(job: Job, pool: UpscalerPool, options: UpscaleOptions) -> bool:
-    """Whether the output is there, as large as it should be. Raises ImageError if it is something to be kept."""
+def _is_done(source: Place, output: Path, pool: UpscalerPool, options: UpscaleOptions) -> bool:
+    """Whether the output is there, as large as it should be, or, for an image at a URL, which would have to be fetched,
+    of any size. Raises ImageError if it is something to be kept."""
     size = None
-    # The result of an image that cannot be read any more is a result, too.
-    with contextlib.suppress(ImageError), ImageReader(job.source, full=True) as reader:
-        _, size = scale_and_size(job.source, reader.width, reader.height, pool.scale, pool.scales, options.size)
+    if isinstance(source, Path):
+        # The result of an image that cannot be read any more is a result, too.
+        with contextlib.suppress(ImageError), ImageReader(source, full=True) as reader:
+            _, size = scale_and_size(source, reader.width, reader.height, pool.scale, pool.scales, options.size)
     try:
-        return is_finished(job.output, size)
+        return is_finished(output, size)
     except ImageError:
-        if options.overwrite and not os.path.isdir(job.output):
+        if options.overwrite and not os.path.isdir(output):
             return False
         raise
 
@@ -225,12 +255,18 @@ class OpenedJob(NamedTuple):
 
 @contextlib.contextmanager
 def open_job(
-    result: FileResult, get_upscaler: GetUpscaler, pool: UpscalerPool, options: UpscaleOptions, new_folder: bool = False
+    result: FileResult,
+    files: Files,
+    get_upscaler: GetUpscaler,
+    pool: UpscalerPool,
+    options: UpscaleOptions,
+    new_folder: bool = False,
 ) -> Iterator[OpenedJob]:
     """Opens a job's image, chooses its network, and checks its output; fills in what of the `result` is known by then.
 
     Args:
         result: Of the job. If the block fails, it has all the same what was found until then.
+        files: Those that it is done with.
         get_upscaler: Gives the network.
         pool: Chooses it.
         options: What is wanted.
@@ -239,7 +275,7 @@ def open_job(
     Raises:
         ImageError: The image or the output will not do, or memory does not suffice.
     """
-    source, output = result.job.source, result.job.output
+    source, output = files
     # What must pass through a temporary file does so on the output's disk.
     folder = output.parent if output.parent.is_dir() else None
     limits = ReadLimits(pixels_per_byte=math.inf) if options.unlimited else ReadLimits()
@@ -280,6 +316,7 @@ def open_job(
 
 def _upscale(
     result: FileResult,
+    files: Files,
     get_upscaler: GetUpscaler,
     pool: UpscalerPool,
     options: UpscaleOptions,
@@ -288,15 +325,17 @@ def _upscale(
 ) -> None:
     """One image from file to file; fills in the `result`."""
     start = time.perf_counter()
-    source, output = result.job.source, result.job.output
+    job = result.job
+    if stopped():  # while others had their turn
+        raise _Stopped
     if options.make_folders:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    with open_job(result, get_upscaler, pool, options) as (reader, opened, upscaler, scale, reduced):
+        files.output.parent.mkdir(parents=True, exist_ok=True)
+    with open_job(result, files, get_upscaler, pool, options) as (reader, opened, upscaler, scale, reduced):
         width, height, holes = reader.width, reader.height, Holes(reader.nodata)
         black = reader.dtype == np.float32 and opened.stored_dtype != np.float32
         with (
             opened as writer,
-            progress.file(result.job.source_label or source.name, width, height, source) as bar,
+            progress.file(job.source_label or job.source.name, width, height, job.source) as bar,
             Prefetcher(
                 holes.fill(reader.to_unit(_mark(holes, reader, upscaler.band_rows(width, height), not reduced)))
             ) as rows,

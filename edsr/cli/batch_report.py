@@ -34,7 +34,8 @@ def record_of(result: "FileResult") -> dict:
     record |= {"device": result.device, "precision": result.precision, "backend": result.backend}
     if result.error is not None:
         line = describe(result.error)
-        for path, name in (job.source, job.source_name), (job.output, job.output_name):
+        source, output = result.files or (job.source, job.output)
+        for path, name in (source, job.source_name), (output, job.output_name):
             line = line.replace(printable(str(path)), printable(name))
         named = any(printable(name) in line for name in (job.source_name, job.output_name))
         return record | {"error": line if named else f"{job.source_name}: {line}"}
@@ -51,7 +52,10 @@ def record_of_forecast(result: "FileResult") -> dict:
 
     form, replaces = FORMATS.get(result.job.output.suffix.lower()), None
     if result.error is None and not result.skipped:
-        replaces = os.path.lexists(result.job.output)
+        from edsr.storage import Url, is_taken
+
+        output = result.job.output
+        replaces = is_taken(output) if isinstance(output, Url) else os.path.lexists(output)
     more = {"dry_run": True, "format": form and form.name, "replaces": replaces, "memory_bytes": result.memory_bytes}
     return record_of(result) | more
 

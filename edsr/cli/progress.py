@@ -7,7 +7,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -32,15 +32,15 @@ class BatchWork:
     skipped, is no work any more.
     """
 
-    def __init__(self, sources: Sequence[Path]):
+    def __init__(self, sources: Sequence[Hashable]):
         self.files, self.ended, self.pixels = len(sources), 0, 0
         self._lock = threading.Lock()
         self._unknown = set(sources)
-        self._sizes: dict[Path, int] = {}  # of images that were measured and have not ended
+        self._sizes: dict[Hashable, int] = {}  # of images that were measured and have not ended
         self._left, self._begun = 0, 0  # pixels of these, and those of them that are done
         self._known, self._measured = 0, 0  # pixels of all images that were measured, and how many these are
 
-    def measured(self, source: Path, pixels: int) -> None:
+    def measured(self, source: Hashable, pixels: int) -> None:
         """An image has so many pixels."""
         with self._lock:
             if source in self._unknown:
@@ -53,7 +53,7 @@ class BatchWork:
         with self._lock:
             self.pixels, self._begun = self.pixels + pixels, self._begun + pixels
 
-    def end(self, source: Path, pixels: int) -> None:
+    def end(self, source: Hashable, pixels: int) -> None:
         """Nothing is left to do for a file, of which so many pixels were done."""
         with self._lock:
             self.ended, self._begun = self.ended + 1, self._begun - pixels
@@ -126,19 +126,19 @@ class BatchReport:
     def __init__(
         self,
         bars: Progress | None,
-        sources: Sequence[Path],
+        sources: Sequence[Hashable],
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.bars, self.clock, self.work = bars, clock, BatchWork(sources)
         self._quiet, self._time_left, self._lined = quiet, TimeLeft(), clock()
         self._sources = sources
-        self._done: dict[Path, int] = {}
+        self._done: dict[Hashable, int] = {}
         several = bars is not None and len(sources) > 1
         self._bar = bars.add_task(self._count(), total=1.0, left="") if bars is not None and several else None
 
     @contextlib.contextmanager
-    def file(self, name: str, width: int, height: int, source: Path | None = None) -> Iterator[ImageReport]:
+    def file(self, name: str, width: int, height: int, source: Hashable = None) -> Iterator[ImageReport]:
         """The progress of an image of width x height in the file `source`, by default the only one."""
         source = source or self._sources[0]
         self.work.measured(source, width * height)
@@ -154,7 +154,7 @@ class BatchReport:
         self.work.advance(pixels)
         self._show()
 
-    def done(self, source: Path) -> None:
+    def done(self, source: Hashable) -> None:
         """A file of the batch has ended, well or not."""
         self.work.end(source, self._done.pop(source, 0))
         self._show()
@@ -174,7 +174,7 @@ class BatchReport:
 
 
 @contextlib.contextmanager
-def bars(quiet: bool, sources: Sequence[Path]) -> Iterator[BatchReport]:
+def bars(quiet: bool, sources: Sequence[Hashable]) -> Iterator[BatchReport]:
     """The progress of such files; nothing is shown if `quiet`."""
     width = Console(stderr=True).width
     narrow = width < 60
@@ -223,13 +223,15 @@ def counted(quiet: bool, unit: str) -> Iterator[Callable[[int, int, str], None]]
         yield show
 
 
-def _measure(work: BatchWork, sources: Sequence[Path], stopped: threading.Event) -> None:
+def _measure(work: BatchWork, sources: Sequence[Hashable], stopped: threading.Event) -> None:
     """Reads the sizes of images from their headers, while the first ones are worked on."""
     from edsr.images import ImageReader
 
     for source in sources:
         if stopped.is_set():
             return
+        if not isinstance(source, Path):  # at a URL, and to be fetched first
+            continue
         with contextlib.suppress(ImageError, OSError), ImageReader(source) as reader:
             work.measured(source, reader.width * reader.height)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edsr.errors import ImageError
+from edsr.storage import Url, as_path, check_store, is_url, place_of
 from edsr.system import why_unwritable
 
 from .batch_report import Tally, about, megabytes, record_of, record_of_forecast, report, report_inputs
@@ -166,6 +167,10 @@ def check_options(options: Namespace) -> None:
     if options.json:
         require_output("what --json prints")
     if options.output not in (None, "-"):
+        options.output = as_path(options.output)
+    if options.output not in (None, "-") and is_url(options.output):
+        check_store(Url.parse(options.output))
+    elif options.output not in (None, "-"):
         folder = options.output.endswith(("/", os.sep)) or os.path.isdir(options.output)
         if why := why_unwritable(options.output if folder else Path(options.output).parent):
             raise ImageError(f"{options.output}: cannot be written ({why}); choose another -o")
@@ -185,7 +190,7 @@ def check_format(options: Namespace) -> None:
 
     output: str = options.output or "-"
     named = output != "-" and not is_folder_name(output, len(options.inputs) > 1 or os.path.isdir(options.inputs[0]))
-    ending = Path(output).suffix.lower() if named else f".{options.format or 'png'}"
+    ending = place_of(output).suffix.lower() if named else f".{options.format or 'png'}"
     if ending != ".keep" and ending not in FORMATS:
         problem = f"images are not written as {ending}" if ending else "has no ending that names a format"
         raise UsageError(f"{output}: {problem}; use one of {', '.join(FORMATS)}")

@@ -1,7 +1,7 @@
 """`--format keep`: an image's own format, and its own kind of compression."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ _TIFF_COMPRESSIONS = {
 }  # libvips' names
 
 
-def kept_extension(path: Path) -> str:
-    """The extension under which an image keeps its format: the format of its content, whatever its name says."""
+def kept_extension(path: PurePath) -> str:
+    """The extension under which an image keeps its format: the format of its content, whatever its name says; of a pure
+    path, which is no file here, by its name."""
     head = b""
-    if os.path.isfile(path):
+    if isinstance(path, Path) and os.path.isfile(path):
         try:
             with open(path, "rb") as file:
                 head = file.read(16)
