@@ -32,6 +32,8 @@ DOORS = {  # who may import what others have made
     "onnxruntime": ("edsr.export",),
     "fsspec": ("edsr.storage",),
     "aiohttp": ("edsr.storage",),
+    "huggingface_hub": ("edsr.weights.hub", "edsr.integrations"),
+    "spandrel": ("edsr.integrations.spandrel",),
 }
 
 

@@ -184,6 +184,7 @@ def run_info(options: Namespace) -> int:
         others = " or ".join(str(scale) for scale in packaged if scale != info["scale"])
         packaged_too = ", ".join(map(str, packaged))
         info["scale"] = f"{info['scale']} (packaged: {packaged_too}" + (f"; see --scale {others})" if others else ")")
+    info |= describe_terms(info.pop("terms"), info.pop("training"))
     if source := info.pop("residual_scale_source", None):
         info["residual_scale"] = f"{info['residual_scale']} ({SOURCES[source]})"
     for name, value in info.items():
@@ -191,6 +192,19 @@ def run_info(options: Namespace) -> int:
     for note in notes:
         print_result(printable(f"note: {note}"))
     return 0
+
+
+def describe_terms(terms: dict, training: dict | None) -> dict[str, object]:
+    """The terms of a file for people, see `edsr.weights.terms`, and what else is known of its training."""
+    data, licenses = describe_value(terms["data"]), describe_value(terms["data_licenses"])
+    lines: dict[str, object] = {
+        "license": terms["license"] or "not stated; ask whoever published the weights",
+        "training data": (data or "not stated") + (f", under {licenses}" if licenses else ""),
+        "assumed": "; ".join(terms["assumed"]) or "nothing, all is stated",
+    }
+    lines |= {"origin": f"a file of {terms['origin']}"} if terms["origin"] else {}
+    told = {name: value for name, value in (training or {}).items() if name not in ("data", "license", "licenses")}
+    return lines | ({"training": told} if told else {})
 
 
 def describe_value(value: object) -> str:
@@ -219,11 +233,11 @@ def run_convert(options: Namespace) -> int:
     from edsr.weights import (
         PROJECTS,
         load_model,
-        parse_mixture,
         read_info,
         reading_options,
         save_checkpoint,
         save_model,
+        source_files,
     )
 
     output = Path(options.output)
@@ -239,13 +253,12 @@ def run_convert(options: Namespace) -> int:
     if why := why_unwritable_file(output):
         raise WeightsError(f"{output}: {why}")
     model = load_model(options.input, **chosen)
-    sources = [name for name in parse_mixture(options.input) or [options.input] if Path(name).is_file()]
+    info, sources = read_info(options.input, **chosen), source_files(options.input, options.scale)
     if layout:
-        save_checkpoint(model, output, sources)
+        save_checkpoint(model, output, sources, info["terms"])
     else:
         dtype = torch.float16 if options.half else None
-        info = read_info(options.input, **chosen)
-        save_model(model, output, dtype=dtype, training=info["training"], sources=sources)
+        save_model(model, output, dtype=dtype, training=info["training"], terms=info["terms"], sources=sources)
     if not options.quiet:
         print_result(str(output), *([f"  {reading_options(model.config, layout)}"] if layout else []))
     return 0

@@ -61,19 +61,20 @@ def run_export(options: Namespace) -> int:
 
     with progress.starting(options.quiet):
         from edsr.export import write_onnx
-        from edsr.weights import load_model, parse_mixture, read_info
+        from edsr.weights import load_model, read_info, source_files
 
         chosen = {"scale": options.scale, "residual_scale": options.residual_scale}
         model = load_model(options.model, **chosen)
-        sources = [name for name in parse_mixture(options.model) or [options.model] if Path(name).is_file()]
+        info = read_info(options.model, **chosen)
         made = write_onnx(
             model,
             output,
             precision=options.precision,
             collapsed=options.collapsed,
             span=options.range,
-            training=read_info(options.model, **chosen)["training"],
-            sources=sources,
+            training=info["training"],
+            terms=info["terms"],
+            sources=source_files(options.model, options.scale),
         )
     if not options.quiet:
         print_result(str(output), f"  {describe_error(made.error, made.ring)}")

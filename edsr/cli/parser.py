@@ -65,7 +65,8 @@ def build_parser() -> LineParser:
     )
     # Each command its own: a parent's default, once changed, would be changed for all.
     form = "NAME|FILE|NAME:SHARE+..."
-    names = "a packaged network, a weights file, or a mixture such as edsr-baseline:0.3+edsr-photo:0.7"
+    names = "a packaged network, a weights file, a folder or hf-hub:USER/NAME in the layout of the Hugging Face Hub, "
+    names += "or a mixture such as edsr-baseline:0.3+edsr-photo:0.7"
     fixed = argparse.ArgumentParser(add_help=False)
     fixed.add_argument(
         "--model",
@@ -295,7 +296,7 @@ def add_evaluate(commands, parents) -> None:
 def add_info(commands, parents) -> None:
     info = commands.add_parser("info", parents=parents, help="show what a weights file, or a mixture, holds")
     info.add_argument(
-        "file", metavar="FILE", help=".safetensors, .pt or .pth, a packaged name, or NAME:SHARE+NAME:SHARE"
+        "file", metavar="FILE", help=".safetensors, .pt, .pth, a folder, a packaged name, or NAME:SHARE+NAME:SHARE"
     )
     info.add_argument("--scale", type=int, choices=(2, 3, 4), help="of packaged weights; default: 2")
     add_residual_scale(info)

@@ -1,7 +1,7 @@
 """Networks as ONNX files, each of which is run and compared with what it was made from before it is left there."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,13 +44,14 @@ def write_onnx(
     collapsed: bool = False,
     span: int = 1,
     training: dict | None = None,
+    terms: Mapping[str, Any] | None = None,
     sources: Iterable[str | os.PathLike[str]] = (),
 ) -> Exported:
     """Writes a network as an ONNX file (opset 17) with free batch, height and width, whole or not at all.
 
     "input" is [batch, 3, height, width] RGB, float32 in 0..span; "output" is the same, s times larger, not clamped. The
     mean shift and the range are inside the graph. Its metadata say what it is: architecture, scale, range, and how the
-    weights came about (`training`), their licenses included.
+    weights came about (`training`), and what they may be used for (`license`, `terms`).
 
     Args:
         model: In fp32 on the CPU.
@@ -60,6 +61,7 @@ def write_onnx(
             ring of low-resolution pixels. Of EDSR and MDSR.
         span: The value that is white: 1 or 255.
         training: What `read_info` tells of it.
+        terms: The license of the weights and the like, as `read_info` tells them.
         sources: Files that the weights are from; who may not read these may not read the new one.
 
     Raises:
@@ -89,6 +91,7 @@ def write_onnx(
         "precision": precision,
     }
     properties |= {} if training is None else {"training": dumps(training)}
+    properties |= {} if terms is None else {"license": terms["license"] or "not stated", "terms": dumps(dict(terms))}
     data = build_onnx(network, precision == "fp16", span, properties).SerializeToString()
     error = ring = None
     run = _runtime(data)

@@ -205,7 +205,7 @@ def checkpoint_config(
     if header:
         if header != replace(header, scale=scale, blocks=blocks, features=features):
             found = f"x{scale}, {blocks} blocks and {features} features"
-            raise WeightsError(f"its tensors are those of {found}, its header says otherwise: it is damaged")
+            raise WeightsError(f"its tensors are those of {found}, what is stated is another: it is damaged")
         if residual_scale not in (None, header.residual_scale):
             contradiction = f"the file says residual scale {header.residual_scale}, not {residual_scale}"
             raise WeightsError(f"{contradiction}; leave it out")

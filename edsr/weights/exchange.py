@@ -7,24 +7,31 @@ states the residual scale; `reading_options` says how to set it there.
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edsr.errors import WeightsError
 from edsr.models import DIV2K_MEAN, EDSR, EDSRConfig, Network, check_network
+from edsr.strict_json import dumps
 
 from .edsr import LAYOUTS, MEAN_SHIFT, build_model
 from .files import check_target, write_whole
+from .unwrapping import TERMS
 
 PROJECTS = {".pt": "edsr-pytorch", ".pth": "basicsr"}
 """The layout, a key of `edsr.weights.edsr.LAYOUTS`, that a file of each ending gets."""
 
 
 def save_checkpoint(
-    model: Network, path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()
+    model: Network,
+    path: str | os.PathLike[str],
+    sources: Iterable[str | os.PathLike[str]] = (),
+    terms: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a network for another project, whole or not at all: EDSR-PyTorch's .pt, or BasicSR's .pth.
 
@@ -32,6 +39,8 @@ def save_checkpoint(
         model: The network.
         path: Where to.
         sources: See `save_model`.
+        terms: See `save_model`; they go into the metadata that a state_dict has for the versions of its modules, where
+            no project's loader minds them.
 
     Raises:
         WeightsError: The ending is another one, the file cannot be written, or that project has no such network.
@@ -49,9 +58,11 @@ def save_checkpoint(
     check_target(path)
     assert isinstance(model, EDSR)
     try:
-        tensors = project_tensors(model, layout)
+        tensors = OrderedDict(project_tensors(model, layout))
     except WeightsError as error:
         raise WeightsError(f"{path}: not written, {error}") from None
+    if terms is not None:
+        setattr(tensors, "_metadata", OrderedDict({"": {"version": 1}, TERMS: dumps(terms)}))  # noqa: B010
     buffer = io.BytesIO()
     torch.save({"params": tensors} if layout == "basicsr" else tensors, buffer)
     write_whole(path, buffer.getvalue(), sources)

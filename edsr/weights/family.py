@@ -301,7 +301,7 @@ def _check_header(header: NetworkConfig, found: NetworkConfig) -> None:
     for field in fields(header):  # pyright: ignore[reportArgumentType]: all are dataclasses
         theirs, own = getattr(found, field.name), getattr(header, field.name)
         if theirs != own and (field.name not in silent or (field.name == "scale" and len(found.scales) == 1)):
-            raise WeightsError(f"its tensors have {field.name} {theirs}, its header says {own}: it is damaged")
+            raise WeightsError(f"its tensors have {field.name} {theirs}, and {own} is stated: it is damaged")
 
 
 def _own_architecture(tensors: Tensors) -> str:

@@ -5,7 +5,7 @@ Packaged weights lie in this folder, named NAME-xSCALE.safetensors.
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from edsr.strict_json import dumps, loads
 from edsr.system import atomic_file, remove_abandoned
 from edsr.wording import either
 
-from . import interpolation, readings
+from . import hub, interpolation, readings
 from .container import read_file
 from .edsr import (
     AMBIGUOUS,
@@ -33,7 +33,8 @@ from .edsr import (
 )
 from .family import COUNTER, FAMILY, build_family, find_layout
 from .header import MAX_RESIDUAL_SCALE, read_config
-from .unwrapping import unwrap
+from .terms import PACKAGED_LICENSE, assumptions, make_terms, mix_terms
+from .unwrapping import unwrap, unwrap_terms
 
 FOLDER = Path(__file__).parent
 """Where the packaged weights lie."""
@@ -63,10 +64,12 @@ def load_model(
     `layout` to be taken for the other.
 
     Args:
-        name_or_path: A preset ("edsr-baseline", "edsr", "edsr-photo"), a file, or a mixture of these
-            ("edsr-baseline:0.3+edsr-photo:0.7", see `edsr.weights.interpolation`).
+        name_or_path: A preset ("edsr-baseline", "edsr", "edsr-photo"), a file, a folder in the layout of the Hugging
+            Face Hub (`config.json` and `model.safetensors`), a repository there ("hf-hub:user/name", see
+            `edsr.weights.hub`), or a mixture of these ("edsr-baseline:0.3+edsr-photo:0.7", see
+            `edsr.weights.interpolation`).
         scale: Which of a preset's packaged weights, 2 by default, in a mixture that of the files in it; for a file,
-            the scale its network must have.
+            the scale its network must have, or which of several in a folder.
         residual_scale: What to multiply the residual branches by, where the file does not say; only this project's
             files do. By default 1 or 0.1, whichever makes the network give its input back (`edsr.weights.readings`).
             Where that does not tell, that of the preset with as many blocks and features, otherwise 1, and always 1 for
@@ -74,9 +77,9 @@ def load_model(
         layout: Which project wrote the file: a key of `edsr.weights.edsr.LAYOUTS`.
 
     Raises:
-        WeightsError: There is no such file, it is damaged, holds code, is not an EDSR network with exactly the tensors
-            it should have, all finite, contradicts `scale` or `residual_scale`, or is right with none of the residual
-            scales that are tried.
+        WeightsError: There is no such file or repository, it cannot be downloaded, is damaged, holds code, is not an
+            EDSR network with exactly the tensors it should have, all finite, contradicts `scale`, `residual_scale` or
+            its config.json, or is right with none of the residual scales that are tried.
     """
     model, notes = load_with_notes(name_or_path, scale, residual_scale, layout=layout)
     for note in notes:
@@ -98,15 +101,42 @@ def load_with_notes(
     return model, tuple(info["notes"])
 
 
+def load_with_info(
+    name_or_path: str | os.PathLike, scale: int | None = None, residual_scale: float | None = None, **hub_options: Any
+) -> tuple[Network, dict[str, Any]]:
+    """As `load_model` and `read_info` at once, without a warning.
+
+    Args:
+        name_or_path: As in `load_model`.
+        scale: As there.
+        residual_scale: As there.
+        hub_options: Of a repository: `token`, `cache_dir`, `force_download`, `local_files_only`, as in huggingface_hub.
+    """
+    return _load(name_or_path, scale, residual_scale, hub_options=hub_options)
+
+
+def source_files(name_or_path: str | os.PathLike, scale: int | None = None, **hub_options: Any) -> list[Path]:
+    """The files that `load_model` reads, but for packaged ones: who may not read these may not read a copy.
+
+    Raises:
+        WeightsError: As `load_model` does, where one is not there.
+    """
+    text = os.fsdecode(name_or_path)
+    parts = None if text in NAMES or os.path.exists(text) else interpolation.parse_mixture(text)
+    offline = hub_options | {"local_files_only": True, "force_download": False}
+    return [_find_file(name, scale, offline).path for name in parts or [text] if name not in NAMES]
+
+
 def read_info(name_or_path: str | os.PathLike, **options: Any) -> dict[str, Any]:
     """Describes the weights that `load_model` loads with the same options; same errors.
 
     Returns:
         `file`, `layout` (a key of `edsr.weights.edsr.LAYOUTS`), `scale`, `blocks`, `features`, `residual_scale`,
         `mean` (RGB in 0..1), `parameters` (how many the loaded network has), `dtype` (as stored, such as "float16"),
-        `training` (what `save_model` was given, otherwise None), `residual_scale_source` ("file", "given", "found",
-        "assumed", or "any" where it makes no difference) and `notes` (a list of what was assumed, in lines). Of a
-        mixture, `file` is its name and `training` is {"mixture": {name: share}}.
+        `training` (what `save_model` was given, otherwise None), `terms` (see `edsr.weights.terms`),
+        `residual_scale_source` ("file", "given", "found", "assumed", or "any" where it makes no difference) and `notes`
+        (a list of what is told when it is loaded, in lines). Of a mixture, `file` is its name and `training` is
+        {"mixture": {name: share}}.
     """
     return _load(name_or_path, **options)[1]
 
@@ -117,6 +147,7 @@ def save_model(
     *,
     dtype: torch.dtype | None = None,
     training: dict | None = None,
+    terms: Mapping[str, Any] | None = None,
     sources: Iterable[str | os.PathLike] = (),
 ) -> None:
     """Writes a .safetensors file whole or not at all: an older file of that name stays until then.
@@ -126,11 +157,12 @@ def save_model(
         path: Where to, with the ending .safetensors.
         dtype: Floating-point type to store the weights in; by default their own.
         training: How they came about (data, steps, scores), in JSON's types; nan and inf are written as null.
+        terms: Their license and the like, see `edsr.weights.terms`.
         sources: Files that the weights are from; who may not read these may not read the new one.
 
     Raises:
         WeightsError: The file cannot be written, is not named .safetensors, or a weight is not finite in `dtype`.
-        TypeError: The model is none, or `training` is not JSON.
+        TypeError: The model is none, or `training` or `terms` is not JSON.
     """
     check_network(model)
     path = Path(path)
@@ -140,6 +172,8 @@ def save_model(
     metadata = {"format": FORMAT, "config": dumps(config)}
     if training is not None:
         metadata["training"] = dumps(training)
+    if terms is not None:
+        metadata["terms"] = dumps(terms)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -176,10 +210,10 @@ def _packaged_file(name: str, scale: int) -> Path:
     return FOLDER / f"{name}-x{scale}.safetensors"
 
 
-def _find_file(name: str, scale: int | None) -> Path:
-    """The packaged file of a preset, or the file of that path."""
+def _find_file(name: str, scale: int | None, hub_options: Mapping[str, Any] | None = None) -> hub.Located:
+    """The packaged file of a preset, or the file of that path, in that folder or in that repository."""
     if name in NAMES and (path := _packaged_file(name, scale or 2)).is_file():
-        return path
+        return hub.Located(path)
     if name in NAMES or (name in NETWORKS and not os.path.exists(name)):
         have = ", ".join(f"{n} x{s}" for n, scales in list_packaged().items() for s in scales) or "none"
         what = f"{name} x{scale or 2}" if name in NAMES else name
@@ -187,12 +221,16 @@ def _find_file(name: str, scale: int | None) -> Path:
         file = f"give a file of weights{either('', ': --model FILE')}"
         raise WeightsError(f"{what} is not packaged (packaged: {have}); {train_it}{file}")
     if os.path.isdir(name):
-        raise WeightsError(f"{name}: is a folder; give the file of weights in it")
+        return hub.locate_in(Path(name), scale)
     if os.path.exists(name) and not os.path.isfile(name):
         raise WeightsError(f"{name}: is not a regular file; give a file of weights")
-    if not os.path.isfile(name):
-        raise WeightsError(f"{name}: no such file, and not a preset ({', '.join(NAMES)}) or a mixture of these")
-    return Path(name)
+    if os.path.isfile(name):
+        return hub.Located(Path(name))
+    repository = hub.parse_repository(name)
+    if repository and (folder := hub.fetch(repository, scale, **hub_options or {})):
+        return hub.locate_in(folder, scale)
+    how = f"; one on the Hugging Face Hub is named {hub.PREFIX}{name}" if repository else ""
+    raise WeightsError(f"{name}: no such file, and not a preset ({', '.join(NAMES)}) or a mixture of these{how}")
 
 
 def _load(
@@ -200,13 +238,14 @@ def _load(
     scale: int | None = None,
     residual_scale: float | None = None,
     layout: str | None = None,
+    hub_options: Mapping[str, Any] | None = None,
 ) -> tuple[Network, dict[str, Any]]:
     """The network that `load_model` gives, and what `read_info` tells of it."""
     text = os.fsdecode(name_or_path)
     try:
         parts = None if text in NAMES or os.path.exists(text) else interpolation.parse_mixture(text)
         if parts is None:
-            return _load_file(_find_file(text, scale), scale, residual_scale, layout)
+            return _load_file(_find_file(text, scale, hub_options), scale, residual_scale, layout)
         paths = {part: _find_file(part, scale) for part in parts if part not in NAMES}
         loaded = {part: _load_file(path, scale, residual_scale, layout) for part, path in paths.items()}
         # Presets are there for several scales, and take the first file's.
@@ -222,13 +261,15 @@ def _load(
         "layout": FORMAT,
         "dtype": "float32",
         "training": {"mixture": parts},
+        "terms": mix_terms(loaded[part][1]["terms"] for part in parts),
         "notes": interpolation.notes(text) + [f"{part}: {note}" for part in parts for note in loaded[part][1]["notes"]],
     }
 
 
 def _load_file(
-    path: Path, scale: int | None, residual_scale: float | None, layout: str | None
+    located: hub.Located, scale: int | None, residual_scale: float | None, layout: str | None
 ) -> tuple[Network, dict[str, Any]]:
+    path, beside, _ = located
     try:
         if layout is not None and layout not in (*LAYOUTS, *FAMILY):
             raise WeightsError(f"unknown layout {layout}; choose one of {', '.join((*LAYOUTS, *FAMILY))}")
@@ -240,7 +281,9 @@ def _load_file(
         if residual_scale is not None and not 0 <= residual_scale <= MAX_RESIDUAL_SCALE:
             raise WeightsError(f"a residual scale is a number such as 1 or 0.1, not {residual_scale}")
         tensors = expand_collapsed_upsampler(stored)
-        header = _header_config(metadata) if layout in (None, FORMAT) else None
+        header = hub.agree(located, _header_config(metadata) if layout in (None, FORMAT) else None)
+        if beside and beside.layout != FORMAT:
+            layout, residual_scale = beside.layout, _only(beside.config, residual_scale)
         other = header is not None and header.architecture != "edsr"
         family = FORMAT if other else layout if layout in FAMILY else find_layout(tensors) if not layout else None
         name = family or layout or detect_layout(tensors)
@@ -255,23 +298,35 @@ def _load_file(
         else:
             layouts = AMBIGUOUS if layout is None and name in AMBIGUOUS else ()
             model, name, source = readings.resolve(tensors, name, residual_scale, layouts)
+        hub.check_agreement(beside, name, model.config)
+        source = "file" if beside and source else source
         if scale is not None and scale != model.config.scale:
             raise WeightsError(f"its network upscales x{model.config.scale}, not x{scale}; give another file")
         training = _header_json(metadata, "training") if header and "training" in metadata else None
+        kept = _header_json(metadata, "terms") if header and "terms" in metadata else unwrap_terms(checkpoint)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error.__cause__
     info = {"file": str(path), "layout": name, "architecture": model.config.architecture, **asdict(model.config)}
     info |= {"parameters": sum(p.numel() for p in model.parameters())}
     info |= {"dtype": _dtype_names(stored.values()), "training": training}
-    if family:
-        info |= {"residual_scale_source": source} if source else {}
-        return model.eval(), info | {"notes": notes}
-    info |= {"residual_scale_source": source, "notes": _assumptions(model.config, source)}
-    return model.eval(), info
+    if path.parent == FOLDER:
+        kept = {"license": PACKAGED_LICENSE} | (kept or {})
+    assumed = assumptions(model.config, name, stored, source, notes, header is not None)
+    info |= {"terms": make_terms(kept, training, assumed, name)}
+    info |= {"residual_scale_source": source} if source else {}
+    return model.eval(), info | {"notes": notes if family else _notes(model.config, source)}
 
 
-def _assumptions(config: EDSRConfig, source: str) -> list[str]:
-    """A line for each thing that was assumed of a file."""
+def _only(config: NetworkConfig, residual_scale: float | None) -> float:
+    """The residual scale that a config.json states. Raises WeightsError if another one is given."""
+    stated = getattr(config, "residual_scale", 1.0)
+    if residual_scale not in (None, stated):
+        raise WeightsError(f"its config.json says residual scale {stated:g}, not {residual_scale:g}; leave it out")
+    return stated
+
+
+def _notes(config: EDSRConfig, source: str) -> list[str]:
+    """What is told of a file whose residual scale was assumed, or is not the usual one."""
     used = f"residual scale {config.residual_scale:g}"
     if source == "assumed":
         why = "neither the file nor its weights tell; if colors are wrong, give"

@@ -75,8 +75,8 @@ def mix(models: Sequence[Network], shares: Sequence[float], names: Sequence[str]
     """
     first = models[0]
     for other, other_name in zip(models[1:], names[1:], strict=True):
-        if difference := _difference(first.config, other.config):
-            raise ValueError(f"{names[0]} and {other_name} do not mix: {difference}")
+        if what := difference(first.config, other.config):
+            raise ValueError(f"{names[0]} and {other_name} do not mix: {what}")
     states = [model.state_dict() for model in models]
     mixed = {}
     for key in states[0]:
@@ -91,7 +91,7 @@ def mix(models: Sequence[Network], shares: Sequence[float], names: Sequence[str]
     return model.eval()
 
 
-def _difference(a: NetworkConfig, b: NetworkConfig) -> str:
+def difference(a: NetworkConfig, b: NetworkConfig) -> str:
     """How two configurations differ; empty if they do not."""
     if a.architecture != b.architecture:
         return f"{a.architecture} against {b.architecture}"

@@ -5,15 +5,20 @@ Projects keep a network beside an optimizer, a discriminator, a copy with averag
 whatever leads there. Of several, averaged weights are taken, as their projects do.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from edsr.errors import WeightsError
+from edsr.strict_json import loads
 
 from .edsr import LAYOUTS
 from .family import ENDS
+
+TERMS = "edsr-triton"
+"""Under which the terms stand in the metadata of a state_dict, beside the versions of its modules."""
 
 MAX_DEPTH = 4
 """Wrappers within wrappers that are looked into: a file may contain itself."""
@@ -40,6 +45,18 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
     if not keys or not all(isinstance(key, str) for key in keys):
         raise WeightsError("not a file of weights: it does not hold tensors by name")
     return dict(checkpoint)
+
+
+def unwrap_terms(checkpoint: Any) -> dict[str, Any] | None:
+    """The terms in a checkpoint of `edsr.weights.exchange`, unchecked: a JSON text in the metadata of its tensors."""
+    for place in (checkpoint, checkpoint.get("params") if isinstance(checkpoint, Mapping) else None):
+        table = getattr(place, "_metadata", None)
+        text = table.get(TERMS) if isinstance(table, Mapping) else None
+        with contextlib.suppress(ValueError):
+            terms = loads(text) if isinstance(text, str) else None
+            if isinstance(terms, dict):
+                return terms
+    return None
 
 
 def _networks(content: Any, where: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Mapping[str, Any], str]]:

@@ -361,7 +361,7 @@ def test_options_that_contradict_the_file(tmp_path, config, options, message):
         (SRCNNConfig(), {"architecture": "vdsr"}, "its header is damaged"),
         (SRCNNConfig(), {"architecture": "gan"}, "its header is damaged"),
         (SRCNNConfig(), {"architecture": ["srcnn"]}, "its header is damaged"),
-        (VDSRConfig(depth=3), {"depth": 10**9}, "tensors have depth 3, its header says 1000000000"),
+        (VDSRConfig(depth=3), {"depth": 10**9}, "tensors have depth 3, and 1000000000 is stated"),
         (VDSRConfig(depth=3), {"features": 10**12}, "tensors have features 64"),
         (VDSRConfig(depth=3), {"all_scales": []}, "scales must be of 2, 3 and 4"),
         (VDSRConfig(depth=3), {"all_scales": [2, 3, 4, 5]}, "4 values"),

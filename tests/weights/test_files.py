@@ -114,6 +114,7 @@ def test_info(model, tmp_path):
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": "float32",
         "training": training,
+        "terms": {"license": None, "data": ["a", "b"], "data_licenses": [], "origin": None, "assumed": []},
         "residual_scale_source": "file",
         "notes": [],
     }
