@@ -12,8 +12,6 @@ import numpy as np
 
 from edsr.images import HIGHEST, LOWEST, UNIT, ValueRange
 
-_SAME = ("L", "LA", "RGB", "RGBA", "F", "I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow that mean what ours do
-_CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}  # modes that lose nothing
 _ALPHA_ROUNDING = 1e-3
 
 
@@ -83,7 +81,15 @@ def check_values(pixels: np.ndarray, advice: str = "divide them by 255", of: Val
     """
     if pixels.dtype != np.float32 or pixels.size == 0:
         return
-    low, high = float(pixels.min()), float(pixels.max())  # NaN if any is
+    check_bounds(float(pixels.min()), float(pixels.max()), advice, of)  # NaN if any is
+    if pixels.shape[-1] in (2, 4):
+        alpha = pixels[..., -1]
+        if alpha.min() < -_ALPHA_ROUNDING or alpha.max() > 1 + _ALPHA_ROUNDING:
+            raise ValueError("alpha, the last channel, is 0..1; clip it, or leave it out if it is none")
+
+
+def check_bounds(low: float, high: float, advice: str = "divide them by 255", of: ValueRange = UNIT) -> None:
+    """As `check_values`, by the least and the greatest of the floats."""
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("the image holds NaN or infinite values; replace them")
     if low < LOWEST or high > HIGHEST:
@@ -91,10 +97,26 @@ def check_values(pixels: np.ndarray, advice: str = "divide them by 255", of: Val
             raise ValueError(f"the image lies far beyond value_range={(of.low, of.high)}; give the range that it has")
         advice = advice if low >= 0 and high <= 255 else "map them to it"
         raise ValueError(f"floats are 0..1 from black to white, these are {low:.6g}..{high:.6g}; {advice}")
-    if pixels.shape[-1] in (2, 4):
-        alpha = pixels[..., -1]
-        if alpha.min() < -_ALPHA_ROUNDING or alpha.max() > 1 + _ALPHA_ROUNDING:
-            raise ValueError("alpha, the last channel, is 0..1; clip it, or leave it out if it is none")
+
+
+def is_pillow(image: Any) -> bool:
+    """Whether it is an image of Pillow, found without importing Pillow."""
+    return hasattr(image, "mode") and hasattr(image, "getbands")
+
+
+def as_kind_of(image: Any, pixels: np.ndarray, of: ValueRange = UNIT) -> np.ndarray | Any:
+    """A result, of pixels like those that `as_pixels` has given for the image, as what the caller handed over.
+
+    An image of Pillow for one of Pillow, else an array; floats in the range `of`, and of 16 or 64 bits if an array was.
+    """
+    pixels = of.from_unit(pixels if pixels.ndim == 3 else pixels[:, :, None]).reshape(pixels.shape)
+    if is_pillow(image):
+        from .pillow import image_like
+
+        return image_like(image, pixels)
+    if isinstance(image, np.ndarray) and image.dtype.kind == "f":
+        return pixels.astype(image.dtype.newbyteorder("="), copy=False)
+    return pixels
 
 
 def _as_array(image: Any) -> np.ndarray:
@@ -105,9 +127,11 @@ def _as_array(image: Any) -> np.ndarray:
     if isinstance(image, (str, bytes, os.PathLike)):
         raise TypeError("images are arrays, not names of files; read them with edsr.images.read_image")
     if type(image).__module__.partition(".")[0] == "torch":
-        raise TypeError("images are arrays [H, W, C], not tensors; call .permute(1, 2, 0).cpu().numpy(), or frame()")
-    if hasattr(image, "mode") and hasattr(image, "getbands"):
-        return _from_pillow(image)
+        raise TypeError("images are arrays [H, W, C], not tensors; call .tensor(x), or .frame(x) for whole numbers")
+    if is_pillow(image):
+        from .pillow import pixels_of
+
+        return pixels_of(image)
     kind = "None" if image is None else type(image).__name__
     listed = isinstance(image, (list, tuple))
     if listed and any(hasattr(part, "mode") or getattr(part, "ndim", 0) > 1 for part in image):
@@ -122,15 +146,3 @@ def _as_array(image: Any) -> np.ndarray:
         advice = "give np.array(image, np.uint8) if they are 0..255"
         raise TypeError(f"images are arrays, not a {kind} of whole numbers; {advice}")
     return pixels
-
-
-def _from_pillow(image: Any) -> np.ndarray:
-    transparent = "transparency" in image.info
-    if image.mode in _SAME and not transparent:
-        return np.asarray(image)
-    if image.mode in ("1", "P", "L", "RGB") and transparent:
-        return np.asarray(image.convert("LA" if image.mode in ("1", "L") else "RGBA"))
-    if image.mode in _CONVERTED:
-        return np.asarray(image.convert(_CONVERTED[image.mode]))
-    advice = "np.asarray(image).astype(np.uint16) if it has 16 bits" if image.mode == "I" else "image.convert('RGB')"
-    raise TypeError(f"Pillow's images of mode {image.mode} are not supported; use {advice}")

@@ -115,9 +115,10 @@ class _ImageGraph:
     """`forward` captured for one kind of image. What it reads and writes has a fixed place."""
 
     def __init__(self, forward: Forward, x: Tensor, result: OutputSpec, pool):
-        self._x = torch.empty_like(x)
+        with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
+            self._x = torch.empty_like(x)
+            overflow = None if result.overflow is None else torch.zeros_like(result.overflow)
         self._x.copy_(x)
-        overflow = None if result.overflow is None else torch.zeros_like(result.overflow)
         self._overflow = overflow
         own = OutputSpec(result.dtype, overflow)
         self._captured = CapturedGraph(lambda: forward(self._x, own), pool)
@@ -209,8 +210,9 @@ class DeviceCopier:
         on_cuda = device.type == "cuda"
         self._upload, self._download = (torch.cuda.Stream(device) if on_cuda else None for _ in range(2))
 
-    def to_device(self, rows: np.ndarray) -> Tensor:
+    def to_device(self, rows: np.ndarray | Tensor) -> Tensor:
         """[n, W, C] of any dtype, on the device."""
+        assert isinstance(rows, np.ndarray)
         # Writable, because torch warns of what is not, and Pillow's pixels are read-only.
         source = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
         if self._upload is None:
@@ -238,3 +240,16 @@ class DeviceCopier:
             done = torch.cuda.Event()
             done.record(self._download)
         return PendingCopy(tuple(copies), done)
+
+
+class NoCopier(DeviceCopier):
+    """For rows that are on the device already, and whose results stay there; only the rest is copied to the host."""
+
+    def to_device(self, rows: np.ndarray | Tensor) -> Tensor:
+        assert isinstance(rows, Tensor)
+        return rows
+
+    def to_host(self, *tensors: Tensor) -> PendingCopy:
+        """The first of the tensors as it is, copies of the others."""
+        others = super().to_host(*tensors[1:])
+        return PendingCopy((tensors[0], *others.tensors), others.done)

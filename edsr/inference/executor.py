@@ -81,10 +81,14 @@ class Executor:
 
     @contextlib.contextmanager
     def computing(self, precision: str) -> Iterator[None]:
-        """A context to compute in: the device is the current one, as CUDA graphs require, and fp32 is not TF32."""
+        """A context to compute in: the device is the current one, as CUDA graphs require, and fp32 is not TF32.
+
+        Autocast of the caller does not reach in.
+        """
         device = self.plan.device
         current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-        with current, in_precision(PRECISIONS[precision], device):
+        plain = torch.autocast(device.type, enabled=False)
+        with current, plain, in_precision(PRECISIONS[precision], device):
             yield
 
 

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from torch import Tensor
 from edsr.kernels import OutputSpec
 from edsr.wording import option
 
-from .cuda import DeviceCopier, PendingCopy
+from .cuda import DeviceCopier, NoCopier, PendingCopy
 from .executor import Executor
 from .pixels import flat_alpha, from_network, to_network
 from .streaming import Stream
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 GRAPH_PIXELS = 1 << 20  # of a band up to which it becomes a CUDA graph; larger ones hide their launches, and graphs
 # hold feature maps of their own. 1 Mpx takes an H200 4 ms (half of 1080p), launching it takes the CPU 3 ms by a model.
@@ -48,7 +49,7 @@ class InputRows(NamedTuple):
 
     first: int
     last: bool
-    rows: np.ndarray
+    rows: np.ndarray | Tensor
 
     @property
     def stop(self) -> int:
@@ -56,12 +57,14 @@ class InputRows(NamedTuple):
 
 
 class ImageRun:
-    """An iterator over the rows of one upscaled image; see `Upscaler.bands`.
+    """An iterator over the rows of one upscaled image, on the host; see `Upscaler.bands`.
+
+    Rows may also be tensors on the device, RGB in fp32; then the result stays there.
 
     The plan of a run begins as the executor's. Precision and memory budget change for this image alone.
     """
 
-    def __init__(self, executor: Executor, rows: Iterable[np.ndarray], width: int, self_ensemble: bool):
+    def __init__(self, executor: Executor, rows: Iterable[np.ndarray | Tensor], width: int, self_ensemble: bool):
         self._executor, self._plan = executor, executor.plan
         self._width, self._self_ensemble = width, self_ensemble
         self._source = _mark_last(rows)
@@ -69,7 +72,7 @@ class ImageRun:
         self._rows_taken = 0  # of input
         self._rows_done = 0  # of input whose output has been given away
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Tensor]:
         while True:
             try:
                 for y in self._attempt():
@@ -120,14 +123,14 @@ class ImageRun:
             self._rows_taken += len(rows)
             yield self._buffered[-1]
 
-    def _attempt(self) -> Iterator[np.ndarray]:
+    def _attempt(self) -> Iterator[Tensor]:
         """Output from the row reached on; as long as all goes well, to the end.
 
         On CUDA each part is copied to the host while the next is computed.
         """
-        on_cuda, copier = self._plan.device.type == "cuda", DeviceCopier(self._plan.device)
+        on_cuda = self._plan.device.type == "cuda"
         pending: PendingCopy | None = None
-        for copy in self._compute(copier):
+        for copy in self._compute():
             if pending is not None:
                 yield _finished(pending)
             pending = copy
@@ -137,15 +140,16 @@ class ImageRun:
         if pending is not None:
             yield _finished(pending)
 
-    def _compute(self, copier: DeviceCopier) -> Iterator[PendingCopy]:
+    def _compute(self) -> Iterator[PendingCopy]:
         """Copies to the host of successive parts of the output, each with the mark of overflow."""
         executor, plan, scale = self._executor, self._plan, self._executor.scale
         overflow = torch.zeros(1, dtype=torch.int32, device=plan.device)
-        compute, step = None, 0
+        compute, copier, step = None, None, 0
         at = 0  # row of input that the next row of output belongs to
         for first, ending, rows in self._input():
-            if compute is None:
+            if compute is None or copier is None:
                 at = first
+                copier = (NoCopier if isinstance(rows, Tensor) else DeviceCopier)(plan.device)
                 step, columns = plan.band_shape(self._width, len(rows) if ending and first == 0 else None)
                 compute = _BandComputer(executor, plan.precision, self._self_ensemble, self._width, (step, columns))
             for i in range(0, len(rows), step):
@@ -163,12 +167,14 @@ class ImageRun:
                     y = y[0].permute(1, 2, 0) if quantized else self._to_samples(y, piece, top)
                 yield copier.to_host(y.contiguous(), overflow)
 
-    def _to_samples(self, y: Tensor, like: np.ndarray, top: int) -> Tensor:
+    def _to_samples(self, y: Tensor, like: np.ndarray | Tensor, top: int) -> Tensor:
         """[rows, s·W, C] of the dtype and channels of `like`. top: the LR row with which y begins."""
+        if isinstance(like, Tensor):
+            return from_network(y, 3, np.dtype(np.float32))
         channels, scale = like.shape[2], self._executor.scale
         if channels in (1, 3):
             return from_network(y, channels, like.dtype)
-        alpha = np.concatenate([part.rows[:, :, -1] for part in self._buffered])
+        alpha = np.concatenate([np.asarray(part.rows[:, :, -1]) for part in self._buffered])
         clear, opaque = (
             mask.to(y.device).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
             for mask in flat_alpha(alpha, top - self._buffered[0].first, y.shape[2] // scale)
@@ -212,14 +218,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def _finished(copy: PendingCopy) -> np.ndarray:
+def _finished(copy: PendingCopy) -> Tensor:
     y, overflow = copy.wait()
     if overflow.item():
         raise Overflow
-    return y.numpy()
+    return y
 
 
-def _mark_last(items: Iterable[np.ndarray]) -> Iterator[tuple[bool, np.ndarray]]:
+def _mark_last(items: Iterable[T]) -> Iterator[tuple[bool, T]]:
     """(False, item), …, (True, last item): a stream must know where its image ends."""
     iterator = iter(items)
     with contextlib.suppress(StopIteration):

@@ -16,9 +16,10 @@ from .pixels import fill_hidden_colors
 from .plan import ColumnSlice, split_columns
 from .prefetch import Prefetcher
 from .upscaler import Upscaler
+from .whole_images import WholeImages
 
 
-class MultiDeviceUpscaler:
+class MultiDeviceUpscaler(WholeImages):
     """Upscalers of one network on several devices that share each image. The result is that of one, to rounding."""
 
     def __init__(self, members: Sequence[Upscaler]):

@@ -7,26 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from edsr.devices import PRECISIONS
 from edsr.errors import BackendError, WeightsError
-from edsr.images import UNIT
 from edsr.kernels import OutputSpec, TensorOps, compile_ahead
 from edsr.models import TITLES, Network, check_network
 from edsr.wording import option
 
-from .arrays import as_pixels, checked_range, checked_rows
+from .arrays import checked_rows
 from .executor import Executor
 from .forking import adapt_to_fork, check_owner
 from .image_run import FaultyWeights, ImageRun, OutOfMemory
 from .pixels import fill_hidden_colors
 from .plan import ExecutionPlan, make_plan
 from .streaming import state_bytes
+from .whole_images import WholeImages
 
 
-class Upscaler:
+class Upscaler(WholeImages):
     """Upscales images by `model.config.scale`. May be called from several threads at once, but stays in its process.
 
     The result does not depend on the memory budget: it is the whole image's, to rounding.
@@ -108,46 +107,14 @@ class Upscaler:
         return self._executor.model
 
     @property
+    def model_device(self) -> torch.device:
+        """As `device`, with the number that "cuda" leaves open."""
+        return next(self.model.parameters()).device
+
+    @property
     def ops(self) -> TensorOps:
         """The operations that execute it."""
         return self._executor.ops
-
-    def __call__(
-        self, image: ArrayLike, self_ensemble: bool = False, value_range: tuple[float, float] = UNIT
-    ) -> np.ndarray:
-        """Upscales an image.
-
-        Args:
-            image: [H, W] gray, or [H, W, C] of gray, gray and alpha, RGB, or RGB and alpha (C = 1 to 4); uint8, uint16,
-                or floats in 0..1, computed in fp32, which may be as far beyond as -0.5 and 4. Or an image of Pillow.
-            self_ensemble: See `bands`.
-            value_range: The floats that are black and white, such as (0, 255): a fixed linear map to 0..1 and, of the
-                result, back. Alpha is always 0..1. For floats only.
-
-        Returns:
-            The image, s times larger, of the same dtype (in the machine's byte order) and number of axes; whole numbers
-            clamped to their range and rounded to nearest, floats as computed, but for alpha, which is clamped.
-
-        Raises:
-            TypeError: Another dtype, or not an array.
-            ValueError: Another shape, a value range that is none, or floats that are NaN, infinite or of another range,
-                such as 0..255.
-            BackendError, WeightsError: As of `bands`.
-        """
-        of = checked_range(value_range)
-        pixels = as_pixels(image, of)
-        source = pixels[:, :, None] if pixels.ndim == 2 else pixels
-        height, width, channels = source.shape
-        step = self.band_rows(width, height)
-        out, filled = np.empty((self.scale * height, self.scale * width, channels), pixels.dtype), 0
-        for part in self.bands((source[i : i + step] for i in range(0, height, step)), width, self_ensemble):
-            out[filled : filled + len(part)] = part
-            filled += len(part)
-        assert filled == len(out)
-        out = of.from_unit(out)
-        if isinstance(image, np.ndarray) and image.dtype.kind == "f":
-            out = out.astype(image.dtype.newbyteorder("="), copy=False)
-        return out[:, :, 0] if pixels.ndim == 2 else out
 
     def frame(self, x: Tensor) -> Tensor:
         """Upscales images that are on the device already, and leaves them there: frames of a video.
@@ -233,6 +200,18 @@ class Upscaler:
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
     ) -> Generator[np.ndarray, None, None]:
         """As `bands`, for rows whose colors under alpha 0 have been filled by `fill_hidden_colors`."""
+        yield from (band.numpy() for band in self._run(rows, width, self_ensemble))
+
+    def _tensor_bands(self, image: Tensor, self_ensemble: bool) -> Generator[Tensor, None, None]:
+        if image.device != self.model_device:
+            return super()._tensor_bands(image, self_ensemble)
+        rows = (part.float().contiguous() for part in self._in_bands(image))
+        return self._run(rows, image.shape[1], self_ensemble)
+
+    def _run(
+        self, rows: Iterable[np.ndarray | Tensor], width: int, self_ensemble: bool
+    ) -> Generator[Tensor, None, None]:
+        """The bands of an `ImageRun`."""
         check_owner(self._process)
         try:
             yield from ImageRun(self._executor, rows, width, self_ensemble)

@@ -61,6 +61,14 @@ def test_overflow_belongs_to_its_image(graphs):
         assert overflow.item() == seen
 
 
+def test_what_is_recorded_in_inference_mode_serves_outside_of_it(graphs):
+    x, overflow = torch.full((1, 3, 2, 2), 200.0), torch.zeros(1, dtype=torch.int32)
+    with torch.inference_mode():
+        for _ in range(2):
+            graphs(x.clone(), OutputSpec(None, torch.zeros(1, dtype=torch.int32)))
+    assert torch.equal(graphs(x, OutputSpec(None, overflow)), 2 * x) and overflow.item() and Repeated.made == 1
+
+
 def test_the_latest_are_kept(graphs):
     sizes = [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]  # five kinds: the first has to go
     for size in sizes:
