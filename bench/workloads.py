@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.windows import largest, largest_difference
-from edsr.export import write_ncnn
+from edsr.export import build_ncnn
 from edsr.inference.cuda import CapturedGraph
 from edsr.inference.streaming import Stream
 from edsr.inference.upscaler import Upscaler
@@ -326,20 +326,19 @@ def ncnn(work: CpuNetwork) -> Run:
     net = package.Net()
     net.opt.num_threads = torch.get_num_threads()
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    text, weights = build_ncnn(work.plain())
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder, "weights")
-        with open(weights, "wb") as file:
-            text = write_ncnn(work.plain(), file)
+        file = Path(folder, "weights")
+        file.write_bytes(weights)
         net.load_param_mem(text)
-        net.load_model(str(weights))
-    mean = torch.tensor(work.config.mean).view(1, 3, 1, 1)
+        net.load_model(str(file))
 
     def run() -> Tensor:
         extractor = net.create_extractor()
-        x = (work.image - mean)[0].numpy()  # a Mat does not keep it
-        extractor.input("x", package.Mat(x))
-        _, y = extractor.extract("y")
-        return torch.from_numpy(y.numpy())[None] + mean
+        x = work.image[0].numpy()  # a Mat does not keep it
+        extractor.input("data", package.Mat(x))
+        _, y = extractor.extract("output")
+        return torch.from_numpy(y.numpy())[None]
 
     return run
 

@@ -37,6 +37,7 @@ DOORS = {  # who may import what others have made
     "rich": ("edsr.cli",),
     "onnx": ("edsr.export",),
     "onnxruntime": ("edsr.export",),
+    "ncnn": ("edsr.export",),
     "fsspec": ("edsr.storage",),
     "aiohttp": ("edsr.storage",),
     "huggingface_hub": ("edsr.weights.hub", "edsr.integrations"),

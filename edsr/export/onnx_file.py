@@ -1,39 +1,19 @@
 """Networks as ONNX files, each of which is run and compared with what it was made from before it is left there."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
-import torch
 
 from edsr.errors import ExportError
-from edsr.models import Network, check_network, fold
+from edsr.models import Network
 from edsr.strict_json import dumps
-from edsr.system import atomic_file, remove_abandoned
-from edsr.wording import option
 
-SIZES = ((1, 1), (1, 7), (9, 4), (33, 48))  # rows and columns of the images that a file is tried with
-LARGEST_ERROR = {"fp32": 1e-4, "fp16": 3e-2}  # of white, beyond which a file is taken for wrong
+from .together import write_together
+from .trial import Exported, Run, check_request, try_out
+
 MISSING = "pip install 'edsr-triton[onnx]'"
-
-Run = Callable[[np.ndarray], np.ndarray]
-
-
-class Exported(NamedTuple):
-    """What became of an export.
-
-    Attributes:
-        path: The file.
-        error: The largest difference from our own result, as a share of white; None where no runtime is installed.
-        ring: The same in the outermost ring of low-resolution pixels, which a collapsed tail does not get right; None
-            for others.
-    """
-
-    path: Path
-    error: float | None
-    ring: float | None
 
 
 def write_onnx(
@@ -69,43 +49,17 @@ def write_onnx(
             ONNX Runtime computes of it is not what we compute; then there is no file.
         TypeError: The model is none.
     """
-    check_network(model)
-    path = Path(path)
-    if path.suffix.lower() != ".onnx":
-        raise ExportError(f"{path}: name a file that ends in .onnx")
-    if precision not in LARGEST_ERROR or span not in (1, 255):
-        raise ExportError(f"precision is fp32 or fp16, and the range 1 or 255, not {precision} and {span}", misuse=True)
-    if (collapsed and not hasattr(model, "tail")) or (collapsed and model.config.architecture == "srresnet"):
-        raise ExportError(f"{option('collapsed')}: {model.config.architecture} has no linear end to collapse")
+    request = check_request(model, path, ".onnx", precision, collapsed, span)
     try:
         from .onnx_graph import build_onnx
     except ImportError:
         raise ExportError(f"ONNX files need a package: {MISSING}") from None
-    plain = model if collapsed or model.config.architecture in ("edsr", "mdsr") else model.folded()
-    network = fold(model) if collapsed else plain
-    properties = {
-        "architecture": model.config.architecture,
-        "scale": str(model.config.scale),
-        "color": "RGB",
-        "range": str(span),
-        "precision": precision,
-    }
-    properties |= {} if training is None else {"training": dumps(training)}
-    properties |= {} if terms is None else {"license": terms["license"] or "not stated", "terms": dumps(dict(terms))}
-    data = build_onnx(network, precision == "fp16", span, properties).SerializeToString()
-    error = ring = None
-    run = _runtime(data)
-    if run is not None:
-        error, ring = _compare(model, run, span, collapsed)
-        if not error <= LARGEST_ERROR[precision]:
-            raise ExportError(f"{path}: not written, ONNX Runtime's result is off by {error:.2g} of white")
-    remove_abandoned(path.parent)
-    try:
-        with atomic_file(path, sources=sources) as file:
-            file.write(data)
-    except OSError as problem:
-        raise ExportError(f"{path}: cannot be written ({problem.strerror})") from problem
-    return Exported(path, error, ring)
+    facts = request.facts(training, terms).items()
+    metadata = {name: dumps(value) if isinstance(value, dict) else str(value) for name, value in facts}
+    data = build_onnx(request.network, request.half, span, metadata).SerializeToString()
+    exported = try_out(request, _runtime(data), "ONNX Runtime")
+    write_together({request.path: data}, sources)
+    return exported
 
 
 def _runtime(data: bytes) -> Run | None:
@@ -122,21 +76,3 @@ def _runtime(data: bytes) -> Run | None:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ExportError(f"not written, ONNX Runtime does not take it ({why})") from None
     return lambda x: np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
-
-
-def _compare(model: Network, run: Run, span: int, collapsed: bool) -> tuple[float, float | None]:
-    """The largest error of a runtime, as a share of white; of a collapsed tail that of its ring by itself."""
-    random, s = np.random.default_rng(0), model.config.scale
-    inner, ring = [0.0], [0.0]
-    for height, width in SIZES:
-        x = random.random((2, 3, height, width)).astype(np.float32)
-        with torch.no_grad():
-            ours = model(torch.from_numpy(x)).numpy()
-        difference = abs(run(x * np.float32(span)) / np.float32(span) - ours)
-        if difference.shape != ours.shape or not np.isfinite(difference).all():
-            return float("inf"), None
-        difference /= max(1.0, abs(ours).max())  # of networks that are not trained results may be anything
-        middle = difference[:, :, s:-s, s:-s] if collapsed else difference
-        inner.append(float(middle.max(initial=0.0)))
-        ring.append(float(difference.max()))
-    return max(inner), max(ring) if collapsed else None

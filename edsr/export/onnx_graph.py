@@ -1,8 +1,4 @@
-"""A network as an ONNX graph, recorded by handing its forward pass operations that write nodes.
-
-Networks are written against `edsr.kernels.Ops` and `Layers`, over maps of any type: here a map is the name of a value.
-So the graph is the network's own, node by node, without a tracer; rows and columns are free.
-"""
+"""A network as an ONNX graph, recorded by handing its forward pass operations that write nodes."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -13,74 +9,28 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from edsr.kernels import INNER, LUMA, LUMA_BLACK, LUMA_GAIN, NO_MEAN, RAW_OUTPUT, OutputSpec, bicubic_weight
+from edsr.kernels import LUMA, LUMA_BLACK, LUMA_GAIN, NO_MEAN, RAW_OUTPUT, OutputSpec, bicubic_weight
 from edsr.models import Network
+
+from .recorder import Recorder, as_half
 
 OPSET, IR_VERSION = 17, 8
 INPUT, OUTPUT = "input", "output"
 AXES = ["batch", 3, "height", "width"]
 
 
-class _Recorder:
-    """`edsr.kernels.Layers` over names of values.
-
-    Args:
-        half: Whether convolutions compute in fp16; both ends are in fp32.
-        span: The value that is white: 1 or 255.
-    """
+class _Recorder(Recorder):
+    """`edsr.kernels.Layers` over names of values. With fp16 weights convolutions compute in it; both ends do not."""
 
     def __init__(self, half: bool, span: float):
+        super().__init__(half, span)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        self._half, self._span = half, span
         self._wide = {INPUT}  # values in fp32, whatever convolutions compute in
 
-    # --- EDSR's operations
-
-    def head(self, x: str, weight: Tensor, bias: Tensor, mean: Sequence[float]) -> str:
-        return self.conv(self.enter(x, mean), weight, bias)
-
-    def conv3x3(
-        self,
-        x: str,
-        weight: Tensor,
-        bias: Tensor,
-        relu: bool = False,
-        scale: float = 1.0,
-        skip: str | None = None,
-        shuffle: int = 1,
-    ) -> str:
-        return self.conv(x, weight, bias, relu, None, skip, shuffle, scale)
-
-    def resblock(
-        self,
-        x: str,
-        weight1: Tensor,
-        bias1: Tensor,
-        weight2: Tensor,
-        bias2: Tensor,
-        scale: float = 1.0,
-        *,
-        reuse: bool = False,
-    ) -> str:
-        y = self.conv3x3(x, weight1, bias1, relu=True)
-        return self.conv3x3(y, weight2, bias2, scale=scale, skip=x)
-
-    def tail(self, x: str, weight: Tensor, bias: Tensor, mean: Sequence[float], result: OutputSpec) -> Tensor:
-        return self.leave(self.conv(x, weight, bias), mean, result)
-
-    def collapsed_tail(
-        self, x: str, weight: Tensor, bias: Tensor, mean: Sequence[float], shuffle: int, result: OutputSpec
-    ) -> Tensor:
-        """With the weights of inner pixels everywhere, which is not exact in the outermost ring of pixels."""
-        inner = weight[INNER, INNER], bias[INNER, INNER]
-        return self.leave(self.conv(x, *inner, shuffle=shuffle), mean, result)
-
-    # --- those of the others
-
     def enter(self, x: str, mean: Sequence[float] = NO_MEAN) -> str:
-        if self._span != 1:
-            x = self._wide_node("Mul", x, self._values(1 / self._span))
+        if self.span != 1:
+            x = self._wide_node("Mul", x, self._values(1 / self.span))
         return self._wide_node("Sub", x, self._values(mean, (3, 1, 1))) if any(mean) else x
 
     def conv(
@@ -130,23 +80,24 @@ class _Recorder:
         tanh: bool = False,
         image: str | None = None,
     ) -> Tensor:
-        y = self._node("Cast", x, to=TensorProto.FLOAT) if self._half else x
+        y = self._node("Cast", x, to=TensorProto.FLOAT) if self.half else x
         if tanh:
             y = self._node("Mul", self._node("Add", self._node("Tanh", y), self._values(1.0)), self._values(0.5))
         if image is not None:
             y = self._node("Add", self._node("Mul", y, self._values(LUMA_GAIN)), image)
         if any(mean):
             y = self._node("Add", y, self._values(mean, (3, 1, 1)))
-        return cast(Any, y if self._span == 1 else self._node("Mul", y, self._values(self._span)))
+        return cast(Any, y if self.span == 1 else self._node("Mul", y, self._values(self.span)))
 
     # --- parts of a graph
 
     def _to_compute(self, x: str) -> str:
         """A value in what convolutions compute in."""
-        return self._node("Cast", x, to=TensorProto.FLOAT16) if self._half and x in self._wide else x
+        return self._node("Cast", x, to=TensorProto.FLOAT16) if self.half and x in self._wide else x
 
     def _own(self, values: Tensor) -> str:
-        return self._constant(values.detach().to(torch.float16 if self._half else torch.float32).numpy())
+        array = values.detach().float().numpy()
+        return self._constant(as_half(array) if self.half else array)
 
     def _values(self, values: float | Sequence[float], shape: tuple[int, ...] | None = None) -> str:
         array = np.array(values, np.float32)

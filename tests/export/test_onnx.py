@@ -7,34 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from edsr.cli import main
 from edsr.errors import ExportError
 from edsr.export import onnx_file, write_onnx
 from edsr.weights import save_model
 from tests.conftest import network
-from tests.models.test_family import NAMES, SMALL, small
+from tests.export.cases import EVERY, images, networks, right, scales
+from tests.models.test_family import SMALL, small
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-SIZES = [(1, 1), (1, 3), (6, 5), (17, 20)]
-EVERY = [("edsr", lambda scale: network(scale, residual_scale=0.1, mean=(0.1, 0.5, 0.4))), *(
-    (name, lambda scale, config=config: small(config, scale)) for name, config in zip(NAMES, SMALL, strict=True)
-)]  # fmt: skip
-networks = pytest.mark.parametrize("make", [make for _, make in EVERY], ids=[name for name, _ in EVERY])
-scales = pytest.mark.parametrize("scale", [2, 3, 4])
-
-
-def images(count=2):
-    random = np.random.default_rng(1)
-    return [random.random((count, 3, *size)).astype(np.float32) for size in SIZES]
-
-
-def right(model, x):
-    """In fp64."""
-    with torch.no_grad():
-        return model(torch.from_numpy(x).double()).numpy()
 
 
 def session(path):
@@ -79,6 +62,18 @@ def test_collapsed_is_exact_but_for_the_ring_which_is_told(tmp_path, kind, scale
         difference = abs(run(x) - right(model, x))
         assert difference[:, :, scale:-scale, scale:-scale].max(initial=0) < 1e-5
     assert difference.max() > 1e-4 and found.error < 1e-5 < found.ring
+
+
+@networks
+def test_shapes_follow_from_sizes(tmp_path, make):
+    """As chaiNNer finds the scale, and vs-mlrt sets the size of its tiles: numbers over the free axes of the input."""
+    write_onnx(make(3).float(), tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 3, 16, 24), strict=True):
+        axis.dim_value = size
+    onnx.checker.check_model(model)
+    output = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.output[0]
+    assert [axis.dim_value for axis in output.type.tensor_type.shape.dim] == [1, 3, 48, 72]
 
 
 def test_the_file_says_what_it_is(tmp_path):
