@@ -1,7 +1,7 @@
 """A web service that upscales what is posted to it, on one network for all; whoever leaves, ends only their own work.
 
 It is a plain ASGI application: `uvicorn examples.async_server:app`, then `curl --data-binary @small.png -o large.png
-localhost:8000`. FastAPI's handlers do the same with `upscaled` below and `await request.is_disconnected()`.
+localhost:8000`. A FastAPI takes it in by `api.mount("/upscale", app)`.
 `python -m examples.async_server` needs no server: it plays three clients, of which one leaves.
 """
 

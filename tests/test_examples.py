@@ -4,10 +4,13 @@ They write into the current folder, if at all, and leave the repository as it is
 """
 
 import ast
+import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,15 +43,21 @@ sys.addaudithook(forbid)
 """  # as sitecustomize, before the script
 
 
-def missing_modules(path: Path) -> list[str]:
-    """What a script imports, anywhere in it, that is not installed here."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def missing(path: Path) -> list[str]:
+    """What a script imports, or its docstring names as `edsr-triton[EXTRA]`, that is not installed here."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names.update(alias.name.partition(".")[0] for alias in node.names)
+            modules.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            names.add(node.module.partition(".")[0])
-    return sorted(name for name in names if importlib.util.find_spec(name) is None)
+            modules.add(node.module.partition(".")[0])
+    extras = re.findall(r"edsr-triton\[(\w+)\]", ast.get_docstring(tree) or "")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.split(r"[^\w.-]", line)[0] for extra in extras for line in project["optional-dependencies"][extra]}
+    installed = {distribution.name.lower().replace("_", "-") for distribution in importlib.metadata.distributions()}
+    absent = {name for name in needed if name.lower().replace("_", "-") not in installed}
+    return sorted(absent | {name for name in modules if importlib.util.find_spec(name) is None})
 
 
 def repository() -> dict[Path, tuple[int, int]]:
@@ -61,8 +70,8 @@ def repository() -> dict[Path, tuple[int, int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_runs(path, tmp_path):
-    if missing := missing_modules(path):
-        pytest.skip(f"needs {', '.join(missing)}")
+    if absent := missing(path):
+        pytest.skip(f"needs {', '.join(absent)}")
     here, site = tmp_path / "here", tmp_path / "site"
     here.mkdir()
     site.mkdir()
@@ -88,6 +97,17 @@ def test_runs(path, tmp_path):
 def test_says_how_it_is_run(path):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert f"examples.{path.stem}" in docstring or f"examples/{path.name}" in docstring
+
+
+def test_what_is_missing_is_found(tmp_path):
+    script = tmp_path / "x.py"
+    script.write_text(
+        '"""Needs edsr-triton[peers] and edsr-triton[onnx]."""\nimport torch, absent_one\n', encoding="utf-8"
+    )
+    installed = {
+        name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "ncnn") if importlib.util.find_spec(name)
+    }
+    assert set(missing(script)) == {"absent_one", "onnx", "onnxscript", "onnxruntime", "openvino", "ncnn"} - installed
 
 
 def test_the_network_is_barred(tmp_path):
