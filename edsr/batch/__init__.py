@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .jobs import output_path as output_path
     from .jobs import plan_jobs as plan_jobs
     from .pool import UpscalerPool as UpscalerPool
+    from .prefixes import ListedJobs as ListedJobs
     from .runner import FileResult as FileResult
     from .runner import UpscaleOptions as UpscaleOptions
     from .runner import run_job as run_job
@@ -33,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inputs": ["FailedInput", "FoundInputs", "find_inputs"],
         "jobs": ["BatchPlan", "OutputSize", "is_folder_name", "output_path", "plan_jobs"],
         "pool": ["UpscalerPool"],
+        "prefixes": ["ListedJobs"],
         "runner": ["FileResult", "UpscaleOptions", "run_job", "upscale_files"],
         "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],
     },

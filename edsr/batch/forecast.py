@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import psutil
@@ -36,7 +36,7 @@ class Forecast:
     Decodes no image, and writes no file but a temporary one, by which it measures how fast images are encoded.
 
     Args:
-        jobs: All of the batch.
+        jobs: How many there are; infinity if nobody knows.
         pool: Its networks, of which a small piece measures the speed.
         options: What is wanted.
 
@@ -46,12 +46,12 @@ class Forecast:
         memory_bytes: About how much memory the program takes at most, on a GPU's own besides.
     """
 
-    def __init__(self, jobs: Sequence[Job], pool: UpscalerPool, options: UpscaleOptions):
+    def __init__(self, jobs: float, pool: UpscalerPool, options: UpscaleOptions):
         self._pool, self._options = pool, options
         upscaler = pool.upscaler(0, pool.scale)
         self._on_cpu = upscaler.device.type == "cpu"
-        self._at_once = max(1, min(len(jobs), len(pool) * FILES_AT_ONCE[upscaler.device.type]))
-        self._together = self._at_once <= 1 or len(jobs) < len(pool)  # all devices share each image
+        self._at_once = int(max(1, min(jobs, len(pool) * FILES_AT_ONCE[upscaler.device.type])))
+        self._together = self._at_once <= 1 or jobs < len(pool)  # all devices share each image
         if self._together:
             self._at_once = 1
         self._computing: dict[int, float] = {}  # scale -> seconds a pixel

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edsr.errors import ImageError
-from edsr.images import folders_with_images, no_images, scan_folder, unlistable, walk_folders
-from edsr.storage import Place, Url, as_path, identity, is_url
+from edsr.images import READABLE, folders_with_images, no_images, scan_folder, unlistable, walk_folders
+from edsr.storage import Listing, Place, Url, as_path, identity, is_url, listing_of
 from edsr.wording import option
 
 from .stdio import STDIN
@@ -19,7 +19,7 @@ from .stdio import STDIN
 MAX_LIST_BYTES = 2**28
 """A list of inputs is smaller than this; a file without an end would never be read."""
 
-_RESULT = re.compile(r"(.+)_(?:x\d+(?:\.\d+)?|compare|(w\d+|h\d+|\d+x\d+))")
+RESULT = re.compile(r"(.+)_(?:x\d+(?:\.\d+)?|compare|(w\d+|h\d+|\d+x\d+))")
 """What this program calls its results. The last kind of ending (photo_1920x1080) others use as well."""
 
 
@@ -47,6 +47,7 @@ class FoundInputs:
         again: whether results of earlier runs that lie in folders are inputs.
         errors: names that stand for nothing.
         items: images.
+        listed: prefixes and patterns at URLs, which are listed when the batch runs; one, and then no items, or none.
         earlier: results of earlier runs that are no inputs.
         others: files in folders that are no images, by their names.
         closed: folders in folders that have images, too, and were not entered.
@@ -55,6 +56,7 @@ class FoundInputs:
     recursive: bool = False
     again: bool = False
     items: list[Input] = field(default_factory=list)
+    listed: list[Listing] = field(default_factory=list)
     errors: list[FailedInput] = field(default_factory=list)
     earlier: list[Place] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
@@ -82,7 +84,7 @@ class FoundInputs:
             return self._fail(name, f"{name}: no name holds a NUL character")
         try:
             if is_url(name):
-                return [Input(Url.parse(name))]
+                return self._find_at_url(Url.parse(name))
             name = as_path(name)
         except ImageError as error:
             self.errors.append(FailedInput(name, error))
@@ -99,6 +101,24 @@ class FoundInputs:
                 return self._fail(name, f"{name}: nothing matches this pattern")
             return [item for match in matches for item in self.find(match, True)]
         return [Input(Path(name))]
+
+    def _find_at_url(self, url: Url) -> list[Input]:
+        listing = listing_of(url, url.suffix.lower() in READABLE)
+        if listing is None:
+            return [Input(url)]
+        self.listed.append(listing)
+        return []
+
+    def leave_one_listing(self) -> None:
+        """Appends the prefixes and patterns at URLs to `errors`, unless there is one of them and nothing else.
+
+        Names of results that are not known beforehand cannot be compared with others'.
+        """
+        if len(self.listed) > 1 or (self.listed and self.items):
+            for listing in self.listed:
+                why = "is listed while the batch runs, and must be the only input; give it a command of its own"
+                self.errors.append(FailedInput(str(listing), ImageError(f"{listing}: {why}", misuse=True)))
+            self.listed = []
 
     def _find_listed(self, name: str) -> list[Input]:
         path = name[1:]
@@ -154,6 +174,7 @@ def find_inputs(
             if path not in found or item.folder is None:  # that it was named counts, not that it lies in a folder, too
                 found[path] = item
     inputs.items = list(found.values())
+    inputs.leave_one_listing()
     return inputs
 
 
@@ -211,6 +232,6 @@ def _results_among(images: list[Path]) -> set[Path]:
     return {
         path
         for path in images
-        if (found := _RESULT.fullmatch(path.stem))
+        if (found := RESULT.fullmatch(path.stem))
         and (not found[2] or {found[1].lower(), ".".join(found[1].lower().rsplit("_", 1))} & names)
     }

@@ -12,6 +12,7 @@ from edsr.wording import either
 
 from .clashes import Job, resolve_clashes, with_kind
 from .inputs import FailedInput, FoundInputs, Input, find_inputs
+from .prefixes import ListedJobs
 
 
 @dataclass
@@ -21,7 +22,8 @@ class BatchPlan:
     errors: inputs that give no jobs; the others are not affected. left_out: images that were named as inputs, but are
     what another input becomes. earlier: results of earlier runs, found in folders. others: files in folders that are no
     images, by their names. closed: folders in folders that have images, too, and were not entered. into_folder: whether
-    results go into a folder, which may be yet to be made.
+    results go into a folder, which may be yet to be made. listed: jobs that are found while the batch runs, if these
+    are all.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -31,6 +33,7 @@ class BatchPlan:
     others: list[Path] = field(default_factory=list)
     closed: list[Path] = field(default_factory=list)
     into_folder: bool = False
+    listed: ListedJobs | None = None
 
 
 @dataclass(frozen=True)
@@ -138,18 +141,22 @@ def plan_jobs(
             file exists is not looked at.
     """
     found = inputs if isinstance(inputs, FoundInputs) else find_inputs(inputs, recursive, again, stdin)
-    if not found.items and not found.errors:
+    if not found.items and not found.errors and not found.listed:
         raise ImageError("no images given; name files or folders")
     output = as_path(output) if output is not None else None
     several = len(found.items) + len(found.errors) > 1 or any(item.folder is not None for item in found.items)
+    several = several or bool(found.listed)
     if output is not None and is_folder_name(output, several):
         output = output if output.endswith("/") else output + "/" if is_url(output) else os.path.join(output, "")
-    elif found.items and output is not None and several:
-        count = len(found.items) + len(found.errors)
+    elif (found.items or found.listed) and output is not None and several:
+        count = "several" if found.listed else len(found.items) + len(found.errors)
         message = f"{output}: {count} images need a folder after -o; to have it made, end it in a slash"
         raise ImageError(message, misuse=True)
     plan = BatchPlan(errors=found.errors, earlier=found.earlier, others=found.others, closed=found.closed)
     plan.into_folder = output is not None and output.endswith(("/", os.sep))
+    if found.listed:
+        target = None if output is None else place_of(output)
+        plan.listed = ListedJobs(found.listed[0], target, tag, form, found.recursive, found.again)
     jobs = []
     for item in found.items:
         try:

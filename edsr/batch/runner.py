@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -117,26 +117,29 @@ class FileResult:
 
 
 def upscale_files(
-    jobs: Sequence[Job], pool: UpscalerPool, options: UpscaleOptions, progress: BatchProgress
+    jobs: Iterable[Job], pool: UpscalerPool, options: UpscaleOptions, progress: BatchProgress
 ) -> Iterator[FileResult]:
     """A FileResult for each job, in the order in which they end. A job that fails does not end the others.
+
+    Jobs that are no sequence are asked for one by one, when there is a thread for them; by several, but one at a time.
 
     Several devices share the jobs, or, where there are fewer jobs than devices, the columns of each image.
     When the generator is closed, or a KeyboardInterrupt comes, unfinished outputs are gone when it has ended.
     """
-    for folder in {job.output.parent for job in jobs if isinstance(job.output, Path)}:
-        remove_abandoned(folder)
+    jobs = _cleared(jobs)
     at_once = FILES_AT_ONCE[pool.upscaler(0, pool.scale).device.type]
     turns = [threading.Semaphore(at_once) for _ in range(len(pool))]
-    if any(isinstance(place, Url) for job in jobs for place in (job.source, job.output)):
+    if not isinstance(jobs, Sequence) or any(isinstance(place, Url) for job in jobs for place in job[:2]):
         at_once += TRANSFERRED
-    workers = min(len(jobs), len(pool) * at_once)
-    if workers <= 1 or len(jobs) < len(pool):
+    workers = len(pool) * at_once
+    if isinstance(jobs, Sequence):
+        workers = min(len(jobs), workers)
+    if isinstance(jobs, Sequence) and (workers <= 1 or len(jobs) < len(pool)):
         for job in jobs:
             yield run_job(job, pool.on_all_devices, pool, options, progress)
         return
     waiting, results, closed = iter(jobs), queue.SimpleQueue[FileResult | None](), threading.Event()
-    lock = threading.Lock()
+    lock, failed = threading.Lock(), list[Exception]()
 
     def work(device: int) -> None:
         def get_upscaler(scale: int, model: str) -> Upscaler:
@@ -145,7 +148,11 @@ def upscale_files(
         try:
             while not closed.is_set():
                 with lock:
-                    job = next(waiting, None)
+                    try:
+                        job = next(waiting, None)
+                    except Exception as error:
+                        failed.append(error)
+                        break
                 if job is None:
                     break
                 results.put(run_job(job, get_upscaler, pool, options, progress, closed.is_set, turns[device]))
@@ -162,10 +169,30 @@ def upscale_files(
                     workers -= 1
                 else:
                     yield result
+        if failed:  # nothing that `jobs` foresees
+            raise failed[0]
     finally:
         closed.set()
         for thread in threads:
             thread.join()
+
+
+def _cleared(jobs: Iterable[Job]) -> Iterable[Job]:
+    """The jobs; what killed batches have left in the folders of the results is removed, before anything is written."""
+    if not isinstance(jobs, Sequence):
+        return _cleared_meanwhile(jobs)
+    for folder in {job.output.parent for job in jobs if isinstance(job.output, Path)}:
+        remove_abandoned(folder)
+    return jobs
+
+
+def _cleared_meanwhile(jobs: Iterable[Job]) -> Iterator[Job]:
+    seen: set[Path] = set()
+    for job in jobs:
+        if isinstance(job.output, Path) and job.output.parent not in seen:
+            seen.add(job.output.parent)
+            remove_abandoned(job.output.parent)
+        yield job
 
 
 def run_job(

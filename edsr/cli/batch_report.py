@@ -145,11 +145,11 @@ class Tally:
         """Images upscaled."""
         return self.inputs - self.skipped - len(self.failures)
 
-    def interruption(self, jobs: int, overwrite: bool) -> str:
-        """What is said when a batch of so many jobs is interrupted."""
-        if jobs <= 1:
+    def interruption(self, jobs: int | None, overwrite: bool) -> str:
+        """What is said when a batch of so many jobs, None: nobody knows how many, is interrupted."""
+        if jobs is not None and jobs <= 1:
             return "interrupted"
-        line = f"interrupted: {self.done + self.skipped} of {jobs} images done"
+        line = f"interrupted: {self.done + self.skipped}{'' if jobs is None else f' of {jobs}'} images done"
         # Results that were to be replaced would be skipped as well.
         return line if overwrite else f"{line}; the same command with --skip-existing goes on"
 

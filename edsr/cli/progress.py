@@ -29,13 +29,13 @@ class BatchWork:
     """How far a batch of files is, by the pixels of its images; safe to use from several threads.
 
     An image whose size is not known yet counts as the mean of those that are. What ends before its last row, or is
-    skipped, is no work any more.
+    skipped, is no work any more. sources: None if they are found meanwhile, so that nobody knows how many there are.
     """
 
-    def __init__(self, sources: Sequence[Hashable]):
-        self.files, self.ended, self.pixels = len(sources), 0, 0
+    def __init__(self, sources: Sequence[Hashable] | None):
+        self.files, self.ended, self.pixels = None if sources is None else len(sources), 0, 0
         self._lock = threading.Lock()
-        self._unknown = set(sources)
+        self._unknown = set(sources or ())
         self._sizes: dict[Hashable, int] = {}  # of images that were measured and have not ended
         self._left, self._begun = 0, 0  # pixels of these, and those of them that are done
         self._known, self._measured = 0, 0  # pixels of all images that were measured, and how many these are
@@ -62,7 +62,9 @@ class BatchWork:
 
     @property
     def fraction(self) -> float:
-        """How much of the work is done, in 0..1."""
+        """How much of the work is done, in 0..1; 0 if nobody knows."""
+        if self.files is None:
+            return 0.0
         with self._lock:
             mean = self._known / self._measured if self._measured else 0.0
             left = max(0.0, self._left + len(self._unknown) * mean - self._begun)
@@ -126,7 +128,7 @@ class BatchReport:
     def __init__(
         self,
         bars: Progress | None,
-        sources: Sequence[Hashable],
+        sources: Sequence[Hashable] | None,
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -134,13 +136,14 @@ class BatchReport:
         self._quiet, self._time_left, self._lined = quiet, TimeLeft(), clock()
         self._sources = sources
         self._done: dict[Hashable, int] = {}
-        several = bars is not None and len(sources) > 1
-        self._bar = bars.add_task(self._count(), total=1.0, left="") if bars is not None and several else None
+        self._bar = None
+        if bars is not None and (sources is None or len(sources) > 1):
+            self._bar = bars.add_task(self._count(), total=None if sources is None else 1.0, left="")
 
     @contextlib.contextmanager
     def file(self, name: str, width: int, height: int, source: Hashable = None) -> Iterator[ImageReport]:
         """The progress of an image of width x height in the file `source`, by default the only one."""
-        source = source or self._sources[0]
+        source = source or (self._sources or [name])[0]
         self.work.measured(source, width * height)
         report = ImageReport(self, name, width, height)
         try:
@@ -160,7 +163,7 @@ class BatchReport:
         self._show()
 
     def _count(self) -> str:
-        return f"{self.work.ended} of {self.work.files} images"
+        return f"{self.work.ended} {'' if self.work.files is None else f'of {self.work.files} '}images"
 
     def _show(self) -> None:
         now, fraction = self.clock(), self.work.fraction
@@ -169,13 +172,16 @@ class BatchReport:
             self.bars.update(self._bar, completed=fraction, description=self._count(), left=left)
         if self.bars is None and not self._quiet and now - self._lined >= LINE_SECONDS:
             self._lined = now
+            if self.work.files is None:
+                print_line(f"{self._count()} done")
+                return
             count = f"{self._count()}, " if self.work.files > 1 else ""
             print_line(f"{count}{fraction:.0%} done" + (f", about {left}" if left else ""))
 
 
 @contextlib.contextmanager
-def bars(quiet: bool, sources: Sequence[Hashable]) -> Iterator[BatchReport]:
-    """The progress of such files; nothing is shown if `quiet`."""
+def bars(quiet: bool, sources: Sequence[Hashable] | None) -> Iterator[BatchReport]:
+    """The progress of such files, None if they are found meanwhile; nothing is shown if `quiet`."""
     width = Console(stderr=True).width
     narrow = width < 60
     name = 16 if narrow else width // 3
@@ -187,8 +193,8 @@ def bars(quiet: bool, sources: Sequence[Hashable]) -> Iterator[BatchReport]:
     ]
     with drawn(quiet, tuple(columns), transient=True) as progress:
         report, stopped = BatchReport(progress, sources, quiet), threading.Event()
-        thread = threading.Thread(target=_measure, args=(report.work, sources, stopped), daemon=True)
-        if len(sources) > 1 and not quiet:
+        thread = threading.Thread(target=_measure, args=(report.work, sources or (), stopped), daemon=True)
+        if sources is not None and len(sources) > 1 and not quiet:
             thread.start()
         try:
             yield report

@@ -1,5 +1,6 @@
 """`upscale`: runs a batch of files and reports each as a line, or as JSON. torch is imported when it is needed."""
 
+import math
 import os
 import sys
 from argparse import Namespace
@@ -14,10 +15,11 @@ from edsr.system import why_unwritable
 from .batch_report import Tally, about, megabytes, record_of, record_of_forecast, report, report_inputs
 from .checks import check_named_files
 from .console import UsageError, is_closed, is_expected, print_line, require_output
+from .listed import Found
 from .network import requested_choice, set_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from edsr.batch import BatchPlan, FoundInputs, Job, UpscaleOptions, UpscalerPool
 
@@ -36,7 +38,7 @@ def run_upscale(options: Namespace) -> int:
     check_named_files(options)
     with ExitStack() as stack:
         found, tally = find(options, stack), Tally()
-        if found.items:
+        if found.items or found.listed:
             upscale_found(found, options, tally, stack)
         elif is_main():
             report_inputs(found.errors, options, tally)
@@ -81,7 +83,10 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
             options.residual_scale,
         )
     plan = plan_batch(found, options, size.tag(pool.scale), stack)
-    jobs = group.share(plan.jobs)
+    jobs, more = group.share(plan.jobs), None
+    if plan.listed is not None:
+        jobs = more = Found(plan.listed, group, options, tally)
+    count = len(plan.jobs) if more is None else math.inf
     if group.is_main:
         report_plan(plan, options, tally)
     upscale_options = UpscaleOptions(
@@ -99,23 +104,30 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
     )
     if options.dry_run:
         if group.is_main:
-            foresee(plan.jobs, pool, upscale_options, options, tally, group.world_size)
+            foresee(jobs if more else plan.jobs, count, pool, upscale_options, options, tally, group.world_size)
+            if more is not None:
+                more.tell_rest()
         group.gather(None)
         group.leave()
         return
     try:
-        with progress.bars(options.quiet or not group.is_main, [job.source for job in jobs]) as bars:
+        with progress.bars(options.quiet or not group.is_main, None if more else [job.source for job in jobs]) as bars:
             for result in upscale_files(jobs, pool, upscale_options, bars):
+                if more is not None:
+                    more.tell()
                 # A defect of ours is shown with its traceback, but ends no batch that somebody left to itself.
                 defect = result.error is not None and not is_expected(result.error)
-                if result.error is not None and (options.debug or (defect and len(jobs) == 1)):
+                if result.error is not None and (options.debug or (defect and count == 1)):
                     raise result.error
                 record = record_of(result)
                 tally.add(record, result.error)
                 bars.done(result.job.source)
                 report(record, options)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(tally.interruption(len(jobs), options.overwrite)) from None
+        mine = None if more else len(group.share(plan.jobs))
+        raise KeyboardInterrupt(tally.interruption(mine, options.overwrite)) from None
+    if more is not None:
+        more.tell_rest()
     others = group.gather(tally)
     group.leave()
     for other in (others or [])[1:]:
@@ -123,7 +135,8 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
 
 
 def foresee(
-    jobs: "Sequence[Job]",
+    jobs: "Iterable[Job]",
+    count: float,
     pool: "UpscalerPool",
     upscale_options: "UpscaleOptions",
     options: Namespace,
@@ -136,7 +149,7 @@ def foresee(
     from . import progress
 
     with progress.starting(options.quiet, "measuring how fast this is"):
-        forecast = Forecast(jobs, pool, upscale_options)
+        forecast = Forecast(count, pool, upscale_options)
         for job in jobs:
             result = forecast(job)
             if result.error is not None and options.debug:
@@ -222,6 +235,8 @@ def plan_batch(found: "FoundInputs", options: Namespace, tag: str, stack: ExitSt
     to_stdout = writes_stdout(options)
     output = None if to_stdout else options.output
     plan = plan_jobs(found, output, tag, options.format)
+    if to_stdout and plan.listed is not None:
+        raise UsageError("-o -: standard output takes one image, not all under a prefix; name a folder")
     if to_stdout and plan.jobs:
         if len(plan.jobs) > 1:
             raise UsageError(f"-o -: standard output takes one image, not {len(plan.jobs)}; name a folder")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .folders import name_folders as name_folders
     from .folders import no_images as no_images
     from .folders import passed_over as passed_over
+    from .folders import passed_over_kinds as passed_over_kinds
     from .folders import scan_folder as scan_folder
     from .folders import scan_images as scan_images
     from .folders import unlistable as unlistable
@@ -65,6 +66,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "name_folders",
             "no_images",
             "passed_over",
+            "passed_over_kinds",
             "scan_folder",
             "scan_images",
             "unlistable",

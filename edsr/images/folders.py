@@ -121,10 +121,15 @@ def scan_images(folder: str | os.PathLike[str], recursive: bool = False) -> Fold
 
 def passed_over(others: Sequence[Path], where: str = "") -> str:
     """A line on files that are no images by their names: how many, and of which kinds, the most frequent first."""
-    kinds = Counter(path.suffix.lower() or "without ending" for path in others).most_common()
+    return passed_over_kinds(Counter(path.suffix.lower() for path in others), where)
+
+
+def passed_over_kinds(others: Counter[str], where: str = "") -> str:
+    """The same of files that were counted by their endings."""
+    kinds = [(kind or "without ending", count) for kind, count in others.most_common()]
     listed = [f"{count} {kind}" for kind, count in kinds[:_KINDS_SHOWN]]
     listed += [f"{sum(count for _, count in kinds[_KINDS_SHOWN:])} of other kinds"] if kinds[_KINDS_SHOWN:] else []
-    return f"{len(others)} files {where}passed over, no images by their names ({', '.join(listed)})"
+    return f"{others.total()} files {where}passed over, no images by their names ({', '.join(listed)})"
 
 
 def unlistable(folder: Path, error: OSError) -> ImageError:

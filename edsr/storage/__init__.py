@@ -6,6 +6,9 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from .faults import exists_message as exists_message
+    from .listing import Listing as Listing
+    from .listing import list_objects as list_objects
+    from .listing import listing_of as listing_of
     from .transfer import check_store as check_store
     from .transfer import fetch as fetch
     from .transfer import is_taken as is_taken
@@ -22,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "faults": ["exists_message"],
+        "listing": ["Listing", "list_objects", "listing_of"],
         "transfer": ["check_store", "fetch", "is_taken", "size_of", "store"],
         "url": ["Place", "Url", "as_path", "identity", "is_url", "place_of"],
     },

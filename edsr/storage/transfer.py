@@ -68,9 +68,9 @@ def fetch(url: Url, path: Path, stopped: Callable[[], bool] = lambda: False) -> 
         raise ImageError(f"{url}: names no object; give the whole address of an image")
     files = file_system(url)
     if url.scheme in ("http", "https"):
-        _repeated(lambda: files.get_file(url.address, os.fspath(path), callback=_room(url, path, stopped)), url)
+        repeated(lambda: files.get_file(url.address, os.fspath(path), callback=_room(url, path, stopped)), url)
     else:
-        _repeated(lambda: _copy_out(files, url, path, stopped), url)
+        repeated(lambda: _copy_out(files, url, path, stopped), url)
 
 
 def store(path: Path, url: Url, overwrite: bool = False, stopped: Callable[[], bool] = lambda: False) -> None:
@@ -85,7 +85,7 @@ def store(path: Path, url: Url, overwrite: bool = False, stopped: Callable[[], b
     """
     files = file_system(url)
     mode = "wb" if overwrite else "xb"
-    _repeated(lambda: _copy_in(files, path, url, mode, stopped), url, writing=True)
+    repeated(lambda: _copy_in(files, path, url, mode, stopped), url, writing=True)
 
 
 def size_of(url: Url) -> int | None:
@@ -107,7 +107,7 @@ def size_of(url: Url) -> int | None:
             return None
         return found["size"] if found["type"] == "file" else None
 
-    return _repeated(look, url)
+    return repeated(look, url)
 
 
 def is_taken(url: Url) -> bool:
@@ -131,13 +131,13 @@ def check_store(url: Url) -> None:
     files = file_system(url)
     if url.scheme in ("s3", "gs"):
         try:
-            _repeated(lambda: files.info(url.host), url, writing=True)
+            repeated(lambda: files.info(url.host), url, writing=True)
         except ImageError as error:
             if not isinstance(error.__cause__, PermissionError):  # who may write, may not always look
                 raise
 
 
-def _repeated(action: Callable[[], T], url: Url, writing: bool = False) -> T:
+def repeated(action: Callable[[], T], url: Url, writing: bool = False) -> T:
     """What the action gives; it is tried ATTEMPTS times where connections are lost. Raises ImageError."""
     for attempt in range(ATTEMPTS):
         try:

@@ -1,9 +1,10 @@
 """URLs as names of files: taken apart, joined, and shown without the secrets that they may hold."""
 
 import os
+import posixpath
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 from edsr.errors import ImageError
@@ -92,12 +93,17 @@ class Url:
     @property
     def stem(self) -> str:
         """The name without its extension."""
-        return PurePosixPath(self.name).stem
+        return self._split_name()[0]
 
     @property
     def suffix(self) -> str:
         """The extension of the name, with its dot, or ""."""
-        return PurePosixPath(self.name).suffix
+        return self._split_name()[1]
+
+    def _split_name(self) -> tuple[str, str]:
+        # As pathlib does, which would keep the parts of millions of names in memory for a while.
+        stem, suffix = posixpath.splitext(self.name)
+        return (stem, suffix) if suffix != "." else (self.name, "")
 
     @property
     def parent(self) -> "Url":

@@ -18,6 +18,8 @@ from edsr.storage import Url, as_path, identity, is_url, place_of
         ("s3://p/a b#c?d%20é::f..PNG", "s3://p/a b#c?d%20é::f..PNG", "a b#c?d%20é::f..PNG", "a b#c?d%20é::f.", ".PNG"),
         ("s3://photos", "s3://photos/", "", "", ""),
         ("s3://photos/in/", "s3://photos/in/", "", "", ""),
+        ("s3://p/.png", "s3://p/.png", ".png", ".png", ""),
+        ("s3://p/a.", "s3://p/a.", "a.", "a.", ""),
         ("memory://a.png", "memory://a.png/", "", "", ""),
         ("memory://in/a.png", "memory://in/a.png", "a.png", "a", ".png"),
         ("https://me:secret@h:80/a%20b.png?sig=secret#part", "https://h:80/a%20b.png?...", "a b.png", "a b", ".png"),
