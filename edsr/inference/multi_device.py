@@ -67,6 +67,10 @@ class MultiDeviceUpscaler(WholeImages):
                 yield np.concatenate([y[:count] for y in present], 1)
                 waiting = [y[count:] if len(y) > count else None for y in present]
 
+    def _check_process(self) -> None:
+        for member in self.members:
+            member._check_process()
+
     def column_slices(self, width: int) -> list[ColumnSlice]:
         """What each device that takes part computes of an image.
 

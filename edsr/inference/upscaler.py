@@ -135,7 +135,7 @@ class Upscaler(WholeImages):
             raise TypeError(f"frames are tensors on the device, not {type(x).__name__}; call the Upscaler for arrays")
         if x.dtype not in (torch.uint8, torch.uint16) or x.ndim not in (3, 4) or x.shape[-1] != 3 or 0 in x.shape:
             raise ValueError(f"frames are uint8 or uint16 [H, W, 3] or [N, H, W, 3], not {x.dtype} {list(x.shape)}")
-        check_owner(self._process)
+        self._check_process()
         images = (x[None] if x.ndim == 3 else x).permute(0, 3, 1, 2)
         with torch.no_grad(), self._executor.computing(self.precision):
             y = self._executor.compute_whole(images, OutputSpec(x.dtype)).permute(0, 2, 3, 1)
@@ -202,6 +202,9 @@ class Upscaler(WholeImages):
         """As `bands`, for rows whose colors under alpha 0 have been filled by `fill_hidden_colors`."""
         yield from (band.numpy() for band in self._run(rows, width, self_ensemble))
 
+    def _check_process(self) -> None:
+        check_owner(self._process)
+
     def _tensor_bands(self, image: Tensor, self_ensemble: bool) -> Generator[Tensor, None, None]:
         if image.device != self.model_device:
             return super()._tensor_bands(image, self_ensemble)
@@ -212,7 +215,7 @@ class Upscaler(WholeImages):
         self, rows: Iterable[np.ndarray | Tensor], width: int, self_ensemble: bool
     ) -> Generator[Tensor, None, None]:
         """The bands of an `ImageRun`."""
-        check_owner(self._process)
+        self._check_process()
         try:
             yield from ImageRun(self._executor, rows, width, self_ensemble)
         except FaultyWeights:

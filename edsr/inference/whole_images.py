@@ -43,6 +43,10 @@ class WholeImages(ABC):
         self, rows: Iterable[np.ndarray], width: int, self_ensemble: bool = False
     ) -> Generator[np.ndarray, None, None]: ...
 
+    @abstractmethod
+    def _check_process(self) -> None:
+        """Raise BackendError in a process forked after this was made."""
+
     @overload
     def __call__(
         self,
@@ -126,6 +130,7 @@ class WholeImages(ABC):
                 (outside of `torch.no_grad`), which there would be none of.
             BackendError, WeightsError: As of `Upscaler.bands`.
         """
+        self._check_process()  # before anything is computed on several threads
         images, scale = as_images(x), self.scale
         count, _, height, width = images.shape
         out = torch.empty((count, 3, scale * height, scale * width), dtype=x.dtype, device=x.device)

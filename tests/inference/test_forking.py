@@ -21,17 +21,20 @@ model = EDSR(EDSRConfig(blocks=1, features=16))
 image = read_image(path)
 before = Upscaler(model, "cpu", backend=backend)
 expected = before(image)
+x = torch.zeros(1, 3, 400, 400)
 
 def use(made, results):
     try:
         threads = 2 if made == "with threads" else None
-        upscaler = before if made == "before" else Upscaler(model, "cpu", backend=backend, threads=threads)
+        upscaler = before if made.startswith("before") else Upscaler(model, "cpu", backend=backend, threads=threads)
+        if made == "before, for tensors":
+            before.tensor(x)
         results.put(str(np.abs(upscaler(read_image(path)).astype(int) - expected).max() <= 1))
     except EDSRError as error:
         results.put(f"error: {error}")
 
 context = multiprocessing.get_context("fork")
-for made in "before", "with threads", "in the worker":
+for made in "before", "before, for tensors", "with threads", "in the worker":
     results = context.Queue()
     worker = context.Process(target=use, args=(made, results))
     worker.start()
@@ -48,9 +51,10 @@ def test_forked_workers(tmp_path, backend):
 
     image = np.random.default_rng(0).integers(0, 255, (120, 130, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
-    refusal, threads, result = run(SCRIPT, backend, tmp_path / "a.png")
+    refusal, for_tensors, threads, result = run(SCRIPT, backend, tmp_path / "a.png")
     assert threads.startswith("error: threads=2: a forked process has one") and "spawn" in threads
     assert refusal.startswith("error: an Upscaler cannot be used in a process forked") and "spawn" in refusal
+    assert for_tensors == refusal
     assert result == "True"
 
 
