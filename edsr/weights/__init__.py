@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .exchange import save_checkpoint as save_checkpoint
     from .files import list_packaged as list_packaged
     from .files import load_model as load_model
+    from .files import load_state as load_state
     from .files import load_with_info as load_with_info
     from .files import load_with_notes as load_with_notes
     from .files import read_info as read_info
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .hub import HUB_MISSING as HUB_MISSING
     from .hub import as_repository as as_repository
     from .interpolation import parse_mixture as parse_mixture
+    from .recognition import recognize as recognize
     from .selection import AUTO as AUTO
     from .selection import FAITHFUL as FAITHFUL
     from .selection import Choice as Choice
@@ -35,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": [
             "list_packaged",
             "load_model",
+            "load_state",
             "load_with_info",
             "load_with_notes",
             "read_info",
@@ -43,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "hub": ["HUB_MISSING", "as_repository"],
         "interpolation": ["parse_mixture"],
+        "recognition": ["recognize"],
         "terms": ["make_terms"],
         "selection": ["AUTO", "Choice", "FAITHFUL", "available_scales", "choose_by_file", "choose_by_strength"],
     },

@@ -159,8 +159,27 @@ def build_model(
     Raises:
         WeightsError: Tensors are missing, unexpected, of other shapes, not finite, or contradict the header.
     """
-    layout = LAYOUTS[name]
     config = checkpoint_config(tensors, name, residual_scale, header)
+    model, own = match_tensors(tensors, name, config)
+    rgb_range, mean = range_and_mean(tensors, name)
+    state = {}
+    for key, ours in own.items():
+        tensor = tensors[key].detach().double() / rgb_range if ours.endswith("bias") else tensors[key].detach()
+        state[ours] = tensor.to(torch.float32, copy=True)
+        if not state[ours].isfinite().all():
+            raise WeightsError(f"{key} is not finite; the weights are broken")
+    model.load_state_dict(state, assign=True)
+    model.config = replace(config, mean=header.mean if header else mean)
+    return model
+
+
+def match_tensors(tensors: dict[str, Tensor], name: str, config: EDSRConfig) -> tuple[EDSR, dict[str, str]]:
+    """The network of a configuration, without values, and our name of each of a checkpoint's tensors.
+
+    Raises:
+        WeightsError: Tensors are missing, unexpected, or of other shapes.
+    """
+    layout = LAYOUTS[name]
     with torch.device("meta"):  # shapes only
         model = EDSR(config)
     convs = layout.names(config.blocks, len(config.shuffle_factors))
@@ -175,16 +194,7 @@ def build_model(
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(f"not a whole EDSR network of layout {name}: {'; '.join(wrong[:3])}{more}")
-    rgb_range, mean = range_and_mean(tensors, name)
-    state = {}
-    for key, ours in own.items():
-        tensor = tensors[key].detach().double() / rgb_range if ours.endswith("bias") else tensors[key].detach()
-        state[ours] = tensor.to(torch.float32, copy=True)
-        if not state[ours].isfinite().all():
-            raise WeightsError(f"{key} is not finite; the weights are broken")
-    model.load_state_dict(state, assign=True)
-    model.config = replace(config, mean=header.mean if header else mean)
-    return model
+    return model, own
 
 
 def checkpoint_config(

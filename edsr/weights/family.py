@@ -228,6 +228,24 @@ def find_layout(tensors: Tensors) -> str | None:
     return FORMAT if any(marker in tensors for marker in OWN_MARKERS) else None
 
 
+class Matched(NamedTuple):
+    """A network without values, and the tensors of a checkpoint that it is to have.
+
+    Attributes:
+        model: Shapes only.
+        state: The tensors by our names.
+        theirs: Our name of each, mapped to theirs.
+        rgb_range: What biases are divided by.
+        notes: As in `Loaded`.
+    """
+
+    model: Network
+    state: dict[str, Tensor]
+    theirs: dict[str, str]
+    rgb_range: float
+    notes: list[str]
+
+
 def build_family(
     tensors: Tensors, name: str, scale: int | None, residual_scale: float | None, header: NetworkConfig | None = None
 ) -> Loaded:
@@ -243,6 +261,27 @@ def build_family(
     Raises:
         WeightsError: Tensors are missing, unexpected, of other shapes, not finite, or contradict header or scale.
     """
+    layout = FAMILY.get(name)
+    model, state, theirs, rgb_range, notes = match_family(tensors, name, scale, residual_scale, header)
+    values = {
+        key: tensor.detach().double() / (rgb_range if key.endswith(".bias") else 1) for key, tensor in state.items()
+    }
+    if layout and layout.deviation != (1.0, 1.0, 1.0):  # into the first convolution, whose padding stays zero
+        values["head.weight"] /= torch.tensor(layout.deviation, dtype=torch.float64)[:, None, None]
+    model.load_state_dict({key: value.float() for key, value in values.items()}, assign=True)
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{theirs.get(key, key)} is not finite; the weights are broken")
+    if scale is not None and scale not in model.config.scales:
+        made_for = ", ".join(f"x{s}" for s in model.config.scales)
+        raise WeightsError(f"its network upscales {made_for}, not x{scale}; give another file")
+    return Loaded(model if scale is None else model.at(scale), name, notes)
+
+
+def match_family(
+    tensors: Tensors, name: str, scale: int | None, residual_scale: float | None, header: NetworkConfig | None = None
+) -> Matched:
+    """As `build_family`, but for the values, which are not looked at; same errors."""
     layout = FAMILY.get(name)
     architecture = header.architecture if header else layout.architecture if layout else _own_architecture(tensors)
     names = layout.names(tensors) if layout else {key: key for key in tensors}
@@ -280,19 +319,7 @@ def build_family(
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(f"not a whole {architecture} network: {'; '.join(wrong[:3])}{more}")
-    values = {
-        key: tensor.detach().double() / (rgb_range if key.endswith(".bias") else 1) for key, tensor in state.items()
-    }
-    if layout and layout.deviation != (1.0, 1.0, 1.0):  # into the first convolution, whose padding stays zero
-        values["head.weight"] /= torch.tensor(layout.deviation, dtype=torch.float64)[:, None, None]
-    model.load_state_dict({key: value.float() for key, value in values.items()}, assign=True)
-    for key, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            raise WeightsError(f"{theirs.get(key, key)} is not finite; the weights are broken")
-    if scale is not None and scale not in config.scales:
-        made_for = ", ".join(f"x{s}" for s in config.scales)
-        raise WeightsError(f"its network upscales {made_for}, not x{scale}; give another file")
-    return Loaded(model if scale is None else model.at(scale), name, notes)
+    return Matched(model, state, theirs, rgb_range, notes)
 
 
 def _check_header(header: NetworkConfig, found: NetworkConfig) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edsr.errors import WeightsError
 from edsr.models import MDSR, NETWORKS, PRESETS, SCALES, EDSRConfig, Network, NetworkConfig, check_network
-from edsr.strict_json import dumps, loads
+from edsr.strict_json import dumps
 from edsr.system import atomic_file, remove_abandoned
 from edsr.wording import either
 
@@ -32,7 +32,7 @@ from .edsr import (
     published_residual_scale,
 )
 from .family import COUNTER, FAMILY, build_family, find_layout
-from .header import MAX_RESIDUAL_SCALE, read_config
+from .header import MAX_RESIDUAL_SCALE, header_config, header_json
 from .terms import PACKAGED_LICENSE, assumptions, make_terms, mix_terms
 from .unwrapping import unwrap, unwrap_terms
 
@@ -266,46 +266,73 @@ def _load(
     }
 
 
+def load_state(
+    checkpoint: Mapping[str, Any], scale: int | None = None, residual_scale: float | None = None
+) -> tuple[Network, dict[str, Any]]:
+    """As `load_with_info`, of what `torch.load` has read: a state_dict, under whatever wrapper.
+
+    Args:
+        checkpoint: It stays as it is. A header that its file had is not known here.
+        scale: As in `load_model`.
+        residual_scale: As there.
+
+    Raises:
+        WeightsError: As `load_model`, without a file's name.
+    """
+    return _build(checkpoint, {}, hub.Located(Path()), scale, residual_scale, None)
+
+
 def _load_file(
     located: hub.Located, scale: int | None, residual_scale: float | None, layout: str | None
 ) -> tuple[Network, dict[str, Any]]:
-    path, beside, _ = located
     try:
         if layout is not None and layout not in (*LAYOUTS, *FAMILY):
             raise WeightsError(f"unknown layout {layout}; choose one of {', '.join((*LAYOUTS, *FAMILY))}")
-        checkpoint, metadata = read_file(path)
-        stored = {k: v for k, v in unwrap(checkpoint).items() if not k.endswith(COUNTER)}
-        for key, value in stored.items():
-            if not _is_plain(value):
-                raise WeightsError(f"not a file of weights: {key} is not a floating-point tensor")
-        if residual_scale is not None and not 0 <= residual_scale <= MAX_RESIDUAL_SCALE:
-            raise WeightsError(f"a residual scale is a number such as 1 or 0.1, not {residual_scale}")
-        tensors = expand_collapsed_upsampler(stored)
-        header = hub.agree(located, _header_config(metadata) if layout in (None, FORMAT) else None)
-        if beside and beside.layout != FORMAT:
-            layout, residual_scale = beside.layout, _only(beside.config, residual_scale)
-        other = header is not None and header.architecture != "edsr"
-        family = FORMAT if other else layout if layout in FAMILY else find_layout(tensors) if not layout else None
-        name = family or layout or detect_layout(tensors)
-        header = header if name == FORMAT else None
-        notes: list[str] = []
-        if family:
-            model, name, notes = build_family(tensors, family, scale, residual_scale, header)
-            source = "" if not isinstance(model, MDSR) else "given" if residual_scale is not None else "file"
-        elif header:
-            assert isinstance(header, EDSRConfig)
-            model, source = build_model(tensors, name, residual_scale, header), "file"
-        else:
-            layouts = AMBIGUOUS if layout is None and name in AMBIGUOUS else ()
-            model, name, source = readings.resolve(tensors, name, residual_scale, layouts)
-        hub.check_agreement(beside, name, model.config)
-        source = "file" if beside and source else source
-        if scale is not None and scale != model.config.scale:
-            raise WeightsError(f"its network upscales x{model.config.scale}, not x{scale}; give another file")
-        training = _header_json(metadata, "training") if header and "training" in metadata else None
-        kept = _header_json(metadata, "terms") if header and "terms" in metadata else unwrap_terms(checkpoint)
+        checkpoint, metadata = read_file(located.path)
+        return _build(checkpoint, metadata, located, scale, residual_scale, layout)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error.__cause__
+        raise WeightsError(f"{located.path}: {error}") from error.__cause__
+
+
+def _build(
+    checkpoint: Any,
+    metadata: dict[str, str],
+    located: hub.Located,
+    scale: int | None,
+    residual_scale: float | None,
+    layout: str | None,
+) -> tuple[Network, dict[str, Any]]:
+    path, beside, _ = located
+    stored = {k: _on_cpu(v) for k, v in unwrap(checkpoint).items() if not k.endswith(COUNTER)}
+    for key, value in stored.items():
+        if not _is_plain(value):
+            raise WeightsError(f"not a file of weights: {key} is not a floating-point tensor")
+    if residual_scale is not None and not 0 <= residual_scale <= MAX_RESIDUAL_SCALE:
+        raise WeightsError(f"a residual scale is a number such as 1 or 0.1, not {residual_scale}")
+    tensors = expand_collapsed_upsampler(stored)
+    header = hub.agree(located, header_config(metadata) if layout in (None, FORMAT) else None)
+    if beside and beside.layout != FORMAT:
+        layout, residual_scale = beside.layout, _only(beside.config, residual_scale)
+    other = header is not None and header.architecture != "edsr"
+    family = FORMAT if other else layout if layout in FAMILY else find_layout(tensors) if not layout else None
+    name = family or layout or detect_layout(tensors)
+    header = header if name == FORMAT else None
+    notes: list[str] = []
+    if family:
+        model, name, notes = build_family(tensors, family, scale, residual_scale, header)
+        source = "" if not isinstance(model, MDSR) else "given" if residual_scale is not None else "file"
+    elif header:
+        assert isinstance(header, EDSRConfig)
+        model, source = build_model(tensors, name, residual_scale, header), "file"
+    else:
+        layouts = AMBIGUOUS if layout is None and name in AMBIGUOUS else ()
+        model, name, source = readings.resolve(tensors, name, residual_scale, layouts)
+    hub.check_agreement(beside, name, model.config)
+    source = "file" if beside and source else source
+    if scale is not None and scale != model.config.scale:
+        raise WeightsError(f"its network upscales x{model.config.scale}, not x{scale}; give another file")
+    training = header_json(metadata, "training") if header and "training" in metadata else None
+    kept = header_json(metadata, "terms") if header and "terms" in metadata else unwrap_terms(checkpoint)
     info = {"file": str(path), "layout": name, "architecture": model.config.architecture, **asdict(model.config)}
     info |= {"parameters": sum(p.numel() for p in model.parameters())}
     info |= {"dtype": _dtype_names(stored.values()), "training": training}
@@ -338,6 +365,11 @@ def _notes(config: EDSRConfig, source: str) -> list[str]:
     return []
 
 
+def _on_cpu(value: Any) -> Any:
+    """The value, on the CPU if it is a tensor of a GPU's, as programs hand over that load files to there."""
+    return value.cpu() if isinstance(value, Tensor) and value.device.type not in ("cpu", "meta") else value
+
+
 def _is_plain(value: Any) -> bool:
     """Whether it is a dense floating-point tensor, all of it in the file: an expanded one could need any memory."""
     return (
@@ -349,31 +381,5 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _header_config(metadata: dict[str, str]) -> NetworkConfig | None:
-    """The configuration in the header of one of our files; None in a file that does not claim to be one."""
-    if metadata.get("format") != FORMAT:
-        return None
-    try:
-        return read_config(_header_json(metadata, "config"))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise WeightsError(f"its header is damaged (config: {_first_line(error)})") from error
-
-
-def _header_json(metadata: dict[str, str], key: str) -> dict:
-    """A table in the header of one of our files."""
-    try:
-        value = loads(metadata[key])
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"its header is damaged ({key}: {_first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"its header is damaged ({key} is not a table)")
-    return value
-
-
 def _dtype_names(tensors: Iterable[Tensor]) -> str:
     return ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
-
-
-def _first_line(error: Exception) -> str:
-    """Of its message, at most 120 characters."""
-    return next(iter(str(error).splitlines()), "")[:120] or type(error).__name__

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from edsr.errors import WeightsError
 from edsr.models import EDSRConfig, MDSRConfig, NetworkConfig, SRCNNConfig, SRResNetConfig, VDSRConfig
+from edsr.strict_json import loads
+
+from .edsr import FORMAT
 
 MAX_RESIDUAL_SCALE = 1000
 """No network has more than 1; far more would leave the range of fp32."""
@@ -56,3 +60,29 @@ def _like(default: Any, value: Any) -> Any:
     if not math.isfinite(number):
         raise ValueError("not finite")
     return number
+
+
+def header_config(metadata: dict[str, str]) -> NetworkConfig | None:
+    """The configuration in the header of one of our files; None in a file that does not claim to be one."""
+    if metadata.get("format") != FORMAT:
+        return None
+    try:
+        return read_config(header_json(metadata, "config"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WeightsError(f"its header is damaged (config: {_first_line(error)})") from error
+
+
+def header_json(metadata: dict[str, str], key: str) -> dict:
+    """A table in the header of one of our files."""
+    try:
+        value = loads(metadata[key])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"its header is damaged ({key}: {_first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"its header is damaged ({key} is not a table)")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    """Of its message, at most 120 characters."""
+    return next(iter(str(error).splitlines()), "")[:120] or type(error).__name__

@@ -77,6 +77,8 @@ def assumptions(
     mean, residual_scale = getattr(config, "mean", None), getattr(config, "residual_scale", None)
     if layout == FORMAT and not stated:
         lines += [] if mean is None else [f"mean {_name(mean)}"]
+        lines += ["no tanh at its end"] if hasattr(config, "tanh") else []
+        lines += [f"residual scale {residual_scale:g}"] if config.architecture == "mdsr" and source == "file" else []
     elif layout in LAYOUTS and layout != FORMAT:
         span = LAYOUTS[layout].rgb_range
         kept = ("sub_mean.bias",) if layout == "edsr-pytorch" else ("mean",) if layout == "basicsr" else ()

@@ -17,6 +17,9 @@ from edsr.strict_json import loads
 from .edsr import LAYOUTS
 from .family import ENDS
 
+BESIDE = {"discriminator", "netd", "step", "n", "epoch", "loss", "perceptual", "vgg", "generator", "module", "ema"}
+"""First words of what trainers save beside a network, in one mapping with it."""
+
 TERMS = "edsr-triton"
 """Under which the terms stand in the metadata of a state_dict, beside the versions of its modules."""
 
@@ -33,9 +36,8 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
     Raises:
         WeightsError: It holds no tensors by name.
     """
-    found = sorted(_networks(checkpoint, "", 0, set()), key=lambda place: not _is_averaged(place[0]))
-    if found:
-        _, mapping, prefix = found[0]
+    if found := _find(checkpoint):
+        mapping, prefix = found
         return {key.removeprefix(prefix): value for key, value in mapping.items() if key.startswith(prefix)}
     for _ in range(MAX_DEPTH):
         if isinstance(checkpoint, Mapping):
@@ -45,6 +47,21 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
     if not keys or not all(isinstance(key, str) for key in keys):
         raise WeightsError("not a file of weights: it does not hold tensors by name")
     return dict(checkpoint)
+
+
+def _find(checkpoint: Any) -> tuple[Mapping[str, Any], str] | None:
+    """The mapping that has the network, and what is before its keys there; None if none has."""
+    found = sorted(_networks(checkpoint, "", 0, set()), key=lambda place: not _is_averaged(place[0]))
+    return found[0][1:] if found else None
+
+
+def stands_alone(checkpoint: Any) -> bool:
+    """Whether nothing is beside the network's tensors that may be another part of a larger network."""
+    if not (found := _find(checkpoint)):
+        return False
+    mapping, prefix = found
+    others = (key for key, value in mapping.items() if not key.startswith(prefix) and isinstance(value, Tensor))
+    return all(key.lower().replace("_", ".").split(".")[0] in BESIDE for key in others)
 
 
 def unwrap_terms(checkpoint: Any) -> dict[str, Any] | None:
