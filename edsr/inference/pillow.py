@@ -16,8 +16,10 @@ _ADVICE = {
 
 def pixels_of(image: Any) -> np.ndarray:
     """[H, W] or [H, W, 2 to 4] of an image, as it is: orientation is not applied. Raises TypeError for other modes."""
+    image.load()  # until then some formats state another mode
     mode = image.mode
-    if "transparency" in image.info and mode[:4] in (*_WITH_ALPHA, "I;16"):
+    clear = "transparency" in image.info or (mode == "P" and image.palette.mode.endswith("A"))
+    if clear and mode[:4] in (*_WITH_ALPHA, "I;16"):
         target = _WITH_ALPHA.get(mode)
     else:
         target = mode if mode in _SAME else _CONVERTED.get(mode)

@@ -1,6 +1,7 @@
 """Images of Pillow: one comes back, as one would expect it of Pillow's own `resize`."""
 
 import io
+import struct
 import subprocess
 import sys
 
@@ -40,6 +41,8 @@ def big_endian(pixels):
 
 alpha = full(gray > 120)
 palette = colors.quantize(16)
+see_through = Image.fromarray(np.dstack([PIXELS, alpha])).quantize(16)
+assert see_through.palette is not None and see_through.palette.mode == "RGBA" and not see_through.info
 KINDS = {  # what is given -> mode of the result, the array it must be as good as
     "L": (Image.fromarray(gray), "L", gray),
     "LA": (Image.fromarray(np.dstack([gray, gray])), "LA", np.dstack([gray, gray])),
@@ -52,6 +55,8 @@ KINDS = {  # what is given -> mode of the result, the array it must be as good a
     "P": (palette, "RGB", np.asarray(palette.convert("RGB"))),
     "P with a clear color": (with_key(palette, 3), "RGBA", np.asarray(with_key(palette, 3).convert("RGBA"))),
     "P with alpha": (with_key(palette, bytes(range(0, 256, 16))), "RGBA", None),
+    "P of RGBA": (see_through, "RGBA", np.asarray(see_through.convert("RGBA"))),
+    "1 with a clear value": (with_key(Image.fromarray(gray > 99), 0), "LA", np.dstack([full(gray > 99)] * 2)),
     "L with a clear value": (with_key(Image.fromarray(gray), 99), "LA", np.dstack([gray, full(gray != 99)])),
     "RGB with a clear color": (
         with_key(colors, tuple(map(int, PIXELS[3, 3]))),
@@ -77,6 +82,17 @@ def test_one_of_pillow_comes_back(upscaler, name):
     expected = upscaler(np.asarray(given.convert(mode)) if plain is None else plain)
     assert np.asarray(result).dtype == expected.dtype and np.array_equal(np.asarray(result), expected)
     assert (given.tobytes(), given.mode, given.info) == before
+
+
+def test_a_file_that_is_opened_but_not_read_yet(upscaler):
+    """Its mode is a guess: icons of macOS are RGBA until their PNG is decoded."""
+    png, pixels = io.BytesIO(), make_image(16, 16)
+    Image.fromarray(pixels).save(png, "PNG")
+    entry = b"icp4" + struct.pack(">I", 8 + len(png.getvalue())) + png.getvalue()
+    with Image.open(io.BytesIO(b"icns" + struct.pack(">I", 8 + len(entry)) + entry)) as image:
+        assert image.mode == "RGBA"
+        result = upscaler(image)
+    assert result.mode == "RGB" and np.array_equal(np.asarray(result), upscaler(pixels))
 
 
 REFUSED = {
