@@ -152,8 +152,8 @@ def add_upscale(commands, parents) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="PNG, JPEG, WebP, TIFF or AVIF images, folders of them, patterns such as 'in/*.png', @list.txt with one "
-        "of these in each line, or - for standard input",
+        help="PNG, JPEG, WebP, TIFF or AVIF images, folders of them, patterns such as 'in/*.png', URLs of these "
+        "(s3://, gs://, https://), @list.txt with one of these in each line, or - for standard input",
     )
     command.add_argument(
         "--device",
@@ -172,8 +172,9 @@ def add_upscale(commands, parents) -> None:
     output.add_argument(
         "-o",
         "--output",
-        metavar="FILE|DIR/|-",
-        help="a file, whose extension chooses the format; a folder, which is made if need be; or - for standard output",
+        metavar="FILE|DIR/|URL|-",
+        help="a file, whose extension chooses the format; a folder, which is made if need be; the URL of one of these "
+        "(s3://, gs://); or - for standard output",
     )
     output.add_argument(
         "--format",

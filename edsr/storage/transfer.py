@@ -1,7 +1,8 @@
 """Objects at URLs to files and back, by fsspec. What is stored appears whole or not at all.
 
 An image is fetched whole into a temporary file before it is read: what it is, and whether it goes on to its end, is
-looked for in many places of it, each of which would be a request. Memory holds one piece of PIECE bytes.
+looked for in many places of it, each of which would be a request. Memory holds a piece or a part, and the library's
+copies of it.
 """
 
 import mimetypes
@@ -18,7 +19,9 @@ from .faults import explain, is_passing
 from .url import Url
 
 PIECE = 2**23
-"""Bytes that are asked for, or stored, in one request. S3 takes nothing less than 5 MB but as the last part."""
+"""Bytes that are asked for in one request."""
+PART = 2**24
+"""Bytes that are stored in one request: each costs as much as twelve that read. S3 takes no less than 5 MB."""
 PARTS = 9_000
 """Of an upload; S3 takes 10,000."""
 RESERVE = 2**27
@@ -43,7 +46,7 @@ def file_system(url: Url) -> Any:
 
             # The whole of a large image may take its time; silence may not.
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-            return fsspec.filesystem(url.scheme, client_kwargs={"timeout": timeout}, encoded=True)
+            return fsspec.filesystem(url.scheme, client_kwargs={"timeout": timeout, "trust_env": True}, encoded=True)
         return fsspec.filesystem(url.scheme, use_listings_cache=False)
     except Exception as error:
         raise explain(error, url) from None
@@ -165,10 +168,10 @@ def _copy_in(files: Any, path: Path, url: Url, mode: str, stopped: Callable[[], 
     kind = {"s3": "ContentType", "gs": "content_type"}.get(url.scheme)
     more: dict[str, Any] = {kind: mimetypes.guess_type(path.name)[0] or "application/octet-stream"} if kind else {}
     with open(path, "rb") as file:
-        if size <= PIECE or url.scheme == "memory":
+        if size <= PART or url.scheme == "memory":
             files.pipe_file(key_of(url), file.read(), mode="create" if mode == "xb" else "overwrite", **more)
         else:
-            block = max(PIECE, -(-size // PARTS))
+            block = max(PART, -(-size // PARTS))
             target = files.open(key_of(url), mode, block_size=block, autocommit=False, **more)
             _upload(iter(lambda: file.read(block), b""), target, url, stopped)
 

@@ -1,16 +1,25 @@
 """Images and results at URLs: what the command line makes of them, byte for byte that of local files."""
 
+import io
+import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from edsr.batch import runner
+from edsr.batch import runner, transfers
 from edsr.batch.transfers import local_files
 from edsr.images import READABLE
-from tests.conftest import make_image
+from tests.conftest import ROOT, make_image
 from tests.support.image_files import write
+from tests.support.processes import communicate, wait_until
 
 
 @pytest.fixture
@@ -188,3 +197,56 @@ def test_a_name_on_disk_is_safe(photos, s3, memory):
 def test_devices_share_the_transfers(right, s3, upscale):
     code, _, _ = upscale(*URLS, "-o", "s3://photos/out/", "--device", "cpu,cpu")
     assert code == 0 and [body(s3, name) for name in OUT] == list(right.values())
+
+
+def test_transfers_go_on_while_an_image_is_computed(right, s3, upscale, monkeypatch):
+    """The second is fetched while the first is computed, which is stored while the second is; one at a time."""
+    fetch, store, compute = transfers.fetch, transfers.store, runner._upscale
+    fetched, computing, at_work = threading.Event(), threading.Event(), threading.Lock()
+    numbers = itertools.count()
+
+    def second_fetched(url, *arguments):
+        fetch(url, *arguments)
+        if url.name == "b.png":
+            fetched.set()
+
+    def computed(result, *arguments):
+        assert at_work.acquire(blocking=False)
+        if next(numbers) == 0:
+            assert result.job.source.name == "b.png" or fetched.wait(60)
+        else:
+            computing.set()
+        compute(result, *arguments)
+        at_work.release()
+
+    def first_stored(path, url, *arguments):
+        assert computing.wait(60)
+        store(path, url, *arguments)
+
+    monkeypatch.setattr(transfers, "fetch", second_fetched)
+    monkeypatch.setattr(runner, "_upscale", computed)
+    monkeypatch.setattr(transfers, "store", first_stored)
+    code, _, err = upscale(*URLS, "-o", "s3://photos/out/")
+    assert (code, err) == (0, "3 of 3 images done\n") and [body(s3, name) for name in OUT] == list(right.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_sigterm_leaves_nothing_behind(photos, s3):
+    for i in range(9):
+        s3.upload_file("in/a.png", "photos", f"many/{i}.png")
+    write(photos / "large.png", make_image(1200, 1200))
+    s3.upload_file("large.png", "photos", "many/large.png")
+    command = [sys.executable, str(ROOT / "cli.py"), "upscale", "s3://photos/many/", "-o", "s3://photos/out/"]
+    process = subprocess.Popen(
+        [*command, "--model", "m.safetensors", "--device", "cpu", "--threads", "1"],
+        env=os.environ | {"TMPDIR": str(photos / "tmp")},
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: "out/0_png_x2.png" in names(s3) and any((photos / "tmp").rglob("*.part")), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = communicate(process)
+    assert process.returncode == 130 and b"the same command with --skip-existing goes on" in err
+    assert not list((photos / "tmp").iterdir()) and not s3.list_multipart_uploads(Bucket="photos").get("Uploads")
+    for name in names(s3):
+        Image.open(io.BytesIO(body(s3, name))).load()

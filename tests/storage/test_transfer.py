@@ -11,7 +11,7 @@ from edsr.errors import ImageError
 from edsr.storage import Url, check_store, fetch, is_taken, size_of, store, transfer
 from tests.conftest import forget_storage
 
-LARGE = 2 * transfer.PIECE + 1234
+LARGE = 2 * transfer.PART + 1234
 NAMES = ["a.png", "in/ä b#c?d%20::e[*].png", "../x.png", "a//b.png", " ", "n" * 1000]
 url = Url.parse
 
@@ -162,7 +162,7 @@ def test_where_nothing_can_be_stored(s3):
 def test_a_disk_that_is_too_small_is_noticed_before(s3, pieces, monkeypatch):
     s3.upload_file(str(pieces / "large.png"), "photos", "a.png")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, LARGE + transfer.RESERVE - 1))
-    with pytest.raises(ImageError, match=r"needs 17 MB more, of which .* has 151 MB free; set TMPDIR to a folder on a"):
+    with pytest.raises(ImageError, match=r"needs 34 MB more, of which .* has 168 MB free; set TMPDIR to a folder on a"):
         fetch(url("s3://photos/a.png"), pieces / "got")
     assert not (pieces / "got").read_bytes()
 
@@ -174,13 +174,18 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.seen.append(self.path)
-        name = self.path.partition("?")[0].strip("/")
+        name = self.path.partition("?")[0].rpartition("/")[2]
         status = int(name) if name.isdigit() else 200
         self.send_response(status)
         self.send_header("Content-Length", "1000")
         self.end_headers()
         broken = name.startswith("broken-") and self.seen.count(self.path) <= int(name[7:])
         self.wfile.write(bytes(500 if broken else 1000))
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
 
     def log_message(self, *_) -> None: ...
 
@@ -192,6 +197,20 @@ def server():
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
+
+
+@pytest.mark.parametrize("times", [1, 3, 99])
+def test_s3_through_connections_that_are_lost(s3, server, tmp_path, monkeypatch, times):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    forget_storage()
+    Server.seen.clear()
+    place = url(f"s3://photos/broken-{times}")
+    if times < 99:
+        fetch(place, tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == bytes(1000)
+    else:
+        with pytest.raises(ImageError, match="the connection was lost, again and again; try once more later"):
+            fetch(place, tmp_path / "got")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a%2Fb%20c.png?sig=%2Bx%2F&y=a+b", "broken-1"])
