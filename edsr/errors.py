@@ -77,3 +77,7 @@ class StudyError(EDSRError):
 
 class ExportError(EDSRError):
     """A network that cannot be written for another runtime."""
+
+
+class ClusterError(EDSRError):
+    """A cluster that cannot be had, or whose machines would not give the same results."""

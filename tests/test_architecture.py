@@ -42,6 +42,7 @@ DOORS = {  # who may import what others have made
     "aiohttp": ("edsr.storage",),
     "huggingface_hub": ("edsr.weights.hub", "edsr.integrations"),
     "spandrel": ("edsr.integrations.spandrel",),
+    "ray": ("edsr.cluster.connection",),
 }
 
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from .jobs import is_folder_name as is_folder_name
     from .jobs import output_path as output_path
     from .jobs import plan_jobs as plan_jobs
+    from .listing import LazyJobs as LazyJobs
+    from .listing import can_be_lazy as can_be_lazy
+    from .listing import settle_name as settle_name
     from .pool import UpscalerPool as UpscalerPool
+    from .pool import usual_scale as usual_scale
     from .prefixes import ListedJobs as ListedJobs
     from .runner import FileResult as FileResult
     from .runner import UpscaleOptions as UpscaleOptions
@@ -33,7 +37,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "forecast": ["Forecast"],
         "inputs": ["FailedInput", "FoundInputs", "find_inputs"],
         "jobs": ["BatchPlan", "OutputSize", "is_folder_name", "output_path", "plan_jobs"],
-        "pool": ["UpscalerPool"],
+        "listing": ["LazyJobs", "can_be_lazy", "settle_name"],
+        "pool": ["UpscalerPool", "usual_scale"],
         "prefixes": ["ListedJobs"],
         "runner": ["FileResult", "UpscaleOptions", "run_job", "upscale_files"],
         "stdio": ["STDIN", "STDOUT", "stdin_file", "stdout_file"],

@@ -123,7 +123,7 @@ class FoundInputs:
     def _find_listed(self, name: str) -> list[Input]:
         path = name[1:]
         try:
-            lines = _read_list(path)
+            lines = read_list(path)
         except (OSError, ValueError) as error:
             return self._fail(name, f"{path}: the list cannot be read ({getattr(error, 'strerror', None) or error})")
         if not lines:
@@ -178,7 +178,7 @@ def find_inputs(
     return inputs
 
 
-def _read_list(path: str) -> list[str]:
+def read_list(path: str) -> list[str]:
     """The lines of a list that are not blank. Names on disk need not be UTF-8, so lines need not, either."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError("not a regular file")
@@ -191,10 +191,10 @@ def _read_list(path: str) -> list[str]:
     else:
         text = data.decode("utf-8-sig", "surrogateescape")
     lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [_existing_or_stripped(line) for line in lines if line.strip()]
+    return [existing_or_stripped(line) for line in lines if line.strip()]
 
 
-def _existing_or_stripped(line: str) -> str:
+def existing_or_stripped(line: str) -> str:
     """A name may begin or end with a space; mostly spaces around it are an accident."""
     return line if "\0" in line or os.path.lexists(line) else line.strip()
 

@@ -8,10 +8,20 @@ from pathlib import Path
 from edsr.errors import WeightsError
 from edsr.inference import MultiDeviceUpscaler, Upscaler
 from edsr.models import Network
-from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_with_notes
+from edsr.weights import AUTO, FAITHFUL, Choice, available_scales, choose_by_file, load_model, load_with_notes
 
 MIXTURES = 4
 """Mixtures that are kept ready; each holds weights, on a GPU also CUDA graphs. See `UpscalerPool`."""
+
+
+def usual_scale(model: str, scale: int | None, expected_scale: float = 0, residual_scale: float | None = None) -> int:
+    """The scale of an `UpscalerPool` of these arguments, which is not made. Raises WeightsError."""
+    if scale is None:
+        try:
+            scale = next((s for s in available_scales(model) if s >= expected_scale), None)
+        except ValueError as error:
+            raise WeightsError(f"{model}: {error}") from None
+    return scale or load_model(model, scale, residual_scale).config.scale
 
 
 class UpscalerPool:

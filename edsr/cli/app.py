@@ -26,7 +26,7 @@ def _run(argv: list[str] | None) -> int:
     except SystemExit as end:  # --help, --version or misuse, whose lines are printed
         raise SystemExit(end.code if settle_streams() else end.code or 1) from None
     # Now, and not before: --help answers without what only commands need.
-    from . import commands, export, interruption, prepare, study, train, upscale
+    from . import cluster, commands, export, interruption, prepare, study, train
     from .console import UsageError, describe, is_expected, is_misuse, print_line, show_log
 
     arguments = sys.argv[1:] if argv is None else argv
@@ -39,11 +39,13 @@ def _run(argv: list[str] | None) -> int:
     # Of the processes that torchrun starts for a training run only the first speaks.
     mute = options.command == "train" and os.environ.get("RANK", "0") != "0"
     show_log(mute or getattr(options, "quiet", False))
-    # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state.
-    with interruption.watched(patient=options.command in ("train", "study")):
+    # SIGTERM unwinds like Ctrl-C: half-written files are removed, a training run saves its state, a cluster's workers
+    # end what they do.
+    patient = options.command in ("train", "study") or getattr(options, "engine", None) is not None
+    with interruption.watched(patient):
         try:
             handlers = {
-                "upscale": upscale.run_upscale,
+                "upscale": cluster.run_upscale,
                 "compare": commands.run_compare,
                 "evaluate": commands.run_evaluate,
                 "train": train.run_train,

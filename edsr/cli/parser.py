@@ -207,6 +207,18 @@ def add_upscale(commands, parents) -> None:
     batch.add_argument(
         "--again", action="store_true", help="upscale results of earlier runs (NAME_x2.png) that lie in folders, too"
     )
+    cluster = command.add_argument_group(
+        "several machines", "see docs/cluster.md; needs: pip install 'edsr-triton[cluster]'"
+    )
+    cluster.add_argument(
+        "--engine",
+        choices=("ray",),
+        help="ray: share the files among the workers of a Ray cluster, one for each GPU or group of --threads cores; "
+        "without --address among processes on this machine",
+    )
+    cluster.add_argument(
+        "--address", metavar="HOST:PORT|auto", help="of the cluster; auto is the one that this machine is part of"
+    )
     unusual = command.add_argument_group("unusual files")
     unusual.add_argument(
         "--range",

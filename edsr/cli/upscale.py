@@ -19,9 +19,9 @@ from .listed import Found
 from .network import requested_choice, set_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from edsr.batch import BatchPlan, FoundInputs, Job, UpscaleOptions, UpscalerPool
+    from edsr.batch import BatchPlan, FileResult, FoundInputs, Job, OutputSize, UpscaleOptions, UpscalerPool
 
 LEFT_OUT_SHOWN = 3
 """Names in the line about inputs that are left out."""
@@ -32,13 +32,16 @@ PREPARED_SHAPES = 64
 batch of as many sizes; an image needs a dozen."""
 
 
-def run_upscale(options: Namespace) -> int:
+def run_upscale(options: Namespace, elsewhere: "Callable[[Namespace, Tally, ExitStack], None] | None" = None) -> int:
+    """Upscales and reports. elsewhere: what does so in place of this machine's devices."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PREPARED_SHAPES))  # before torch computes
     check_options(options)
     check_named_files(options)
+    tally = Tally()
     with ExitStack() as stack:
-        found, tally = find(options, stack), Tally()
-        if found.items or found.listed:
+        if elsewhere is not None:
+            elsewhere(options, tally, stack)
+        elif (found := find(options, stack)).items or found.listed:
             upscale_found(found, options, tally, stack)
         elif is_main():
             report_inputs(found.errors, options, tally)
@@ -61,9 +64,8 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
     with progress.starting(options.quiet or not is_main()):
         choice = requested_choice(options)
 
-        from edsr.batch import OutputSize, UpscaleOptions, UpscalerPool, upscale_files
+        from edsr.batch import OutputSize, UpscalerPool, upscale_files
         from edsr.devices import ProcessGroup, list_devices
-        from edsr.images import UNIT, ValueRange
 
         set_threads(options)
     group = ProcessGroup.for_files()
@@ -89,22 +91,10 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
     count = len(plan.jobs) if more is None else math.inf
     if group.is_main:
         report_plan(plan, options, tally)
-    upscale_options = UpscaleOptions(
-        size,
-        options.linear_light,
-        options.quality,
-        options.self_ensemble,
-        options.overwrite,
-        options.skip_existing,
-        unlimited=options.unlimited,
-        make_folders=plan.into_folder,
-        salvage=options.salvage,
-        keep=options.format == "keep",
-        value_range=ValueRange(*options.range) if options.range else UNIT,
-    )
+    wanted = upscale_options(options, size, plan.into_folder)
     if options.dry_run:
         if group.is_main:
-            foresee(jobs if more else plan.jobs, count, pool, upscale_options, options, tally, group.world_size)
+            foresee(jobs if more else plan.jobs, count, pool, wanted, options, tally, group.world_size)
             if more is not None:
                 more.tell_rest()
         group.gather(None)
@@ -112,17 +102,10 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
         return
     try:
         with progress.bars(options.quiet or not group.is_main, None if more else [job.source for job in jobs]) as bars:
-            for result in upscale_files(jobs, pool, upscale_options, bars):
+            for result in upscale_files(jobs, pool, wanted, bars):
                 if more is not None:
                     more.tell()
-                # A defect of ours is shown with its traceback, but ends no batch that somebody left to itself.
-                defect = result.error is not None and not is_expected(result.error)
-                if result.error is not None and (options.debug or (defect and count == 1)):
-                    raise result.error
-                record = record_of(result)
-                tally.add(record, result.error)
-                bars.done(result.job.source)
-                report(record, options)
+                report_result(result, options, tally, count == 1, lambda result: bars.done(result.job.source))
     except KeyboardInterrupt:
         mine = None if more else len(group.share(plan.jobs))
         raise KeyboardInterrupt(tally.interruption(mine, options.overwrite)) from None
@@ -132,6 +115,44 @@ def upscale_found(found: "FoundInputs", options: Namespace, tally: "Tally", stac
     group.leave()
     for other in (others or [])[1:]:
         tally.add_all(other)
+
+
+def upscale_options(options: Namespace, size: "OutputSize", make_folders: bool) -> "UpscaleOptions":
+    """What is wanted of every image."""
+    from edsr.batch import UpscaleOptions
+    from edsr.images import UNIT, ValueRange
+
+    return UpscaleOptions(
+        size,
+        options.linear_light,
+        options.quality,
+        options.self_ensemble,
+        options.overwrite,
+        options.skip_existing,
+        unlimited=options.unlimited,
+        make_folders=make_folders,
+        salvage=options.salvage,
+        keep=options.format == "keep",
+        value_range=ValueRange(*options.range) if options.range else UNIT,
+    )
+
+
+def report_result(
+    result: "FileResult",
+    options: Namespace,
+    tally: Tally,
+    alone: bool = False,
+    counted: "Callable[[FileResult], None]" = lambda result: None,
+) -> None:
+    """Reports what became of a job. counted: called between counting and showing it. alone: it is the only one."""
+    # A defect of ours is shown with its traceback, but ends no batch that somebody left to itself.
+    defect = result.error is not None and not is_expected(result.error)
+    if result.error is not None and (options.debug or (defect and alone)):
+        raise result.error
+    record = record_of(result)
+    tally.add(record, result.error)
+    counted(result)
+    report(record, options)
 
 
 def foresee(
