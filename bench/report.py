@@ -47,6 +47,7 @@ def render(record: dict) -> str:
         parts.append(targets_table(record))
     parts += [training_table(entry) if training else compare_table(entry) for entry in record.get("workloads", [])]
     parts += [memory_table(record)] if record["kind"].startswith("memory") else []
+    parts += [sizes_table(record)] if record["kind"] == "cluster" else []
     parts += [f"{work}: {why}" for work, why in record.get("failed", {}).items()]
     if "not_reached" in record:
         parts.append("No time was left for: " + "; ".join(record["not_reached"]) + ".")
@@ -165,6 +166,14 @@ def training_table(entry: dict) -> str:
     rows = [tuple(show(case) for _, show in columns) for case in by_speed(entry)]
     table = markdown(tuple(title for title, _ in columns), rows)
     return "\n\n".join([text, table, *apart(entry), *left_out(entry)])
+
+
+def sizes_table(record: dict) -> str:
+    """A mix of images' sizes."""
+    sizes = record["sizes"]
+    shown = [f"{sizes[i * (len(sizes) - 1) // 4]:.3g}" for i in range(5)]
+    names = ("images", "smallest, megapixels", "first quarter", "median", "third quarter", "largest", "s per megapixel")
+    return markdown(names, [[str(record["images"]), *shown, f"{record['file_seconds_per_megapixel']:.3g}"]])
 
 
 def memory_table(record: dict) -> str:
