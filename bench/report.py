@@ -173,7 +173,7 @@ def sizes_table(record: dict) -> str:
     sizes = record["sizes"]
     shown = [f"{sizes[i * (len(sizes) - 1) // 4]:.3g}" for i in range(5)]
     names = ("images", "smallest, megapixels", "first quarter", "median", "third quarter", "largest", "s per megapixel")
-    return markdown(names, [[str(record["images"]), *shown, f"{record['file_seconds_per_megapixel']:.3g}"]])
+    return markdown(names, [(str(record["images"]), *shown, f"{record['file_seconds_per_megapixel']:.3g}")])
 
 
 def memory_table(record: dict) -> str:
