@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edsr.errors import TrainError
 from edsr.system import atomic_file
+from edsr.weights import list_packaged
 from edsr.wording import named
 
 from .config import SHAPE, TrainConfig
@@ -43,7 +44,7 @@ def dump(config: TrainConfig) -> str:
     if config.serves_several_scales:
         values |= {"scale": None, "scales": config.trained_scales}
     values["vgg"] = config.vgg and os.path.abspath(config.vgg)
-    if config.init and Path(config.init).is_file():
+    if config.init and config.init not in list_packaged() and Path(config.init).exists():
         values["init"] = os.path.abspath(config.init)
     lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
     kept = [line for line in lines if line.split(" = ")[0] not in _NOT_WRITTEN]

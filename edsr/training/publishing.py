@@ -2,14 +2,17 @@
 
 import contextlib
 import math
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from edsr.errors import WeightsError
 from edsr.models import Network
-from edsr.weights import read_info, save_model
+from edsr.weights import make_terms, mix_terms, read_info, save_model
 
 from .config import TrainConfig
 from .resuming import Decay
+from .setup import starting_weights
 from .validation import Scores
 
 
@@ -49,7 +52,40 @@ def publish(
     training |= {} if lr_factor == 1 else {"lr_factor": lr_factor}
     training |= {} if config.degradation is None else {"degrade": str(config.degradation)}
     training |= {key: round(value, 4) for key, value in scores_by_name(scores, "validation_psnr").items()}
-    save_model(model, path, training=training)
+    start = _beginning(path.parent, config.resume, config.source, starting_weights(config))
+    training |= {} if start is None else {"init": start.name}
+    # What is trained further keeps the terms of what it began with; its license, whoever trains it may state.
+    own = make_terms(None, training, (), "edsr-triton")
+    save_model(model, path, training=training, terms=None if start is None else mix_terms([start.terms, own]))
+
+
+class Beginning(NamedTuple):
+    """The weights that a run starts from.
+
+    Attributes:
+        name: As they were named, without folders.
+        terms: Theirs, see `edsr.weights`.
+    """
+
+    name: str
+    terms: dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def _beginning(run: Path, resumed: bool, source: str | None, start: tuple[str, int | None] | None) -> Beginning | None:
+    """The weights that a run started from; None for random ones. One that goes on finds them in what is published."""
+    if resumed or source:
+        for folder in (run, Path(source or run)):
+            with contextlib.suppress(WeightsError):
+                info = read_info(published(folder, "last"))
+                name = (info["training"] or {}).get("init")
+                return None if name is None else Beginning(name, info["terms"])
+        return None
+    if start is None:
+        return None
+    with contextlib.suppress(WeightsError):  # it may be gone by now
+        return Beginning(Path(start[0]).name, read_info(start[0], scale=start[1])["terms"])
+    return None
 
 
 def published_score(path: Path) -> float:

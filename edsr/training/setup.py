@@ -120,8 +120,8 @@ def build_model(config: TrainConfig, group: ProcessGroup) -> Network:
     return model.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stub
 
 
-def _initialize(model: Network, config: TrainConfig, group: ProcessGroup) -> None:
-    """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body.
+def starting_weights(config: TrainConfig) -> tuple[str, int | None] | None:
+    """What a run starts from, and of which scale, as `load_model` takes them; None for random weights.
 
     A packaged name means its weights of this scale, if there are such, else of x2; no name, for x3 and x4, x2's.
     """
@@ -130,12 +130,20 @@ def _initialize(model: Network, config: TrainConfig, group: ProcessGroup) -> Non
     if source is None and config.scale > 2 and 2 in scales and not config.shape:
         source = config.model
     if source is None or source == "none":
+        return None
+    return source, scale if source in list_packaged() else None
+
+
+def _initialize(model: Network, config: TrainConfig, group: ProcessGroup) -> None:
+    """Copies every tensor of the starting weights that has the same name and shape: for another scale, the body."""
+    named_start = starting_weights(config)
+    if named_start is None:
         if group.is_main:
             srgan = f"; the paper starts an SRGAN from a trained SRResNet: name it with {named('init')}"
             logger.info(f"starting from random weights{srgan if config.model == ADVERSARIAL else ''}")
         return
-    packaged = source in list_packaged()
-    starting = load_model(source, scale=scale if packaged else None)
+    source, scale = named_start
+    starting = load_model(source, scale=scale)
     start, own = starting.state_dict(), model.state_dict()
     for name in ("residual_scale", "normalized", "tanh") if group.is_main else ():
         theirs, ours = (getattr(shape, name, None) for shape in (starting.config, model.config))
@@ -148,7 +156,7 @@ def _initialize(model: Network, config: TrainConfig, group: ProcessGroup) -> Non
     own.update(taken)
     model.load_state_dict(own)
     if group.is_main:
-        of_scale = f" x{scale}" if packaged else ""
+        of_scale = f" x{scale}" if scale else ""
         logger.info(f"starting from {source}{of_scale}: {len(taken)} of {len(own)} tensors")
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .selection import choose_by_file as choose_by_file
     from .selection import choose_by_strength as choose_by_strength
     from .terms import make_terms as make_terms
+    from .terms import mix_terms as mix_terms
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -47,7 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "hub": ["HUB_MISSING", "as_repository"],
         "interpolation": ["parse_mixture"],
         "recognition": ["recognize"],
-        "terms": ["make_terms"],
+        "terms": ["make_terms", "mix_terms"],
         "selection": ["AUTO", "Choice", "FAITHFUL", "available_scales", "choose_by_file", "choose_by_strength"],
     },
 )

@@ -7,10 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from edsr.models import SRCNNConfig, build_network
+from edsr.models import PRESETS, EDSRConfig, SRCNNConfig, build_network
+from edsr.training import train
 from edsr.weights import load_model, read_info, save_model
 from edsr.weights.terms import KEYS
-from tests.conftest import network
+from tests.conftest import network, training
 from tests.support import checkpoints
 
 RECORD = {"data": ["mine"], "licenses": ["CC0 1.0"], "steps": 7}
@@ -117,6 +118,25 @@ def test_what_other_projects_load_is_as_before(own, tmp_path, run):
             parent = parent.get_submodule(name)
         parent.register_buffer(key.split(".")[-1], value)
     module.load_state_dict(torch.load(tmp_path / "x.pth")["params"], strict=True)
+
+
+@pytest.mark.parametrize("layout", ["file", "folder"])
+def test_trained_weights_have_those_of_what_they_started_from(layout, own, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "edsr-baseline", EDSRConfig(blocks=2, features=8))
+    if layout == "folder":
+        (tmp_path / "net").mkdir()
+        own = own.rename(tmp_path / "net" / "model.safetensors").parent
+    list(train(training(folder, tmp_path / "run", init=str(own), schedule="wsd")))
+    for name in "last", "best":
+        info = read_info(tmp_path / "run" / f"{name}.safetensors")
+        assert info["terms"] == TERMS | {"license": None, "data": ["mine", "images"]}
+        assert info["training"]["init"] == own.name
+    own.rename(tmp_path / "gone")
+    list(train(training(folder, tmp_path / "run", schedule="wsd", resume=True, steps=14)))
+    info = read_info(tmp_path / "run" / "last.safetensors")
+    assert info["training"]["steps"] == 14 and info["terms"]["data"] == ["mine", "images"]
+    list(train(training(folder, tmp_path / "alone", init="none")))
+    assert read_info(tmp_path / "alone" / "last.safetensors")["terms"]["data"] == ["images"]
 
 
 @pytest.mark.parametrize("broken", ["[]", "{", '{"license": 3, "data": "x", "data_licenses": [1], "assumed": {}}'])
