@@ -1,13 +1,15 @@
 """Jobs at URLs in local files: fetched before an image is read, stored when its result is whole."""
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from edsr.errors import ImageError
 from edsr.images import READABLE
-from edsr.storage import Url, exists_message, fetch, is_taken, store
+from edsr.storage import Url, exists_message, fetch, full_disk, is_taken, store
 from edsr.system import temporary_folder
 
 from .clashes import Job
@@ -51,6 +53,11 @@ def local_files(job: Job, overwrite: bool, stopped: Callable[[], bool] = lambda:
         else:
             local = source
         result = folder / f"result{output.suffix}" if isinstance(output, Url) else output
-        yield Files(local, result)
+        try:
+            yield Files(local, result)
+        except ImageError as error:
+            if isinstance(output, Url) and os.strerror(errno.ENOSPC) in str(error):
+                raise full_disk(output) from None
+            raise
         if isinstance(output, Url) and result.exists():
             store(result, output, overwrite, stopped)

@@ -6,6 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from .faults import exists_message as exists_message
+    from .faults import full_disk as full_disk
     from .listing import Listing as Listing
     from .listing import list_objects as list_objects
     from .listing import listing_of as listing_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "faults": ["exists_message"],
+        "faults": ["exists_message", "full_disk"],
         "listing": ["Listing", "list_objects", "listing_of"],
         "transfer": ["check_store", "fetch", "is_taken", "size_of", "store"],
         "url": ["Place", "Url", "as_path", "identity", "is_url", "place_of"],

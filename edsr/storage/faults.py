@@ -5,7 +5,6 @@ told apart by their classes' names and by servers' codes, without any of these l
 """
 
 import errno
-import tempfile
 from collections.abc import Iterator
 
 from edsr.errors import ImageError
@@ -36,6 +35,7 @@ _NO_CREDENTIALS = (
     "UnauthorizedSSOTokenError",
 )
 _REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+_ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 _LOST = (
     "ClientPayloadError",
     "ConnectionError",
@@ -82,10 +82,12 @@ def explain(error: Exception, url: Url, writing: bool = False) -> ImageError:
     if isinstance(error, PermissionError) or status in (401, 403):
         what = "written" if writing else "read"
         return ImageError(f"{where}may not be {what} with these credentials ({code or status or 'permission denied'})")
+    if code in _ELSEWHERE:
+        return ImageError(f"{where}the bucket is in another region ({code}); set AWS_DEFAULT_REGION to its own")
     if "ParamValidationError" in names:
         return ImageError(f"{where}no name that a bucket or an object can have; look at it")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return ImageError(f"{where}{tempfile.gettempdir()} is full; set TMPDIR to a folder on a larger disk")
+        return full_disk(url)
     if any(name in names for name in _UNREACHABLE):
         server = url.host.rpartition("@")[2] if url.scheme in ("http", "https") else "the service"
         return ImageError(f"{where}{server} cannot be reached; look at the network and the address")
@@ -93,6 +95,11 @@ def explain(error: Exception, url: Url, writing: bool = False) -> ImageError:
         why = f"the server answers {status or code}" if status or code else "the connection was lost"
         return ImageError(f"{where}{why}, again and again; try once more later")
     return ImageError(f"{where}cannot be {'written' if writing else 'read'} ({code or status or _line(error, url)})")
+
+
+def full_disk(url: Url) -> ImageError:
+    """The error of an object, or of a result, that finds no room as a temporary file."""
+    return ImageError(f"{url}: no room for its temporary file; set TMPDIR to a folder on a larger disk")
 
 
 def exists_message(place: object) -> str:

@@ -53,7 +53,13 @@ def file_system(url: Url) -> Any:
 
 
 def key_of(url: Url) -> str:
-    """The URL as the methods of its `file_system` take it. A name may hold "?", "#", "%" and "::" as they are."""
+    """The URL as the methods of its `file_system` take it. A name may hold "?", "#", "%" and "::" as they are.
+
+    Raises:
+        ImageError: s3fs would take a part of its name for something else, and another object for it.
+    """
+    if url.scheme == "s3" and "?versionId=" in url.path:
+        raise ImageError(f"{url}: versions of objects are not read; leave out ?versionId=")
     return url.address if url.scheme in ("http", "https", "memory") else f"{url.host}/{url.path}"
 
 
@@ -147,7 +153,8 @@ def repeated(action: Callable[[], T], url: Url, writing: bool = False) -> T:
             return action()
         except Exception as error:
             if attempt + 1 == ATTEMPTS or not is_passing(error):
-                raise explain(error, url, writing) from error
+                # A traceback must not show what messages do not: addresses of HTTP may hold passwords and signatures.
+                raise explain(error, url, writing) from (error if url.writable else None)
             time.sleep(PAUSE)
     raise AssertionError
 

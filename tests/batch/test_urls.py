@@ -1,5 +1,6 @@
 """Images and results at URLs: what the command line makes of them, byte for byte that of local files."""
 
+import errno
 import io
 import itertools
 import json
@@ -16,10 +17,11 @@ from PIL import Image
 
 from edsr.batch import runner, transfers
 from edsr.batch.transfers import local_files
+from edsr.errors import ImageError
 from edsr.images import READABLE
 from tests.conftest import ROOT, make_image
 from tests.support.image_files import write
-from tests.support.processes import communicate, wait_until
+from tests.support.processes import communicate, run, wait_until
 
 
 @pytest.fixture
@@ -138,6 +140,29 @@ def test_one_image_to_a_named_object_or_file(right, s3, upscale):
     assert body(s3, "x/large.webp")[8:12] == b"WEBP"
     assert upscale(URLS[0], URLS[0], "-o", "file://" + str(Path("named out.png").resolve()).replace(" ", "%20"))[0] == 0
     assert Path("named out.png").read_bytes() == right["a_x2.png"]
+
+
+def test_standard_streams(right, s3):
+    environment = os.environ | {"TMPDIR": str(Path("tmp").resolve())}
+    command = [sys.executable, str(ROOT / "cli.py"), "upscale", "--model", "m.safetensors", "--device", "cpu"]
+    result = run([*command, URLS[0], "-o", "-"], env=environment, capture_output=True)
+    assert result.returncode == 0 and result.stdout == right["a_x2.png"]
+    data = Path("in/a.png").read_bytes()
+    result = run([*command, "-", "-o", "s3://photos/x.png"], input=data, env=environment, capture_output=True)
+    assert result.returncode == 0 and body(s3, "x.png") == right["a_x2.png"]
+    result = run([*command, "-", "-o", "s3://photos/x/"], input=data, env=environment, capture_output=True)
+    assert result.returncode == 0 and body(s3, "x/stdin_x2.png") == right["a_x2.png"]
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_full_disk_under_a_result(photos, s3, upscale, monkeypatch, local):
+    def fill(*_):
+        raise ImageError(f"result: cannot be written ({os.strerror(errno.ENOSPC)})")
+
+    monkeypatch.setattr(runner, "_upscale", fill)
+    code, _, err = upscale(URLS[0], "-o", "out.png" if local else "s3://photos/x.png")
+    told = "s3://photos/x.png: no room for its temporary file; set TMPDIR to a folder on a larger disk"
+    assert code == 1 and (told in err) is not local
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import http.server
 import os
 import shutil
 import threading
+import traceback
 
 import pytest
 
@@ -105,6 +106,7 @@ def test_in_memory(memory, pieces):
         ("s3://photos/in/", "names no object; give the whole address of an image"),
         ("s3://No_Bucket!/a.png", "no name that a bucket or an object can have"),
         ("s3://photos/" + "n" * 1100, "no such object"),
+        ("s3://photos/a.png?versionId=1", "versions of objects are not read; leave out ?versionId="),
         ("memory://none/a.png", "no such object; look at its name"),
         ("http://127.0.0.1:9/a.png?sig=secret", "127.0.0.1:9 cannot be reached; look at the network and the address"),
         ("https://none.invalid/a.png", "none.invalid cannot be reached"),
@@ -157,6 +159,19 @@ def test_where_nothing_can_be_stored(s3):
     with pytest.raises(ImageError, match="cannot be written to") as caught:
         check_store(url("https://host/a.png"))
     assert caught.value.misuse
+
+
+def test_a_bucket_elsewhere(s3, tmp_path, monkeypatch):
+    from botocore.exceptions import ClientError
+    from s3fs import S3FileSystem
+    from s3fs.errors import translate_boto_error
+
+    def fail(self, method, *arguments, **named):
+        raise translate_boto_error(ClientError({"Error": {"Code": "PermanentRedirect", "Message": "go"}}, method))
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", fail)
+    with pytest.raises(ImageError, match=r"in another region \(PermanentRedirect\); set AWS_DEFAULT_REGION to its own"):
+        size_of(url("s3://photos/a.png"))
 
 
 def test_a_disk_that_is_too_small_is_noticed_before(s3, pieces, monkeypatch):
@@ -230,6 +245,8 @@ def test_over_http(server, tmp_path, name):
     ],
 )
 def test_what_a_server_refuses(server, tmp_path, name, problem):
+    place = url(f"{server.replace('//', '//me:secret@')}/{name}?sig=secret")
     with pytest.raises(ImageError) as caught:
-        fetch(url(f"{server.replace('//', '//me:secret@')}/{name}?sig=secret"), tmp_path / "got")
-    assert problem in str(caught.value) and "secret" not in str(caught.value)
+        fetch(place, tmp_path / "got")
+    assert problem in str(caught.value)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
