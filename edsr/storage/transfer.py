@@ -5,11 +5,13 @@ looked for in many places of it, each of which would be a request. Memory holds 
 copies of it.
 """
 
+import logging
 import mimetypes
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +31,9 @@ RESERVE = 2**27
 ATTEMPTS, PAUSE = 2, 1.0
 """How often it is tried when connections are lost, and seconds in between; s3fs and gcsfs try for themselves, too."""
 
+_LIBRARIES = ("fsspec", "s3fs", "gcsfs", "aiobotocore", "botocore")
+_SILENT = logging.NullHandler()
+
 T = TypeVar("T")
 
 
@@ -38,6 +43,8 @@ def file_system(url: Url) -> Any:
     Raises:
         ImageError: A package for it is missing, or its settings are wrong.
     """
+    for name in _LIBRARIES:  # which would show their errors, addresses included, where nobody asks for a log
+        logging.getLogger(name).addHandler(_SILENT)
     try:
         import fsspec
 
@@ -193,7 +200,8 @@ def _upload(pieces: Iterator[bytes], target: Any, url: Url, stopped: Callable[[]
         target.commit()
     except BaseException:
         target.autocommit = False
-        target.discard()
+        with suppress(Exception):  # what is told is why the upload has failed
+            target.discard()
         target.closed = True
         raise
 

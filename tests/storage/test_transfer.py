@@ -72,7 +72,8 @@ def test_an_upload_that_is_interrupted_leaves_nothing(s3, pieces, after):
     assert not objects(s3) and not uploads(s3)
 
 
-def test_an_upload_that_fails_leaves_nothing(s3, pieces, monkeypatch):
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_an_upload_that_fails_leaves_nothing(s3, pieces, monkeypatch, abandoned):
     from s3fs import S3FileSystem
 
     call = S3FileSystem.call_s3
@@ -82,10 +83,15 @@ def test_an_upload_that_fails_leaves_nothing(s3, pieces, monkeypatch):
             raise PermissionError("no more")
         return call(self, method, *arguments, **named)
 
+    def abort(*_):
+        raise OSError("no longer there")
+
     monkeypatch.setattr(S3FileSystem, "call_s3", fail)
+    if abandoned:
+        monkeypatch.setattr(S3FileSystem, "abort_mpu", abort)
     with pytest.raises(ImageError, match="may not be written with these credentials"):
         store(pieces / "large.png", url("s3://photos/a.png"))
-    assert not objects(s3) and not uploads(s3)
+    assert not objects(s3) and bool(uploads(s3)) is abandoned
 
 
 def test_in_memory(memory, pieces):
