@@ -35,7 +35,7 @@ def write_ncnn(
     The mean shift and the range are inside. No package is needed, but ncnn, where it is installed, runs the files.
 
     Args:
-        model: In fp32 on the CPU.
+        model: On any device; it is left as it is.
         path: Where to, with the ending .param.
         precision: "fp32", or "fp16" for weights stored in 16 bits; what is computed in, ncnn's options say.
         collapsed: As `write_onnx`.

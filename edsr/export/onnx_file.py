@@ -34,7 +34,7 @@ def write_onnx(
     weights came about (`training`), and what they may be used for (`license`, `terms`).
 
     Args:
-        model: In fp32 on the CPU.
+        model: On any device; it is left as it is.
         path: Where to, with the ending .onnx.
         precision: "fp32", or "fp16" for weights and convolutions of 16 bits; both ends stay float32.
         collapsed: Whether upsampler and tail become one convolution, which is faster, and not exact in the outermost

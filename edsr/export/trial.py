@@ -1,5 +1,6 @@
 """What is asked of an export, and whether what came of it is right: run, and compared with our own result."""
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from edsr.errors import ExportError
-from edsr.models import Network, check_network, fold
+from edsr.models import FoldedEDSR, Network, check_network, fold
 from edsr.wording import option
 
 SIZES = ((1, 1), (1, 7), (9, 4), (33, 48))  # rows and columns of the images that a file is tried with
@@ -38,7 +39,7 @@ class Request(NamedTuple):
     """An export that makes sense.
 
     Attributes:
-        model: In fp32 on the CPU.
+        model: A copy, in fp32 on the CPU.
         network: The same function, or nearly if it is collapsed, as it is written.
         path: Where to.
         precision: "fp32" or "fp16".
@@ -83,6 +84,9 @@ def check_request(
     architecture = model.config.architecture
     if collapsed and architecture not in ("edsr", "mdsr"):
         raise ExportError(f"{option('collapsed')}: {architecture} has no linear end to collapse", misuse=True)
+    if isinstance(model, FoldedEDSR):
+        raise ExportError("the network is folded for inference; give it as load_model gives it", misuse=True)
+    model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
     if not np.isfinite(_compute(model, _image(*SIZES[-1]))).all():
         raise ExportError("the network's own result is no number (NaN or infinite); nothing is written", misuse=True)
     network = fold(model) if collapsed else model if architecture in ("edsr", "mdsr") else model.folded()

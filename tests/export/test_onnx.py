@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from edsr.cli import main
 from edsr.errors import ExportError
 from edsr.export import onnx_file, write_onnx
+from edsr.models import fold
 from edsr.weights import save_model
 from tests.conftest import network
 from tests.export.cases import EVERY, images, networks, right, scales
@@ -99,6 +101,15 @@ def test_half_the_size(tmp_path):
     assert 0.45 < sizes[0] / sizes[1] < 0.6
 
 
+def test_a_network_in_training_is_written_as_it_infers(tmp_path):
+    model = small(SMALL[4], 2).train()  # with batch normalizations
+    before = copy.deepcopy(model.state_dict())
+    write_onnx(model, tmp_path / "a.onnx")
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    x = images()[-1]
+    assert abs(session(tmp_path / "a.onnx")(x) - right(model.eval(), x)).max() < 1e-5
+
+
 # --- refusals
 
 
@@ -134,6 +145,8 @@ def test_what_cannot_be(tmp_path, config, options, message):
         write_onnx(small(config, 2).float(), tmp_path / "a.bin")
     with pytest.raises(TypeError, match="the model is a network"):
         write_onnx(None, tmp_path / "a.onnx")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ExportError, match="the network is folded for inference"):
+        write_onnx(fold(network(2)), tmp_path / "a.onnx")
     assert not [*tmp_path.iterdir()]
 
 
