@@ -127,9 +127,10 @@ def list_devices(text: str) -> list[str]:
 
 
 class ProcessGroup:
-    """The processes that torchrun started, as one of them sees it; without torchrun this is the only one.
+    """The processes that torchrun, or Ray Train, started, as one of them sees it; without that this is the only one.
 
-    Joins torch's process group (nccl on CUDA, gloo elsewhere) if there are several; `leave` ends it.
+    Joins torch's process group (nccl on CUDA, gloo elsewhere) if there are several; `leave` ends it. One that is there
+    already, as Ray Train makes it, is used, and left to whoever made it.
 
     Args:
         device: Where the processes compute, as for `edsr.Upscaler`; with several processes and CUDA each takes the GPU
@@ -151,11 +152,15 @@ class ProcessGroup:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.device = pick_device(device)
+        self._made = False
         if self.world_size == 1:
             return
         if self.device.type == "cuda":
             self.device = pick_device(f"cuda:{self.local_rank}")
             torch.cuda.set_device(self.device)
+        if dist.is_initialized():
+            return
+        self._made = True
         dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
 
     @classmethod
@@ -172,7 +177,7 @@ class ProcessGroup:
     def leave(self) -> None:
         """Ends the group. Whoever holds a DistributedDataParallel has let go of it: what is left of a group when Python
         ends takes the process down with it."""
-        if self.world_size > 1 and dist.is_initialized():
+        if self._made and dist.is_initialized():
             gc.collect()  # it lies in cycles
             dist.destroy_process_group()
 

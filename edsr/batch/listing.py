@@ -126,9 +126,11 @@ class LazyJobs:
         if source.suffix.lower() not in READABLE:
             why = "no image by its name; prefixes in a list are not entered here, give one alone"
             return FailedInput(line, ImageError(f"{source}: {why}"))
-        # What lies beside it is not looked up: its kind is always in its name.
+        # What lies beside it is not looked up: its kind is always in its name, in its case.
         parts = [part for part in source.path.split("/")[:-1] if part.strip(".")]
-        return with_kind(self._job(source, PurePosixPath(source.host, *parts)), self._tag)
+        job = self._job(source, PurePosixPath(source.host.rpartition("@")[2], *parts))
+        name = f"{source.stem}_{source.suffix[1:]}_{self._tag}{job.output.suffix}"
+        return job._replace(output=job.output.with_name(name))
 
     def _job(self, source: Place, parent: PurePath) -> Job:
         self.found += 1

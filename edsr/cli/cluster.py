@@ -74,7 +74,8 @@ def upscale_on_cluster(options: Namespace, tally: Tally, stack: ExitStack) -> No
     network |= {"precision": options.precision, "backend": options.backend, "tile": options.tile}
     network |= {"expected_scale": options.outscale or 0, "description": description}
     size = OutputSize(options.outscale, options.width, options.height, options.fit)
-    options.output = f"{options.output}/" if is_url(options.output) else os.path.join(options.output, "")
+    slash = "/" if is_url(options.output) else os.sep
+    options.output = options.output.removesuffix(slash) + slash
     names, total, listing = [as_path(name) for name in options.inputs], Total(), None
     settle = len(names) == 1 and not is_url(names[0]) and can_be_lazy(names[0])
     if settle:

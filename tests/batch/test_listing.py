@@ -105,18 +105,18 @@ def test_a_list_mirrors_the_folders_that_it_names(tmp_path, monkeypatch):
 def test_urls_in_a_list_and_an_output_at_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "x/a.png")
-    lines = ["s3://bucket/deep/b.jpg", "s3://bucket/deep/", "x/a.png", "nope://x/a.png"]
+    lines = ["s3://bucket/deep/b.JPG", "s3://bucket/deep/", "x/a.png", "nope://x/a.png"]
     Path("list.txt").write_text("\n".join(lines))
     found = [*LazyJobs("@list.txt", Url.parse("s3://other/out/"), "x2")]
     jobs = [settle_name(item, "x2") for item in found if isinstance(item, Job)]
-    assert [str(job.output) for job in jobs] == ["s3://other/out/bucket/deep/b_jpg_x2.png", "s3://other/out/x/a_x2.png"]
+    assert [str(job.output) for job in jobs] == ["s3://other/out/bucket/deep/b_JPG_x2.png", "s3://other/out/x/a_x2.png"]
     assert "give one alone" in str(found[1].error) and "unknown scheme" in str(found[3].error)
     (job,) = (
         item
         for item in LazyJobs("@list.txt", Path("out"), "x2")
         if isinstance(item, Job) and item.source == jobs[0].source
     )
-    assert job.output == Path("out/bucket/deep/b_jpg_x2.png")
+    assert job.output == Path("out/bucket/deep/b_JPG_x2.png")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

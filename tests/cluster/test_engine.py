@@ -170,6 +170,22 @@ def test_several_names_are_planned_as_on_one_machine(cluster, images):
     assert told[0] == told[1] and told[0][0] == 1
 
 
+def test_a_prefix_at_a_url(s3, images):
+    """From a bucket into a bucket, by processes on this machine, and what lacks a bucket."""
+    for name in ("000.png", "002.webp", "deep/001.jpg"):
+        s3.put_object(Bucket="photos", Key=f"in/{name}", Body=(images / "in" / name).read_bytes())
+    start = [sys.executable, ROOT / "cli.py", "upscale", "--recursive", "--engine", "ray", "--threads", "1"]
+    start += ["--model", "m.safetensors", "--device", "cpu", "--backend", "winograd"]
+    done = run([*start, "s3://photos/in/", "-o", "s3://photos/out/"], cwd=images, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stored = {one["Key"] for one in s3.list_objects_v2(Bucket="photos", Prefix="out/")["Contents"]}
+    assert stored == {"out/000_png_x2.png", "out/002_webp_x2.png", "out/deep/001_jpg_x2.png"}
+    got = s3.get_object(Bucket="photos", Key="out/deep/001_jpg_x2.png")["Body"].read()
+    assert got == (images / "one" / "deep" / "001_x2.png").read_bytes()
+    done = run([*start, "s3://photos/in/", "-o", "s3://none/out/"], cwd=images, capture_output=True, text=True)
+    assert done.returncode == 1 and "there is no bucket none" in done.stderr.splitlines()[-1]
+
+
 def setup(folder, **more):
     probe = folder / "probe"
     probe.write_bytes(b"")
