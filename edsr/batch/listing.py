@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path, PurePath, PurePosixPath
@@ -11,7 +12,7 @@ from edsr.images import READABLE, kept_extension, no_images, unlistable
 from edsr.storage import Place, Url, is_url
 from edsr.wording import option
 
-from .clashes import Job, with_kind
+from .clashes import Job, ignores_case, with_kind
 from .inputs import RESULT, FailedInput, FoundInputs, existing_or_stripped, read_list
 
 _ENDINGS = tuple(ending for lower in READABLE for ending in (lower, lower.upper()))
@@ -47,6 +48,9 @@ class LazyJobs:
         self.earlier, self.others, self.found, self.closed = 0, Counter[str](), 0, 0
         self._name, self._output, self._tag, self._form = name, output, tag, form
         self._recursive, self._again = recursive, again
+        self._stems: dict[int, int] | None = None  # hashes of results' names as they are, by those without case
+        if isinstance(output, Path) and ignores_case(str(output)):
+            self._stems = {}
 
     def __iter__(self) -> Iterator[Job | FailedInput]:
         if not self._name.startswith("@") or os.path.lexists(self._name):
@@ -128,11 +132,21 @@ class LazyJobs:
             return FailedInput(line, ImageError(f"{source}: {why}"))
         # What lies beside it is not looked up: its kind is always in its name, in its case.
         parts = [part for part in source.path.split("/")[:-1] if part.strip(".")]
-        job = self._job(source, PurePosixPath(source.host.rpartition("@")[2], *parts))
+        job = self._plain(source, PurePosixPath(source.host.rpartition("@")[2], *parts))
         name = f"{source.stem}_{source.suffix[1:]}_{self._tag}{job.output.suffix}"
         return job._replace(output=job.output.with_name(name))
 
-    def _job(self, source: Place, parent: PurePath) -> Job:
+    def _job(self, source: Place, parent: PurePath) -> Job | FailedInput:
+        if self._stems is not None:
+            stem = str(parent / source.stem)
+            folded = hash(unicodedata.normalize("NFC", stem).casefold())
+            if self._stems.setdefault(folded, hash(stem)) != hash(stem):
+                self.found += 1
+                why = f"another one, whose name differs in case alone, would become the same file in {self._output}"
+                return FailedInput(str(source), ImageError(f"{source}: {why}; rename one of the two"))
+        return self._plain(source, parent)
+
+    def _plain(self, source: Place, parent: PurePath) -> Job:
         self.found += 1
         ending = kept_extension(PurePosixPath(source.name)) if self._form == "keep" else f".{self._form or 'png'}"
         name = f"{source.stem}_{self._tag}{ending}"

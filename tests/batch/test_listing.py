@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edsr.batch import FailedInput, Job, LazyJobs, can_be_lazy, plan_jobs, settle_name
+from edsr.batch import FailedInput, Job, LazyJobs, can_be_lazy, listing, plan_jobs, settle_name
 from edsr.batch.clashes import ignores_case
 from edsr.errors import ImageError
 from edsr.storage import Url
@@ -87,6 +87,17 @@ def test_endings_that_differ_in_case_alone_never_become_one_file(tmp_path, names
     jobs, messages = lazy(tmp_path / "in", "out/")
     assert len({job.output for job in jobs}) == len(jobs) and len(jobs) + len(messages) == len(names)
     assert messages and all("would become the same file" in message for message in messages)
+
+
+def test_names_that_differ_in_case_where_that_counts_here_and_not_there(tmp_path, monkeypatch):
+    if ignores_case(str(tmp_path)):
+        pytest.skip("here they are one file")
+    touch(tmp_path / "in", "a.png", "A.jpg", "a.webp", "b.png", "sub/a.png", "Sub/a.png")
+    monkeypatch.setattr(listing, "ignores_case", lambda folder: folder == "out")
+    jobs, messages = lazy(tmp_path / "in", "out", recursive=True)
+    assert len({str(job.output).lower() for job in jobs}) == len(jobs) == 6 - len(messages)
+    assert messages and all("differs in case alone" in message for message in messages)
+    assert len(lazy(tmp_path / "in", "other", recursive=True)[0]) == 6
 
 
 def test_a_list_mirrors_the_folders_that_it_names(tmp_path, monkeypatch):
