@@ -10,7 +10,9 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -22,6 +24,10 @@ _PREFIX, _SUFFIX = ".edsr-", ".part"
 
 _unfinished: set[Path] = set()
 """What is being written, and temporary folders."""
+_undoing: set[Callable[[], object]] = set()
+"""What else removes something unfinished, elsewhere than in files."""
+UNDOING = 3.0
+"""Seconds that these have, all together: they may wait for a network."""
 _NO_REPLACE, _EXCHANGE, _CURRENT_FOLDER = 1, 2, -100  # of Linux's renameat2
 
 
@@ -156,6 +162,16 @@ def temporary_folder() -> Iterator[Path]:
             _unfinished.discard(Path(name))
 
 
+@contextmanager
+def undone(action: Callable[[], object]) -> Iterator[None]:
+    """In the block `remove_unfinished` calls the action, too, in another thread, for at most UNDOING seconds."""
+    _undoing.add(action)
+    try:
+        yield
+    finally:
+        _undoing.discard(action)
+
+
 def remove_unfinished() -> None:
     """Remove what this process is writing, and its temporary folders; for the moment before it ends by force."""
     for path in tuple(_unfinished):
@@ -164,6 +180,17 @@ def remove_unfinished() -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+    threads = [threading.Thread(target=_undo, args=(action,), daemon=True) for action in tuple(_undoing)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + UNDOING
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _undo(action: Callable[[], object]) -> None:
+    with suppress(Exception):  # nobody is left to be told
+        action()
 
 
 def remove_abandoned(folder: Path) -> None:

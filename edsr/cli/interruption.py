@@ -5,6 +5,7 @@ thread looks, too, and ends the program where the main thread has not.
 """
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -75,6 +76,7 @@ def _watch(source: int, first: float | None) -> None:
             count += sum(number in _signals for number in numbers)
             if count:
                 _received.set()
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of transfers that are left in the middle
                 patience = first if count == 1 else AGAIN
                 if patience is not None:
                     deadline = min(deadline or float("inf"), time.monotonic() + patience)

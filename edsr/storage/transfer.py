@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edsr.errors import ImageError
+from edsr.system import undone
 
 from .faults import explain, is_passing
 from .url import Url
@@ -193,11 +194,12 @@ def _copy_in(files: Any, path: Path, url: Url, mode: str, stopped: Callable[[], 
 def _upload(pieces: Iterator[bytes], target: Any, url: Url, stopped: Callable[[], bool]) -> None:
     """Stores pieces, which become an object at the end, or are dropped."""
     try:
-        for piece in pieces:
-            _go_on(url, stopped)
-            target.write(piece)
-        target.close()
-        target.commit()
+        with undone(target.discard):  # where a part takes longer than whoever interrupts will wait
+            for piece in pieces:
+                _go_on(url, stopped)
+                target.write(piece)
+            target.close()
+            target.commit()
     except BaseException:
         target.autocommit = False
         with suppress(Exception):  # what is told is why the upload has failed

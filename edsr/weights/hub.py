@@ -229,6 +229,8 @@ def _read_table(path: Path) -> dict[str, Any] | None:
     try:
         if not path.exists():
             return None
+        if not path.is_file():
+            raise ValueError("no file")  # but a folder, or a pipe, that would be waited for
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError("too large")
         table = loads(path.read_bytes())

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -275,3 +276,23 @@ def test_sigterm_leaves_nothing_behind(photos, s3):
     assert not list((photos / "tmp").iterdir()) and not s3.list_multipart_uploads(Bucket="photos").get("Uploads")
     for name in names(s3):
         Image.open(io.BytesIO(body(s3, name))).load()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_a_server_that_hangs_in_the_middle_is_left_in_one_line(photos):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), "upscale", url, "-o", "out.png", "--model", "m.safetensors"],
+            env=os.environ | {"TMPDIR": str(photos / "tmp")},
+            stderr=subprocess.PIPE,
+        )
+        server.settimeout(120)
+        with server.accept()[0] as connection:
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbeginning")
+            wait_until(lambda: any((photos / "tmp").rglob("source.png")), process)
+            process.send_signal(signal.SIGTERM)
+            _, err = communicate(process)
+    assert (process.returncode, err.splitlines()[-1:]) == (130, [b"interrupted"])

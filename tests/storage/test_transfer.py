@@ -10,6 +10,7 @@ import pytest
 
 from edsr.errors import ImageError
 from edsr.storage import Url, check_store, fetch, is_taken, size_of, store, transfer
+from edsr.system import remove_unfinished
 from tests.conftest import forget_storage
 
 LARGE = 2 * transfer.PART + 1234
@@ -92,6 +93,35 @@ def test_an_upload_that_fails_leaves_nothing(s3, pieces, monkeypatch, abandoned)
     with pytest.raises(ImageError, match="may not be written with these credentials"):
         store(pieces / "large.png", url("s3://photos/a.png"))
     assert not objects(s3) and bool(uploads(s3)) is abandoned
+
+
+def test_an_end_by_force_in_the_middle_of_a_part_leaves_nothing(s3, pieces, monkeypatch):
+    from s3fs import S3FileSystem
+
+    call, reached, go_on, stopped = S3FileSystem.call_s3, *(threading.Event() for _ in range(3))
+
+    def wait(self, method, *arguments, **named):
+        if method == "upload_part" and named["PartNumber"] == 2:
+            reached.set()
+            assert go_on.wait(60)
+        return call(self, method, *arguments, **named)
+
+    def try_to_store():
+        with pytest.raises(ImageError):
+            store(pieces / "large.png", url("s3://photos/a.png"), stopped=stopped.is_set)
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", wait)
+    thread = threading.Thread(target=try_to_store)
+    thread.start()
+    try:
+        assert reached.wait(60) and uploads(s3)
+        stopped.set()
+        remove_unfinished()
+        assert not uploads(s3)
+    finally:
+        go_on.set()
+        thread.join()
+    assert not objects(s3) and not uploads(s3)
 
 
 def test_in_memory(memory, pieces):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import socket
 import sys
 import threading
@@ -97,6 +98,12 @@ def test_a_network_of_several_scales(tmp_path):
 def test_a_config_that_does_not_suit_is_refused(folder, table, message):
     config(folder, table)
     assert message in refused(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", os.mkdir)])
+def test_a_config_that_is_no_file_is_not_waited_for(folder, make):
+    make(folder / "config.json")
+    assert "config.json: is damaged (no file)" in refused(folder)
 
 
 @pytest.mark.parametrize("change", [{"scale": 2}, {"blocks": 2}, {"features": 5}])
