@@ -5,6 +5,7 @@ told apart by their classes' names and by servers' codes, without any of these l
 """
 
 import errno
+import re
 from collections.abc import Iterator
 
 from edsr.errors import ImageError
@@ -151,4 +152,5 @@ def _is_io(error: BaseException) -> bool:
 def _line(error: Exception, url: Url) -> str:
     """An unknown error's own words, in short."""
     text = str(error).replace(url.address, str(url)).strip().partition("\n")[0]
+    text = re.sub(r"//[^/\s]*@|\?[^\s'\"]+", lambda found: "//" if found[0][0] == "/" else "?...", text)
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

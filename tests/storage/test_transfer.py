@@ -10,6 +10,7 @@ import pytest
 
 from edsr.errors import ImageError
 from edsr.storage import Url, check_store, fetch, is_taken, size_of, store, transfer
+from edsr.storage.faults import explain
 from edsr.system import remove_unfinished
 from tests.conftest import forget_storage
 
@@ -286,3 +287,10 @@ def test_what_a_server_refuses(server, tmp_path, name, problem):
         fetch(place, tmp_path / "got")
     assert problem in str(caught.value)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_addresses_in_the_words_of_libraries_hold_no_secrets():
+    place = url("http://me:secret@host/a.png?sig=secret")
+    for address in (place.address, "http://host/a.png?sig=secret", "http://me:secret@host/b.png?x=secret&y=secret"):
+        message = str(explain(ValueError(f"0, url='{address}'"), place))
+        assert "secret" not in message and message.endswith(".png?...')")
