@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edsr.errors import ClusterError
+from edsr.wording import named, option
 
 INSTALL = "pip install 'edsr-triton[cluster]'"
 QUIET = {
@@ -125,7 +126,7 @@ def _captured_errors() -> Iterator[IO[str]]:
 def _checked(address: str) -> str:
     """The address of a cluster that answers. Ray itself would try for minutes, and then end the process."""
     if address.startswith("ray://"):
-        advice = "start this command on a machine of the cluster, with --address auto"
+        advice = f"start on a machine of the cluster, with {option('address', 'auto')}"
         raise ClusterError(f"{address}: Ray's client is not supported; {advice}")
     known = address
     if address == "auto":
@@ -136,7 +137,7 @@ def _checked(address: str) -> str:
     if address == "auto" and not known:
         return address  # Ray looks for processes
     if not port.isdecimal():
-        raise ClusterError(f"--address {address}: give HOST:PORT, such as 10.0.0.1:6379, or auto", misuse=True)
+        raise ClusterError(f"{option('address', address)}: give HOST:PORT, such as 10.0.0.1:6379, or auto", misuse=True)
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN).close()
     except (OSError, OverflowError) as error:
@@ -149,7 +150,7 @@ def _explained(address: str | None, error: Exception, told: str) -> str:
     """Why Ray could not be connected to, in a line. told: by its library."""
     text, where = str(error), address or "a local cluster"
     if address == "auto" and isinstance(error, ConnectionError):
-        return "no cluster on this machine; start one with ray start --head, or name --address HOST:PORT"
+        return f"no cluster on this machine; start one with ray start --head, or give {named('address')} HOST:PORT"
     if "InvalidAuthToken" in text + told or "token" in text.lower():
         return f"{where}: asks for its token; set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from its head"
     if "ersion mismatch" in text:

@@ -14,7 +14,7 @@ from edsr.batch import FileResult, Job
 from edsr.errors import ClusterError, ImageError
 from edsr.storage import Place
 from edsr.system import remove_abandoned
-from edsr.wording import option
+from edsr.wording import named, option
 
 from .assignments import DEATHS, Assignments, Task
 from .setup import Setup
@@ -65,7 +65,9 @@ class Crew(NamedTuple):
         threads = threads or max((size for size in range(1, GROUP + 1) if shared % size == 0), default=1)
         if not (count := sum(one // threads for one in cores)):
             most = max(cores, default=0)
-            raise ClusterError(f"no machine of the cluster has {threads} cores ({most} at most); lower --threads")
+            raise ClusterError(
+                f"no machine of the cluster has {threads} cores ({most} at most); lower {named('threads')}"
+            )
         return cls(count, "cpu", threads, 0, 1)
 
 
