@@ -114,6 +114,12 @@ def upscale_on_cluster(options: Namespace, tally: Tally, stack: ExitStack) -> No
         if not options.quiet:
             each = f"{crew.cores} core{'s' * (crew.cores > 1)}" if crew.device == "cpu" else "a GPU"
             print_line(f"{crew.workers} worker{'s' * (crew.workers > 1)} with {each} each")
+        if listing is None and len(planned) == 1 and crew.workers > 1 and isinstance(first.source, Path):
+            job = _absolute(first)
+            with progress.bars(options.quiet, [job.source]) as bars, ClusterBatch(ray, setup, crew) as batch:
+                result = batch.shared(job, bars)
+                upscale.report_result(result, options, tally, True, lambda result: bars.done(result.job.source))
+            return
         every = map(_absolute, itertools.chain([first], jobs))
         with (
             progress.counted(options.quiet, "images") as show,

@@ -7,17 +7,20 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from edsr import __version__
-from edsr.batch import FileResult, Job
+from edsr.batch import FileResult, Job, UpscalerPool, run_job
 from edsr.errors import ClusterError, ImageError
+from edsr.inference import MultiDeviceUpscaler, Upscaler
+from edsr.progress import BatchProgress
 from edsr.storage import Place
 from edsr.system import remove_abandoned
 from edsr.wording import named, option
 
 from .assignments import DEATHS, Assignments, Task
 from .setup import Setup
+from .slabs import RemoteUpscaler
 from .worker import STOPPED_WITHIN, Found, Worker
 
 logger = logging.getLogger(__name__)
@@ -146,13 +149,44 @@ class ClusterBatch:
                 else:
                     yield from self._finish(reference, files)
 
+    def shared(self, job: Job, progress: BatchProgress) -> FileResult:
+        """What becomes of a single image, whose columns the workers share; it is read and written by this process.
+
+        When a worker is lost the image is begun again on those that there are then, DEATHS times in all.
+
+        Raises:
+            ClusterError: As `results`.
+        """
+        pool = UpscalerPool(devices=[], **self._setup.network)  # which computes nothing
+        self._sweep(job.output.parent)
+        result = FileResult(job)
+        for i in range(DEATHS):
+            self._gather(begun=i > 0)
+            if not self._ready:
+                self._wait()  # which says what is wrong
+            parts: list[tuple[RemoteUpscaler, _Member]] = []
+
+            def get_upscaler(scale: int, model: str, parts=parts) -> MultiDeviceUpscaler:
+                parts += [(RemoteUpscaler(self._ray, one.actor, scale, model), one) for one in self._ready]
+                return MultiDeviceUpscaler(cast("list[Upscaler]", [part for part, _ in parts]))
+
+            result = run_job(job, get_upscaler, pool, self._setup.options, progress)
+            lost = [member for part, member in parts if part.lost]
+            if result.error is None or not lost:
+                return result
+            for member in lost:
+                logger.warning("worker on %s is lost; the image is begun again", member.found.machine)
+                self._drop(member)
+        why = f"workers were lost over it {DEATHS} times; look for a lack of memory ({result.error})"
+        return FileResult(job, error=ImageError(f"{job.source}: {why}"))
+
     def _wait(self) -> list[Any]:
         awaited = [*self._working, *self._starting]
         if not awaited:
             raise ClusterError("no worker is left, and none can be started; ray status shows what the cluster has")
         return self._ray.wait(awaited, num_returns=1, timeout=1)[0]
 
-    def _gather(self) -> None:
+    def _gather(self, begun: bool = False) -> None:
         """Waits until all workers are found to be right, or the first ones have waited for the others."""
         since = time.monotonic()
         while self._starting and not (self._ready and time.monotonic() - since > LATE):
@@ -160,7 +194,7 @@ class ClusterBatch:
                 since = time.monotonic()
                 logger.warning("no worker has started yet, waiting; ray status shows what the cluster is busy with")
             for reference in self._wait():
-                self._join(reference, begun=False)
+                self._join(reference, begun)
                 since = time.monotonic()
 
     def _join(self, reference: Any, begun: bool) -> None:
@@ -223,15 +257,19 @@ class ClusterBatch:
     def _replace(self, member: _Member, files: Assignments) -> Iterator[FileResult]:
         """Another worker for one that was lost; files that are given up."""
         logger.warning("worker on %s is lost; its files go to others", member.found.machine)
-        self._ready.remove(member)
         self._working = {ref: pair for ref, pair in self._working.items() if pair[0] is not member}
         folders = (task.job.output.parent for task in files.at_work(member))
         self._littered |= {folder for folder in folders if isinstance(folder, Path)}
-        with contextlib.suppress(Exception):  # of a connection that was lost, which may come back
-            self._ray.kill(member.actor)
+        self._drop(member)
         for task in files.lost(member, blame=self._is_up(member.found.machine)):
             why = f"{DEATHS} workers died over it; look for damage or a lack of memory"
             yield FileResult(task.job, error=ImageError(f"{task.job.source}: {why}"))
+
+    def _drop(self, member: _Member) -> None:
+        """Starts another worker for one that was lost."""
+        self._ready.remove(member)
+        with contextlib.suppress(Exception):  # of a connection that was lost, which may come back
+            self._ray.kill(member.actor)
         self._start()
 
     def _is_up(self, machine: str) -> bool:

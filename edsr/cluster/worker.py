@@ -9,17 +9,20 @@ import threading
 import time
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from edsr import __version__
 from edsr.batch import FileResult, Job, run_job, settle_name
 from edsr.errors import ClusterError, EDSRError
+from edsr.inference import ExecutionPlan
 from edsr.progress import Silent
 from edsr.storage import Place, Url, check_store, size_of
 from edsr.system import remove_unfinished, why_unwritable
 from edsr.wording import for_command_line, option
 
 from .setup import Setup, fingerprint
+from .slabs import Slab
 
 SEEN_WITHIN = 10.0
 """Seconds in which a new file is seen by all machines of a shared file system, which remember what was not there."""
@@ -44,6 +47,7 @@ class Worker:
     def __init__(self, setup: Setup, version: str):
         self._setup, self._version, self._stopped = setup, version, threading.Event()
         self._stack, self._lock, self._at_work = contextlib.ExitStack(), threading.Lock(), 0
+        self._slab: Slab | None = None
         if setup.on_command_line:
             self._stack.enter_context(for_command_line())
 
@@ -100,6 +104,23 @@ class Worker:
         finally:
             with self._lock:
                 self._at_work -= 1
+
+    def plan(self, scale: int, model: str) -> ExecutionPlan:
+        """How a network is executed here."""
+        return self._pool.upscaler(0, scale, model).plan
+
+    def begin(self, scale: int, model: str, width: int, self_ensemble: bool, filled: bool) -> None:
+        """Begins some columns of an image; those before are given up. filled: see `Upscaler.bands_of_filled`."""
+        upscaler = self._pool.upscaler(0, scale, model)
+        if self._slab is not None:
+            self._slab.close()
+        bands = upscaler.bands_of_filled if filled else upscaler.bands
+        self._slab = Slab(lambda rows: bands(rows, width, self_ensemble))
+
+    def advance(self, rows: np.ndarray | None) -> list[np.ndarray]:
+        """See `Slab.advance`."""
+        assert self._slab is not None, "nothing has begun"
+        return self._slab.advance(rows)
 
     def stop(self) -> None:
         """Ends the process, after what is at work was broken off; nothing half-written is left."""

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -184,6 +185,30 @@ def test_a_prefix_at_a_url(s3, images):
     assert got == (images / "one" / "deep" / "001_x2.png").read_bytes()
     done = run([*start, "s3://photos/in/", "-o", "s3://none/out/"], cwd=images, capture_output=True, text=True)
     assert done.returncode == 1 and "there is no bucket none" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_columns_of_one_image_on_two_workers(cluster, images, killed):
+    address, keeper = cluster
+    image, name = make_image(1200, 1500), f"killed-{killed}"
+    Image.fromarray(image).save(images / "large.png")
+    start = [sys.executable, ROOT / "cli.py", "upscale", "large.png", "--model", "m.safetensors"]
+    start += ["--device", "cpu", "--backend", "winograd", "--threads", "1"]
+    done = run([*start, "-o", "whole/", "--overwrite"], cwd=images, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    options = {"cwd": images, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    driver = subprocess.Popen([*start, "-o", name, "--json", "--engine", "ray", "--address", address], **options)
+    if killed:
+        wait_until(lambda: any(path.stat().st_size > 1000 for path in (images / name).glob("*")), driver, every=0.01)
+        workers(keeper)[0].kill()
+    output, messages = communicate(driver)
+    assert driver.returncode == 0, messages
+    assert killed or json.loads(output)["device"] == "cpu,cpu"
+    assert messages.count(" is lost; the image is begun again") == killed
+    assert list(files(images / name)) == ["large_x2.png"]
+    got, want = (np.asarray(Image.open(images / folder / "large_x2.png")).astype(int) for folder in (name, "whole"))
+    apart = np.abs(got - want)
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.001
 
 
 def setup(folder, **more):
