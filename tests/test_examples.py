@@ -18,7 +18,8 @@ import pytest
 from tests.conftest import ROOT
 
 OF_THE_README = ("draw", "before_after")  # they make the repository's own images
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in OF_THE_README)
+WITH_ARGUMENTS = ("ray_train",)  # which tests/cluster/test_ray_train.py runs
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in OF_THE_README + WITH_ARGUMENTS)
 ALONE = """
 import ipaddress, sys
 

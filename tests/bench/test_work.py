@@ -1,6 +1,8 @@
 """What the benchmarks compare and how it is judged: windows, fp64, every case, other engines. Nothing is timed."""
 
 import gc
+import importlib
+import importlib.util
 import math
 import os
 import re
@@ -161,11 +163,25 @@ TINY = [
 ]
 
 
+def without_winograd(make_net):
+    """ncnn's networks, computed directly: on random networks of few features its Winograd convolutions err up to six
+    times as much as PyTorch's (1.3 times on 16 blocks of 64 features), which is not a fault of what we write for it."""
+
+    def make():
+        net = make_net()
+        net.opt.use_winograd_convolution = False
+        return net
+
+    return make
+
+
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("work", TINY, ids=str)
 def test_every_case_is_right(monkeypatch, work):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # compiling takes its time
+    if importlib.util.find_spec("ncnn") is not None:
+        monkeypatch.setattr("ncnn.Net", without_winograd(importlib.import_module("ncnn").Net))
     right = []
     for name, case in work.cases.items():
         try:
