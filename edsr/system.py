@@ -1,4 +1,4 @@
-"""The system below: files and folders that appear whole or not at all, and memory.
+"""The system below: files and folders that appear whole or not at all, memory and cores.
 
 Both are written under a temporary name beside the final one, synced to disk, and then renamed. While that goes on the
 temporary one is locked, so that `remove_abandoned` can tell what a killed process has left from what is being written.
@@ -303,6 +303,11 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def available_cores() -> int:
+    """How many of the machine's cores this process may compute on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory(root: str | os.PathLike[str] = "/") -> int:

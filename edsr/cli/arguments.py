@@ -95,8 +95,8 @@ def add_residual_scale(group) -> None:
     )
 
 
-def add_threads(group, **more) -> None:
-    help_ = "how many threads compute on a CPU; default: one for each core"
+def add_threads(group, default: str = "one for each core", **more) -> None:
+    help_ = f"how many threads compute on a CPU; default: {default}"
     group.add_argument("--threads", type=int_between(1, 1024), metavar="N", help=help_, **more)
 
 

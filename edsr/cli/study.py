@@ -51,7 +51,15 @@ def add_study(commands, parents) -> None:
         action="store_true",
         help="also train what EDSR's claims compare, and say of each whether it holds here",
     )
-    add_threads(execution_group(command))
+    execution = execution_group(command)
+    add_threads(execution, "one for each core, divided among --jobs")
+    execution.add_argument(
+        "--jobs",
+        type=int_between(1, 64),
+        default=1,
+        metavar="N",
+        help="how many trainings run at once, each on fewer cores; default: 1, so that their times are undisturbed",
+    )
 
 
 def run_study(options: Namespace) -> int:
@@ -71,6 +79,7 @@ def run_study(options: Namespace) -> int:
         options.claims,
         options.device,
         options.threads,
+        options.jobs,
     )
     try:
         with progress.counted(options.quiet, "steps") as show:

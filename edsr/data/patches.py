@@ -3,13 +3,14 @@
 LR patches that are degraded are cropped and degraded on the host instead, by threads, ahead of the steps.
 """
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from edsr.system import available_cores
 
 from .degradation import Degradation, crop_padded
 from .detail import DetailMap
@@ -139,8 +140,7 @@ class PatchDegrader:
         self._pixels = pixels.view(np.uint16) if pixels.dtype == np.int16 else pixels
         self._index, self._patch, self._seed, self._degradation = images.index, patch, seed, degradation
         self._first, self._ahead = first, ahead
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(min(THREADS, cores), "degrade")
+        self._pool = ThreadPoolExecutor(min(THREADS, available_cores()), "degrade")
         self.pending: dict[int, Future[np.ndarray]] = {}
 
     def submit(self, first: int, drawn: np.ndarray) -> None:

@@ -1,19 +1,21 @@
-"""Trains all that a study is about, one after the other, each in a process of its own, and goes on where it was."""
+"""Trains all that a study is about, each training in a process of its own, and goes on where it was."""
 
 import json
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edsr.errors import StudyError
 from edsr.progress import describe_seconds
 from edsr.strict_json import dumps
-from edsr.system import atomic_file
+from edsr.system import atomic_file, available_cores
 from edsr.wording import named
 
 from .budgets import BUDGETS, METHODS, Budget, Run, claim_runs, table_runs
@@ -34,7 +36,8 @@ class StudyConfig:
         steps: In place of the budget's, for each network and scale.
         claims: Whether to train what the claims need, too.
         device: What computes.
-        threads: On a CPU; None: as many as there are cores.
+        threads: Of each training on a CPU; None: the cores, divided among the trainings that run at once.
+        jobs: How many trainings run at once, at most. Times are then those beside others.
     """
 
     data: tuple[str, ...]
@@ -45,6 +48,7 @@ class StudyConfig:
     claims: bool = False
     device: str = "auto"
     threads: int | None = None
+    jobs: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,15 +93,19 @@ def run_study(
     _check_same(out, config, steps, split)
     squares = make_test_squares(split.test, out / "test", budget.tested)
     runs = table_runs(budget, steps) + (claim_runs(budget, steps) if config.claims else [])
-    total, done, results = sum(run.steps for run in runs), 0, {}
-    for i, run in enumerate(runs):
-        path = out / "results" / f"{run.name}.json"
-        if not path.is_file():
-            logger.info("%d of %d: %s, %s steps", i + 1, len(runs), run.name, f"{run.steps:,}")
-            _train(run, config, steps, split, path, lambda step, d=done, n=run.name: progress(d + step, total, n))
-        results[run.name] = json.loads(path.read_text(encoding="utf-8"))
-        done += run.steps
-        progress(done, total, run.name)
+    total, done, lock = sum(run.steps for run in runs), {}, threading.Lock()
+
+    def advance(run: Run, step: int) -> None:
+        with lock:  # several trainings tell of theirs
+            done[run.name] = step
+            progress(sum(done.values()), total, run.name)
+
+    paths = {run.name: out / "results" / f"{run.name}.json" for run in runs}
+    for run in runs:
+        if paths[run.name].is_file():
+            advance(run, run.steps)
+    _train_all(runs, _Trainer(config, steps, split), advance)
+    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
     dataset = ", ".join(Path(folder).resolve().name for folder in config.data)
     return Study(config, budget, steps, results, len(split.training), squares, dataset)
 
@@ -132,60 +140,114 @@ def _check_same(out: Path, config: StudyConfig, steps: int, split: Split) -> Non
         raise StudyError(f"{out} holds a study of other {' and '.join(differ)}; choose another {named('out')}")
 
 
-def _train(
-    run: Run, config: StudyConfig, steps: int, split: Split, result: Path, advance: Callable[[int], object]
-) -> None:
-    """Has a run trained and measured. Raises StudyError."""
-    out = Path(config.out)
-    (out / "results").mkdir(exist_ok=True)
-    device = config.device
-    if device == "auto":
-        from edsr.devices import pick_device
-
-        device = str(pick_device("auto"))
-    task = {
-        "run": run.name,
-        "budget": config.budget,
-        "steps": steps,
-        "model": METHODS[run.method],
-        "out": str(out),
-        "files": [str(path.resolve()) for path in split.training],
-        "device": device,
-        "threads": config.threads,
-        "result": str(result),
-    }
-    path = out / "results" / f"{run.name}.task"
-    with atomic_file(path) as file:
-        file.write(dumps(task).encode())
-    log = out / "results" / f"{run.name}.log"
-    # A bare checkout is found by its folder alone.
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with open(log, "ab") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "edsr.study.worker", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
-        failure = ""
+def _train_all(runs: Sequence[Run], trainer: "_Trainer", advance: Callable[[Run, int], object]) -> None:
+    """Has what has not been trained yet trained, nothing before what it starts from. Raises StudyError."""
+    waiting = [run for run in runs if not trainer.result(run).is_file()]
+    going: dict[Future[None], Run] = {}
+    with ThreadPoolExecutor(trainer.config.jobs) as pool:
         try:
-            assert child.stdout is not None
-            for line in child.stdout:
-                told = _read(line)
-                failure = told.get("error", failure)
-                if "step" in told:
-                    advance(told["step"])
-            code = child.wait()
+            while waiting or going:
+                unfinished = {run.name for run in (*waiting, *going.values())}
+                ready = [run for run in waiting if run.start not in unfinished]
+                for run in ready[: trainer.config.jobs - len(going)]:
+                    logger.info("%d of %d: %s, %s steps", runs.index(run) + 1, len(runs), run.name, f"{run.steps:,}")
+                    going[pool.submit(trainer.train, run, advance)] = run
+                    waiting.remove(run)
+                # In Windows Ctrl-C reaches no thread that waits without an end.
+                ended, _ = wait(going, timeout=1, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    del going[future]
+                    future.result()
         except BaseException:
-            child.terminate()  # it saves its run
-            child.wait()
+            trainer.stop()
             raise
-    if code == 130:
-        raise KeyboardInterrupt
-    if code or not result.is_file():
-        raise StudyError(f"{run.name}: {failure or f'its training failed; see {log}'}")
-    path.unlink()
+
+
+@dataclass
+class _Trainer:
+    """Trains runs of a study, each in a process of its own, for several threads at once."""
+
+    config: StudyConfig
+    steps: int
+    split: Split
+    _children: set[subprocess.Popen[str]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: bool = False
+
+    def stop(self) -> None:
+        """Ends what is being trained, for good; each training saves its run."""
+        with self._lock:
+            self._stopped = True
+            for child in self._children:
+                child.terminate()
+
+    def result(self, run: Run) -> Path:
+        """The file of what is measured of a run; there once it is trained."""
+        return Path(self.config.out) / "results" / f"{run.name}.json"
+
+    def train(self, run: Run, advance: Callable[[Run, int], object]) -> None:
+        """Has a run trained and measured. Raises StudyError."""
+        result = self.result(run)
+        result.parent.mkdir(exist_ok=True)
+        path, log = result.with_suffix(".task"), result.with_suffix(".log")
+        with atomic_file(path) as file:
+            file.write(dumps(self._task(run)).encode())
+        # A bare checkout is found by its folder alone.
+        paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        failure = ""
+        with open(log, "ab") as errors:
+            with self._lock:
+                if self._stopped:
+                    return
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "edsr.study.worker", str(path)],
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                )
+                self._children.add(child)
+            try:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    told = _read(line)
+                    failure = told.get("error", failure)
+                    if "step" in told:
+                        advance(run, told["step"])
+                code = child.wait()
+            except BaseException:
+                child.terminate()  # it saves its run
+                child.wait()
+                raise
+            finally:
+                with self._lock:
+                    self._children.remove(child)
+        if code == 130:
+            raise KeyboardInterrupt
+        if code or not result.is_file():
+            raise StudyError(f"{run.name}: {failure or f'its training failed; see {log}'}")
+        path.unlink()
+        advance(run, run.steps)
+
+    def _task(self, run: Run) -> dict[str, Any]:
+        config, device, threads = self.config, self.config.device, self.config.threads
+        if device == "auto":
+            from edsr.devices import pick_device
+
+            device = str(pick_device("auto"))
+        if threads is None and config.jobs > 1:
+            threads = max(1, available_cores() // config.jobs)
+        return {
+            "run": run.name,
+            "budget": config.budget,
+            "steps": self.steps,
+            "model": METHODS[run.method],
+            "out": config.out,
+            "files": [str(path.resolve()) for path in self.split.training],
+            "device": device,
+            "threads": threads,
+            "result": str(self.result(run)),
+        }
 
 
 def _read(line: str) -> dict[str, Any]:

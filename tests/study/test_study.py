@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from edsr.study.claims import NO, OPEN, YES, decide, findings
 from edsr.study.images import make_test_squares, split_images
 from edsr.study.measures import bytes_kept_for_gradients
 from edsr.study.report import write_report
-from edsr.study.runner import Study, StudyConfig, run_study
+from edsr.study.runner import Study, StudyConfig, _train_all, run_study
 from tests.conftest import ROOT
 from tests.support.processes import communicate, wait_until
 
@@ -232,6 +233,50 @@ def test_a_folder_of_another_study(tmp_path, capsys):
     assert sorted(p.name for p in out.iterdir()) == ["study.json"]
 
 
+class Trainers:
+    """In place of processes: runs are trained once `jobs` of them, or the last ones, are at it."""
+
+    def __init__(self, folder, jobs, failing=""):
+        self.config, self.folder, self.failing = StudyConfig(("photos",), str(folder), jobs=jobs), folder, failing
+        self.going, self.most, self.ended, self.stopped = set(), 0, [], threading.Event()
+
+    def result(self, run):
+        return self.folder / f"{run.name}.json"
+
+    def train(self, run, advance):
+        assert not run.start or run.start in self.ended
+        self.going.add(run.name)
+        self.most = max(self.most, len(self.going))
+        advance(run, run.steps)
+        if run.name == self.failing:
+            raise StudyError("broken")
+        self.stopped.wait(60 if self.failing else 0.02)
+        self.going.remove(run.name)
+        self.ended.append(run.name)
+        self.result(run).touch()
+
+    def stop(self):
+        self.stopped.set()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_as_many_trainings_at_once_as_asked_for_none_before_what_it_starts_from(tmp_path, jobs):
+    runs, trainers, told = [*table_runs(QUICK, 10), *claim_runs(QUICK, 10)], Trainers(tmp_path, jobs), {}
+    trainers.result(runs[0]).touch()
+    trainers.ended.append(runs[0].name)
+    _train_all(runs, trainers, lambda run, step: told.update({run.name: step}))
+    assert sorted(trainers.ended) == sorted(run.name for run in runs) and trainers.most == jobs
+    assert told == {run.name: run.steps for run in runs[1:]}
+
+
+def test_a_training_that_fails_stops_those_beside_it(tmp_path):
+    runs = table_runs(QUICK, 10)
+    trainers = Trainers(tmp_path, 2, failing=runs[1].name)
+    with pytest.raises(StudyError, match="broken"):
+        _train_all(runs, trainers, lambda run, step: None)
+    assert trainers.stopped.is_set() and trainers.ended == [runs[0].name]
+
+
 @pytest.mark.slow
 def test_an_interrupted_study_gives_the_same_table(tmp_path, monkeypatch):
     """As far as a third method: starting processes is what takes the time. From another folder than the package's."""
@@ -280,16 +325,21 @@ def test_a_missing_matplotlib_is_told_before_anything_is_trained(tmp_path, monke
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_waits_until_the_training_is_saved(tmp_path):
+def test_ctrl_c_waits_until_the_trainings_are_saved(tmp_path):
     photographs(tmp_path / "photos", 11)
     command = [sys.executable, str(ROOT / "cli.py"), "study", "--data", str(tmp_path / "photos"), "--steps", "100000"]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out"), "--threads", "1"], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [*command, "--out", str(tmp_path / "out"), "--jobs", "2"], stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
-    run = tmp_path / "out" / "runs" / "srcnn-x2"
-    wait_until(lambda: any(run.glob("checkpoint-*")) and (run / "metrics.jsonl").is_file(), process)
+    runs = [tmp_path / "out" / "runs" / name for name in ("srcnn-x2", "srcnn-x4")]
+
+    def begun(run):
+        return any(run.glob("checkpoint-*")) and (run / "metrics.jsonl").is_file()
+
+    wait_until(lambda: all(map(begun, runs)), process)
     process.send_signal(signal.SIGINT)
     _, errors = communicate(process)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted; the same command goes on where it was"
-    assert (run / "last.safetensors").is_file()  # which is written when a run is saved
+    for run in runs:
+        assert (run / "last.safetensors").is_file()  # which is written when a run is saved
