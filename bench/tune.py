@@ -32,6 +32,7 @@ from bench.tuning_space import CHOICES, IMAGE, SHARED, SHORT, TARGETS, Target
 from bench.workloads import Run, Unavailable, recorded
 from edsr.kernels import aot
 from edsr.kernels.triton import launch
+from edsr.kernels.triton.hopper import self_test
 from edsr.kernels.triton.launch import Config
 
 FINALISTS, ROUNDS = 6, 7
@@ -57,6 +58,9 @@ def compile_candidate(target: Target, config: Config, arch: int, shared: int = S
         for op in target.operations(target.sizes.full, "meta"):
             with forced(target.op, config):
                 op.cases[target.case].build(op)()
+        if target.hopper:
+            with forced(target.op, config):
+                self_test.compile_check(target.hopper, torch.float16, arch)
 
     outcome = aot.compile_case(aot.Case(str(target), "fp16", call, 0, 0), arch)
     wanted = max((kernel.metadata.shared for kernel in outcome.kernels), default=0)
@@ -153,8 +157,11 @@ def tuned(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
             try:
                 for op, check in odd_checks:
                     op.check(check, poison=True)
+                # These sizes turn no ring; this does.
+                if target.hopper and (why := self_test.check(target.hopper, torch.float16, torch.device("cuda"))):
+                    raise AssertionError(why)
             except AssertionError as error:
-                wrong[label(config)] = f"{target.sizes.odd}: {one_line(error)}"
+                wrong[label(config)] = f"at other sizes: {one_line(error)}"
                 continue
         median = statistics.median(seconds[label(config)])
         percent = 100 * gflop / median / ceiling.gflops

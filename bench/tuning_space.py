@@ -49,6 +49,11 @@ class Target:
         sizes = {NARROW: "-narrow", FEW: "-few"}.get(self.sizes, "") if self.op == "conv3x3" else ""
         return f"{self.op}-{self.features}{scale}{sizes}"
 
+    @property
+    def hopper(self) -> str | None:
+        """Which of Hopper's own kernels it is, by its name in `edsr.kernels.triton.hopper.dispatch`."""
+        return {"hopper_conv64": "c64", "hopper_conv256": "wide", "resblock": "block"}.get(self.op)
+
     def operations(self, size: tuple[int, int, int], device: str = "cuda") -> list[SingleOp]:
         n, *area = size
         return [
@@ -58,7 +63,7 @@ class Target:
     def candidates(self, shared: int = SHARED) -> list[Config]:
         """All worth trying, in a fixed order."""
         c = self.features
-        if self.op.startswith("hopper") or self.op == "resblock":
+        if self.hopper:
             return self._rings()
         if self.op == "head":
             space = product(BLOCK_W=(64, 128, 256), BLOCK_CO=(64, 128), num_warps=(4, 8), num_stages=(1,))
@@ -90,12 +95,14 @@ class Target:
         return [config for config in space if legal(self.op, config, c, shared)]
 
     def _rings(self) -> list[Config]:
-        """Depths of the rings in shared memory; the kernels fix the rest."""
+        """Depths of the rings in shared memory, and what the kernels can do in either way; they fix the rest."""
         fixed = {"num_warps": 4, "maxnreg": 168}
         if self.op == "hopper_conv64":
-            return [{"SLOTS": slots} | fixed for slots in (6, 8, 10)]
+            turns = [{"SLOTS": slots, "TURNS": 1} | fixed for slots in (8, 10)]
+            return [{"SLOTS": slots} | fixed for slots in (6, 8, 10)] + turns
         if self.op == "hopper_conv256":
-            return [{"X_SLOTS": x, "W_SLOTS": w} | fixed for x, w in ((6, 3), (7, 2), (6, 2), (5, 3))]
+            held = [{"X_SLOTS": x, "W_SLOTS": w, "HELD": 1} | fixed for x, w in ((6, 3), (7, 2))]
+            return [{"X_SLOTS": x, "W_SLOTS": w} | fixed for x, w in ((6, 3), (7, 2), (6, 2), (5, 3))] + held
         return [{"X_SLOTS": x, "T_SLOTS": t} | fixed for x, t in ((7, 4), (6, 5), (6, 4), (5, 5))]
 
 

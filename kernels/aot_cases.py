@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .interface import OutputSpec
-from .triton import conv3x3, conv3x3_backward, ops
+from .triton import conv3x3, conv3x3_backward, launch, ops
 from .triton.hopper import dispatch, resblock
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}  # of operands
@@ -19,6 +19,10 @@ PATCHES = (16, 48, 48)  # images, rows and columns that are trained on at once
 LARGE = (8, 96, 96)  # wide, and enough pixels, for Hopper's own kernels
 SMALL = (64, 64)  # rows and columns of an image with few pixels
 MEAN = (0.4488, 0.4371, 0.4040)
+
+
+FLAGS = {"turns": ("c64", "hopper_conv64", "TURNS"), "held": ("wide", "hopper_conv256", "HELD")}
+"""Ways of Hopper's kernels that only the tuner chooses: kernel, op of its configuration, and the flag in that."""
 
 
 class Peaks(NamedTuple):
@@ -103,6 +107,10 @@ def _conv3x3(
         operands = (x, *_weight(co, ci, kind), relu, scale, y)
         if implementation == "copies":
             dispatch.KERNELS["copies"](*operands, padding, out)
+        elif implementation in FLAGS:
+            kernel, op, flag = FLAGS[implementation]
+            with launch.override_configs(lambda asked, key, default: default | ({flag: 1} if asked == op else {})):
+                dispatch.KERNELS[kernel](*operands, padding, out)
         else:
             (ops.conv3x3 if implementation == "conv3x3" else conv3x3.portable)(*operands, shuffle, padding, out)
 
@@ -283,6 +291,11 @@ def cases() -> list[Case]:
             ]
     for kind in ("fp16", "bf16"):
         found += [_resblock(kind), _resblock(kind, ODD, ", odd")]
+        for flagged, c in ("turns", 64), ("held", 256):
+            found += [
+                _conv3x3("relu", kind, c, c, relu=True, implementation=flagged),
+                _conv3x3("scale+skip", kind, c, c, scale=0.1, skip=True, implementation=flagged),
+            ]
     return found
 
 
@@ -293,6 +306,8 @@ QUICK = {  # one case of each kernel
     "conv3x3 fp16 64-256 shuffle 2",
     "conv3x3 fp32 64-64 relu",
     "portable fp16 64-64 scale+skip",
+    "turns fp16 64-64 relu",
+    "held fp16 256-256 scale+skip",
     "head fp16 uint8-64",
     "collapsed_tail fp16 64 x2 uint8",
     "dgrad bf16 64-64 mask",

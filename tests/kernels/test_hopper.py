@@ -76,9 +76,16 @@ BLOCK = [
 # Rings as small as they may be, and as deep as they are.
 RINGS = {
     "conv64": ({"SLOTS": 4}, {"SLOTS": 5}, {"SLOTS": 10}),
+    "conv64 by turns": ({"SLOTS": 4, "TURNS": 1}, {"SLOTS": 5, "TURNS": 1}, {"SLOTS": 10, "TURNS": 1}),
     "wide": ({"X_SLOTS": 4, "W_SLOTS": 2}, {"X_SLOTS": 5, "W_SLOTS": 4}, {"X_SLOTS": 6, "W_SLOTS": 3}),
+    "wide held": (
+        {"X_SLOTS": 4, "W_SLOTS": 2, "HELD": 1},
+        {"X_SLOTS": 5, "W_SLOTS": 4, "HELD": 1},
+        {"X_SLOTS": 6, "W_SLOTS": 3, "HELD": 1},
+    ),
     "block": ({"X_SLOTS": 5, "T_SLOTS": 3}, {"X_SLOTS": 6, "T_SLOTS": 3}, {"X_SLOTS": 7, "T_SLOTS": 4}),
 }
+OTHERWISE = {"conv64": "conv64 by turns", "wide": "wide held"}  # what the tuner tries
 
 
 def kind(case: Case) -> str:
@@ -149,6 +156,43 @@ def test_emulated(case, seed, monkeypatch):
     compute(case)
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("case", CONV64 + WIDE)
+def test_emulated_by_turns_or_with_weights_held(case, seed, monkeypatch):
+    emulate(monkeypatch, seed, RINGS[OTHERWISE[kind(case)]][seed % 3], multiprocessors=1 + seed // 2)
+    compute(case)
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_by_turns_one_computes_while_the_other_has_at_most_its_last_product_left(turns, monkeypatch):
+    multiply, most = gluon_emulator._warpgroup_mma, 0
+
+    def watched(*operands, **options):
+        nonlocal most
+        product = multiply(*operands, **options)  # others may run before it is issued, not after
+        block = gluon_emulator._block
+        most = max(most, *(len(part.products) for part in block.parts if part is not block.current))
+        return product
+
+    monkeypatch.setitem(gluon_emulator._EMULATED, id(warpgroup_mma), watched)
+    for seed in range(6):
+        emulate(monkeypatch, seed, {"TURNS": turns}, multiprocessors=1)
+        compute(Case(2, 64, 64, 7, 150, skip=True))
+    assert (most <= 1) == bool(turns)
+
+
+@pytest.mark.parametrize("case", [CONV64[4], WIDE[3]])
+def test_turns_and_held_weights_leave_the_bits_as_they_are(case, monkeypatch):
+    results = []
+    for ring in RINGS[kind(case)][2], RINGS[OTHERWISE[kind(case)]][2]:
+        torch.manual_seed(0)
+        emulate(monkeypatch, ring=ring)
+        x, skip = (feature_map(case, c, case.h + more, None, CPU) for c, more in ((case.ci, 2), (case.co, 0)))
+        results.append(feature_map(case, case.co, case.h, torch.nan, CPU))
+        dispatch.conv3x3(x, *layer(case, case.co, CPU), case.relu, case.scale, skip, case.padding, results[-1])
+    assert torch.equal(*results)
+
+
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the kernel of shifted views had been found wrong."""
     monkeypatch.setattr(dispatch, "is_verified", lambda kernel, dtype, device: kernel != "c64")
@@ -167,7 +211,7 @@ def test_emulated_with_copies_for_shifted_views(case, seed, monkeypatch):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([64, 128, None]),
     st.integers(1, 2),
@@ -179,11 +223,13 @@ def test_emulated_with_copies_for_shifted_views(case, seed, monkeypatch):
     st.sampled_from([torch.float16, torch.bfloat16]),
     st.integers(0, 1 << 16),
     st.integers(1, 6),
+    st.booleans(),
 )
-def test_emulated_at_any_size(co, n, h, w, padding, relu, skip, dtype, seed, multiprocessors):
+def test_emulated_at_any_size(co, n, h, w, padding, relu, skip, dtype, seed, multiprocessors, otherwise):
     case = Case(n, 64, co, h, w, padding if co else 1, relu, 0.5, skip, dtype=dtype)
+    rings = RINGS[OTHERWISE.get(kind(case), kind(case)) if otherwise else kind(case)]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        emulate(monkeypatch, seed, RINGS[kind(case)][seed % 3], multiprocessors)
+        emulate(monkeypatch, seed, rings[seed % 3], multiprocessors)
         compute(case)
 
 
@@ -511,12 +557,21 @@ SABOTAGE = {
 }
 
 
-@pytest.mark.parametrize("case", [CONV64[3], WIDE[1], BLOCK[1]])
+@pytest.mark.parametrize(
+    ("case", "rings"),
+    [
+        (CONV64[3], "conv64"),
+        (CONV64[3], "conv64 by turns"),
+        (WIDE[1], "wide"),
+        (WIDE[1], "wide held"),
+        (BLOCK[1], "block"),
+    ],
+)
 @pytest.mark.parametrize("what", SABOTAGE)
-def test_sabotage_shows(what, case, monkeypatch):
+def test_sabotage_shows(what, case, rings, monkeypatch):
     """Kernels whose barriers do nothing hang, or give wrong results."""
     call, expected = SABOTAGE[what]
-    emulate(monkeypatch, 1, RINGS[kind(case)][0])
+    emulate(monkeypatch, 1, RINGS[rings][0])
     monkeypatch.setattr(gluon_emulator._MBARRIER, call, lambda *args, **options: None)
     with pytest.raises(expected):
         compute(case)

@@ -18,6 +18,9 @@ Should a chip behave otherwise (`edsr.kernels.triton.hopper.probe` finds out), C
 times, one pixel apart, so that every operand begins where the swizzle does: three times the traffic from the L2
 cache, and room for four rows.
 
+TURNS: the two `_multiply` compute by turns instead of at the same time: while one's products run, the other puts its
+results together. Left to themselves they may fall into step, and the matrix unit idles while both are at their results.
+
 Letters: N images, H rows, W columns. Maps are [N, H, W, 64], weights [64 out, 9 taps, 64 in].
 """
 
@@ -181,11 +184,13 @@ def _multiply(
     out_desc,
     x_ring,
     stages,
+    turns,
     work,
     SLOTS: gl.constexpr,
     COPIES: gl.constexpr,
     RELU: gl.constexpr,
     SKIP: gl.constexpr,
+    TURNS: gl.constexpr,
 ):
     slot: gl.constexpr = SLOT if COPIES == 1 else COPIES * PIXELS
     step: gl.constexpr = 1 if COPIES == 1 else PIXELS
@@ -198,6 +203,8 @@ def _multiply(
     weights = load_taps(w_ptr, 9)
     base = 0  # input rows of the segments before
     done = 0  # output rows of the segments before, this consumer's and the other's
+    if TURNS and CONSUMER == 1:
+        release(turns, 0, 2)  # the first turn is free
     while row < end:
         n, strip, y, rows = segment(row, end, H, strips)
         kept = base  # the first row of input not released yet
@@ -208,11 +215,17 @@ def _multiply(
             wait_full(full, top + 1, SLOTS)
             wait_full(full, top + 2, SLOTS)
             above, same, below = top % SLOTS * slot, (top + 1) % SLOTS * slot, (top + 2) % SLOTS * slot
+            if TURNS:
+                wait_full(turns, done + i, 2)
             acc = multiply_taps(weights, pixels, above, same, below, step)
             # While the products run, the store of this consumer's previous row finishes reading the stage.
             tma.store_wait(0)
             if SKIP:
                 release(skip_empty, done + i, 2, pred=done + i >= 2)
+            if TURNS:
+                # The last product is to run while the other consumer takes note.
+                acc = warpgroup_mma_wait(1, deps=(acc,))
+                release(turns, done + i + 1, 2)
             acc = warpgroup_mma_wait(0, deps=(acc,))
             for count in range(kept, top + 2):  # its next row of output begins two further down
                 release(empty, count, SLOTS)
@@ -248,11 +261,12 @@ def conv3x3_c64(
     COPIES: gl.constexpr,
     RELU: gl.constexpr,
     SKIP: gl.constexpr,
+    TURNS: gl.constexpr = False,
 ):
     """out = skip + scale * relu(x * weight + bias), in fp32, rounded once.
 
     SLOTS: at least 4. A consumer that starts a segment on its second row holds one row that it does not need, and
-    three that it does. COPIES: 1 or 3, of each row of x in the ring.
+    three that it does. COPIES: 1 or 3, of each row of x in the ring. TURNS: whether consumers compute by turns.
     """
     gl.static_assert(SLOTS >= 4)
     slot: gl.constexpr = SLOT if COPIES == 1 else COPIES * PIXELS
@@ -273,6 +287,11 @@ def conv3x3_c64(
     for consumer in gl.static_range(2):
         mbarrier.init(skip_full.index(consumer), count=1)
         mbarrier.init(skip_empty.index(consumer), count=1)
+    turns = ()
+    if TURNS:
+        turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        for consumer in gl.static_range(2):
+            mbarrier.init(turns.index(consumer), count=1)  # the other consumer signals the turn of this one
     fence_async_shared()  # TMA must find the barriers initialized
 
     x_ring = (ring, full, empty)
@@ -280,8 +299,14 @@ def conv3x3_c64(
     work = (row, end, H, strips)
     gl.warp_specialize(
         [
-            (_multiply, (0, w_ptr, b_ptr, scale, out_desc, x_ring, stages, work, SLOTS, COPIES, RELU, SKIP)),
-            (_multiply, (1, w_ptr, b_ptr, scale, out_desc, x_ring, stages, work, SLOTS, COPIES, RELU, SKIP)),
+            (
+                _multiply,
+                (0, w_ptr, b_ptr, scale, out_desc, x_ring, stages, turns, work, SLOTS, COPIES, RELU, SKIP, TURNS),
+            ),
+            (
+                _multiply,
+                (1, w_ptr, b_ptr, scale, out_desc, x_ring, stages, turns, work, SLOTS, COPIES, RELU, SKIP, TURNS),
+            ),
             (_load_rows, (x_desc, x_tail_desc, padding, x_ring, work, SLOTS, COPIES)),
             (_load_skip, (skip_desc, stages, work, SKIP)),
         ],

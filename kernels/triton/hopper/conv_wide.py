@@ -6,6 +6,9 @@ a ring of their own. Four parts run side by side: one warp loads input, one load
 warps each compute 64 of the 128 channels. The grid is as large as the GPU; a block takes tile after tile, the channels
 of the same pixels one after another, so that their input comes from the L2 cache.
 
+HELD: a consumer takes the weights of a tap into registers, once for both rows, instead of having each product read
+them from shared memory: 80 bytes a clock of operands instead of 96, of the 128 that there are, TMA's 24 included.
+
 Letters: N images, H rows, W columns, Ci and Co channels in and out. Maps are [N, H, W, C], weights [Co, 9 taps, Ci].
 """
 
@@ -28,6 +31,7 @@ from .conv64 import (
     SLOT,
     SWIZZLED,
     UNIT,
+    WEIGHT,
     activate,
     boxed,
     release,
@@ -102,6 +106,18 @@ def _load_weights(w_desc, out_desc, w_ring, work, SLOTS: gl.constexpr):
 
 
 @gluon.jit
+def _take(w_ring, step, CONSUMER: gl.constexpr, SLOTS: gl.constexpr, HELD: gl.constexpr):
+    """A consumer's weights of a tap and chunk, [64 out, 64 in]: in registers, their slot free again, or as they lie."""
+    weights, full, empty = w_ring
+    wait_full(full, step, SLOTS)
+    weight = weights.index(step % SLOTS * (CHANNELS // CONSUMED) + CONSUMER)
+    if HELD:
+        weight = weight.load(WEIGHT)
+        release(empty, step, SLOTS)
+    return weight
+
+
+@gluon.jit
 def _multiply(
     CONSUMER: gl.constexpr,
     b_ptr,
@@ -115,9 +131,10 @@ def _multiply(
     W_SLOTS: gl.constexpr,
     RELU: gl.constexpr,
     SKIP: gl.constexpr,
+    HELD: gl.constexpr,
 ):
     rows, x_full, x_empty = x_ring
-    weights, w_full, w_empty = w_ring
+    w_empty = w_ring[2]
     stage, skip_full = stages
     skip_desc, out_desc = maps
     tiles, chunks = work
@@ -147,24 +164,32 @@ def _multiply(
                 wait_full(x_full, upper_row, X_SLOTS)
                 wait_full(x_full, lower_row, X_SLOTS)
                 for dx in gl.static_range(3):
-                    wait_full(w_full, step, W_SLOTS)
-                    weight = weights.index(step % W_SLOTS * (CHANNELS // CONSUMED) + CONSUMER)
+                    if not HELD or dy + dx == 0:
+                        weight = _take(w_ring, step, CONSUMER, W_SLOTS, HELD)
                     x = shifted(pixels, upper_row % X_SLOTS * SLOT + dx)
                     upper_acc = warpgroup_mma(weight, x, upper_acc, is_async=True)
                     x = shifted(pixels, lower_row % X_SLOTS * SLOT + dx)
                     lower_acc = warpgroup_mma(weight, x, lower_acc, is_async=True)
-                    # With no more than these two products under way, those of the tap before have been read in full:
-                    # its weights may go, and so may the rows of input whose last tap it was. (A whole turn is added to
-                    # what may be negative; the slot is the same.)
-                    upper_acc, lower_acc = warpgroup_mma_wait(2, deps=(upper_acc, lower_acc))
-                    release(w_empty, step - 1 + W_SLOTS, W_SLOTS, pred=step > 0)
+                    if HELD:
+                        # Into registers of their own while the products run. With waits for fewer of these ptxas finds
+                        # no registers, and has every product wait for the one before.
+                        if dy + dx < 4:
+                            weight = _take(w_ring, step + 1, CONSUMER, W_SLOTS, HELD)
+                        upper_acc, lower_acc = warpgroup_mma_wait(0, deps=(upper_acc, lower_acc))
+                    else:
+                        # With no more than these two products under way, those of the tap before have been read in
+                        # full: its weights may go, and so may the rows of input whose last tap it was. (A whole turn is
+                        # added to what may be negative; the slot is the same.)
+                        upper_acc, lower_acc = warpgroup_mma_wait(2, deps=(upper_acc, lower_acc))
+                        release(w_empty, step - 1 + W_SLOTS, W_SLOTS, pred=step > 0)
                     if dx == 0:
                         if dy == 0:
                             release(x_empty, row - 2 + X_SLOTS, X_SLOTS, pred=row > 0)
                         release(x_empty, row + dy - 1 + X_SLOTS, X_SLOTS, pred=row + dy > 0)
                     step += 1
             row += ROWS + 2
-        upper_acc, lower_acc = warpgroup_mma_wait(0, deps=(upper_acc, lower_acc))
+        if not HELD:
+            upper_acc, lower_acc = warpgroup_mma_wait(0, deps=(upper_acc, lower_acc))
         bias = gl.load(b_ptr + co + gl.arange(0, CONSUMED, layout=gl.SliceLayout(1, RESULT)))
         upper_acc = activate(upper_acc, bias, scale, RELU)
         lower_acc = activate(lower_acc, bias, scale, RELU)
@@ -197,9 +222,11 @@ def conv3x3_wide(
     W_SLOTS: gl.constexpr,
     RELU: gl.constexpr,
     SKIP: gl.constexpr,
+    HELD: gl.constexpr = False,
 ):
     """out = skip + scale * relu(x * weight + bias), in fp32, rounded once.
 
+    HELD: whether the weights of a tap are multiplied from registers.
     X_SLOTS: at least 4: the first products of a chunk need two rows before the last two of the chunk before are
     released. W_SLOTS: at least 2, for the same reason.
     """
@@ -236,8 +263,8 @@ def conv3x3_wide(
     work = (tiles, chunks)
     gl.warp_specialize(
         [
-            (_multiply, (0, b_ptr, scale, maps, x_ring, w_ring, stages, work, X_SLOTS, W_SLOTS, RELU, SKIP)),
-            (_multiply, (1, b_ptr, scale, maps, x_ring, w_ring, stages, work, X_SLOTS, W_SLOTS, RELU, SKIP)),
+            (_multiply, (0, b_ptr, scale, maps, x_ring, w_ring, stages, work, X_SLOTS, W_SLOTS, RELU, SKIP, HELD)),
+            (_multiply, (1, b_ptr, scale, maps, x_ring, w_ring, stages, work, X_SLOTS, W_SLOTS, RELU, SKIP, HELD)),
             (_load_rows, (x_desc, x_tail_desc, padding, out_desc, x_ring, work, X_SLOTS)),
             (_load_weights, (w_desc, out_desc, w_ring, work, W_SLOTS)),
         ],
