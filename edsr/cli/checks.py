@@ -6,13 +6,23 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from edsr.errors import EDSRError
+from edsr.storage import refusal
 
 _WEIGHTS = re.compile(r"\.(?:safetensors|pth?|ckpt|bin|pkl)$", re.IGNORECASE)
 """How files of weights are called; other names may be those of packaged networks, or mixtures."""
 
 
 def check_named_files(options: Namespace) -> None:
-    """Raises EDSRError for a file that the options name and that is not there; `upscale` finds its inputs itself."""
+    """Raises EDSRError for a file that the options name and that is not there; `upscale` finds its inputs itself.
+
+    And for a URL, which would be taken for the path of a file or, worse, of a folder to be made.
+    """
+    for name, value in vars(options).items():
+        if options.command == "upscale" and name in ("inputs", "output", "address"):
+            continue
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and (why := refusal(text)):
+                raise EDSRError(why)
     for path, option in _named(options):
         try:
             os.stat(path)

@@ -40,11 +40,12 @@ def run_compare(options: Namespace) -> int:
         from edsr.weights import AUTO, choose_by_file, choose_by_strength
 
     suffix = ".html" if options.html else ".png"
-    target = comparison_path(options.image, options.hr, options.output, suffix, options.overwrite)
+    image, original = (None if path is None else Path(path) for path in (options.image, options.hr))
+    target = comparison_path(image, original, options.output, suffix, options.overwrite)
     scale = options.scale or 2
     auto = choose_by_strength(0)  # an image that is made here loses nothing
-    if options.image is not None and None in requested:
-        auto = choose_by_file(options.image, scale)
+    if image is not None and None in requested:
+        auto = choose_by_file(image, scale)
     choices = [choice or auto for choice in requested]
     models = [choice.model for choice in choices]
     with progress.starting(options.quiet):
@@ -53,14 +54,14 @@ def run_compare(options: Namespace) -> int:
     if len(models) > 1:
         pairs = zip(short_names(options.model), networks, strict=True)
         upscalers = {default_title(network, options.self_ensemble, name): network for name, network in pairs}
-    sources = [path for path in (options.image, options.hr) if path]
+    sources = [path for path in (image, original) if path]
     kept = {}
     if options.save:
         titles = list(upscalers) if isinstance(upscalers, dict) else [default_title(upscalers, options.self_ensemble)]
-        titles = ["bicubic", *titles, *(["original"] if options.hr else [])]
+        titles = ["bicubic", *titles, *(["original"] if original else [])]
         kept = comparison_files(Path(options.save), sources, titles, options.overwrite)
     with progress.bars(options.quiet, sources[:1]) as bars:
-        found = compare(upscalers, options.image, options.hr, options.detail, options.self_ensemble, bars)
+        found = compare(upscalers, image, original, options.detail, options.self_ensemble, bars)
     data = render_page(found).encode() if options.html else encode_png(render_figure(found))
     save_comparison(target, data, options.overwrite, sources)
     for title, path in kept.items():

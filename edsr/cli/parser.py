@@ -247,12 +247,8 @@ def add_compare(commands, parents) -> None:
         "With --hr also the original, and PSNR and SSIM (on luma, a border of SCALE pixels left out).",
         epilog="Example: %(prog)s --hr Set5/HR/003.png --html",
     )
-    command.add_argument(
-        "image", nargs="?", type=Path, metavar="IMAGE", help="the small image; default: made from the original"
-    )
-    command.add_argument(
-        "--hr", type=Path, metavar="ORIGINAL", help="the high-resolution original, SCALE times as large"
-    )
+    command.add_argument("image", nargs="?", metavar="IMAGE", help="the small image; default: made from the original")
+    command.add_argument("--hr", metavar="ORIGINAL", help="the high-resolution original, SCALE times as large")
     command.add_argument(
         "--detail",
         type=square,

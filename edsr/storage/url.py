@@ -147,6 +147,19 @@ def as_path(text: str) -> str:
     return path if os.name == "nt" else f"/{path}"  # file:///C:/images
 
 
+def refusal(name: str | os.PathLike[str]) -> str | None:
+    """Why a name is not taken where only paths are: a line that says that it is a URL; None if it is none.
+
+    As a path, s3://bucket/run would be a folder called `s3:` in this one.
+    """
+    found = _URL.fullmatch(os.fsdecode(name))
+    if found is None:
+        return None
+    host, slash, path = found[2].partition("?")[0].partition("/")
+    shown = f"{found[1]}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{shown}: is a URL, as only images to upscale and their results may have; give a path"
+
+
 def place_of(text: str) -> Place:
     """The URL, or the path, that the text is.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from edsr.errors import StudyError
 from edsr.progress import describe_seconds
+from edsr.storage import refusal
 from edsr.strict_json import dumps
 from edsr.system import atomic_file, available_cores
 from edsr.wording import named
@@ -119,6 +120,8 @@ def _check_same(out: Path, config: StudyConfig, steps: int, split: Split) -> Non
         "test": sorted(path.name for path in split.test),
     }
     path = out / "study.json"
+    if why := refusal(config.out):
+        raise StudyError(why)
     if out.exists() and not out.is_dir():
         raise StudyError(f"{out} is a file; give a folder with {named('out')}")
     if not path.is_file():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edsr.errors import WeightsError
 from edsr.models import MDSR, NETWORKS, PRESETS, SCALES, EDSRConfig, Network, NetworkConfig, check_network
+from edsr.storage import refusal
 from edsr.strict_json import dumps
 from edsr.system import atomic_file, remove_abandoned
 from edsr.wording import either
@@ -226,6 +227,8 @@ def _find_file(name: str, scale: int | None, hub_options: Mapping[str, Any] | No
         raise WeightsError(f"{name}: is not a regular file; give a file of weights")
     if os.path.isfile(name):
         return hub.Located(Path(name))
+    if why := refusal(name):
+        raise WeightsError(why)
     repository = hub.parse_repository(name)
     if repository and (folder := hub.fetch(repository, scale, **hub_options or {})):
         return hub.locate_in(folder, scale)

@@ -33,6 +33,31 @@ def test_an_empty_argument_stands_for_nothing(home, run, arguments):
     assert names(".") == ["m.safetensors", "photo.png"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["train", "--data", "photo.png", "--out", "s3://bucket/run", "--steps", "1"], "s3://bucket/run"),
+        (["train", "--data", "photo.png", "gs://bucket/photos", "--out", "run"], "gs://bucket/photos"),
+        (["study", "--data", ".", "--out", "file:///study"], "file:///study"),
+        (["evaluate", "--hr", ".", "--save", "s3://bucket/results/"], "s3://bucket/results/"),
+        (["evaluate", "--hr", "https://me:secret@host/hr?key=secret"], "https://host/hr"),
+        (["compare", "https://host/photo.png?key=secret"], "https://host/photo.png"),
+        (["compare", "photo.png", "--save", "s3://bucket"], "s3://bucket"),
+        (["convert", "m.safetensors", "s3://bucket/m.pth"], "s3://bucket/m.pth"),
+        (["export", "m.safetensors", "-o", "s3://bucket/m.onnx"], "s3://bucket/m.onnx"),
+        (["info", "https://host/m.safetensors"], "https://host/m.safetensors"),
+        (["prepare", "--data", "photo.png", "--out", "s3://bucket/data.h5"], "s3://bucket/data.h5"),
+        (["upscale", "photo.png", "--model", "https://host/m.safetensors"], "https://host/m.safetensors"),
+    ],
+)
+def test_a_url_is_not_taken_for_a_path(home, run, arguments, shown):
+    """A folder called s3: would be made here, and all said to be well."""
+    code, out, err = run(*arguments)
+    assert code == 1 and out == ""
+    assert err == f"error: {shown}: is a URL, as only images to upscale and their results may have; give a path\n"
+    assert names(".") == ["m.safetensors", "photo.png"]
+
+
 @pytest.mark.parametrize("factor", ["1e308", "1001", "inf"])
 def test_a_factor_without_sense_is_misuse(home, upscale, capsys, factor):
     with pytest.raises(SystemExit) as misuse:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edsr.errors import ImageError
-from edsr.storage import Url, as_path, identity, is_url, place_of
+from edsr.storage import Url, as_path, identity, is_url, place_of, refusal
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,12 @@ def test_what_is_no_place_is_refused(text, problem):
 )
 def test_other_names_are_paths(text, path):
     assert as_path(text) == path and place_of(text) == Path(path) and not is_url(text)
+
+
+def test_where_only_paths_are_taken_a_url_is_refused_without_its_secrets():
+    assert refusal("https://me:secret@host/a.pth?key=secret").startswith("https://host/a.pth: is a URL")
+    assert refusal("file:///a.pth").startswith("file:///a.pth: is a URL")
+    assert refusal("s3:/a") is refusal(Path("C:/a")) is refusal("hf-hub:me/edsr") is refusal("a:0.5+b:0.5") is None
 
 
 def test_urls_are_joined():

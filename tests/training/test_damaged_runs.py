@@ -240,6 +240,15 @@ def test_a_nul_in_a_name_is_a_line(folder, tmp_path, name):
         list(train(replace(config, **options)))
 
 
+@pytest.mark.parametrize("name", ["data", "out", "val", "cache", "init"])
+def test_a_url_is_a_line_and_no_folder(folder, tmp_path, name):
+    options = {name: ("s3://bucket/a",) if name == "data" else "s3://bucket/a"}
+    config = training(folder, tmp_path / "run", **{k: v for k, v in options.items() if k not in ("data", "out")})
+    with pytest.raises(EDSRError, match="is a URL"):
+        list(train(replace(config, **options)))
+    assert not (tmp_path / "s3:").exists()
+
+
 # One at a time
 
 
