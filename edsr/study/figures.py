@@ -1,6 +1,7 @@
 """The figures of a study: learning curves, a plot for each claim, and the methods' results side by side."""
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def _claim(study: Study, found: Finding) -> bytes:
             plot.annotate("diverged", (i, 0.5), xycoords=("data", "axes fraction"), ha="center")
     plot.set_xticks(range(len(found.values)), [*found.values])
     plot.set(xlim=(-0.6, len(found.values) - 0.4), ylabel=found.unit)
-    plot.set_title(f"{heading(study, found.claim)}\n{found.verdict}", fontsize=10)
+    title = textwrap.fill(heading(study, found.claim), 80)
+    plot.set_title(f"{title}\n{found.verdict}", fontsize=10)
     plot.grid(alpha=0.3, axis="y")
     return _png(canvas)
 

@@ -50,9 +50,8 @@ def page(study: Study, found: Sequence[Finding], figures: dict[str, Path]) -> st
     if found:
         rows = ((f.claim, f.verdict, f.measured) for f in found)
         plots = "".join(_image(figures[f"claim-{f.name}"], f.claim) for f in found)
-        claims = (
-            f"<h2>{html.escape(heading(study, 'Claims'))}</h2>{_table(('claim', 'holds', 'measured'), rows)}{plots}"
-        )
+        table = _table(("claim", "holds", "measured"), rows, "table words")
+        claims = f"<h2>{html.escape(heading(study, 'Claims'))}</h2>{table}{plots}"
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
         summary=html.escape(summary(study)),
@@ -67,10 +66,10 @@ def page(study: Study, found: Sequence[Finding], figures: dict[str, Path]) -> st
     )
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "table") -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _image(path: Path, title: str) -> str:
