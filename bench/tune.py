@@ -11,12 +11,12 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -36,6 +36,7 @@ from edsr.kernels.triton.hopper import self_test
 from edsr.kernels.triton.launch import Config
 
 FINALISTS, ROUNDS = 6, 7
+T = TypeVar("T")
 LIMIT = 30.0  # seconds for one candidate
 CHOICES_SECONDS = 30.0  # kept for the comparison of kernels that do the same
 
@@ -214,11 +215,7 @@ def main(began: float | None = None) -> int:
     gpu, arch = torch.cuda.get_device_name(), launch.architecture(torch.device("cuda"))
     shared = torch.cuda.get_device_properties("cuda").shared_memory_per_block_optin
     console = Console(stderr=True)
-    targets = [
-        target
-        for target in TARGETS
-        if (not target.archs or arch in target.archs) and any(text in str(target) for text in options.op)
-    ]
+    targets = [target for target in named_in(options.op, TARGETS) if not target.archs or arch in target.archs]
     record = read(gpu)
     started = time.monotonic()
     with Compiler(targets, arch, shared, before_choices) as compiler:
@@ -231,11 +228,7 @@ def main(began: float | None = None) -> int:
             console.print(report(item, result), markup=False, highlight=False, soft_wrap=True)
             keep(record, item, result)
             write(gpu, record)
-    choices = [
-        Step(choice=one_choice, found=record["configs"])
-        for one_choice in CHOICES
-        if any(t in one_choice[0] for t in options.op)
-    ]
+    choices = named_in(options.op, [Step(choice=choice, found=record["configs"]) for choice in CHOICES])
     for item, result in run_isolated(step, choices if arch == 90 else [], deadline):
         if isinstance(result, str):
             console.print(f"{item}: {result}", style="red", markup=False)
@@ -248,6 +241,11 @@ def main(began: float | None = None) -> int:
     minutes = (time.monotonic() - started) / 60
     console.print(f"{minutes:.1f} minutes; written to {launch.FOLDER.name}/{launch.slug(gpu)}.json")
     return 0
+
+
+def named_in(texts: Sequence[str], items: Iterable[T]) -> list[T]:
+    """Those whose names have one of the texts in them, as of --op: hopper_conv64-64, relu-64."""
+    return [item for item in items if any(text in str(item) for text in texts)]
 
 
 class Compiler:

@@ -170,6 +170,15 @@ def test_a_yardstick_that_does_not_fit_skips_the_work(no_gpu):
 tune = pytest.importorskip("bench.tune", reason="needs Triton")
 
 
+def test_what_is_tuned_is_chosen_between_afterwards():
+    """A part of the name of a kernel or of a choice is enough; the plan's once chose no choice."""
+    steps = [tune.Step(choice=choice) for choice in tune.CHOICES]
+    assert [str(step) for step in tune.named_in(["64"], steps)] == ["relu-64", "skip-64", "resblock-64"]
+    assert {target.features for target in tune.named_in(["64"], tune.TARGETS)} == {64}
+    assert [str(target) for target in tune.named_in(["conv256"], tune.TARGETS)] == ["hopper_conv256-256"]
+    assert len(tune.named_in([""], steps)) == len(tune.CHOICES)
+
+
 @pytest.mark.parametrize("target", tune.TARGETS, ids=str)
 def test_candidates_are_legal(target):
     candidates = target.candidates()
