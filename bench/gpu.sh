@@ -41,7 +41,7 @@ check    60 $python -m bench.verify --seconds {seconds}
 frames   60 $python -m bench.compare --device cuda --only $x2 edsr-baseline-x2-64x64 edsr-x2-1920x1080 edsr-baseline-x4-1920x1080 --cases ours channels_last --rounds 5 --minutes {minutes} --save
 steps    60 $python -m bench.training --device cuda --only triton torch plain eager --rounds 3 --minutes {minutes} --save --choose
 tests    60 $python -m pytest -q -m gpu -p no:cacheprovider -n 8 --timeout 20 --timeout-method thread tests/kernels/test_hopper.py tests/kernels/test_triton.py tests/inference/test_upscaler_kernels.py tests/kernels/test_triton_backward.py
-tune     60 $python -m bench.tune --op 64 hopper_conv256 --minutes {minutes}
+tune     50 $python -m bench.tune --op 64 hopper_conv256 --minutes {minutes}
 again    30 $python -m bench.compare --device cuda --only $x2 relu-64 skip-64 resblock-64 --cases ours portable hopper one_kernel folded channels_last cudnn --rounds 5 --minutes {minutes} --save
 peers    65 $python -m bench.compare --device cuda --only $x2 --cases ours channels_last compile tensorrt onnxruntime --rounds 5 --minutes {minutes} --save
 compiled 45 $python -m bench.training --device cuda --only triton plain compile --rounds 3 --minutes {minutes} --save
