@@ -16,6 +16,7 @@ from edsr.data import IMAGE, PairedImages, PatchLoader, load_validation
 from edsr.devices import ProcessGroup
 from edsr.errors import EDSRError
 from edsr.images import matlab_downscale
+from edsr.inference import Upscaler
 from edsr.kernels import load_training_ops
 from edsr.models import (
     Discriminator,
@@ -295,6 +296,27 @@ def test_an_srgan_from_nothing_says_how_the_paper_starts(folder, tmp_path, lines
     assert any(
         "random weights; the paper starts an SRGAN from a trained SRResNet: name it with init" in line for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+)
+@models
+def test_what_a_device_has_trained_upscales_there_as_on_a_cpu(folder, tmp_path, model, device):
+    losses = [progress.loss for progress in train(options(folder, tmp_path / "run", model, device=device))]
+    assert len(losses) == 12 and all(map(math.isfinite, losses))
+    image = make_image(40, 70)
+    for scale in CONFIGS[model].scales:
+        trained = load_model(tmp_path / "run" / "last.safetensors", scale)
+        there, here = (Upscaler(trained, where, precision="fp32")(image) for where in (device, "cpu"))
+        assert there.shape == (scale * 40, scale * 70, 3) and np.abs(there.astype(int) - here).max() <= 1
 
 
 def test_weights_of_another_network_are_no_start(folder, tmp_path):
