@@ -232,19 +232,13 @@ def test_no_checkpoint_left_is_a_line(run):
         resume(run)
 
 
+@pytest.mark.parametrize(("bad", "says"), [("a\0b", "NUL"), ("s3://bucket/a", "is a URL")])
 @pytest.mark.parametrize("name", ["data", "out", "val", "cache", "init"])
-def test_a_nul_in_a_name_is_a_line(folder, tmp_path, name):
-    options = {name: ("a\0b",) if name == "data" else "a\0b"}
+def test_a_name_that_is_no_path_is_a_line_and_no_folder(folder, tmp_path, monkeypatch, name, bad, says):
+    monkeypatch.chdir(tmp_path)
+    options = {name: (bad,) if name == "data" else bad}
     config = training(folder, tmp_path / "run", **{k: v for k, v in options.items() if k not in ("data", "out")})
-    with pytest.raises(EDSRError, match="NUL"):
-        list(train(replace(config, **options)))
-
-
-@pytest.mark.parametrize("name", ["data", "out", "val", "cache", "init"])
-def test_a_url_is_a_line_and_no_folder(folder, tmp_path, name):
-    options = {name: ("s3://bucket/a",) if name == "data" else "s3://bucket/a"}
-    config = training(folder, tmp_path / "run", **{k: v for k, v in options.items() if k not in ("data", "out")})
-    with pytest.raises(EDSRError, match="is a URL"):
+    with pytest.raises(EDSRError, match=says):
         list(train(replace(config, **options)))
     assert not (tmp_path / "s3:").exists()
 
