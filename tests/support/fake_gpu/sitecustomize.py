@@ -288,6 +288,7 @@ def patch_tune(module):
     from bench.tuning_space import Sizes
 
     tiny = Sizes((1, 3, 16), (1, 3, 7), (1, 3, 7))
+    module.IMAGE = tiny
     module.TARGETS = [replace(target, sizes=tiny) for target in module.TARGETS[:4]]
     fixed = {"num_warps": 4, "num_stages": 1}
     module.Target.candidates = lambda target, shared=0: [CANDIDATES.get(target.op, {"SLOTS": 10}) | fixed]
