@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from edsr.errors import EDSRError
-from edsr.storage import refusal
+from edsr.storage import why_not_a_path
 
 _WEIGHTS = re.compile(r"\.(?:safetensors|pth?|ckpt|bin|pkl)$", re.IGNORECASE)
 """How files of weights are called; other names may be those of packaged networks, or mixtures."""
@@ -21,7 +21,7 @@ def check_named_files(options: Namespace) -> None:
         if options.command == "upscale" and name in ("inputs", "output", "address"):
             continue
         for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and (why := refusal(text)):
+            if isinstance(text, str) and (why := why_not_a_path(text)):
                 raise EDSRError(why)
     for path, option in _named(options):
         try:

@@ -23,7 +23,7 @@ from typing import Any
 
 from edsr.errors import WeightsError
 from edsr.models import EDSR, MDSR, SRCNN, VDSR, Network, SRResNet, check_network
-from edsr.storage import refusal
+from edsr.storage import why_not_a_path
 from edsr.system import atomic_folder
 from edsr.weights import HUB_MISSING, as_repository, load_with_info, make_terms, save_model, source_files
 
@@ -146,7 +146,7 @@ class HubNetwork(ModelHubMixin, Network, library_name="edsr-triton"):
         Raises:
             WeightsError: It cannot be written or uploaded; then nothing has changed, or only the upload is missing.
         """
-        if why := refusal(save_directory):
+        if why := why_not_a_path(save_directory):
             raise WeightsError(why)
         folder = Path(save_directory)
         card = {"repo_id": repo_id or folder.name} | (model_card_kwargs or {})

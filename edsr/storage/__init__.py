@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .url import identity as identity
     from .url import is_url as is_url
     from .url import place_of as place_of
-    from .url import refusal as refusal
+    from .url import why_not_a_path as why_not_a_path
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -29,6 +29,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "faults": ["exists_message", "full_disk"],
         "listing": ["Listing", "list_objects", "listing_of"],
         "transfer": ["check_store", "fetch", "is_taken", "size_of", "store"],
-        "url": ["Place", "Url", "as_path", "identity", "is_url", "place_of", "refusal"],
+        "url": ["Place", "Url", "as_path", "identity", "is_url", "place_of", "why_not_a_path"],
     },
 )

@@ -147,7 +147,7 @@ def as_path(text: str) -> str:
     return path if os.name == "nt" else f"/{path}"  # file:///C:/images
 
 
-def refusal(name: str | os.PathLike[str]) -> str | None:
+def why_not_a_path(name: str | os.PathLike[str]) -> str | None:
     """Why a name is not taken where only paths are: a line that says that it is a URL; None if it is none.
 
     As a path, s3://bucket/run would be a folder called `s3:` in this one.
@@ -157,7 +157,7 @@ def refusal(name: str | os.PathLike[str]) -> str | None:
         return None
     host, slash, path = found[2].partition("?")[0].partition("/")
     shown = f"{found[1]}://{host.rpartition('@')[2]}{slash}{path}"
-    return f"{shown}: is a URL, as only images to upscale and their results may have; give a path"
+    return f"{shown}: is a URL; only images to upscale, and their results, may be at one: give a path"
 
 
 def place_of(text: str) -> Place:

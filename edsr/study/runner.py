@@ -14,7 +14,7 @@ from typing import Any
 
 from edsr.errors import StudyError
 from edsr.progress import describe_seconds
-from edsr.storage import refusal
+from edsr.storage import why_not_a_path
 from edsr.strict_json import dumps
 from edsr.system import atomic_file, available_cores
 from edsr.wording import named
@@ -120,7 +120,7 @@ def _check_same(out: Path, config: StudyConfig, steps: int, split: Split) -> Non
         "test": sorted(path.name for path in split.test),
     }
     path = out / "study.json"
-    if why := refusal(config.out):
+    if why := why_not_a_path(config.out):
         raise StudyError(why)
     if out.exists() and not out.is_dir():
         raise StudyError(f"{out} is a file; give a folder with {named('out')}")

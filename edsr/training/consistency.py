@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edsr.errors import TrainError, WeightsError
 from edsr.models import NETWORKS
-from edsr.storage import refusal
+from edsr.storage import why_not_a_path
 from edsr.system import why_unwritable, why_unwritable_file
 from edsr.wording import as_words, either, named, option
 
@@ -55,7 +55,7 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
     for path in (*config.data, *config.val_sources, config.out, config.cache, config.init, config.vgg):
         if path is not None and "\0" in os.fspath(path):
             raise TrainError(f"{path}: a name has no NUL in it; give another", misuse=True)
-        if path is not None and (why := refusal(path)):
+        if path is not None and (why := why_not_a_path(path)):
             raise TrainError(why, misuse=True)
     if config.model not in NETWORKS:
         raise WeightsError(f"unknown model {config.model!r}: choose {' or '.join(NETWORKS)}", misuse=True)

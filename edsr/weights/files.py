@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edsr.errors import WeightsError
 from edsr.models import MDSR, NETWORKS, PRESETS, SCALES, EDSRConfig, Network, NetworkConfig, check_network
-from edsr.storage import refusal
+from edsr.storage import why_not_a_path
 from edsr.strict_json import dumps
 from edsr.system import atomic_file, remove_abandoned
 from edsr.wording import either
@@ -227,7 +227,7 @@ def _find_file(name: str, scale: int | None, hub_options: Mapping[str, Any] | No
         raise WeightsError(f"{name}: is not a regular file; give a file of weights")
     if os.path.isfile(name):
         return hub.Located(Path(name))
-    if why := refusal(name):
+    if why := why_not_a_path(name):
         raise WeightsError(why)
     repository = hub.parse_repository(name)
     if repository and (folder := hub.fetch(repository, scale, **hub_options or {})):

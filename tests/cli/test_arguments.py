@@ -54,7 +54,7 @@ def test_a_url_is_not_taken_for_a_path(home, run, arguments, shown):
     """A folder called s3: would be made here, and all said to be well."""
     code, out, err = run(*arguments)
     assert code == 1 and out == ""
-    assert err == f"error: {shown}: is a URL, as only images to upscale and their results may have; give a path\n"
+    assert err == f"error: {shown}: is a URL; only images to upscale, and their results, may be at one: give a path\n"
     assert names(".") == ["m.safetensors", "photo.png"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edsr.errors import ImageError
-from edsr.storage import Url, as_path, identity, is_url, place_of, refusal
+from edsr.storage import Url, as_path, identity, is_url, place_of, why_not_a_path
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,15 @@ def test_other_names_are_paths(text, path):
 
 
 def test_where_only_paths_are_taken_a_url_is_refused_without_its_secrets():
-    assert refusal("https://me:secret@host/a.pth?key=secret").startswith("https://host/a.pth: is a URL")
-    assert refusal("file:///a.pth").startswith("file:///a.pth: is a URL")
-    assert refusal("s3:/a") is refusal(Path("C:/a")) is refusal("hf-hub:me/edsr") is refusal("a:0.5+b:0.5") is None
+    assert why_not_a_path("https://me:secret@host/a.pth?key=secret").startswith("https://host/a.pth: is a URL")
+    assert why_not_a_path("file:///a.pth").startswith("file:///a.pth: is a URL")
+    assert (
+        why_not_a_path("s3:/a")
+        is why_not_a_path(Path("C:/a"))
+        is why_not_a_path("hf-hub:me/edsr")
+        is why_not_a_path("a:0.5+b:0.5")
+        is None
+    )
 
 
 def test_urls_are_joined():
