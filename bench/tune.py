@@ -37,6 +37,7 @@ from edsr.kernels.triton.launch import Config
 
 FINALISTS, ROUNDS = 6, 7
 T = TypeVar("T")
+WRONG = (AssertionError, launch.KernelError, triton.OutOfResources)  # of one candidate; others may be gone on with
 LIMIT = 30.0  # seconds for one candidate
 CHOICES_SECONDS = 30.0  # kept for the comparison of kernels that do the same
 
@@ -138,7 +139,7 @@ def tuned(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
                 candidate = timed()
                 first.append((min(clock(candidate, "cuda") for _ in range(4)), i, config))
             key = next(key for op, key in asked if op == target.op)
-        except (AssertionError, launch.KernelError, triton.OutOfResources) as error:  # it may be gone on with
+        except WRONG as error:
             wrong[label(config)] = one_line(error)
     finalists = [config for _, _, config in sorted(first)[:FINALISTS]]
     seconds: dict[str, list[float]] = {label(config): [] for config in finalists}
@@ -161,7 +162,7 @@ def tuned(item: Step, failed: dict[str, str], at: Heartbeat) -> dict[str, Any]:
                 # These sizes turn no ring; this does.
                 if target.hopper and (why := self_test.check(target.hopper, torch.float16, torch.device("cuda"))):
                     raise AssertionError(why)
-            except AssertionError as error:
+            except WRONG as error:
                 wrong[label(config)] = f"at other sizes: {one_line(error)}"
                 continue
         median = statistics.median(seconds[label(config)])
