@@ -126,7 +126,22 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def seeded(request):
-    torch.manual_seed(sum(map(ord, request.node.nodeid)))
+    seed(request.node.nodeid)
+
+
+def pytest_collectstart(collector):
+    """What a module draws as it is imported is the same in every run; torch's own seed is another in each process."""
+    seed(collector.nodeid)
+
+
+def pytest_fixture_setup(fixturedef):
+    """So is what a fixture of wider scope draws, which is set up before `seeded`."""
+    if fixturedef.scope != "function":
+        seed(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
+def seed(name: str) -> None:
+    torch.manual_seed(sum(map(ord, name)))
 
 
 def network(scale=2, blocks=2, features=8, **options) -> EDSR:
