@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,14 @@ def quick(monkeypatch):
     """No part needs the time to save that one on a GPU needs."""
     for name, seconds in (("LEAST", 0.0), ("GRACE", 0.5), ("ENDING", 0.5), ("EARLY", 0)):
         monkeypatch.setattr(parts, name, seconds)
+
+
+@pytest.fixture(autouse=True)
+def logs_elsewhere(tmp_path_factory, monkeypatch):
+    """What a runner leaves in the folder of temporary files, so that its logs can be read, goes with the test's own."""
+    folder = tmp_path_factory.mktemp("logs")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
 
 
 @pytest.fixture
