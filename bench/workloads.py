@@ -27,7 +27,7 @@ from edsr.inference.upscaler import Upscaler
 from edsr.kernels import reference
 from edsr.models.edsr import EDSR, PRESETS, EDSRConfig
 from edsr.models.network import Network
-from edsr.system import available_memory
+from edsr.resources import available_memory
 
 Run = Callable[[], Any]  # gives a tensor or, with more than one result, a tuple
 SPARE = 4 << 30  # bytes of memory that are left to others

@@ -1,4 +1,4 @@
-"""The system below: files and folders that appear whole or not at all, memory and cores.
+"""Files and folders that appear whole or not at all.
 
 Both are written under a temporary name beside the final one, synced to disk, and then renamed. While that goes on the
 temporary one is locked, so that `remove_abandoned` can tell what a killed process has left from what is being written.
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import BinaryIO
 
@@ -29,6 +29,7 @@ _undoing: set[Callable[[], object]] = set()
 UNDOING = 3.0
 """Seconds that these have, all together: they may wait for a network."""
 _NO_REPLACE, _EXCHANGE, _CURRENT_FOLDER = 1, 2, -100  # of Linux's renameat2
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # what renaming a folder fails with if another has the name
 
 
 @contextmanager
@@ -52,28 +53,30 @@ def atomic_file(
         OSError: if the file cannot be created, written, synced or renamed, or if `path` is a device, FIFO or socket.
     """
     path = target_of(path) if overwrite else Path(path)
-    part = _temporary(path)
-    _unfinished.add(part)
-    try:
-        with open(part, "x+b", opener=private) as file:
-            with suppress(OSError):  # a file system without locks, where abandoned files stay
-                _lock(file)
-            yield file
-            share(file.fileno(), sources, path)
-            file.flush()
-            os.fsync(file.fileno())
-            if sys.platform == "win32":  # which renames no open files
-                file.close()
-            _rename_into_place(part, path, overwrite)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if error.filename == str(part):  # a name that nobody has given
-            error.filename = str(path)
-        raise
-    finally:
-        with suppress(OSError):
-            part.unlink()  # there is none after it was renamed
-        _unfinished.discard(part)
+    while True:
+        part = _temporary(path)
+        _unfinished.add(part)
+        try:
+            with open(part, "x+b", opener=private) as file:
+                if not _lock_new(file, part):
+                    continue
+                yield file
+                share(file.fileno(), sources, path)
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform == "win32":  # which renames no open files
+                    file.close()
+                _rename_into_place(part, path, overwrite)
+            _sync_folder(path.parent)
+            return
+        except OSError as error:
+            if error.filename == str(part):  # a name that nobody has given
+                error.filename = str(path)
+            raise
+        finally:
+            with suppress(OSError):
+                part.unlink()  # there is none after it was renamed
+            _unfinished.discard(part)
 
 
 @contextmanager
@@ -90,27 +93,29 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: if something cannot be created, written, synced or renamed.
     """
     path = Path(path)
-    part, held = _temporary(path), None
-    try:
-        _unfinished.add(part)
-        part.mkdir()
-        if sys.platform != "win32":
-            held = os.open(part, os.O_RDONLY)
-            with suppress(OSError):
-                _lock(held)
-        yield part
-        _sync_tree(part)
-        _unfinished.discard(part)
-        if not os.path.lexists(path):
-            os.rename(part, path)
-        elif not _rename_in_one_step(part, path, _EXCHANGE):  # after which the old one is called `part`
-            _rename_in_two_steps(part, path)
-        _sync_folder(path.parent)
-    finally:
-        if held is not None:
-            os.close(held)
-        shutil.rmtree(part, ignore_errors=True)
-        _unfinished.discard(part)
+    while True:
+        part, held = _temporary(path), None
+        try:
+            _unfinished.add(part)
+            part.mkdir()
+            if sys.platform != "win32":
+                try:
+                    held = os.open(part, os.O_RDONLY)
+                except FileNotFoundError:  # removed already, see `_lock_new`
+                    continue
+                if not _lock_new(held, part):
+                    continue
+            yield part
+            _sync_tree(part)
+            _unfinished.discard(part)
+            _move_into_place(part, path)
+            _sync_folder(path.parent)
+            return
+        finally:
+            if held is not None:
+                os.close(held)
+            shutil.rmtree(part, ignore_errors=True)
+            _unfinished.discard(part)
 
 
 def why_unwritable(folder: str | os.PathLike[str]) -> str:
@@ -211,7 +216,10 @@ def remove_abandoned(folder: Path) -> None:
                 # Where locks need it, as on NFS, for writing; but it may be read-only.
                 with open(path, "rb+" if os.access(path, os.W_OK) else "rb") as file:
                     _lock(file)
-                path.unlink()
+                    if sys.platform != "win32":  # while it is locked: see `_lock_new`
+                        path.unlink()
+                if sys.platform == "win32":  # which deletes no open files
+                    path.unlink()
 
 
 def _temporary(path: Path) -> Path:
@@ -228,6 +236,17 @@ def _lock(file: BinaryIO | int) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_new(file: BinaryIO | int, part: Path) -> bool:
+    """Lock what was made just now. False if `remove_abandoned` of another process found it before, and removes it."""
+    try:
+        _lock(file)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where abandoned files stay
+        return True
+    return os.path.lexists(part)
 
 
 def _rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
@@ -248,6 +267,22 @@ def _rename_into_place(part: Path, path: Path, overwrite: bool) -> None:
                 raise
     else:
         os.replace(part, path)
+
+
+def _move_into_place(part: Path, path: Path) -> None:
+    """Give a finished folder its name, in place of what has it. Others may be doing the same at this moment."""
+    while True:
+        there = os.path.lexists(path)
+        try:
+            if not there:
+                os.rename(part, path)
+            elif not _rename_in_one_step(part, path, _EXCHANGE):  # after which the old one is called `part`
+                _rename_in_two_steps(part, path)
+            return
+        except OSError as error:
+            came_or_went = error.errno in _TAKEN or (there and error.errno == errno.ENOENT)
+            if not came_or_went or not os.path.lexists(part):
+                raise
 
 
 def _rename_in_one_step(source: Path, target: Path, how: int) -> bool:
@@ -274,7 +309,12 @@ def _rename_in_two_steps(source: Path, target: Path) -> None:
     try:
         os.rename(source, target)
     except BaseException:
-        os.rename(old, target)
+        try:
+            os.rename(old, target)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # another has replaced it
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -303,65 +343,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def available_cores() -> int:
-    """How many of the machine's cores this process may compute on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_memory(root: str | os.PathLike[str] = "/") -> int:
-    """Bytes of memory that can be had without swapping: of the system's, and of what limits leave the process.
-
-    Limits are those of its cgroups and that of its addresses.
-
-    A container may have far less than the machine that it runs on. What cgroups hold in cached files counts as
-    available, as it does in the system's own figure.
-
-    Args:
-        root: where `proc/self/cgroup` and `sys/fs/cgroup` are looked for; for tests.
-    """
-    import psutil  # takes 30 ms
-
-    return min((psutil.virtual_memory().available, *_cgroup_headroom(Path(root)), *_address_space()))
-
-
-def _address_space() -> Iterator[int]:
-    """Bytes of addresses that the process may still map, where it has a limit (`ulimit -v`)."""
-    if sys.platform != "win32":
-        import resource
-
-        import psutil
-
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            yield max(0, limit - psutil.Process().memory_info().vms)
-
-
-def _cgroup_headroom(root: Path) -> Iterator[int]:
-    """Bytes below the limit of each memory cgroup that the process is in, from its own up; of versions 1 and 2."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:  # number:controllers:path, without controllers in version 2
-        _, controllers, own = line.split(":", 2)
-        mount, files, cached = (
-            root / "sys/fs/cgroup",
-            ("memory.max", "memory.current"),
-            ("active_file", "inactive_file"),
-        )
-        if controllers:
-            if "memory" not in controllers.split(","):
-                continue
-            mount, files = mount / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            cached = "total_active_file", "total_inactive_file"
-        path = PurePosixPath(own)
-        for group in path, *path.parents:
-            folder = mount / str(group).lstrip("/")
-            # In a container the mount may begin at the own group; and there may be no limit: "max".
-            with suppress(OSError, ValueError):
-                limit, used = (int((folder / file).read_text(encoding="ascii")) for file in files)
-                statistics = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
-                used -= sum(int(size) for name, size in map(str.split, statistics) if name in cached)
-                yield max(0, limit - used)

@@ -1,19 +1,20 @@
-"""Files and folders that appear whole or not at all, and the memory there is."""
+"""Files and folders that appear whole or not at all."""
 
 import ctypes
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
 from edsr import system
-from edsr.system import atomic_file, atomic_folder, available_memory, remove_abandoned
+from edsr.system import atomic_file, atomic_folder, remove_abandoned
 from tests.conftest import ROOT
 
 KILLED = """
@@ -189,6 +190,103 @@ def test_what_a_killed_process_leaves_is_removed_but_not_what_is_being_written(t
     assert names(tmp_path) == [".edsr-notes"]
 
 
+def write_into(kind, path, what: bytes) -> None:
+    with kind(path) as written:
+        if kind is atomic_file:
+            written.write(what)
+        else:
+            (written / "a").write_bytes(what)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be deleted there")
+@pytest.mark.parametrize("kind", [atomic_file, atomic_folder])
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked", "while it is tried"])
+def test_another_process_may_remove_what_was_just_made(tmp_path, kind, when, monkeypatch):
+    """It looks for what is abandoned in the moment between making and locking: then another is made."""
+    lock, opened, others = system._lock, os.open, []
+
+    def come_first(part) -> None:
+        if others:
+            return
+        others.append(opened(part, os.O_RDONLY))
+        lock(others[0])
+        if when != "while it is tried":
+            os.close(others[0])
+            remove_abandoned(tmp_path)
+
+    def lock_late(file):
+        monkeypatch.setattr(system, "_lock", lock)
+        (part,) = tmp_path.glob(".edsr-*")
+        come_first(part)
+        lock(file)
+
+    def open_late(path, *more, **options):
+        if str(path).endswith(".part") and os.path.isdir(path):
+            come_first(path)
+        return opened(path, *more, **options)
+
+    if when == "before it is opened":
+        monkeypatch.setattr(os, "open", open_late)
+    else:
+        monkeypatch.setattr(system, "_lock", lock_late)
+    write_into(kind, tmp_path / "new", b"whole")
+    assert names(tmp_path) == ["new"]
+    assert ((tmp_path / "new") if kind is atomic_file else tmp_path / "new" / "a").read_bytes() == b"whole"
+    assert len(others) == (0 if kind is atomic_file and when == "before it is opened" else 1)
+    if when == "while it is tried":
+        os.close(others[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="deletes no open files")
+def test_what_is_abandoned_is_locked_until_it_is_gone(tmp_path, monkeypatch):
+    (tmp_path / ".edsr-0123456789ab.part").touch()
+    unlink, seen = Path.unlink, []
+
+    def look(path):
+        with open(path, "rb") as file, pytest.raises(BlockingIOError):
+            system._lock(file)
+        seen.append(path)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", look)
+    remove_abandoned(tmp_path)
+    assert len(seen) == 1 and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_another_may_make_the_same_folder(tmp_path, monkeypatch, exchange):
+    """It appears, or disappears, in the moment before the name is given: the last one has it."""
+    target, rename, exists, moments = tmp_path / "a", os.rename, os.path.lexists, ["comes", "goes", "comes again"]
+    if not exchange:
+        monkeypatch.setattr(system, "_rename_in_one_step", lambda *_: False)
+    target.mkdir()
+    (target / "old").touch()
+
+    def look(path):
+        """What is true when it is looked at is not any more when it counts."""
+        found = exists(path)
+        if path == target and moments:
+            moments.pop()
+            shutil.rmtree(target) if found else write_into(atomic_folder, target, b"other")
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", look)
+    write_into(atomic_folder, target, b"ours")
+    assert not moments and names(tmp_path) == ["a"] and (target / "a").read_bytes() == b"ours"
+    moments, looked = [], []
+
+    def come_between(source, new):
+        """Another takes the name that the old folder has just left."""
+        rename(source, new)
+        if source == target and not looked:
+            looked.append(new)
+            write_into(atomic_folder, target, b"other")
+
+    monkeypatch.setattr(os, "rename", come_between)
+    write_into(atomic_folder, target, b"last")
+    assert names(tmp_path) == ["a"] and (target / "a").read_bytes() == b"last" and bool(looked) != exchange
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX's permissions")
 def test_what_is_left_may_be_read_only(tmp_path):
     """As a result has that replaces a read-only file; not as root, who may write anything."""
@@ -210,84 +308,3 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
             pass
         assert caught.value.filename == str(path)
     assert names(tmp_path) == ["folder"]
-
-
-# ---- memory
-
-
-def cgroups(root, lines, files):
-    """A fake of what Linux shows: the lines of /proc/self/cgroup, and the files below /sys/fs/cgroup."""
-    for name, text in {
-        "proc/self/cgroup": lines,
-        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-
-
-def version2(limit, used, active=0, inactive=0):
-    statistics = f"anon 7\nfile 9\nactive_file {active}\ninactive_file {inactive}\n"
-    return {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": statistics}
-
-
-def version1(limit, used, active=0, inactive=0):
-    statistics = f"active_file 1\ninactive_file 1\ntotal_active_file {active}\ntotal_inactive_file {inactive}\n"
-    names = "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"
-    return dict(zip(names, (f"{limit}\n", f"{used}\n", statistics), strict=True))
-
-
-def below(folder, files):
-    return {f"{folder}/{name}": text for name, text in files.items()}
-
-
-UNLIMITED = 9223372036854771712  # as version 1 shows it
-
-CGROUPS = {
-    "version 2": ("0::/job\n", below("job", version2(9000, 4000)), 5000),
-    "cached files count as available": ("0::/job\n", below("job", version2(9000, 8900, 1000, 500)), 1600),
-    "nothing is left": ("0::/job\n", below("job", version2(9000, 9500)), 0),
-    "a container's own": ("0::/\n", version2(9000, 4000), 5000),
-    "the narrowest of those above": (
-        "0::/user/session/job\n",
-        below("user", version2(20000, 19000)) | below("user/session/job", version2(9000, 1000)),
-        1000,
-    ),
-    "no limit below one": (
-        "0::/user/job\n",
-        below("user", version2(20000, 19000)) | below("user/job", version2("max", 10)),
-        1000,
-    ),
-    "version 1": ("4:memory:/job\n0::/\n", below("memory/job", version1(9000, 4000, 200, 100)), 5300),
-    "version 1, several controllers": ("4:cpu,memory:/job\n", below("memory/job", version1(9000, 4000)), 5000),
-    "version 1 without a namespace": (
-        "4:memory:/docker/0123\n3:cpu:/docker/0123\n",
-        below("memory", version1(9000, 4000)),
-        5000,
-    ),
-}
-
-
-@pytest.mark.parametrize("lines, files, available", CGROUPS.values(), ids=CGROUPS)
-def test_memory_minds_the_limit_of_cgroups(tmp_path, lines, files, available):
-    cgroups(tmp_path, lines, files)
-    assert available_memory(tmp_path) == available
-
-
-@pytest.mark.parametrize(
-    "lines, files",
-    [
-        ("0::/job\n", below("job", version2("max", 4000))),
-        ("4:memory:/job\n", below("memory/job", version1(UNLIMITED, 4000))),
-        ("3:cpu:/job\n", below("job", version2(9000, 4000))),  # of version 1, and not memory
-        ("0::/job\n", below("job", version2("garbled", 4000))),
-        ("0::/job\n", {}),
-    ],
-)
-def test_memory_without_a_limit_is_the_system_s(tmp_path, lines, files, monkeypatch):
-    cgroups(tmp_path, lines, files)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=123))
-    assert available_memory(tmp_path) == available_memory(tmp_path / "no such place") == 123
-
-
-def test_memory_of_this_machine():
-    assert 2**20 < available_memory() < psutil.virtual_memory().total

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edsr.system import available_cores
+from edsr.resources import available_cores
 
 from .degradation import Degradation, crop_padded
 from .detail import DetailMap

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from edsr.errors import DataError
+from edsr.resources import available_memory
 from edsr.strict_json import loads
-from edsr.system import atomic_folder, available_memory, remove_abandoned, why_unwritable
+from edsr.system import atomic_folder, remove_abandoned, why_unwritable
 from edsr.wording import either, named
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from edsr.images import (
 )
 from edsr.inference import Upscaler
 from edsr.progress import BatchProgress, ImageProgress, Silent
-from edsr.system import atomic_file, available_memory, remove_abandoned, why_unwritable_file
+from edsr.resources import available_memory
+from edsr.system import atomic_file, remove_abandoned, why_unwritable_file
 from edsr.wording import either, named, option
 
 from . import metrics

@@ -8,7 +8,7 @@ import numpy as np
 import pyvips
 
 from edsr.errors import ImageError
-from edsr.system import available_memory
+from edsr.resources import available_memory
 
 from .messages import set_up_libvips, take_errors
 

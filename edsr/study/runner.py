@@ -14,9 +14,10 @@ from typing import Any
 
 from edsr.errors import StudyError
 from edsr.progress import describe_seconds
+from edsr.resources import available_cores
 from edsr.storage import why_not_a_path
 from edsr.strict_json import dumps
-from edsr.system import atomic_file, available_cores
+from edsr.system import atomic_file
 from edsr.wording import named
 
 from .budgets import BUDGETS, METHODS, Budget, Run, claim_runs, table_runs

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from edsr.errors import WeightsError
-from edsr.system import available_memory
+from edsr.resources import available_memory
 
 from .kinds import describe, describe_archive
 
