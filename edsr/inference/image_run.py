@@ -71,6 +71,7 @@ class ImageRun:
         self._buffered: deque[InputRows] = deque()  # input that may be needed again
         self._rows_taken = 0  # of input
         self._rows_done = 0  # of input whose output has been given away
+        self._source_failed = False  # by an error of its own, which says nothing of the device
 
     def __iter__(self) -> Iterator[Tensor]:
         while True:
@@ -81,7 +82,7 @@ class ImageRun:
                     yield y
                 return
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if self._source_failed or not is_out_of_memory(error):
                     raise
                 overflowed = False
             except Overflow:
@@ -118,7 +119,14 @@ class ImageRun:
     def _input(self) -> Iterator[InputRows]:
         """From as far above the row reached as matters: what has been taken before, then more."""
         yield from list(self._buffered)
-        for last, rows in self._source:
+        while True:
+            try:
+                last, rows = next(self._source)
+            except StopIteration:
+                return
+            except BaseException:
+                self._source_failed = True
+                raise
             self._buffered.append(InputRows(self._rows_taken, last, rows))
             self._rows_taken += len(rows)
             yield self._buffered[-1]

@@ -102,7 +102,20 @@ def store(path: Path, url: Url, overwrite: bool = False, stopped: Callable[[], b
     """
     files = file_system(url)
     mode = "wb" if overwrite else "xb"
-    repeated(lambda: _copy_in(files, path, url, mode, stopped), url, writing=True)
+    failed = False
+
+    def copy() -> None:
+        nonlocal failed
+        try:
+            _copy_in(files, path, url, mode, stopped)
+        except FileExistsError:
+            if not (failed and _holds(files, url, path)):  # else it was stored before, and the answer was lost
+                raise
+        except Exception:
+            failed = True
+            raise
+
+    repeated(copy, url, writing=True)
 
 
 def size_of(url: Url) -> int | None:
@@ -189,6 +202,16 @@ def _copy_in(files: Any, path: Path, url: Url, mode: str, stopped: Callable[[], 
             block = max(PART, -(-size // PARTS))
             target = files.open(key_of(url), mode, block_size=block, autocommit=False, **more)
             _upload(iter(lambda: file.read(block), b""), target, url, stopped)
+
+
+def _holds(files: Any, url: Url, path: Path) -> bool:
+    """Whether the object at the URL is the same as the file. False where that may not be read."""
+    stored_as = {"block_size": PIECE, "cache_type": "none"}
+    with suppress(Exception), open(path, "rb") as file, files.open(key_of(url), "rb", **stored_as) as stored:
+        while (data := file.read(PIECE)) == stored.read(PIECE):
+            if not data:
+                return True
+    return False
 
 
 def _upload(pieces: Iterator[bytes], target: Any, url: Url, stopped: Callable[[], bool]) -> None:

@@ -84,6 +84,13 @@ def write(run: Path, checkpoint: Checkpoint) -> None:
         ) from None
 
 
+def remove_later(run: Path, step: int) -> None:
+    """Removes the checkpoints under `run` of steps after `step`."""
+    for folder in _folders(run):
+        if _step(folder) > step:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def exists(run: Path) -> bool:
     """Whether `run` holds a checkpoint, intact or not."""
     return bool(_folders(run))

@@ -14,6 +14,18 @@ logger = logging.getLogger(__name__)
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
+def make_folder(run: Path) -> None:
+    """Makes the folder of a run, if there is none.
+
+    Raises:
+        TrainError: It cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"{run}: cannot be made ({error.strerror}); choose another {named('out')}") from None
+
+
 class RunLock:
     """The lock of one run's folder, once it is acquired."""
 

@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint
 from .config import ADVERSARIAL, AUTO, TrainConfig
 from .consistency import remembered, run_signature
 from .intervals import MIN_SAVE_SECONDS, IntervalTrigger
-from .lock import RunLock
+from .lock import RunLock, make_folder
 from .progress import Progress
 from .publishing import publish, published, published_score, scores_by_name
 from .resuming import RunStart
@@ -194,7 +194,7 @@ class Trainer:
             self._log(f"resuming {self.folder} at step {self.step}")
         self.saved_step = -1 if self.is_new else self.step
         if self.group.is_main:
-            _make_folder(self.folder)
+            make_folder(self.folder)
             lock.acquire(self.folder)
             if self.is_new and checkpoint.exists(self.folder):  # made while this process read its images
                 raise TrainError(f"{self.folder} holds a run by now; add {option('resume')} to continue it")
@@ -320,6 +320,9 @@ class Trainer:
         self._restore(checkpoint.load_latest(self.folder, before, check_record) if self.group.is_main else None)
         self.train_step.other_losses()
         self.rollbacks, self.lr_factor, self.unlogged_losses, self.saved_step = rollbacks, factor, [], self.step
+        if self.group.is_main:  # so that a run resumed before the next one goes on from here, and as this one does
+            checkpoint.remove_later(self.folder, self.step)
+            checkpoint.write(self.folder, Checkpoint(self.step, self.train_step.tensors(), self._record()))
         if self.run_log is not None:
             self.run_log.roll_back(self.step)
             self.run_log.log(self.step, rollbacks=rollbacks, lr_factor=factor)
@@ -389,13 +392,6 @@ class Trainer:
         else:
             self.divergence = recipe.DivergenceMonitor(self.config.loss)  # others may be harder
             self._log("the images are not those this run began with; it goes on, but not as it would have")
-
-
-def _make_folder(run: Path) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"{run}: cannot be made ({error.strerror}); choose another {named('out')}") from None
 
 
 def _next_multiple(step: int, every: int) -> int:

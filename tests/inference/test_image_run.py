@@ -83,6 +83,22 @@ def test_memory_that_never_suffices_is_an_error(blocks, smallest, tried, caplog)
     assert [int(line.rpartition("=")[2]) for line in caplog.messages] == tried
 
 
+@pytest.mark.parametrize("error", [MemoryError("of the decoder"), torch.OutOfMemoryError("of another device")])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_who_makes_the_rows_may_run_out_of_memory(error, after, caplog):
+    """That is theirs to tell, and no reason to go on without their rows."""
+    image = make_image(200, 60)
+
+    def rows():
+        for i in range(after):
+            yield image[50 * i : 50 * i + 50]
+        raise error
+
+    with pytest.raises(type(error), match=r"^of "):
+        list(Upscaler(network(), device="cpu", tile=64).bands(rows(), 60))
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("where", [0, 1, 57, 99])
 @pytest.mark.parametrize("step", [7, 40, 100])
 def test_an_overflow_is_repeated_in_fp32(monkeypatch, caplog, where, step):

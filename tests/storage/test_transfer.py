@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import traceback
+from contextlib import nullcontext
 
 import pytest
 
@@ -64,6 +65,29 @@ def test_nothing_is_replaced_without_being_asked(s3, pieces, size):
     assert objects(s3) == {"a.png": b"old"} and not uploads(s3)
     store(pieces / f"{size}.png", url("s3://photos/a.png"), overwrite=True)
     assert objects(s3) == {"a.png": (pieces / f"{size}.png").read_bytes()} and not uploads(s3)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("other", [None, b"another's", b"as long"])
+def test_an_answer_that_is_lost_is_no_failure(s3, pieces, monkeypatch, size, other):
+    """What is found in the second attempt is what the first one has stored, unless somebody else was faster."""
+    honest, calls, file = transfer._copy_in, [], pieces / f"{size}.png"
+    if other == b"as long":
+        other = file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1])
+
+    def lose_the_answer(*arguments):
+        calls.append(1)
+        if len(calls) == 1 and other is not None:
+            s3.put_object(Bucket="photos", Key="a.png", Body=other)
+            raise ConnectionError
+        honest(*arguments)
+        if len(calls) == 1:
+            raise ConnectionError
+
+    monkeypatch.setattr(transfer, "_copy_in", lose_the_answer)
+    with nullcontext() if other is None else pytest.raises(ImageError, match="exists; add overwrite=True"):
+        store(file, url("s3://photos/a.png"))
+    assert len(calls) == 2 and objects(s3) == {"a.png": other or file.read_bytes()} and not uploads(s3)
 
 
 @pytest.mark.parametrize("after", [1, 2])

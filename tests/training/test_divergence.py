@@ -253,6 +253,40 @@ def test_rates_are_recorded_after_a_setback(folder, tmp_path, losses, lines):
     assert (record["lr_factor"], record["rollbacks"]) == (0.5, 1)
 
 
+def test_a_run_resumed_after_a_rollback_goes_on_from_there(folder, tmp_path, losses):
+    """Not from a checkpoint that was written on the way given up, before what was wrong had shown."""
+    runs = [tmp_path / "whole", tmp_path / "stopped"]
+    for run in runs:
+        config = training(folder, run, steps=90, lr=1e-4, val_every=30, save_every=15)
+        losses.update(dict.fromkeys(range(62, 90), 1e4))
+        steps, rolled_back = train(config), 0
+        for progress in steps:
+            if progress.rolled_back:
+                losses.clear()
+                rolled_back, left = progress.step, {path.name for path in run.glob("checkpoint-*")}
+            if run == runs[1] and rolled_back and progress.step == 50:
+                break
+        steps.close()
+        assert rolled_back == 45 and left == {"checkpoint-00000045"}
+    assert next(iter(train(replace(config, resume=True)))).step == 51
+    list(train(replace(config, resume=True)))
+    whole, stopped = map(checkpoint.load_latest, runs)
+    for found in whole, stopped:
+        assert (found.step, found.record["rollbacks"], found.record["lr_factor"]) == (90, 1, 0.5)
+    assert all(torch.equal(tensor, stopped.tensors[name]) for name, tensor in whole.tensors.items())
+
+
+def test_a_rollback_is_remembered_at_once(folder, tmp_path, losses):
+    """A run that ends before the next checkpoint has its smaller rate."""
+    losses.update(dict.fromkeys(range(62, 90), 1e4))
+    config = training(folder, tmp_path / "run", steps=90, lr=1e-4, val_every=30, save_every=15)
+    for progress in train(config):
+        if progress.rolled_back:
+            break
+    latest = checkpoint.load_latest(tmp_path / "run")
+    assert (latest.step, latest.record["rollbacks"], latest.record["lr_factor"]) == (45, 1, 0.5)
+
+
 def test_a_rollback_is_reported(folder, tmp_path, losses):
     losses[3] = float("nan")
     seen = []

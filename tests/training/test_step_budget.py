@@ -89,7 +89,12 @@ def test_measuring_takes_little_time(minutes, a_step, least, most):
         def run(self, first, rates):
             self.warm_up_steps = 0
             self.taken += len(rates)
+            self.losses = {"loss/discriminator": 1.0}
             return [0.0] * len(rates)
+
+        def other_losses(self):
+            losses, self.losses = self.losses, {}
+            return losses
 
     class Alone:
         is_main = True
@@ -101,6 +106,7 @@ def test_measuring_takes_little_time(minutes, a_step, least, most):
     got = step_budget.measure_speed(stepper, Alone(), 0, 60.0 * minutes, lambda: stepper.taken * a_step)  # pyright: ignore
     assert got == pytest.approx(1 / a_step)
     assert least <= stepper.taken * a_step <= most
+    assert stepper.other_losses() == {}  # so that none is counted among the run's
 
 
 def test_auto_without_minutes_is_told_in_one_line(folder, tmp_path):
