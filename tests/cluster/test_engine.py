@@ -19,7 +19,6 @@ from edsr.cluster import ClusterBatch, Crew, Setup, connected, engine, fingerpri
 from edsr.errors import ClusterError
 from edsr.weights import save_model
 from tests.conftest import ROOT, make_image, network
-from tests.support.holding import held, holding
 from tests.support.processes import communicate, run, wait_until
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'edsr-triton[cluster]'")
@@ -28,10 +27,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 FILES = 300
 DEADLY = """
 import os, sys
-def deadly(event, arguments):
+def hook(event, arguments):
     if event == "open" and str(arguments[0]).endswith("deadly.png"):
         os._exit(9)
-sys.addaudithook(deadly)
+sys.addaudithook(hook)
 """
 """Python runs it at the start of every worker, as sitecustomize: one file ends whoever opens it."""
 
@@ -40,7 +39,8 @@ sys.addaudithook(deadly)
 def cluster():
     """The address of a cluster of two cores, and the process that keeps it."""
     with tempfile.TemporaryDirectory(prefix="edsr-", ignore_cleanup_errors=True) as folder:  # short, for sockets
-        environment = os.environ | holding(Path(folder), DEADLY) | {"RAY_USAGE_STATS_ENABLED": "0"}
+        (Path(folder) / "sitecustomize.py").write_text(DEADLY)
+        environment = os.environ | {"PYTHONPATH": folder, "RAY_USAGE_STATS_ENABLED": "0"}
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", "0"]
         command += ["--num-cpus", "2", "--include-dashboard", "false", "--object-store-memory", "80000000"]
         command += ["--temp-dir", folder, "--disable-usage-stats"]
@@ -80,8 +80,8 @@ def command(output, *more):
     return [*start, "--device", "cpu", "--backend", "winograd", "--threads", "1", *more]
 
 
-def start(folder, output, *more, **options):
-    options |= {"cwd": folder, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+def start(folder, output, *more):
+    options = {"cwd": folder, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command(output, "--engine", "ray", *more), **options)
 
 
@@ -115,12 +115,10 @@ def test_one_worker_killed_half_way_a_broken_file_and_a_deadly_one(cluster, imag
     address, keeper = cluster
     Image.fromarray(make_image(20, 30)).save(images / "in" / "deadly.png")
     try:
-        # Well before the deadly one's turn, so that it is not of that that a worker has just died.
-        with held(images / "out", "*.png", FILES // 3):
-            driver = start(images, "out", "--address", address, "--json")
-            until_finished(images / "out", FILES // 3, driver)
-            victim = workers(keeper)[0]
-            victim.kill()
+        driver = start(images, "out", "--address", address, "--json")
+        until_finished(images / "out", FILES // 2, driver)
+        victim = workers(keeper)[0]
+        victim.kill()
         output, messages = communicate(driver)
     finally:
         (images / "in" / "deadly.png").unlink()
@@ -137,13 +135,12 @@ def test_one_worker_killed_half_way_a_broken_file_and_a_deadly_one(cluster, imag
 
 def test_a_signal_ends_all_and_the_batch_is_resumed(images):
     """With a cluster of its own."""
-    with held(images / "part", "*.png", 20):
-        driver = start(images, "part", env=os.environ | holding(images))
-        until_finished(images / "part", 20, driver)
-        others = psutil.Process(driver.pid).children(recursive=True)
-        assert any(one.name().startswith("raylet") for one in others)
-        driver.send_signal(signal.SIGTERM)
-        output, messages = communicate(driver)
+    driver = start(images, "part")
+    until_finished(images / "part", 20, driver)
+    others = psutil.Process(driver.pid).children(recursive=True)
+    assert any(one.name().startswith("raylet") for one in others)
+    driver.send_signal(signal.SIGTERM)
+    output, messages = communicate(driver)
     assert driver.returncode == 130 and "Traceback" not in messages, messages
     line = messages.splitlines()[-1]
     assert line.startswith("interrupted: ") and line.endswith("; the same command with --skip-existing goes on")

@@ -28,9 +28,9 @@ sys.addaudithook(hook)
 """Python runs it when it starts, as sitecustomize."""
 
 
-def holding(folder: Path, more: str = "") -> dict[str, str]:
-    """The environment of processes that heed `held`. folder: for a file that they read. more: Python they run first."""
-    (folder / "sitecustomize.py").write_text(more + HOOK)
+def holding(folder: Path) -> dict[str, str]:
+    """The environment of processes that heed `held`. folder: for a file that they read."""
+    (folder / "sitecustomize.py").write_text(HOOK)
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
