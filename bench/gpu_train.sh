@@ -36,16 +36,18 @@ source bench/machine.sh
 scale=${SCALE:-2}
 run=$(mktemp -d)/run
 released=$run-released
+# In the plan, of which every line is split into words.
+py=$(quoted "$python") from=$(quoted "$run") to=$(quoted "$released")
 if [[ -n $checkpoint ]]; then
     step=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$checkpoint/state.json")
     mkdir -p "$run"
     cp -r "$checkpoint" "$run/checkpoint-$(printf %08d "$step")"
-    begin="--resume $run"
+    begin="--resume $from"
 else
-    begin="--out $run --init $(quoted "${INIT:-edsr-baseline}") --scale $scale --schedule wsd --steps 1000000000"
+    begin="--out $from --init $(quoted "${INIT:-edsr-baseline}") --scale $scale --schedule wsd --steps 1000000000"
     begin+=" --lr ${LR:-4e-4}"
 fi
-images="$(quoted "${data[@]}") --cache $(dirname "$run")/images"
+images="$(quoted "${data[@]}") --cache $(quoted "$(dirname "$run")/images")"
 decay=${DECAY:-75} score=20 left=$((${TIME:-570} - 25 - 2 * 5))
 scores=
 IFS=: read -ra tests <<<"${TEST:-}"
@@ -53,8 +55,8 @@ for folder in "${tests[@]}"; do
     folder=$(from_here "$folder")
     [[ -d $folder ]] || { echo "$folder: no such folder; not scored" >&2; continue; }
     name=$(basename "$(dirname "$folder")" | tr -c '[:alnum:]\n' _)
-    scores+="score-$name $score $python cli.py evaluate --hr $(quoted "$folder") --scale $scale"
-    scores+=" --model $released/last.safetensors"$'\n'
+    scores+="score-$name $score $py cli.py evaluate --hr $(quoted "$folder") --scale $scale"
+    scores+=" --model $(quoted "$released/last.safetensors")"$'\n'
     left=$((left - score - 5))
 done
 ((left - decay >= 20)) || usage "TIME=${TIME:-570} leaves no time to train beside a decay of $decay s and the scores"
@@ -62,8 +64,8 @@ done
 exec "$python" -m bench.parts --seconds "${TIME:-570}" --elapsed "$SECONDS" --out "$out" --run "$run" \
     --slow "${SLOW:-1}" \
     --keep "$released/metrics.jsonl" "$released/last.safetensors" "$run/plot.png" \
-    --end "$python -m bench.findings --logs {logs} --run $released" <<PLAN
-train    $((left - decay)) $python cli.py train $begin --data $images --minutes {minutes-15}
-decay    $decay $python cli.py train --resume $run --decay auto --minutes {minutes-15} --out $released --data $images
+    --end "$py -m bench.findings --logs {logs} --run $to" <<PLAN
+train    $((left - decay)) $py cli.py train $begin --data $images --minutes {minutes-15}
+decay    $decay $py cli.py train --resume $from --decay auto --minutes {minutes-15} --out $to --data $images
 $scores
 PLAN

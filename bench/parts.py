@@ -107,7 +107,7 @@ class Runner:
         self._logs = Path(tempfile.mkdtemp(prefix="edsr-parts-"))
         self._index = open(self._logs / "all.log", "ab", buffering=0)  # noqa: SIM115 - open to the end
         self._process: subprocess.Popen | None = None
-        self._saved = 0.0
+        self._saved, self._complete = 0.0, False
         self._echo = Echo()
         self.done: list[Done] = []
 
@@ -168,26 +168,26 @@ class Runner:
     def end(self) -> None:
         """Ends the part that runs, and all that it has started, undisturbed by signals."""
         process = self._process
-        if process is None:
-            return
         with undisturbed():
-            for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, ENDING)):
-                if process.poll() is None or number == signal.SIGKILL:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(process.pid, number)
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(seconds)
-            self._process = None
-            if self._alone:
-                end_orphans(process.pid)
+            if process is not None:
+                for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, ENDING)):
+                    if process.poll() is None or number == signal.SIGKILL:
+                        with contextlib.suppress(ProcessLookupError, PermissionError):
+                            os.killpg(process.pid, number)
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            process.wait(seconds)
+                self._process = None
+            if self._alone:  # a part, too, that a signal came upon before it was known here
+                end_orphans(process.pid if process is not None else None)
 
     def save(self) -> None:
         """Writes results.tar, and the state of the training run."""
-        self._saved = time.monotonic()
+        self._saved, self._complete = time.monotonic(), True
         for write in (self._write_tar, self._mirror):
             try:
                 write()
             except OSError as error:  # a file that went while it was read, say: the next writing has it right
+                self._complete = False
                 self._index.write(f"{write.__name__.strip('_')}: {error}\n".encode())
 
     def _write_tar(self) -> None:
@@ -208,6 +208,12 @@ class Runner:
             mirror(self._run, self._out, self._aside)
 
     def close(self) -> None:
+        """Call save() before: the logs go, unless it could not write something, and they alone tell what happened."""
+        self._index.close()
+        if self._complete:
+            shutil.rmtree(self._logs, ignore_errors=True)
+        else:
+            self._echo(f"=== logs stay in {self._logs}\n".encode())
         self._echo.close()
         shutil.rmtree(self._aside, ignore_errors=True)
 
@@ -277,8 +283,8 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
-def end_orphans(known: int) -> None:
-    """Kills the children of this process that it did not start itself. known: one that it did, and has waited for."""
+def end_orphans(known: int | None) -> None:
+    """Kills the children of this process that it does not know of. known: one that it does, and has waited for."""
     for _ in range(100):
         orphans = [pid for pid in _children() if pid != known]
         if not orphans:
@@ -326,7 +332,8 @@ def main() -> int:
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     runner = Runner(options.out, options.keep, options.run, options.every, alone=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in signal.SIGTERM, signal.SIGINT:
+        signal.signal(number, _interrupt)
     if most(parts) > options.seconds:
         runner.report_line(
             f"=== the plan takes up to {most(parts):.0f} s; of {options.seconds:.0f}, the last parts have least"
@@ -338,6 +345,7 @@ def main() -> int:
             runner.run(part, left if part.seconds is None else min(part.seconds * options.slow, left))
         if options.end:
             runner.run(Part("findings", None, shlex.split(options.end)), options.slow * (WORDS - GRACE))
+        ignore_interruption()  # here, where one that comes just before is still caught
     except KeyboardInterrupt:
         runner.end()
         runner.report_line("=== interrupted")
@@ -351,7 +359,14 @@ def main() -> int:
     return 1 if any(done.code for done in runner.done) else 0
 
 
+def ignore_interruption() -> None:
+    """From now on SIGTERM and SIGINT do nothing: the last words are said and saved, which takes seconds."""
+    for number in signal.SIGTERM, signal.SIGINT:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    ignore_interruption()
     raise KeyboardInterrupt
 
 

@@ -21,6 +21,7 @@ from edsr.images import ImageReader, ImageWriter
 from edsr.kernels.triton.hopper import probe
 from edsr.weights import save_model
 from tests.conftest import ROOT, network
+from tests.support.processes import run
 
 MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 
@@ -156,9 +157,7 @@ def on_windows(then: str, *arguments: str, cwd: Path | None = None) -> subproces
     # What Python itself needs while it runs, or ends, is left.
     lacking = {name: sorted(names - {"wait", "WNOHANG"}) for name, names in FUNCTIONS.items()}
     code = ON_WINDOWS.format(lacking=lacking, modules=sorted(MODULES - {"posix"}), then=then)
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd or ROOT, capture_output=True, text=True, timeout=200
-    )
+    return run([sys.executable, "-c", code, *arguments], cwd=cwd or ROOT, capture_output=True, text=True)
 
 
 def test_every_module_can_be_imported():

@@ -42,8 +42,13 @@ def record_of(result: "FileResult") -> dict:
     record["output"] = job.output_name
     if result.input_size and result.output_size and result.seconds is not None and result.speed is not None:
         record |= {"input_size": list(result.input_size), "output_size": list(result.output_size)}
-        record |= {"seconds": round(result.seconds, 4), "megapixels_per_second": round(result.speed, 4)}
+        record |= {"seconds": six_digits(result.seconds), "megapixels_per_second": six_digits(result.speed)}
     return record
+
+
+def six_digits(value: float) -> float:
+    """Rounded to so many significant digits: what is small does not become 0."""
+    return float(f"{value:.6g}")
 
 
 def record_of_forecast(result: "FileResult") -> dict:

@@ -16,6 +16,7 @@ from edsr.images.writer import ImageWriter
 from edsr.system import remove_abandoned
 from edsr.weights import save_model
 from tests.conftest import ROOT, network
+from tests.support.holding import held, holding
 from tests.support.image_files import chunk, encoded, make_image, names, pillow, png
 from tests.support.processes import communicate, wait_until
 
@@ -76,9 +77,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder, output, **options):
+def start(folder, output, more=(), **options):
     command = [sys.executable, ROOT / "cli.py", "upscale", "in", "-o", output, "--recursive", "--skip-existing"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(more)
     command += ["--model", "m.safetensors", "--device", "cpu"]
     return subprocess.Popen(command, cwd=folder, text=True, env=environment, stderr=subprocess.PIPE, **options)
 
@@ -103,12 +104,14 @@ def test_two_hundred_files_twenty_of_them_broken_killed_half_way(folder):
     for name in broken():
         assert sum(f"in/{name}: " in line for line in lines[at + 1 :]) == 1, name
 
-    killed = start(folder, "out/", stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(list((folder / "out").rglob("*.png"))) >= (FILES - BROKEN) // 2, killed, every=0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    done = (FILES - BROKEN) // 2
+    with held(folder / "out", "*.png", done):
+        killed = start(folder, "out/", holding(folder), stdout=subprocess.DEVNULL)
+        wait_until(lambda: len(list((folder / "out").rglob("*.png"))) >= done, killed)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
     half = files(folder / "out")
-    assert killed.returncode == -signal.SIGKILL and (FILES - BROKEN) // 2 <= len(half) < FILES - BROKEN
+    assert killed.returncode == -signal.SIGKILL and done <= len(half) < FILES - BROKEN
     (folder / "out" / ".edsr-0123456789ab.part").write_bytes(b"what a kill at another moment leaves")
     resumed = start(folder, "out/", stdout=subprocess.DEVNULL)
     _, messages = communicate(resumed)

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -239,14 +240,14 @@ def test_transfers_go_on_while_an_image_is_computed(right, s3, upscale, monkeypa
     def computed(result, *arguments):
         assert at_work.acquire(blocking=False)
         if next(numbers) == 0:
-            assert result.job.source.name == "b.png" or fetched.wait(60)
+            assert result.job.source.name == "b.png" or fetched.wait(600)
         else:
             computing.set()
         compute(result, *arguments)
         at_work.release()
 
     def first_stored(path, url, *arguments):
-        assert computing.wait(60)
+        assert computing.wait(600)
         store(path, url, *arguments)
 
     monkeypatch.setattr(transfers, "fetch", second_fetched)
@@ -288,7 +289,7 @@ def test_a_server_that_hangs_in_the_middle_is_left_in_one_line(photos):
             env=os.environ | {"TMPDIR": str(photos / "tmp")},
             stderr=subprocess.PIPE,
         )
-        server.settimeout(120)
+        wait_until(lambda: bool(select.select([server], [], [], 0)[0]), process)
         with server.accept()[0] as connection:
             connection.recv(10_000)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbeginning")

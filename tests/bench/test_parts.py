@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def logs_elsewhere(tmp_path_factory, monkeypatch):
-    """What a runner leaves in the folder of temporary files, so that its logs can be read, goes with the test's own."""
+    """What a runner has in the folder of temporary files, logs above all, goes with the test's own."""
     folder = tmp_path_factory.mktemp("logs")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -167,13 +168,26 @@ def test_results_are_replaced_whole(runner, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.tar"]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_logs_stay_only_where_they_could_not_be_written_elsewhere(lost, runner, tmp_path, monkeypatch, capfdbinary):
+    runner.run(shell("one", "echo 1"), 600.0)
+    logs = runner._logs
+    if lost:
+        monkeypatch.setattr(runner, "_out", tmp_path / "no such folder")
+    runner.save()
+    runner.close()
+    assert logs.exists() is lost and runner._index.closed
+    assert (f"logs stay in {logs}\n".encode() in capfdbinary.readouterr().out) is lost
+    assert not lost or "No such file" in (logs / "all.log").read_text()
+
+
 # --- the command
 
 
-def start(folder: Path, plan: str, *options: str) -> subprocess.Popen:
-    code = (
-        "import sys; from bench import parts\nparts.LEAST = parts.EARLY = 0; parts.GRACE = 0.5\nsys.exit(parts.main())"
-    )
+def start(folder: Path, plan: str, *options: str, first: str = "") -> subprocess.Popen:
+    """first: Python that changes something in the command's process."""
+    code = "import os, signal, sys; from bench import parts\nparts.LEAST = parts.EARLY = 0; parts.GRACE = 0.5\n"
+    code += f"{first}\nsys.exit(parts.main())"
     command = [PYTHON, "-c", code, "--out", str(folder / "out"), *options]
     process = subprocess.Popen(
         command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, text=True,
@@ -233,6 +247,29 @@ def test_told_twice_it_ends_its_part_all_the_same(tmp_path):
     process.terminate()
     message, errors = communicate(process)
     assert process.returncode == 130 and " s in all" in message, errors
+    until(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+@pytest.mark.parametrize(("command", "code"), [("true", 0), ("sh -c 'kill -TERM $PPID; sleep 600'", 130)])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_told_while_it_says_its_last_words_it_says_them_all(command, code, number, tmp_path):
+    first = "honest = parts.Runner.report_line\ndef report_line(self, line):\n"
+    first += f"    if 's in all' in line: os.kill(os.getpid(), signal.{number})\n"
+    first += "    honest(self, line)\nparts.Runner.report_line = report_line"
+    process = start(tmp_path, f"one 600 {command}\n", "--seconds", "9000", first=first)
+    message, errors = communicate(process)
+    assert (process.returncode, errors) == (code, "")
+    assert " s in all\n" in message and " s in all\n" in kept(tmp_path / "out")["logs/all.log"]
+
+
+def test_told_while_it_starts_a_part_it_ends_that(tmp_path):
+    """The signal comes when the part runs already, and nobody has been told its process."""
+    first = "honest = parts.subprocess.Popen\ndef start(*arguments, **options):\n"
+    first += "    honest(*arguments, **options)\n    while not os.path.exists('begun'): pass\n"
+    first += "    os.kill(os.getpid(), signal.SIGTERM)\nparts.subprocess.Popen = start"
+    process = start(tmp_path, PLAN.splitlines()[-1], "--seconds", "9000", first=first)
+    _, errors = communicate(process)
+    assert process.returncode == 130, errors
     until(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
@@ -303,7 +340,7 @@ def plan_of(script: str, folder: Path, *arguments: str, **environment: str) -> t
     python = folder / "python"
     python.write_text(
         f'#!/bin/sh\ncase "$2" in *torch*) exit 0;; esac\n[ "$2" = bench.parts ] || exec {PYTHON} "$@"\n'
-        f'cat >{folder}/plan; for word; do echo "$word"; done >{folder}/options\n'
+        f'cat >"{folder}/plan"; for word; do echo "$word"; done >"{folder}/options"\n'
     )
     python.chmod(0o755)
     environment = os.environ | {"PYTHON": str(python), "OUT": "out"} | environment
@@ -382,6 +419,28 @@ def test_the_plan_of_training(tmp_path, folders):
     assert first[first.index("--resume") + 1] == str(run) and (run / "checkpoint-00001234" / "state.json").exists()
 
 
+def test_names_with_spaces_stay_whole(tmp_path, monkeypatch):
+    """Of the interpreter and of the folder for temporary files, where a run lies, its copy and its images' cache."""
+    monkeypatch.undo()
+    folder = tmp_path / "two words"
+    for name in ("photos", "Set5/HR", "old/checkpoint", "tmp"):
+        (folder / name).mkdir(parents=True)
+    (folder / "old/checkpoint/state.json").write_text('{"step": 1234}')
+    for script, *arguments in (
+        ["gpu.sh", "photos"],
+        ["gpu_train.sh", "photos"],
+        ["gpu_train.sh", "photos", "--resume", "old/checkpoint"],
+    ):
+        plan, options = plan_of(script, folder, *arguments, TMPDIR=str(folder / "tmp"), TEST="Set5/HR")
+        commands = [part.command for part in parts.read(plan)]
+        commands.append(shlex.split(options[options.index("--end") + 1]))
+        assert {words[0] for words in commands} == {str(folder / "python")}
+        named = ("--out", "--run", "--resume", "--cache", "--model")
+        values = [words[i + 1] for words in commands for i, word in enumerate(words) if word in named]
+        assert len(values) == (2 if script == "gpu.sh" else 7)
+        assert all(Path(value).is_relative_to(folder / "tmp") for value in values), values
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["photos", "--resume"], ["photos", "--fast"], ["nowhere"], ["photos", "--resume", "photos"]]
 )
@@ -402,7 +461,7 @@ def test_the_newest_state_of_a_run_is_mirrored(tmp_path):
     aside.mkdir()
     mirror.mirror(run, out, aside)
     assert not list(out.iterdir())
-    for step in (5, 10):
+    for step in (5, 10, 99_999_999, 100_000_000):
         folder = run / f"checkpoint-{step:08d}"
         folder.mkdir(parents=True)
         (folder / "state.json").write_text(json.dumps({"step": step}))
@@ -415,6 +474,25 @@ def test_the_newest_state_of_a_run_is_mirrored(tmp_path):
     assert {path.name for path in out.rglob("*")} == {
         "checkpoint", "state.json", "00.safetensors", "metrics.jsonl", "best.safetensors"
     }  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs an exchange of folders")
+def test_there_is_a_checkpoint_at_any_moment(tmp_path, monkeypatch):
+    """Before and after whatever the mirror calls."""
+    run, out, aside = tmp_path / "run", tmp_path / "out", tmp_path / "aside"
+    for folder in (run / "checkpoint-00000001", out, aside):
+        folder.mkdir(parents=True)
+    (run / "checkpoint-00000001" / "state.json").write_text("1")
+    mirror.mirror(run, out, aside)
+    (run / "checkpoint-00000001").rename(run / "checkpoint-00000002")
+    (run / "checkpoint-00000002" / "state.json").write_text("2")
+    seen = []
+    sys.setprofile(lambda *_: seen.append((out / "checkpoint" / "state.json").read_text()))
+    try:
+        mirror.mirror(run, out, aside)
+    finally:
+        sys.setprofile(None)
+    assert set(seen) == {"1", "2"} and seen == sorted(seen)
 
 
 # --- what is said at the end

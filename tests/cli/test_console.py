@@ -12,6 +12,7 @@ from edsr import cli, errors
 from edsr.cli import commands, scores, train
 from edsr.cli.console import describe, is_expected, show_log
 from tests.conftest import ROOT
+from tests.support.processes import killed_if_idle
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +69,17 @@ def test_lines_stay_whole_above_the_bars():
     )
     os.close(follower)
     shown = b""
-    while True:
-        try:
-            part = os.read(leader, 4096)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(leader)
-    assert process.wait(60) == 0
+    with killed_if_idle(process):
+        while True:
+            try:
+                part = os.read(leader, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+        os.close(leader)
+        assert process.wait() == 0
     assert b"a line of the log\r\n" in shown and b" 50 %" in shown and b"0 of 2 images" in shown
 
 

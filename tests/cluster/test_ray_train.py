@@ -13,6 +13,7 @@ from PIL import Image
 from edsr.training import checkpoint
 from edsr.weights import load_model
 from tests.conftest import ROOT, make_image
+from tests.support.holding import held, holding
 from tests.support.processes import communicate, run, wait_until
 
 pytest.importorskip("ray.train", reason="needs Ray Train: pip install 'ray[train]'", exc_type=ImportError)
@@ -43,12 +44,19 @@ def test_a_process_killed_in_the_middle_goes_on_from_the_checkpoint(tmp_path):
     whole = run([*start, "train", "--data", "images", "--out", "whole", "--device", "cpu", *STEPS], **options)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "examples.ray_train", "--data", "images", "--out", "run", "--cpu", *STEPS]
-    process = subprocess.Popen(command, **options)
+    search = os.pathsep.join([holding(tmp_path)["PYTHONPATH"], environment["PYTHONPATH"]])
+    options["env"] = environment | {"PYTHONPATH": search}
+    with held(tmp_path / "run", "checkpoint-*[1-9]0", 1):
+        process = subprocess.Popen(command, **options)
+        try:
+            wait_until(lambda: len(trainers(process)) == 2, process)
+            first = trainers(process)
+            wait_until(lambda: any((tmp_path / "run").glob("checkpoint-*[1-9]0")), process)
+            first[1].kill()
+        except BaseException:
+            process.kill()
+            raise
     try:
-        wait_until(lambda: len(trainers(process)) == 2, process)
-        first = trainers(process)
-        wait_until(lambda: any((tmp_path / "run").glob("checkpoint-*[1-9]0")), process)
-        first[1].kill()
         output, messages = communicate(process)
     finally:
         process.kill()

@@ -128,7 +128,7 @@ def test_an_end_by_force_in_the_middle_of_a_part_leaves_nothing(s3, pieces, monk
     def wait(self, method, *arguments, **named):
         if method == "upload_part" and named["PartNumber"] == 2:
             reached.set()
-            assert go_on.wait(60)
+            assert go_on.wait(600)
         return call(self, method, *arguments, **named)
 
     def try_to_store():
@@ -139,7 +139,7 @@ def test_an_end_by_force_in_the_middle_of_a_part_leaves_nothing(s3, pieces, monk
     thread = threading.Thread(target=try_to_store)
     thread.start()
     try:
-        assert reached.wait(60) and uploads(s3)
+        assert reached.wait(600) and uploads(s3)
         stopped.set()
         remove_unfinished()
         assert not uploads(s3)

@@ -73,11 +73,13 @@ def refused(text, action, *args, **options):
     return message
 
 
-def run(script, *args):
+def run(script, *args, **environment):
     """Lines that a script prints in a process of its own, from the repository's root."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", script, *map(str, args)]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=root, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     output, errors = communicate(process)
     assert process.returncode == 0 and errors == "", errors
     return output.splitlines()

@@ -8,6 +8,7 @@ import torch
 
 from edsr.training import checkpoint
 from edsr.weights import load_model
+from tests.support.holding import held, holding
 from tests.support.processes import communicate, wait_until
 from tests.training.test_devices import command, data  # noqa: F401 - a fixture
 
@@ -15,15 +16,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 STEPS = "--steps", "60", "--save-every", "10"
 
 
-def test_a_killed_process_ends_the_run_which_goes_on_from_its_checkpoint(data, tmp_path):  # noqa: F811
+def test_a_killed_process_ends_the_run_which_goes_on_from_its_checkpoint(data, tmp_path, monkeypatch):  # noqa: F811
     whole = command(2, data, tmp_path / "whole", *STEPS)
     text = communicate(whole)[1]
     assert whole.returncode == 0, text
     out = tmp_path / "run"
-    first = command(2, data, out, *STEPS)
-    wait_until(lambda: any(out.glob("checkpoint-*[1-9]0")), first)
-    ranks = {one.environ()["RANK"]: one for one in psutil.Process(first.pid).children() if "RANK" in one.environ()}
-    ranks["1"].kill()
+    with held(out, "checkpoint-*[1-9]0", 1), monkeypatch.context() as patch:
+        for name, value in holding(tmp_path).items():
+            patch.setenv(name, value)
+        first = command(2, data, out, *STEPS)
+        wait_until(lambda: any(out.glob("checkpoint-*[1-9]0")), first)
+        ranks = {one.environ()["RANK"]: one for one in psutil.Process(first.pid).children() if "RANK" in one.environ()}
+        ranks["1"].kill()
     text = communicate(first)[1]
     assert first.returncode != 0, text
     step = checkpoint.load_latest(out).step
