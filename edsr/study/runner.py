@@ -280,6 +280,7 @@ class _Trainer:
             "device": device,
             "threads": threads,
             "result": str(self.result(run)),
+            "parent": os.getpid(),
         }
 
 
