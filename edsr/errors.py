@@ -71,6 +71,10 @@ class TrainError(EDSRError):
     """A run that cannot be started or continued."""
 
 
+class DivergenceError(TrainError):
+    """A run that is given up because its network has diverged."""
+
+
 class StudyError(EDSRError):
     """A study that cannot be begun, continued or written."""
 

@@ -54,13 +54,14 @@ def _curves(study: Study) -> bytes:
     for plot, scale in zip(plots, SCALES, strict=True):
         for run in table_runs(study.budget, study.steps):
             if scale in run.scales:
-                lines = study.results[run.name]["curve"]
+                result = study.results[run.name]
+                lines, label = result["curve"], run.method + (" (diverged)" if result["diverged"] is not None else "")
                 steps = [line["step"] / len(run.scales) for line in lines]
                 psnr = [line.get(f"psnr/x{scale}", line["psnr"]) for line in lines]
-                plot.plot(steps, psnr, marker=".", label=run.method, color=COLORS[run.method])
+                plot.plot(steps, psnr, marker=".", label=label, color=COLORS[run.method])
         plot.set(xlabel="steps for this scale", ylabel="PSNR, dB", title=f"x{scale}")
         plot.grid(alpha=0.3)
-    plots[0].legend()
+        plot.legend()  # of each scale others may have diverged
     figure.suptitle(heading(study, "Learning curves"))
     return _png(canvas)
 
@@ -83,7 +84,7 @@ def _claim(study: Study, found: Finding) -> bytes:
 
 
 def _side_by_side(study: Study, path: Path) -> bytes:
-    """bicubic | each method | original, a row for each scale."""
+    """bicubic | each method | original, a row for each scale; blank where a method diverged, or its image is gone."""
     high = load_square(path)
     names = ["bicubic", *METHODS, "original"]
     side = CROP * ZOOM
@@ -98,10 +99,21 @@ def _side_by_side(study: Study, path: Path) -> bytes:
             elif name == "original":
                 pixels = high
             else:
-                pixels = load_square(Path(study.config.out) / "images" / f"{runs[name]}-x{scale}" / path.name)
+                pixels = _result(study, runs[name], scale, path.name)
             x, y = MARGIN + column * (side + MARGIN), MARGIN + row * (side + LINE + MARGIN)
             draw.text((x, y), f"{name} x{scale}" if name != "original" else name, "black", font)
+            if isinstance(pixels, str):
+                draw.text((x, y + LINE), pixels, "black", font)
+                continue
             sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
     data = io.BytesIO()
     sheet.save(data, "PNG")
     return data.getvalue()
+
+
+def _result(study: Study, run: str, scale: int, name: str) -> np.ndarray | str:
+    """What a network made of a square, or why there is nothing."""
+    path = Path(study.config.out) / "images" / f"{run}-x{scale}" / name
+    if study.results[run]["diverged"] is not None:  # a part may have been measured
+        return "diverged"
+    return load_square(path) if path.is_file() else "no image"

@@ -10,10 +10,11 @@ from PIL import Image
 
 from edsr.errors import DataError, ImageError, StudyError
 from edsr.images import matlab_downscale, read_opaque, scan_images
-from edsr.system import atomic_file
+from edsr.system import atomic_folder
+from edsr.training import is_flat
 from edsr.wording import named
 
-from .budgets import CROP
+from .budgets import CROP, SCALES
 
 logger = logging.getLogger(__name__)
 
@@ -70,19 +71,28 @@ def make_test_squares(files: Sequence[Path], folder: Path, most: int) -> list[Pa
     """Cuts the middle of images out as PNG files, CROP pixels a side; those that are there stay.
 
     Args:
-        files: The images; those that are too small or cannot be read are named and left out.
-        folder: Where to.
+        files: The images; those that are too small or cannot be read are named and left out. So are, but for their
+            names, those whose middle is of one color: PSNR of what is exact is infinite.
+        folder: Where to; it is made with all of them in it, or not at all.
         most: How many at most, spread over all files.
 
     Raises:
-        StudyError: None is large enough.
+        StudyError: None is large enough and not of one color, or they cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = sorted(folder.glob("*.png"))
-    if made:
-        return made
-    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
-    for i, path in enumerate(chosen):
+    if not any(folder.glob("*.png")):
+        chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_folder(folder) as part:
+                _cut_squares(chosen, part)
+        except OSError as error:
+            raise StudyError(f"{folder}: cannot be written ({error.strerror}); make room") from None
+    return sorted(folder.glob("*.png"))
+
+
+def _cut_squares(files: Sequence[Path], folder: Path) -> None:
+    made = flat = 0
+    for i, path in enumerate(files):
         try:
             image = read_opaque(path)
         except ImageError as error:
@@ -93,13 +103,18 @@ def make_test_squares(files: Sequence[Path], folder: Path, most: int) -> list[Pa
             logger.info("%s: smaller than %d x %d pixels, left out", path, CROP, CROP)
             continue
         y, x = (height - CROP) // 2, (width - CROP) // 2
-        square = np.repeat(image, 3, 2) if image.shape[2] == 1 else image
-        with atomic_file(folder / f"{i:03d}-{path.stem}.png") as file:  # two may have one name
-            Image.fromarray(np.ascontiguousarray(square[y : y + CROP, x : x + CROP])).save(file, "PNG")
-    made = sorted(folder.glob("*.png"))
+        whole = np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+        square = np.ascontiguousarray(whole[y : y + CROP, x : x + CROP])
+        if is_flat(square, max(SCALES)):  # of the largest scale the least is scored
+            flat += 1
+            continue
+        Image.fromarray(square).save(folder / f"{i:03d}-{path.stem}.png")  # two may have one name
+        made += 1
+    if flat:
+        logger.warning("%d of %d images to score have a middle of one color, or one luma: left out", flat, len(files))
     if not made:
-        raise StudyError(f"no image to score of {CROP} x {CROP} pixels or more; give others with {named('test')}")
-    return made
+        kinds = f"of {CROP} x {CROP} pixels or more that is not of one color"
+        raise StudyError(f"no image to score {kinds}; give others with {named('test')}")
 
 
 def load_square(path: Path) -> np.ndarray:

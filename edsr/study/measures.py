@@ -1,9 +1,10 @@
 """What is measured of a trained network."""
 
+import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def measure(model: Network, scale: int, squares: Sequence[Path], device: str, ke
         brighter the results are than the originals, in 8-bit levels, by color, mean of squares; `contrast`: the ratio
         of their standard deviations, mean of squares. `seconds` and
         `multiply_adds`: for a megapixel of the result.
+
+    Raises:
+        WeightsError: The network gives NaN or infinite values.
     """
     upscaler = Upscaler(model.at(scale), device)
     found: dict[str, Any] = {"psnr": [], "ssim": [], "psnr_ensemble": []}
@@ -66,6 +70,15 @@ def measure(model: Network, scale: int, squares: Sequence[Path], device: str, ke
     found["seconds"] = statistics.median(seconds) / megapixels
     found["multiply_adds"] = multiply_adds(model.at(scale)) * 1e6 / scale**2
     return found | {"shift": np.mean(shifts, 0).tolist(), "contrast": float(np.mean(contrasts))}
+
+
+def mean_of_finite(scores: Iterable[float | None]) -> float | None:
+    """The mean of those that are finite: PSNR of equal images is not, and None is what JSON keeps of it.
+
+    None if there are none.
+    """
+    finite = [score for score in scores if score is not None and math.isfinite(score)]
+    return statistics.mean(finite) if finite else None
 
 
 def peak_bytes(device: str) -> int:

@@ -16,8 +16,9 @@ from edsr.errors import StudyError
 from edsr.progress import describe_seconds
 from edsr.resources import available_cores
 from edsr.storage import why_not_a_path
-from edsr.strict_json import dumps
-from edsr.system import atomic_file
+from edsr.strict_json import dumps, loads
+from edsr.system import atomic_file, remove_abandoned
+from edsr.training import RunLock
 from edsr.wording import named
 
 from .budgets import BUDGETS, METHODS, Budget, Run, claim_runs, table_runs
@@ -88,10 +89,22 @@ def run_study(
     Raises:
         DataError: There are no images.
         StudyError: The folder holds another study, or a training failed.
+        TrainError: Another process is at this study.
     """
+    lock = RunLock()
+    try:
+        return _run_study(config, progress, lock)
+    finally:
+        lock.close()
+
+
+def _run_study(config: StudyConfig, progress: Callable[[int, int, str], object], study_lock: RunLock) -> Study:
     budget, out = BUDGETS[config.budget], Path(config.out)
     steps = config.steps or budget.steps
     split = split_images([Path(folder) for folder in config.data], Path(config.test) if config.test else None)
+    _make_folder(config.out)
+    study_lock.acquire(out)
+    remove_abandoned(out)
     _check_same(out, config, steps, split)
     squares = make_test_squares(split.test, out / "test", budget.tested)
     runs = table_runs(budget, steps) + (claim_runs(budget, steps) if config.claims else [])
@@ -112,36 +125,53 @@ def run_study(
     return Study(config, budget, steps, results, len(split.training), squares, dataset)
 
 
+def _make_folder(name: str) -> None:
+    """Makes the folder of a study, or sees that it can be one. Raises StudyError."""
+    out = Path(name)
+    if why := why_not_a_path(name):
+        raise StudyError(why)
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out} is a file; give a folder with {named('out')}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{out}: cannot be written ({error.strerror}); choose another {named('out')}") from None
+
+
 def _check_same(out: Path, config: StudyConfig, steps: int, split: Split) -> None:
-    """Makes the folder of a study, or sees that it is this one's. Raises StudyError."""
+    """Writes down what the study of a folder is, or sees that it is this one. Raises StudyError.
+
+    Images are known by their names and sizes: they may have been moved, but may not be others. Of other contents in as
+    many bytes nothing is noticed, for reading them all would take minutes at each start.
+    """
     own = {
         "budget": config.budget,
         "steps": steps,
         "training": sorted(path.name for path in split.training),
         "test": sorted(path.name for path in split.test),
+        "sizes of images": sorted([path.name, _size(path)] for path in (*split.training, *split.test)),
     }
     path = out / "study.json"
-    if why := why_not_a_path(config.out):
-        raise StudyError(why)
-    if out.exists() and not out.is_dir():
-        raise StudyError(f"{out} is a file; give a folder with {named('out')}")
     if not path.is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if any(other.name != ".lock" for other in out.iterdir()):  # which Windows needs
             raise StudyError(f"{out} holds other files; give an empty folder, or that of a study, with {named('out')}")
         try:
-            out.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as file:
                 file.write(dumps(own).encode())
         except OSError as error:
             raise StudyError(f"{out}: cannot be written ({error.strerror}); choose another {named('out')}") from None
         return
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        theirs = {"sizes of images": own["sizes of images"]} | loads(path.read_bytes())  # studies once had no sizes
+    except (ValueError, TypeError):
         raise StudyError(f"{path}: damaged; choose another {named('out')}") from None
     differ = [key for key, value in own.items() if theirs.get(key) != value]
     if differ:
         raise StudyError(f"{out} holds a study of other {' and '.join(differ)}; choose another {named('out')}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0  # a link to nothing is left out later
 
 
 def _train_all(runs: Sequence[Run], trainer: "_Trainer", advance: Callable[[Run, int], object]) -> None:
@@ -251,6 +281,7 @@ class _Trainer:
             "device": device,
             "threads": threads,
             "result": str(self.result(run)),
+            "parent": os.getpid(),
         }
 
 

@@ -2,11 +2,8 @@
 
 import csv
 import io
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from edsr.evaluation import score
 from edsr.images import matlab_bicubic
@@ -15,32 +12,34 @@ from edsr.progress import describe_seconds
 from .budgets import METHODS, PUBLISHED, SCALES, table_runs
 from .claims import Finding
 from .images import load_square, reduce
+from .measures import mean_of_finite
 from .runner import Study, describe_time
 
 
 class Row(NamedTuple):
-    """A method at a scale. What was not measured of it is None."""
+    """A method at a scale. What was not measured of it is None; `diverged` says why its training was given up."""
 
     method: str
     scale: int
-    psnr: float
-    ssim: float
+    psnr: float | None
+    ssim: float | None
     published: float | None
     parameters: int | None = None
     multiply_adds: float | None = None
     train_seconds: float | None = None
     peak_bytes: int | None = None
     seconds: float | None = None
+    diverged: str | None = None
 
 
 class OldRow(NamedTuple):
-    """A line of the table as the reproduction that this project grew from had it."""
+    """A line of the table as the reproduction that this project grew from had it; PSNR is None if training diverged."""
 
     dataset: str
     epochs: float
     module: str
     method: str
-    psnr: float
+    psnr: float | None
 
 
 OLD_HEADS = ("Dataset", "Epochs", "Module", "Method", "PSNR")
@@ -58,12 +57,12 @@ def method_rows(study: Study) -> list[Row]:
         for run in table_runs(study.budget, study.steps):
             if scale in run.scales:
                 result = study.results[run.name]
-                found = result["scales"][str(scale)]
+                found = result["scales"].get(str(scale), {})  # of what diverged nothing is measured
                 rows.append(
                     Row(
-                        run.method, scale, statistics.mean(found["psnr"]), statistics.mean(found["ssim"]),
-                        PUBLISHED.get(run.method, {}).get(scale), result["parameters"], found["multiply_adds"],
-                        result["train_seconds"], result["peak_bytes"], found["seconds"],
+                        run.method, scale, mean_of_finite(found.get("psnr", [])), mean_of_finite(found.get("ssim", [])),
+                        PUBLISHED.get(run.method, {}).get(scale), result["parameters"], found.get("multiply_adds"),
+                        result["train_seconds"], result["peak_bytes"], found.get("seconds"), result["diverged"],
                     )
                 )  # fmt: skip
     return rows
@@ -74,12 +73,12 @@ def _bicubic(study: Study, scale: int) -> Row:
     for path in study.squares:
         high = load_square(path)
         scores.append(score(matlab_bicubic(reduce(high, scale), *high.shape[:2]), high, scale))
-    psnr, ssim = np.mean(scores, 0)
-    return Row("bicubic", scale, float(psnr), float(ssim), {2: 33.66, 4: 28.42}[scale])
+    psnr, ssim = map(mean_of_finite, zip(*scores, strict=True))
+    return Row("bicubic", scale, psnr, ssim, {2: 33.66, 4: 28.42}[scale])
 
 
 def old_rows(study: Study) -> list[OldRow]:
-    """PSNR at half and at full length."""
+    """PSNR at half and at full length; of what diverged one row for each scale."""
     rows = []
     for run in table_runs(study.budget, study.steps):
         result = study.results[run.name]
@@ -93,12 +92,17 @@ def old_rows(study: Study) -> list[OldRow]:
 
 def old_texts(study: Study) -> list[list[str]]:
     """The same, as people read it."""
-    return [[r.dataset, f"{r.epochs:.3g}", r.module, r.method, f"{r.psnr:.2f}"] for r in old_rows(study)]
+    return [
+        [r.dataset, f"{r.epochs:.3g}", r.module, r.method, "diverged" if r.psnr is None else f"{r.psnr:.2f}"]
+        for r in old_rows(study)
+    ]
 
 
 def _half_and_full(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     curve, steps = result["curve"], result["steps"]
-    if curve:
+    if result["diverged"] is not None:
+        yield {"step": steps, "psnr": None}
+    elif curve:
         yield min(curve, key=lambda line: abs(line["step"] - steps / 2))
         yield curve[-1]
 
@@ -136,10 +140,7 @@ def markdown(study: Study, found: Sequence[Finding]) -> str:
         f"## {heading(study, 'At half and at full length')}",
         "",
     ]
-    heads = "Dataset", "Epochs", "Module", "Method", "PSNR"
-    lines += _table(
-        heads, ((r.dataset, f"{r.epochs:.3g}", r.module, r.method, f"{r.psnr:.2f}") for r in old_rows(study))
-    )
+    lines += _table(OLD_HEADS, old_texts(study))
     if found:
         lines += ["", f"## {heading(study, 'Claims')}", ""]
         lines += _table(("claim", "holds", "measured"), ((f.claim, f.verdict, f.measured) for f in found))
@@ -163,8 +164,8 @@ def row_texts(row: Row) -> list[str]:
     return [
         row.method,
         f"x{row.scale}",
-        f"{row.psnr:.2f}",
-        f"{row.ssim:.4f}",
+        _score_text(row, row.psnr, 2),
+        _score_text(row, row.ssim, 4),
         "" if row.published is None else f"{row.published:.2f}",
         "" if row.parameters is None else f"{row.parameters:,}",
         "" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:,.1f} G",
@@ -172,6 +173,12 @@ def row_texts(row: Row) -> list[str]:
         "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f} MB",
         "" if row.seconds is None else f"{row.seconds:.2f} s",
     ]
+
+
+def _score_text(row: Row, score: float | None, digits: int) -> str:
+    if row.diverged is not None:
+        return "diverged"
+    return "exact" if score is None else f"{score:.{digits}f}"  # PSNR of equal images is infinite
 
 
 def _table(heads: Sequence[str], rows: Any) -> list[str]:

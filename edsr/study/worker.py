@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from edsr.errors import EDSRError, TrainError
+from edsr.errors import DivergenceError, EDSRError, WeightsError
 from edsr.models import Network, build_network
 from edsr.strict_json import dumps
 from edsr.system import atomic_file
@@ -29,7 +29,10 @@ from .plain import train_plainly
 
 def main() -> int:
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    parent, stopping = os.getppid(), False
+    # If the study was killed while this process started, the system names another parent by now. Windows never does,
+    # and there a virtual environment's python is a process in between.
+    parent = os.getppid() if sys.platform == "win32" else task["parent"]
+    stopping = False
 
     def stop(*_: Any) -> None:
         nonlocal stopping
@@ -40,32 +43,50 @@ def main() -> int:
 
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, stop)
+    if ended():
+        return 130
     if task["threads"]:
         torch.set_num_threads(task["threads"])
     budget = BUDGETS[task["budget"]]
     runs = {run.name: run for run in [*table_runs(budget, task["steps"]), *claim_runs(budget, task["steps"])]}
     run, out, device = runs[task["run"]], Path(task["out"]), task["device"]
-    found: dict[str, Any] = {"steps": run.steps, "diverged": None}
-    model = (_train_plainly if run.plain else _train)(run, task, budget, ended, found)
+    found: dict[str, Any] = {"steps": run.steps, "diverged": None, "train_seconds": 0.0, "rollbacks": 0, "curve": []}
+    if run.start and _has_diverged(Path(task["result"]).with_name(f"{run.start}.json")):
+        found["diverged"], model = f"{run.start}, from whose weights it starts, diverged", None
+    else:
+        model = (_train_plainly if run.plain else _train)(run, task, budget, ended, found)
     if ended():
         return 130
     found["peak_bytes"] = peak_bytes(device)
     with torch.device("meta"):
         found["parameters"] = sum(p.numel() for p in build_network(run.network).parameters())
-    squares = sorted((out / "test").glob("*.png"))
-    found["scales"] = {} if model is None else {
-        str(scale): measure(model.eval(), scale, squares, device, out / "images" / f"{run.name}-x{scale}")
-        for scale in run.scales
-    }  # fmt: skip
+    squares, found["scales"] = sorted((out / "test").glob("*.png")), {}
+    try:
+        if model is not None:
+            found["scales"] = {
+                str(scale): measure(model.eval(), scale, squares, device, out / "images" / f"{run.name}-x{scale}")
+                for scale in run.scales
+            }
+    except WeightsError:  # weights may be finite, and what they give is not
+        found["diverged"] = "its network gives values that are no numbers"
     with atomic_file(Path(task["result"])) as file:
         file.write(dumps(found).encode())
     return 0
 
 
+def _has_diverged(result: Path) -> bool:
+    """Whether a run, of which this is the file of what was measured, has diverged."""
+    return json.loads(result.read_text(encoding="utf-8"))["diverged"] is not None
+
+
 def _train(
     run: Run, task: dict[str, Any], budget: Budget, ended: Callable[[], bool], found: dict[str, Any]
 ) -> Network | None:
-    """The network of a run, begun or continued; None if it diverges. Puts into `found` how its training went."""
+    """The network of a run, begun or continued; None if it diverges. Puts into `found` how its training went.
+
+    Raises:
+        EDSRError: It cannot be trained, for reasons that are none of the network's.
+    """
     out = Path(task["out"])
     folder = out / "runs" / run.name
     several = hasattr(run.network, "all_scales")
@@ -94,7 +115,7 @@ def _train(
     try:
         for progress in train(config, ended):
             _tell(step=progress.step)
-    except TrainError as error:
+    except DivergenceError as error:  # others tell nothing of the network, and end the study
         found["diverged"] = str(error)
     metrics = read_metrics(folder / "metrics.jsonl")
     found["train_seconds"] = max((line["seconds"] for line in metrics if "seconds" in line), default=0.0)
@@ -110,7 +131,7 @@ def _train(
 def _train_plainly(
     run: Run, task: dict[str, Any], budget: Budget, ended: Callable[[], bool], found: dict[str, Any]
 ) -> Network | None:
-    """As `_train`, by `edsr.study.plain`, anew each time: it is short."""
+    """As `_train`, by `edsr.study.plain`, anew each time: it is short. It has diverged if a weight is not finite."""
     begun = time.perf_counter()
     files = [Path(file) for file in task["files"]]
 
@@ -120,6 +141,9 @@ def _train_plainly(
 
     model = train_plainly(run, files, budget, Path(task["out"]) / "cache", done)
     found["train_seconds"] = time.perf_counter() - begun
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        found["diverged"] = "a weight is not finite"
+        return None
     return model
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from edsr.devices import ProcessGroup
-from edsr.errors import CheckpointError, TrainError, WeightsError
+from edsr.errors import CheckpointError, DivergenceError, TrainError, WeightsError
 from edsr.wording import named, option
 
 from . import checkpoint, config_file, recipe, resuming, setup, step_budget, summary
@@ -139,10 +139,10 @@ class Trainer:
         return recipe.ema_decay(int(steps), self.config.schedule)
 
     def _measure_start(self) -> float:
-        """The error of what the run starts from, as all processes measure it. Raises TrainError if it has diverged."""
+        """The error of what the run starts from, as all processes measure it. Raises DivergenceError."""
         error = mean_absolute_error(self.train_step.ema, self.probe)
         if not error <= self.divergence.JUMP * recipe.UNTRAINED:
-            raise TrainError(
+            raise DivergenceError(
                 f"{self.folder}: what it would go on from has diverged (it is off by {error:.3g}, a gray image by "
                 f"{recipe.UNTRAINED} at most); start anew with a smaller {named('lr')}, or from other weights"
             )
@@ -311,7 +311,7 @@ class Trainer:
         """Goes back to the last checkpoint, with half the learning rate from there on."""
         rollbacks, factor = self.rollbacks + 1, self.lr_factor / 2
         if rollbacks > MAX_ROLLBACKS:
-            raise TrainError(
+            raise DivergenceError(
                 f"at step {step} {reason}, for the {rollbacks}th time, with {self.lr_factor:g} of the learning rate; "
                 f"start again with a smaller {named('lr')}, or look at the images"
             )

@@ -15,27 +15,16 @@ import pytest
 from PIL import Image
 
 from edsr.cli import main
-from edsr.errors import DataError, StudyError
+from edsr.errors import StudyError
 from edsr.models import NETWORKS, build_network
 from edsr.study.budgets import BUDGETS, METHODS, PUBLISHED, SCALES, claim_runs, runs_of_variant, table_runs
 from edsr.study.claims import NO, OPEN, YES, decide, findings
-from edsr.study.images import make_test_squares, split_images
 from edsr.study.measures import bytes_kept_for_gradients
 from edsr.study.report import write_report
-from edsr.study.runner import Study, StudyConfig, _train_all, run_study
+from edsr.study.runner import StudyConfig, _train_all, run_study
 from tests.conftest import ROOT
+from tests.study.conftest import QUICK, photographs
 from tests.support.processes import communicate, wait_until
-
-QUICK = BUDGETS["quick"]
-
-
-def photographs(folder, count, side=140):
-    folder.mkdir(parents=True)
-    for i in range(count):
-        y, x = np.mgrid[0:side, 0:side]
-        waves = [128 + 90 * np.sin(x / (3 + i + c)) * np.cos(y / (4 + c)) for c in range(3)]
-        Image.fromarray(np.stack(waves, 2).astype(np.uint8)).save(folder / f"{i}.png")
-
 
 # --- what is trained
 
@@ -62,51 +51,6 @@ def test_published_figures_are_of_methods():
     assert {*PUBLISHED} < {*METHODS}
 
 
-# --- images
-
-
-def test_folders_that_are_split_already(tmp_path):
-    photographs(tmp_path / "images" / "train", 2)
-    photographs(tmp_path / "images" / "test", 1)
-    split = split_images([tmp_path], None)
-    assert [p.parent.name for p in split.training] == ["train"] * 2 and [p.parent.name for p in split.test] == ["test"]
-
-
-def test_one_in_ten_is_held_out(tmp_path):
-    photographs(tmp_path / "all", 12, 8)
-    split = split_images([tmp_path / "all"], None)
-    assert len(split.test) == 1 and len(split.training) == 11 and not {*split.test} & {*split.training}
-
-
-def test_a_folder_of_its_own_to_score(tmp_path):
-    photographs(tmp_path / "a", 3, 8)
-    photographs(tmp_path / "b", 2, 8)
-    split = split_images([tmp_path / "a"], tmp_path / "b")
-    assert len(split.training) == 3 and len(split.test) == 2
-
-
-def test_what_is_scored_is_not_trained_on(tmp_path):
-    photographs(tmp_path / "a", 3, 8)
-    with pytest.raises(StudyError, match=r"0\.png: would be trained on and scored"):
-        split_images([tmp_path / "a"], tmp_path / "a")
-
-
-def test_no_images(tmp_path):
-    with pytest.raises(DataError, match="no images"):
-        split_images([tmp_path], None)
-
-
-def test_squares_are_the_middles(tmp_path):
-    photographs(tmp_path / "a", 3)
-    Image.new("RGB", (100, 200)).save(tmp_path / "a" / "small.png")
-    made = make_test_squares(sorted((tmp_path / "a").iterdir()), tmp_path / "test", 10)
-    assert [p.name for p in made] == ["000-0.png", "001-1.png", "002-2.png"]
-    whole = np.asarray(Image.open(tmp_path / "a" / "0.png"))
-    np.testing.assert_array_equal(np.asarray(Image.open(made[0])), whole[6:134, 6:134])
-    with pytest.raises(StudyError, match="no image to score of 128 x 128"):
-        make_test_squares([tmp_path / "a" / "small.png"], tmp_path / "other", 10)
-
-
 # --- verdicts
 
 
@@ -129,39 +73,6 @@ def test_batch_normalization_keeps_more_maps():
     with_it, without = (bytes_kept_for_gradients(replace(config, normalized=n), 1, 8) for n in (True, False))
     # Of each of five normalizations its input, which nothing else keeps, and its mean and deviation.
     assert with_it - without == 5 * (8 * 64 + 2 * 8) * 4
-
-
-def result(rng, run, psnr, **more):
-    squares = [psnr + rng.normal() / 100 for _ in range(2)]
-    curve = [{"step": step, "psnr": psnr - 1 / step} for step in (5, 10)]
-    scale = {"psnr": squares, "ssim": [0.9, 0.8], "psnr_ensemble": [p + 0.1 for p in squares], "seconds": 1.0}
-    scale |= {"multiply_adds": 1e9, "shift": [0.1, 0.2, 0.3], "contrast": 0.99}
-    found = {"steps": 10, "diverged": None, "train_seconds": 2.0, "rollbacks": 0, "curve": curve, "parameters": 9}
-    return found | {"peak_bytes": 1e8, "scales": {str(s): scale for s in run.scales}} | more
-
-
-@pytest.fixture
-def study(tmp_path):
-    """A study with made-up results, in which all claims hold."""
-    photographs(tmp_path / "photos", 2)
-    squares = make_test_squares(sorted((tmp_path / "photos").iterdir()), tmp_path / "out" / "test", 2)
-    config, rng = StudyConfig((str(tmp_path / "photos"),), str(tmp_path / "out"), claims=True), np.random.default_rng(0)
-    results = {}
-    for run in [*table_runs(QUICK, 10), *claim_runs(QUICK, 10)]:
-        psnr = {"edsr-l2": 29, "edsr-x4-from-x2": 31, "edsr-wrong-range": 20}.get(run.name.rpartition("-seed")[0], 30)
-        plain = run.name.startswith("srresnet-plain")
-        results[run.name] = result(rng, run, psnr + (1 if plain else 0))
-        if run.name.startswith("wide-1"):
-            results[run.name] |= {"diverged": "at step 7", "scales": {}}
-        if run.name.startswith("srresnet") and not plain:
-            for of_scale in results[run.name]["scales"].values():
-                of_scale["shift"] = [3.0 + rng.normal() / 100] * 3
-        for scale in run.scales:
-            folder = tmp_path / "out" / "images" / f"{run.name}-x{scale}"
-            folder.mkdir(parents=True)
-            for path in squares:
-                (folder / path.name).write_bytes(path.read_bytes())
-    return Study(config, QUICK, 10, results, 2, squares, "photos & <others>")
 
 
 def test_claims_that_hold(study):
@@ -230,29 +141,79 @@ def test_a_folder_of_another_study(tmp_path, capsys):
     (out / "study.json").write_text("{")
     assert main(arguments) == 1 and "damaged" in capsys.readouterr().err
     assert main([*arguments[:2], str(tmp_path / "nowhere"), *arguments[3:]]) == 1
-    assert sorted(p.name for p in out.iterdir()) == ["study.json"]
+    for damaged in "[]", "null", "\\":
+        (out / "study.json").write_text(damaged)
+        assert main(arguments) == 1 and "damaged" in capsys.readouterr().err
+    assert {p.name for p in out.iterdir()} - {".lock"} == {"study.json"}  # which Windows needs
+
+
+def test_images_may_move_but_not_be_others(tmp_path, monkeypatch):
+    """Other images of the same names are another study."""
+    monkeypatch.setattr("edsr.study.runner._train_all", lambda runs, *_: pytest.fail("no results") if runs else None)
+    monkeypatch.setattr("edsr.study.runner.table_runs", lambda *_: [])
+    photographs(tmp_path / "a", 11)
+    photographs(tmp_path / "b", 11, 150)
+    out = tmp_path / "out"
+
+    def begin(folder):
+        return run_study(StudyConfig((str(tmp_path / folder),), str(out)))
+
+    begin("a")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert begin("moved").dataset == "moved"
+    with pytest.raises(StudyError, match="holds a study of other sizes of images; choose another"):
+        begin("b")
+    noted = json.loads((out / "study.json").read_text())
+    del noted["sizes of images"]
+    (out / "study.json").write_text(json.dumps(noted))  # as studies were begun once
+    assert begin("moved").training == 10
+
+
+def test_one_study_at_a_time_in_a_folder(tmp_path, capsys, monkeypatch):
+    photographs(tmp_path / "photos", 11)
+    arguments = ["study", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--quiet"]
+    codes = []
+
+    def train_all(*_):
+        if not codes:  # once, for it would go on without an end where nothing refuses it
+            codes.append(None)
+            codes[0] = main(arguments)
+        raise StudyError("broken")
+
+    monkeypatch.setattr("edsr.study.runner._train_all", train_all)
+    assert main(arguments) == 1 and codes == [1]
+    refused, broken = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'out'} is being trained by another process" in refused and "broken" in broken
+    assert main(arguments) == 1 and "broken" in capsys.readouterr().err  # the lock is free again
 
 
 class Trainers:
-    """In place of processes: runs are trained once `jobs` of them, or the last ones, are at it."""
+    """In place of processes. The first `jobs` runs wait for one another, so that they have to be trained at once; all
+    that do not fail wait for `stop` where one fails."""
 
     def __init__(self, folder, jobs, failing=""):
         self.config, self.folder, self.failing = StudyConfig(("photos",), str(folder), jobs=jobs), folder, failing
-        self.going, self.most, self.ended, self.stopped = set(), 0, [], threading.Event()
+        self.begun, self.going, self.most, self.ended, self.lock = 0, 0, 0, [], threading.Lock()
+        self.stopped, self.together = threading.Event(), threading.Barrier(jobs, timeout=60)
 
     def result(self, run):
         return self.folder / f"{run.name}.json"
 
     def train(self, run, advance):
         assert not run.start or run.start in self.ended
-        self.going.add(run.name)
-        self.most = max(self.most, len(self.going))
+        with self.lock:
+            self.begun, self.going = self.begun + 1, self.going + 1
+            self.most, first = max(self.most, self.going), self.begun <= self.config.jobs
+        if first:
+            self.together.wait()
         advance(run, run.steps)
         if run.name == self.failing:
             raise StudyError("broken")
-        self.stopped.wait(60 if self.failing else 0.02)
-        self.going.remove(run.name)
-        self.ended.append(run.name)
+        if self.failing:
+            assert self.stopped.wait(60)
+        with self.lock:
+            self.going -= 1
+            self.ended.append(run.name)
         self.result(run).touch()
 
     def stop(self):
@@ -287,13 +248,11 @@ def test_an_interrupted_study_gives_the_same_table(tmp_path, monkeypatch):
         config = StudyConfig((str(tmp_path / "photos"),), str(tmp_path / name), steps=10, device="cpu", threads=1)
         found = tmp_path / name / "results"
         if name == "stopped":
-            with pytest.raises(KeyboardInterrupt):
-                run_study(config, stop_at("vdsr-x2x4", 5))
+            interrupt(config, monkeypatch, "vdsr-x2x4", 6)
             assert sorted(found.glob("*.json")) == [found / "srcnn-x2.json", found / "srcnn-x4.json"]
             assert len([*(tmp_path / name / "runs" / "vdsr-x2x4").glob("checkpoint-*")]) > 0
             before = (found / "srcnn-x2.json").stat().st_mtime_ns
-        with pytest.raises(KeyboardInterrupt):
-            run_study(config, stop_at("srresnet-x2", 1))
+        interrupt(config, monkeypatch, "srresnet-x2", 2)
         results.append({path.name: json.loads(path.read_text())["scales"] for path in found.glob("*.json")})
     assert (found / "srcnn-x2.json").stat().st_mtime_ns == before
     assert results[0].keys() == results[1].keys() and "vdsr-x2x4.json" in results[0]
@@ -303,17 +262,37 @@ def test_an_interrupted_study_gives_the_same_table(tmp_path, monkeypatch):
             assert scores["psnr"] == other["psnr"] and scores["ssim"] == other["ssim"], name
 
 
-def stop_at(name, step):
-    """A progress that is interrupted in the middle of a run."""
-    begun = []
+HELD = """
+import sys, time
+from edsr.study import worker
+
+train, tell = worker._train, worker._tell
+
+def held(run, task, budget, ended, found):
+    def tell_and_wait(**values):
+        tell(**values)
+        while run.name == RUN and values.get("step", 0) >= STEP and not ended():
+            time.sleep(0.01)
+    worker._tell = tell_and_wait
+    return train(run, task, budget, ended, found)
+
+worker._train = held
+sys.exit(worker.main())
+"""
+
+
+def interrupt(config, monkeypatch, name, step):
+    """Runs a study until a step of a run has been told of; the run, which has more, waits there for the signal."""
+    popen, code, told = subprocess.Popen, HELD.replace("RUN", repr(name)).replace("STEP", str(step)), []
 
     def progress(done, total, run):
-        if run == name:
-            begun.append(done)
-            if done - begun[0] >= step:
-                raise KeyboardInterrupt
+        told.append(run)
+        if run == name and told.count(run) == step:
+            raise KeyboardInterrupt
 
-    return progress
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(subprocess, "Popen", lambda command, **more: popen([command[0], "-c", code, command[-1]], **more))
+        run_study(config, progress)
 
 
 def test_a_missing_matplotlib_is_told_before_anything_is_trained(tmp_path, monkeypatch, capsys):
