@@ -33,7 +33,7 @@ from .edsr import (
     published_residual_scale,
 )
 from .family import COUNTER, FAMILY, build_family, find_layout
-from .header import MAX_RESIDUAL_SCALE, header_config, header_json
+from .header import MAX_RESIDUAL_SCALE, header_config, header_json, in_order
 from .terms import PACKAGED_LICENSE, assumptions, make_terms, mix_terms
 from .unwrapping import unwrap, unwrap_terms
 
@@ -180,7 +180,7 @@ def save_model(
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: not written, {key} is not finite in {_dtype_names([tensor])}")
     check_target(path)
-    write_whole(path, save(tensors, metadata), sources)
+    write_whole(path, in_order(save(tensors, metadata)), sources)
 
 
 def check_target(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the header of one of this project's files says of its network."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -23,6 +24,17 @@ CONFIGS: dict[str, Any] = {
 }
 OPTIONAL = {"all_scales", "kernels", "normalized", "tanh"}
 """What has its default where a header lacks it."""
+
+
+def in_order(data: bytes) -> bytes:
+    """A file of safetensors with what its header says of the file in alphabetical order, which is else another in
+    each: equal weights are equal files."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def read_config(table: Mapping[str, Any]) -> NetworkConfig:

@@ -135,6 +135,17 @@ def test_headers_are_strict_json(model, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["training"] == {"pictures": 3, "psnr": None}
 
 
+def test_equal_weights_are_equal_files(model, tmp_path):
+    """Whatever the order in which safetensors writes what it is told of them."""
+    files = []
+    for i in range(8):
+        save_model(model, tmp_path / f"{i}.safetensors", training={"data": ["Ä"]}, terms={"license": "CC0"})
+        files.append((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(set(files)) == 1
+    assert torch.equal(load_model(tmp_path / "0.safetensors").head.weight, model.head.weight)
+    assert read_info(tmp_path / "0.safetensors")["training"]["data"] == ["Ä"]
+
+
 def test_loading_leaves_the_file_free(model, tmp_path):
     """What is loaded does not live in the file any more, which may be overwritten."""
     path = tmp_path / "x.safetensors"
