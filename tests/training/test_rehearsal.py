@@ -77,7 +77,7 @@ def test_the_range_test_finds_where_the_loss_turns(folder, tmp_path, monkeypatch
     found = find_learning_rate(training(folder, tmp_path / "run"), 600)
     assert tried[0] == LOWEST and tried[1] / tried[0] == pytest.approx((HIGHEST / LOWEST) ** (1 / 599))
     assert all(b > a for a, b in itertools.pairwise(tried)) and 1e-2 < tried[-1] < HIGHEST / 2
-    assert 0.9e-2 < found * MARGIN < 1.5e-2
+    assert found is not None and 0.9e-2 < found * MARGIN < 1.5e-2
     assert "the loss diverges" in lines[-2] and lines[-1].endswith("a peak to try: lr=0.001")
     assert not (tmp_path / "run").exists()
 
@@ -116,7 +116,7 @@ def test_no_peak_is_below_the_lowest_rate_tried(folder, tmp_path, monkeypatch, l
 
 def test_the_range_test_of_a_real_network(folder, tmp_path, lines):
     found = find_learning_rate(training(folder, tmp_path / "run"), 120)
-    assert 1e-5 < found < 1e-1
+    assert found is not None and 1e-5 < found < 1e-1
     rates = [line for line in lines if line.startswith("learning rate ")]
     assert len(rates) > 8 and "loss nan" not in " ".join(rates)
 
