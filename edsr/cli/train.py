@@ -5,9 +5,13 @@ import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from edsr.system import temporary_folder
 
 from .checks import check_named_files
 from .console import print_line
+from .interruption import handle_hangup
 from .network import set_threads
 from .train_options import training_options
 
@@ -40,7 +44,13 @@ def run_train(options: Namespace) -> int:
         return 0
     if options.dry_run or options.find_lr:
         config = TrainConfig(**chosen)
-        dry_run(config) if options.dry_run else find_learning_rate(config, options.find_lr)
+        if options.dry_run:
+            dry_run(config)
+        elif config.out or config.resume:
+            find_learning_rate(config, options.find_lr)
+        else:
+            with temporary_folder() as folder:
+                find_learning_rate(replace(config, out=str(folder / "run")), options.find_lr)
         return 0
     with handled(stop), training_report(quiet) as report, contextlib.closing(run()) as steps:
         for progress in steps:
@@ -59,10 +69,12 @@ def run_train(options: Namespace) -> int:
 
 @contextlib.contextmanager
 def handled(stop: Callable[..., None]) -> Iterator[None]:
-    """In the block `stop` is called when SIGINT or SIGTERM comes."""
+    """In the block `stop` is called when SIGINT, SIGTERM or a first SIGHUP comes."""
+    restore = handle_hangup(stop)
     before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+        restore()

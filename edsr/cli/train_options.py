@@ -45,13 +45,14 @@ def add_train(commands, parents) -> None:
         nargs="?",
         const=True,
         metavar="RUN",
-        help="continue the run in RUN, or in --out; what is not given is as it was",
+        help="continue the run in RUN, or in --out; images and options that are not given are as they were, but for "
+        "--device, --threads, --backend, --no-graph and --wandb, which are given again",
     )
     command.add_argument(
         "--config",
         metavar="FILE",
-        help="options from a TOML file, such as RUN/config.toml, which every run writes: steps = 1000; those of the "
-        "command line come first",
+        help="options from a TOML file, such as RUN/config.toml, which every run but a decay writes: steps = 1000; "
+        "those of the command line come first",
     )
     _add_options(command)
     before = command.add_argument_group("before a run, instead of it")
@@ -145,7 +146,9 @@ def training_options(options) -> dict:
         raise UsageError(f"--resume {named} goes on in {named}; leave --out out, or add --decay N")
     if options.preview and (resumed or not options.degrade):
         raise UsageError("--preview shows what a run would begin with; give --degrade SPEC, and leave --resume out")
-    if not named and not options.out and not options.preview:
+    # These write nothing there; what is resumed is read from there.
+    writes = options.dry_run or not (options.preview or options.find_lr)
+    if not named and not options.out and (writes or resumed):
         raise UsageError("name the folder of the run with --out")
     if not resumed and not options.data:
         raise UsageError("name the images to train on with --data")

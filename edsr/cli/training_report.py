@@ -111,5 +111,10 @@ def training_report(quiet: bool) -> Iterator[TrainingReport]:
         columns = (steps, *columns[1:])
     if width < WIDE:
         columns = (columns[0], *columns[2:])
-    with drawn(quiet, columns, transient=False) as bar:
+    bars = contextlib.ExitStack()
+    bar = bars.enter_context(drawn(quiet, columns, transient=False))
+    try:
         yield TrainingReport(bar, quiet, narrow=narrow)
+    finally:
+        with contextlib.suppress(OSError):  # the terminal is gone, and nobody is left to tell
+            bars.close()

@@ -23,7 +23,7 @@ from edsr.errors import DataError, ImageError
 from edsr.images import matlab_downscale, to_depth
 from edsr.wording import named
 
-from .sources import ImageGroup, LoadSpec, SourceFile, find_div2k, find_files, scan_file
+from .sources import ImageGroup, LoadSpec, SourceFile, drop_doubles, find_div2k, find_files, scan_file
 from .store import HEIGHT, HR_START, IMAGE, LR_START, WIDTH, DiskCache, DiskCacheWriter, MemoryStore, PairedImages
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ def load_dataset(
 ) -> tuple[PairedImages, PairedImages | None]:
     """Loads images to train on, and to validate on where DIV2K's layout brings them.
 
-    What is left out, and why, is logged.
+    What is left out, and why, is logged; a file that is named more than once, also through a link, is read once, for
+    validation if it is named for that.
 
     Args:
         sources: Folders, in which images are looked for at any depth; image files; HDF5 files (*.h5, *.hdf5) with
@@ -82,6 +83,9 @@ def load_dataset(
                 validation += find_div2k(path, "valid", scale, MAX_VALIDATION)
         else:
             training += find_files(path)
+    # Before caches are looked up, which may hold doubles.
+    validation = drop_doubles(validation)
+    training = drop_doubles(training, validation)
     if not training:
         raise DataError("no images given; name folders")
     target = torch.device(device)
@@ -165,7 +169,8 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
         fits = largest // spec.scale
         most = f", {fits} at most" if fits and not spec.crop else ""
         raise DataError(f"no image left; give other folders or a smaller {named('patch')}{most}")
-    logger.info(f"reading {sum(group.count for group in groups)} images")
+    count = sum(group.count for group in groups)
+    logger.info(f"reading {count} image{'s' * (count != 1)}")
     dtype = np.dtype(np.uint16 if any(group.is_16bit for group in groups) else np.uint8)
     pixels = sum(group.kept_pixels(spec) for group in groups)
     store = DiskCacheWriter(cache, pixels, dtype) if cache else nullcontext(MemoryStore(pixels, spec.scale, dtype))
@@ -195,10 +200,11 @@ def load_files(files: Sequence[SourceFile], spec: LoadSpec, cache: DiskCache | N
 def scan_groups(files: Sequence[SourceFile], spec: LoadSpec, least: int) -> tuple[list[ImageGroup], int]:
     """The images in files that have `least` HR pixels a side, and the side of the largest of the others.
 
-    What is left out, and what is not read as it stands, is logged. Raises DataError for HDF5 that does not suit.
+    A file that is named more than once counts once. What is left out, and what is not read as it stands, is logged.
+    Raises DataError for HDF5 that does not suit.
     """
     groups, small = [], []
-    for scanned in map_in_threads(partial(scan_file, spec=spec), files):
+    for scanned in map_in_threads(partial(scan_file, spec=spec), drop_doubles(files)):
         try:
             for group in scanned.result():
                 (groups if min(group.height, group.width) >= least else small).append(group)

@@ -1,9 +1,10 @@
 """Where training images come from: folders, DIV2K's layout, image files, HDF5; found and scanned, not yet decoded."""
 
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,22 @@ class SourceFile(NamedTuple):
 
     path: Path
     lr_path: Path | None = None
+
+
+def drop_doubles(files: Sequence[SourceFile], others: Sequence[SourceFile] = ()) -> list[SourceFile]:
+    """The files without those named before, be it through a link, in them or in `others`; how many is logged.
+
+    An image held out for validation would be trained on under its other name.
+    """
+    seen, kept = {os.path.realpath(file.path) for file in others}, []
+    for file in files:
+        path = os.path.realpath(file.path)
+        if path not in seen:
+            seen.add(path)
+            kept.append(file)
+    if count := len(files) - len(kept):
+        logger.info(f"{count} file{'s are' if count > 1 else ' is'} named more than once: read only once")
+    return kept
 
 
 def find_files(path: Path) -> list[SourceFile]:

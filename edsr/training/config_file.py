@@ -1,8 +1,9 @@
-"""The options of a run as a TOML file: `config.toml` in the run's folder, which `train --config` takes."""
+"""The options of a run as a TOML file: `config.toml` in the folder of each run but decays, for `train --config`."""
 
 import dataclasses
 import json
 import os
+import tomllib
 from pathlib import Path
 
 from edsr.errors import TrainError
@@ -20,10 +21,17 @@ _NOT_WRITTEN = ("out", "decay", "minutes")  # of where and how long, not of what
 def write(config: TrainConfig, run: Path) -> None:
     """Writes all options that are set, under the names of the command line; paths are absolute.
 
+    The file of a run resumed stays, with comments of people, where it says what the options are.
+
     Raises:
         TrainError: The disk refuses.
     """
     path = run / NAME
+    before = _read(path) if config.resume else {}
+    if "init" in before:  # of which a run remembers the file's name only
+        config = dataclasses.replace(config, init=before["init"])
+    if tomllib.loads(dump(config)) == before:
+        return
     try:
         with atomic_file(path) as file:
             file.write(dump(config).encode("utf-8", "replace"))
@@ -31,6 +39,14 @@ def write(config: TrainConfig, run: Path) -> None:
         raise TrainError(
             f"{path}: cannot be written ({error.strerror}); make room, or choose another {named('out')}"
         ) from None
+
+
+def _read(path: Path) -> dict:
+    """The values of a file; none of one that is not there or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def dump(config: TrainConfig) -> str:

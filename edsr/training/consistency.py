@@ -214,5 +214,7 @@ def _difference(name: str, before: object, value: object) -> list[str]:
     """A line where an option is not what it was before."""
     if before == value:
         return []
-    how = f"without {named(name)}" if before is None else f"with {option(name, before)}"
-    return [f"{how}, not {'without' if value is None else either(str(value), as_words(value))}"]
+    told = "without" if value is None else either(str(value), as_words(value))
+    if before is None:
+        return [f"without {named(name)}, not with {told}"]
+    return [f"with {option(name, before)}, not {told}"]

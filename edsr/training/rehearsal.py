@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 MEASURED_AS = 300.0  # seconds of the run whose speed is measured: that takes a hundredth, 3 s, or three chunks of steps
 LOWEST, HIGHEST = 1e-6, 1.0  # learning rates tried
 SMOOTHING = 0.9  # of losses: about ten steps
+SETTLING = 10  # steps, a fifth of them at most, after which smoothed losses are more than a few noisy batches
+CLEARLY = 0.8  # of the loss it began with: what lies above is taken for noise
 DIVERGED = 3.0  # times the lowest loss ends the test
 MARGIN = 10.0  # between the rate where the loss was lowest and the peak that is proposed
 
@@ -39,21 +41,25 @@ def dry_run(config: TrainConfig) -> None:
         _log(run, f"nothing is trained, and nothing written into {run.folder}")
 
 
-def find_learning_rate(config: TrainConfig, steps: int) -> float:
+def find_learning_rate(config: TrainConfig, steps: int) -> float | None:
     """The learning-rate range test (Smith 2017, arXiv:1506.01186).
 
     The rate grows from LOWEST to HIGHEST in so many steps, by the same factor each, until the loss is DIVERGED times
     its lowest. Logs rates and losses, a line whenever the rate has doubled, and a rate to try.
 
     Returns:
-        The rate where the smoothed loss was lowest, less MARGIN: a peak to try with --lr.
+        A peak to try with --lr: the rate where the smoothed loss was lowest, less MARGIN. Where it never fell clearly,
+        as from trained weights, the last rate before it rose takes that one's place. None if nothing can be said; never
+        less than LOWEST.
 
     Raises:
         DataError, WeightsError, BackendError, TrainError, CheckpointError: As the run would.
     """
     with _prepared(config) as run:
         growth = (HIGHEST / LOWEST) ** (1 / max(1, steps - 1))
-        mean, lowest, best, said = 0.0, math.inf, LOWEST, -math.inf
+        settled, mean, said = min(SETTLING, steps // 5), 0.0, -math.inf
+        begin, lowest, best, before_rise = math.inf, math.inf, LOWEST, LOWEST
+        rises = False
         step = 0
         while step < steps:
             count = min(run.train_step.max_steps, LOG_EVERY, steps - step)
@@ -65,15 +71,30 @@ def find_learning_rate(config: TrainConfig, steps: int) -> float:
                 smooth = mean / (1 - SMOOTHING**step)
                 if not smooth <= DIVERGED * lowest:
                     _log(run, f"learning rate {rate:.2g}: the loss diverges")
-                    step = steps
+                    rises, step = True, steps
                     break
                 if math.log10(rate) - said >= 0.3:
                     said = math.log10(rate)
                     _log(run, f"learning rate {rate:.2g}: loss {smooth:.5f}")
+                if step < settled:
+                    continue
+                if step == settled:
+                    begin = smooth
                 if smooth < lowest:
                     lowest, best = smooth, rate
-        _log(run, f"lowest at {best:.2g}; a peak to try: {option('lr', float(f'{best / MARGIN:.1g}'))}")
-        return best / MARGIN
+                rises = smooth * CLEARLY > begin
+                before_rise = before_rise if rises else rate
+        fell = lowest < CLEARLY * begin
+        what = f"lowest at {best:.2g}"
+        if not fell:
+            best, what = before_rise, "the loss never fell clearly below where it began"
+            what += f", and rises beyond {best:.2g}" if rises else ""
+        if not fell and (not rises or best < MARGIN * LOWEST):
+            _log(run, f"{what}; no peak to propose")
+            return None
+        peak = max(best / MARGIN, LOWEST)
+        _log(run, f"{what}; a peak to try: {option('lr', float(f'{peak:.1g}'))}")
+        return peak
 
 
 @contextlib.contextmanager

@@ -200,7 +200,7 @@ class Trainer:
                 raise TrainError(f"{self.folder} holds a run by now; add {option('resume')} to continue it")
         self._save(None)
         if self.group.is_main:
-            if self.is_new and self.decay is None:
+            if self.decay is None:  # which options alone do not make
                 config_file.write(self.config, self.folder)
             self.run_log = RunLogger(self.folder, self.step, self.config.wandb)
         self.log_table()

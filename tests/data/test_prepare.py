@@ -124,6 +124,12 @@ def test_the_layout_of_div2k(div2k, tmp_path):
     np.testing.assert_array_equal(got["lr"]["0"], make_image(24, 18, seed=99))
 
 
+def test_a_file_named_more_than_once_is_written_once(folder, tmp_path, lines):
+    prepare_hdf5([folder, folder / "0.png", folder], tmp_path / "a.h5", kind="eval")
+    assert len(contents(tmp_path / "a.h5")["hr"]) == 4
+    assert lines() == ["5 files are named more than once: read only once", "reading 4 images"]
+
+
 def test_hdf5_as_a_source(tmp_path):
     high = np.stack([make_image(24, 30, 1, seed=i)[..., 0] for i in range(5)])
     low = np.stack([make_image(12, 15, 1, seed=9 + i)[..., 0] for i in range(5)])

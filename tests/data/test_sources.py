@@ -74,6 +74,40 @@ def test_reductions_that_crops_make_useless_are_told(div2k, lines):
     assert lines()[0].endswith("are not used: each square that crop cuts is reduced by bicubic")
 
 
+@pytest.mark.parametrize(
+    ("again", "says"),
+    [(["images/sub"], "1 file is"), (["images", "sub/../images"], "10 files are"), (["link"], "5 files are")],
+)
+def test_a_file_named_more_than_once_is_read_once(folder, tmp_path, lines, again, says):
+    save(folder / "sub" / "a.png", make_image(40, 40, seed=8))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    images = read_all(folder, *(tmp_path / name for name in again))
+    assert lines() == [f"{says} named more than once: read only once", "reading 5 images"]
+    assert same(images, read_all(folder))
+
+
+def test_images_of_div2k_named_again_are_not_trained_on_and_validated_on(div2k, lines):
+    again = [div2k / "DIV2K_train_HR", div2k / "DIV2K_valid_HR" / "0801.png", div2k / "DIV2K_valid_HR" / "0812.png"]
+    images, validation = load_dataset([div2k, *again], 2, 4)
+    assert validation is not None and len(validation) == 10 and len(images) == 3 + 1
+    np.testing.assert_array_equal(images.pair(1)[0], make_image(24, 30, seed=99))  # the first name brings a reduction
+    np.testing.assert_array_equal(images.pair(3)[1], make_image(48, 36, seed=812))
+    assert "4 files are named more than once: read only once" in lines()
+
+
+def test_one_image_is_read(folder, lines):
+    read_all(folder / "0.png")
+    assert lines() == ["reading 1 image"]
+
+
+def test_a_cache_of_doubles_is_not_taken(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("edsr.data.dataset.drop_doubles", lambda files, others=(): list(files))
+        assert len(read_all(folder, folder, cache=tmp_path / "cache")) == 8
+    assert len(read_all(folder, folder, cache=tmp_path / "cache")) == 4
+
+
 def test_validation_by_the_folder_of_div2k(div2k, folder):
     images = load_validation(div2k, 2)
     assert len(images) == 10

@@ -91,12 +91,25 @@ def test_awkward_values_survive():
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_resumed_keeps_its_file(folder, tmp_path):
-    path = tmp_path / "run" / config_file.NAME
-    steps = train(training(folder, tmp_path / "run"))
+def test_the_file_of_a_run_resumed_says_what_its_options_are(folder, tmp_path):
+    list(train(training(folder, tmp_path / "first", steps=1)))
+    init = tmp_path / "first" / "last.safetensors"
+    run = tmp_path / "run"
+    path = run / config_file.NAME
+
+    def go_on(**more):
+        steps = train(TrainConfig((), str(run), resume=True, device="cpu", given=frozenset(more), **more))
+        next(steps)
+        steps.close()
+        return tomllib.loads(path.read_text())
+
+    steps = train(training(folder, run, init=str(init)))
     next(steps)
     steps.close()
-    before = path.read_text()
-    path.write_text(before + "# mine\n")
-    list(train(training(folder, tmp_path / "run", resume=True, lr=5e-4)))
-    assert path.read_text() == before + "# mine\n"
+    path.write_text(path.read_text() + "# mine\n")
+    before = go_on()
+    assert "# mine" in path.read_text()  # nothing has changed
+    init.unlink()
+    assert go_on(lr=5e-4) == before | {"lr": 5e-4} and before["init"] == str(init)
+    path.write_text("garbled")
+    assert go_on()["lr"] == 5e-4

@@ -81,12 +81,12 @@ def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_image_is_read
     with pytest.raises(TrainError) as caught:
         list(train(resumed(run, *(set(wrong) - {"init"}), **wrong)))
     for says in (
-        "run was started without init, not other.safetensors; ",
+        "run was started without init, not with other.safetensors; ",
         "with scale=2, not 3; ",
         "with steps=12, not 20; ",
         "with loss='l1', not l2; ",
-        "without crop, not 64; ",
-        "without degrade, not jpeg:40-90",
+        "without crop, not with 64; ",
+        "without degrade, not with jpeg:40-90",
     ):
         assert says in str(caught.value)
     assert str(caught.value).count(", not ") == 6 and "\n" not in str(caught.value)
