@@ -50,22 +50,14 @@ def test_which_errors_are_for_people():
     assert describe(KeyError("x")) == "KeyError('x'), a defect; --debug shows where"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix terminal")
-def test_lines_stay_whole_above_the_bars():
-    """On a terminal, while a bar is drawn."""
+def run_on_terminal(code, stdout=None):
+    """Runs Python code on a terminal of 40 columns, standard output elsewhere if given. Returns what that shows."""
     import pty
 
-    code = "import logging; from edsr.cli import progress, console\nconsole.show_log(False)\n"
-    code += "with progress.bars(False, ['a.png', 'b.png']) as bars, bars.file('a.png', 10, 10, 'a.png') as bar:\n"
-    code += "    logging.getLogger('edsr.batch').info('a line of the log'); bar.advance(5)\n"
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=follower,
-        env=os.environ | {"TERM": "xterm"},
-    )
+    stdout = follower if stdout is None else stdout
+    environ = os.environ | {"TERM": "xterm", "COLUMNS": "40", "LINES": "24"}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environ, stdout=stdout, stderr=follower)
     os.close(follower)
     shown = b""
     while True:
@@ -78,7 +70,27 @@ def test_lines_stay_whole_above_the_bars():
         shown += part
     os.close(leader)
     assert process.wait(60) == 0
+    return shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix terminal")
+def test_lines_stay_whole_above_the_bars():
+    """On a terminal, while a bar is drawn."""
+    code = "import logging; from edsr.cli import progress, console\nconsole.show_log(False)\n"
+    code += "with progress.bars(False, ['a.png', 'b.png']) as bars, bars.file('a.png', 10, 10, 'a.png') as bar:\n"
+    code += "    logging.getLogger('edsr.batch').info('a line of the log'); bar.advance(5)\n"
+    shown = run_on_terminal(code, stdout=subprocess.DEVNULL)
     assert b"a line of the log\r\n" in shown and b" 50 %" in shown and b"0 of 2 images" in shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix terminal")
+def test_lines_wider_than_the_terminal_are_not_broken_by_the_bars():
+    result, note = '{"input": "' + "a name/ of many words, " * 6 + '"}', "note: " + "a long path/" * 9
+    code = "from edsr.cli import progress, console\nwith progress.bars(False, ['a.png']) as bars:\n"
+    code += "    with bars.file('a.png', 10, 10, 'a.png') as bar:\n"
+    code += f"        bar.advance(5); console.print_result({result!r}); console.print_line({note!r})\n"
+    shown = run_on_terminal(code)
+    assert f"{result}\r\n".encode() in shown and f"{note}\r\n".encode() in shown and b" 50 %" in shown
 
 
 @pytest.mark.parametrize(("columns", "narrow"), [(40, True), (59, True), (60, False), (None, False)])
