@@ -115,7 +115,7 @@ def run_evaluate(options: Namespace) -> int:
         keep = ResultFolders(Path(options.save), names, originals, scale, options.overwrite).save
     images: list[list[dict]] = [[] for _ in models]
     failed, complete = [], False
-    table = None if options.json else ScoreTable(models, names)
+    table = None if options.json else ScoreTable(models, names, [path.name for path in originals])
     chosen = options.hr, options.lr, options.protocol, options.self_ensemble
     try:
         with progress.bars(options.quiet, originals) as bars:

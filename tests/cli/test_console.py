@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from rich.cells import cell_len
 
 from edsr import cli, errors
 from edsr.cli import commands, scores, train
@@ -96,16 +97,43 @@ def test_lines_wider_than_the_terminal_are_not_broken_by_the_bars():
 @pytest.mark.parametrize(("columns", "narrow"), [(40, True), (59, True), (60, False), (None, False)])
 def test_scores_fit_the_terminal(capsys, monkeypatch, columns, narrow):
     monkeypatch.setattr(scores, "result_width", lambda: columns)
-    table = scores.ScoreTable(["edsr-baseline"], ["edsr-baseline"])
+    name = "an image with a name that is long.png"
+    table = scores.ScoreTable(["edsr-baseline"], ["edsr-baseline"], [name])
     found = {"psnr": 33.5, "ssim": 0.93, "bicubic_psnr": float("inf"), "bicubic_ssim": float("nan")}
-    table.row("an image with a name that is long.png", [found])
+    table.row(name, [found])
     lines = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= (columns or 60) for line in lines)
+    assert all(len(line) <= columns for line in lines if columns)
     if narrow:
-        name = "an image with a name that is long.png"
         assert lines == [name, "  edsr-baseline        33.50   0.9300", "  bicubic                inf        -"]
     else:
         assert [line.split()[-2:] for line in lines] == [["edsr-baseline", "bicubic"], ["PSNR", "SSIM"], ["inf", "-"]]
+        assert lines[2].startswith(f"{name} " if columns is None else "an image wi…is long.png ")
+
+
+@pytest.mark.parametrize("columns", [80, None])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"a name of an image that is longer than a row_{i}.png" for i in range(2)],
+        [f"a name of an image, the {i}th, that is longer than a row of a terminal.png" for i in range(2)],
+        ["写真" * 16 + ".png", "a.png"],
+    ],
+    ids=["ends differ", "middles differ", "wide characters"],
+)
+def test_names_beside_scores_are_told_apart(capsys, monkeypatch, columns, names):
+    monkeypatch.setattr(scores, "result_width", lambda: columns)
+    table = scores.ScoreTable(["edsr-baseline"], ["edsr-baseline"], names)
+    for name in names:
+        table.row(name, [{"psnr": 33.5, "ssim": 0.93, "bicubic_psnr": 30.0, "bicubic_ssim": 0.9}])
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.endswith("0.9000")]
+    if columns is None:
+        assert all(name in out for name in names)
+    if "…" in out or columns is None:
+        shown = {row[:-36] for row in rows}
+        assert len(shown) == 2 and len({cell_len(row) for row in rows}) == 1 and cell_len(rows[0]) <= (columns or 200)
+    else:
+        assert all(f"{name}\n" in out for name in names)
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120, None])
