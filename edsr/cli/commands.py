@@ -152,7 +152,8 @@ def run_evaluate(options: Namespace) -> int:
             if kind in counts and not options.quiet:
                 print_line(f"note: mean {kind.upper()}{whose} of {counts[kind]} of {count}, where it is a number")
     if failed:
-        print_line(f"{len(failed)} of {count + len(failed)} images could not be scored")
+        total = count + len(failed)
+        print_line(f"{len(failed)} of {total} image{'s' * (total != 1)} could not be scored")
     return 1 if failed else 0
 
 

@@ -165,7 +165,9 @@ class BatchReport:
         self._show()
 
     def _count(self) -> str:
-        return f"{self.work.ended} {'' if self.work.files is None else f'of {self.work.files} '}images"
+        count = self.work.ended if self.work.files is None else self.work.files
+        of = "" if self.work.files is None else f"of {self.work.files} "
+        return f"{self.work.ended} {of}image{'s' * (count != 1)}"
 
     def _show(self) -> None:
         now, fraction = self.clock(), self.work.fraction

@@ -170,7 +170,7 @@ def test_nothing_that_can_be_scored(tmp_path, score):
     code, document, said = score()
     assert code == 1 and document["images"] == [] and len(document["failed"]) == 1
     assert set(document["mean"].values()) == {None}
-    assert "1 of 1 images could not be scored" in said
+    assert "1 of 1 image could not be scored" in said
 
 
 def test_what_was_scored_before_an_interruption_is_given(folders, capsys, monkeypatch):
