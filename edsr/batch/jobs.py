@@ -149,8 +149,9 @@ def plan_jobs(
     if output is not None and is_folder_name(output, several):
         output = output if output.endswith("/") else output + "/" if is_url(output) else os.path.join(output, "")
     elif (found.items or found.listed) and output is not None and several:
-        count = "several" if found.listed else len(found.items) + len(found.errors)
-        message = f"{output}: {count} images need a folder after -o; to have it made, end it in a slash"
+        count: int | str = "several" if found.listed else len(found.items) + len(found.errors)
+        images = "the images of a folder" if count == 1 else f"{count} images"
+        message = f"{output}: {images} need a folder after -o; to have it made, end it in a slash"
         raise ImageError(message, misuse=True)
     plan = BatchPlan(errors=found.errors, earlier=found.earlier, others=found.others, closed=found.closed)
     plan.into_folder = output is not None and output.endswith(("/", os.sep))

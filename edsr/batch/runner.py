@@ -383,11 +383,11 @@ def _upscale(
 
 @contextlib.contextmanager
 def _noted(result: FileResult, reader: ImageReader) -> Iterator[None]:
-    """If the block fails, the result has all the same what was found until then."""
+    """If the block fails, the result has all the same what was found in the image; not what was to become of it."""
     try:
         yield
     except BaseException:
-        result.warnings = tuple(dict.fromkeys((*reader.warnings, *result.warnings)))
+        result.warnings = reader.warnings
         raise
 
 

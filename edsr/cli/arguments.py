@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import difflib
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from edsr.errors import printable
@@ -165,6 +167,7 @@ class LineParser(argparse.ArgumentParser):
             group._group_actions.sort(key=lambda action: action.dest == "debug")
         return super().format_help()
 
+    _given: Sequence[str] = ()
     commands: Mapping[str, argparse.ArgumentParser] = {}
     """The parsers of commands below this one, by their names."""
 
@@ -178,7 +181,14 @@ class LineParser(argparse.ArgumentParser):
             speaker.error(f"{rest[0]}: there is no such {'option' if rest[0][0] == '-' else 'argument'}{hint}")
         return options
 
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
+        dashed = [name for name in self._given if name.startswith("-") and os.path.isfile(name)]
+        if dashed:
+            message += f"; {dashed[0]} is taken for an option, write ./{dashed[0]}"
         if message.endswith("expected one argument"):
             message += "; one that begins with - is joined to the option, as in --range=-1,1"
         self.exit(2, f"error: {printable(message)}\n{self.format_usage()}Options: {self.prog} --help\n")

@@ -120,6 +120,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.inputs, self.skipped = 0, 0
+        self.kept = ""  # the result that the last skipped image has already
         self.expected = ""  # what a dry run says of all together
         self.earlier, self.others = 0, ""  # files in folders that are no inputs, see BatchPlan; a line on others
         self.failures: list[str] = []
@@ -135,6 +136,7 @@ class Tally:
         self.misuses += error is not None and is_misuse(error)
         self.inputs += 1
         self.skipped += bool(record["skipped"])
+        self.kept = record["output"] if record["skipped"] else self.kept
         if record["error"]:
             self.failures.append(record["error"])
 
@@ -142,6 +144,7 @@ class Tally:
         """Counts what another process has counted."""
         self.inputs += other.inputs
         self.skipped += other.skipped
+        self.kept = other.kept or self.kept
         self.failures += other.failures
         self.misuses += other.misuses
 
@@ -160,10 +163,15 @@ class Tally:
 
     def summary(self) -> list[str]:
         """How the batch went, or would go, in lines; failures are named again."""
-        parts = [f"{self.done} of {self.inputs} images {f'to do: {self.expected}' if self.expected else 'done'}"]
-        parts += [f"{self.skipped} skipped"] if self.skipped else []
+        if self.inputs == self.skipped == 1:
+            parts = [f"{self.kept} is there already: skipped"]
+        else:
+            what = f"to do: {self.expected}" if self.expected else "done"
+            parts = [f"{self.done} of {self.inputs} image{'s' * (self.inputs != 1)} {what}"]
+            parts += [f"{self.skipped} skipped"] if self.skipped else []
         if self.earlier:
-            parts.append(f"{self.earlier} earlier results left out (--again takes them)")
+            results = f"{self.earlier} earlier result{'s' * (self.earlier != 1)}"
+            parts.append(f"{results} left out (--again takes {'it' if self.earlier == 1 else 'them'})")
         if self.others:
             parts.append(self.others)
         parts += [f"{len(self.failures)} failed:"] if self.failures else []

@@ -115,7 +115,7 @@ def run_evaluate(options: Namespace) -> int:
         keep = ResultFolders(Path(options.save), names, originals, scale, options.overwrite).save
     images: list[list[dict]] = [[] for _ in models]
     failed, complete = [], False
-    table = None if options.json else ScoreTable(models, names)
+    table = None
     chosen = options.hr, options.lr, options.protocol, options.self_ensemble
     try:
         with progress.bars(options.quiet, originals) as bars:
@@ -129,7 +129,8 @@ def run_evaluate(options: Namespace) -> int:
                     scored.append(image)
                 if not options.quiet:
                     print_notes(names, found)
-                if table:
+                if not options.json:  # not before there is a score: an error has no head of a table above it
+                    table = table or ScoreTable(models, names, [path.name for path in originals])
                     table.row(found[0]["name"], found)
         complete = True
     finally:  # what was scored before an interruption is given, too
@@ -152,7 +153,8 @@ def run_evaluate(options: Namespace) -> int:
             if kind in counts and not options.quiet:
                 print_line(f"note: mean {kind.upper()}{whose} of {counts[kind]} of {count}, where it is a number")
     if failed:
-        print_line(f"{len(failed)} of {count + len(failed)} images could not be scored")
+        total = count + len(failed)
+        print_line(f"{len(failed)} of {total} image{'s' * (total != 1)} could not be scored")
     return 1 if failed else 0
 
 

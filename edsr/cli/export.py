@@ -29,7 +29,7 @@ def add_export(commands, parents) -> None:
         epilog="examples:\n"
         "  %(prog)s edsr-baseline -o edsr_x2.onnx\n"
         "  %(prog)s edsr-photo -o photo_x4.onnx --scale 4 --precision fp16\n"
-        "  %(prog)s edsr-photo -o models/photo_x4.param --scale 4\n"
+        "  %(prog)s edsr-photo -o photo_x4.param --scale 4\n"
         "  %(prog)s runs/x2/best.safetensors -o mine.onnx --range 255",
     )
     command.add_argument("model", metavar="MODEL", help="a packaged name, a weights file, or NAME:SHARE+NAME:SHARE")

@@ -203,7 +203,12 @@ def add_upscale(commands, parents) -> None:
     batch.add_argument(
         "--recursive", action="store_true", help="go into folders of folders; below -o DIR/ the same tree is made"
     )
-    batch.add_argument("--skip-existing", action="store_true", help="skip images whose result exists: resumes a batch")
+    batch.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="skip images whose result exists: resumes a batch; --overwrite does not change that, but replaces "
+        "what else is in a result's place",
+    )
     batch.add_argument(
         "--again", action="store_true", help="upscale results of earlier runs (NAME_x2.png) that lie in folders, too"
     )

@@ -17,7 +17,8 @@ def add_prepare(commands, parents) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Writes high-resolution images (hr) and their low-resolution images (lr), made as MATLAB does,\n"
         "into one file: patches for train --data, as in 91-image_x2.h5, or whole images for evaluate --hr,\n"
-        "as in Set5_x2.h5. An image that does not suit is named, and the others go on.",
+        "as in Set5_x2.h5. An image that does not suit is named, and the others go on.\n"
+        "Exit code 0: the file is written, of the images that suit, 1: it is not, 2: wrong usage, 130: interrupted.",
         epilog="examples:\n"
         "  %(prog)s --data T91/ --out 91-image_x2.h5 --scale 2\n"
         "  %(prog)s --data Set5/HR --out Set5_x2.h5 --scale 2 --kind eval\n"

@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
+from rich.text import Text
 
 from edsr.errors import ImageError, printable
 from edsr.progress import describe_seconds
@@ -163,7 +165,9 @@ class BatchReport:
         self._show()
 
     def _count(self) -> str:
-        return f"{self.work.ended} {'' if self.work.files is None else f'of {self.work.files} '}images"
+        count = self.work.ended if self.work.files is None else self.work.files
+        of = "" if self.work.files is None else f"of {self.work.files} "
+        return f"{self.work.ended} {of}image{'s' * (count != 1)}"
 
     def _show(self) -> None:
         now, fraction = self.clock(), self.work.fraction
@@ -249,6 +253,15 @@ def starting(quiet: bool, what: str = "loading the network") -> Iterator[None]:
         if progress is not None:
             progress.add_task(what, total=None)
         yield
+
+
+class Console(rich.console.Console):
+    """Leaves long lines whole, for the terminal to break: no path and no JSON may get line ends of ours."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if all(isinstance(part, Text) for part in objects):  # what was printed; not the bars
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def run_upscale(options: Namespace, elsewhere: "Callable[[Namespace, Tally, Exit
             upscale_found(found, options, tally, stack)
         elif is_main():
             report_inputs(found.errors, options, tally)
-    if is_main() and (tally.inputs > 1 or tally.earlier or tally.others) and not options.quiet:
+    if is_main() and (tally.inputs > 1 or tally.skipped or tally.earlier or tally.others) and not options.quiet:
         print_line(*tally.summary())
     if options.dry_run and is_main() and not options.quiet:
         print_line("dry run: nothing was upscaled, and nothing written")

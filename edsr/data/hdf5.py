@@ -16,7 +16,6 @@ import numpy as np
 
 from edsr.errors import DataError, ImageError
 from edsr.images import to_depth
-from edsr.wording import named
 
 from .value_range import find_white, measure
 
@@ -152,7 +151,7 @@ class Hdf5Images:
         upscaled = lr == hr
         if not upscaled and hr != (lr[0], lr[1] * scale, lr[2] * scale):
             shapes = f"{hr_key} {list(file[hr_key].shape)} is not {scale} x {lr_key} {list(file[lr_key].shape)}"
-            raise DataError(f"{self.path}: {shapes}; check {named('scale')} or {named('scales')}")
+            raise DataError(f"{self.path}: {shapes}; ask for the scale of the file")
         used = [hr_key] if upscaled else [hr_key, lr_key]
         is_16bit = any(file[key].dtype == np.uint16 for key in used)
         count, height, width = hr

@@ -221,7 +221,9 @@ def comparison_path(image: Path | None, hr: Path | None, output: str | None, suf
             raise CompareError(f"{output}: there is no such folder, create it first")
     if target.suffix.lower() != suffix:
         kind = "figures" if suffix == ".png" else "pages"
-        raise CompareError(f"{target}: {kind} are written as {suffix}, give such a name", misuse=True)
+        page = either(", or ask for the suffix .html", ", or add --html for a page")
+        more = page if target.suffix.lower() == ".html" else ""
+        raise CompareError(f"{target}: {kind} are written as {suffix}, give such a name{more}", misuse=True)
     if why := why_unwritable_file(target):
         raise CompareError(f"{target}: {why}")
     if any(os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target) for path in sources):

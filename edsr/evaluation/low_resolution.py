@@ -67,8 +67,8 @@ class LowResolution:
             warnings += (f"its low-resolution image: {line}" for line in read)
         if (image.shape[0] * s, image.shape[1] * s) != target.shape[:2]:
             raise EvaluateError(
-                f"{original.name}: its low-resolution image is {image.shape[1]} x {image.shape[0]}, not a {s}th of "
-                f"{target.shape[1]} x {target.shape[0]}; check {named('scale')} and {named('lr')}"
+                f"{original.name}: {target.shape[1]} x {target.shape[0]} is not {s} times its low-resolution image, "
+                f"{image.shape[1]} x {image.shape[0]}; check {named('scale')} and {named('lr')}"
             )
         if image.shape[2] == target.shape[2]:
             return image

@@ -51,9 +51,11 @@ class Originals(abc.ABC):
 
 
 def list_originals(hr: Path, scale: int) -> Sequence[Path]:
-    """The paths of what `find_originals` finds, without looking further. Raises DataError for HDF5."""
+    """The paths of what `find_originals` finds, without looking further. Raises DataError for HDF5,
+    EvaluateError for another file."""
     if is_hdf5(hr):
         return _hdf5_names(Hdf5Images(hr, scale))[0]
+    _check_folder(hr)
     return scan_folder(hr).images
 
 
@@ -63,14 +65,21 @@ def find_originals(hr: Path, lr: Path | None, scale: int, protocol: str) -> Orig
     Raises:
         DataError: The HDF5 file cannot be read, or holds no such images.
         ImageError: A folder cannot be read, or holds no images.
-        EvaluateError: `lr` has several folders for the scale, or is given beside HDF5; or nothing in it can be scored.
+        EvaluateError: `lr` has several folders for the scale, or is given beside HDF5; or nothing in it can be scored;
+            or `hr` is another file.
     """
     if is_hdf5(hr):
         if lr is not None:
             why = "holds its low-resolution images itself"
             raise EvaluateError(f"{hr}: {why}; leave out {named('lr')}", misuse=True)
         return _Hdf5Originals(hr, scale, protocol)
+    _check_folder(hr)
     return _FolderOriginals(hr, lr, scale, protocol)
+
+
+def _check_folder(hr: Path) -> None:
+    if hr.is_file():
+        raise EvaluateError(f"{hr}: is a single file, and no HDF5; give its folder with {named('hr')}")
 
 
 class _FolderOriginals(Originals):

@@ -68,3 +68,10 @@ def test_of_a_source_that_is_gone_the_result_remains(home, upscale):
     assert upscale("photo.png")[0] == 0
     os.unlink("photo.png")
     assert upscale("photo.png", "--skip-existing", "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",), ("--dry-run",)])
+def test_a_single_image_that_is_skipped_is_told(home, upscale, more):
+    assert upscale("photo.png", "-o", "out/")[0] == 0
+    code, out, err = upscale("photo.png", "-o", "out/", "--skip-existing", *more)
+    assert code == 0 and out == "" and err.splitlines()[0] == "out/photo_x2.png is there already: skipped"

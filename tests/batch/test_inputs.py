@@ -194,8 +194,8 @@ def test_the_summary_counts_what_a_folder_holds_besides(home, upscale):
     assert upscale(".", "--again")[0] == 0  # m.safetensors lies there, too
     code, out, err = upscale(".", "--width", "70")
     others = "2 files passed over, no images by their names (1 .safetensors, 1 .txt)"
-    counted = f"1 earlier results left out (--again takes them), {others}"
-    assert code == 0 and out.count("\n") == 1 and err == f"1 of 1 images done, {counted}\n"
+    counted = f"1 earlier result left out (--again takes it), {others}"
+    assert code == 0 and out.count("\n") == 1 and err == f"1 of 1 image done, {counted}\n"
 
 
 # --- lists

@@ -153,6 +153,7 @@ def test_an_unlistable_folder_does_not_stop_the_others(tree):
     [
         ([], None, "no images given"),
         (["p"], "file.png", "2 images need a folder after -o"),
+        (["q"], "file.png", "the images of a folder need a folder after -o"),
         (["p/a.png", "p/*.gif"], "file.png", "2 images need a folder after -o"),
     ],
 )

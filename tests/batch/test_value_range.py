@@ -83,6 +83,8 @@ def test_other_ranges_are_refused(repeat, scale, shift, example, where):
     code, _, said = repeat(pixels)
     assert code == 1 and example in said
     assert f"{pixels.min():.6g}..{pixels.max():.6g}" in said.replace(" ", "").split("samplesof")[1]
+    code, _, said = repeat(pixels, "png")
+    assert code == 1 and example in said and "rounded" not in said  # which is of a result, and there is none
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -247,3 +247,18 @@ def test_help_has_one_group_of_what_is_rarely_needed_and_explains_its_words(comm
     groups = [line for line in out.splitlines() if line.startswith("execution")]
     assert groups == ["execution, rarely needed:"] and out.index(groups[0]) < out.rindex("--debug")
     assert "residual" not in out.replace("--residual-scale", "")
+
+
+@pytest.mark.parametrize("arguments", [("-dash.png",), ("photo.png", "-dash.png")])
+def test_a_name_that_looks_like_an_option(home, upscale, capsys, arguments):
+    (home / "photo.png").rename(home / "-dash.png")
+    with pytest.raises(SystemExit) as end:
+        upscale(*arguments)
+    assert end.value.code == 2
+    assert "; -dash.png is taken for an option, write ./-dash.png\n" in capsys.readouterr().err
+
+
+def test_a_single_file_is_no_folder_of_originals(home, run):
+    code, out, err = run("evaluate", "--hr", "photo.png", "--model", "m.safetensors")
+    assert (code, out) == (1, "")
+    assert err == "error: photo.png: is a single file, and no HDF5; give its folder with --hr\n"

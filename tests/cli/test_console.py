@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from rich.cells import cell_len
 
 from edsr import cli, errors
 from edsr.cli import commands, scores, train
@@ -51,22 +52,14 @@ def test_which_errors_are_for_people():
     assert describe(KeyError("x")) == "KeyError('x'), a defect; --debug shows where"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix terminal")
-def test_lines_stay_whole_above_the_bars():
-    """On a terminal, while a bar is drawn."""
+def run_on_terminal(code, stdout=None):
+    """Runs Python code on a terminal of 40 columns, standard output elsewhere if given. Returns what that shows."""
     import pty
 
-    code = "import logging; from edsr.cli import progress, console\nconsole.show_log(False)\n"
-    code += "with progress.bars(False, ['a.png', 'b.png']) as bars, bars.file('a.png', 10, 10, 'a.png') as bar:\n"
-    code += "    logging.getLogger('edsr.batch').info('a line of the log'); bar.advance(5)\n"
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=follower,
-        env=os.environ | {"TERM": "xterm"},
-    )
+    stdout = follower if stdout is None else stdout
+    environ = os.environ | {"TERM": "xterm", "COLUMNS": "40", "LINES": "24"}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environ, stdout=stdout, stderr=follower)
     os.close(follower)
     shown = b""
     with killed_if_idle(process):
@@ -80,22 +73,69 @@ def test_lines_stay_whole_above_the_bars():
             shown += part
         os.close(leader)
         assert process.wait() == 0
+    return shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix terminal")
+def test_lines_stay_whole_above_the_bars():
+    """On a terminal, while a bar is drawn."""
+    code = "import logging; from edsr.cli import progress, console\nconsole.show_log(False)\n"
+    code += "with progress.bars(False, ['a.png', 'b.png']) as bars, bars.file('a.png', 10, 10, 'a.png') as bar:\n"
+    code += "    logging.getLogger('edsr.batch').info('a line of the log'); bar.advance(5)\n"
+    shown = run_on_terminal(code, stdout=subprocess.DEVNULL)
     assert b"a line of the log\r\n" in shown and b" 50 %" in shown and b"0 of 2 images" in shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix terminal")
+def test_lines_wider_than_the_terminal_are_not_broken_by_the_bars():
+    result, note = '{"input": "' + "a name/ of many words, " * 6 + '"}', "note: " + "a long path/" * 9
+    code = "from edsr.cli import progress, console\nwith progress.bars(False, ['a.png']) as bars:\n"
+    code += "    with bars.file('a.png', 10, 10, 'a.png') as bar:\n"
+    code += f"        bar.advance(5); console.print_result({result!r}); console.print_line({note!r})\n"
+    shown = run_on_terminal(code)
+    assert f"{result}\r\n".encode() in shown and f"{note}\r\n".encode() in shown and b" 50 %" in shown
 
 
 @pytest.mark.parametrize(("columns", "narrow"), [(40, True), (59, True), (60, False), (None, False)])
 def test_scores_fit_the_terminal(capsys, monkeypatch, columns, narrow):
     monkeypatch.setattr(scores, "result_width", lambda: columns)
-    table = scores.ScoreTable(["edsr-baseline"], ["edsr-baseline"])
+    name = "an image with a name that is long.png"
+    table = scores.ScoreTable(["edsr-baseline"], ["edsr-baseline"], [name])
     found = {"psnr": 33.5, "ssim": 0.93, "bicubic_psnr": float("inf"), "bicubic_ssim": float("nan")}
-    table.row("an image with a name that is long.png", [found])
+    table.row(name, [found])
     lines = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= (columns or 60) for line in lines)
+    assert all(len(line) <= columns for line in lines if columns)
     if narrow:
-        name = "an image with a name that is long.png"
         assert lines == [name, "  edsr-baseline        33.50   0.9300", "  bicubic                inf        -"]
     else:
         assert [line.split()[-2:] for line in lines] == [["edsr-baseline", "bicubic"], ["PSNR", "SSIM"], ["inf", "-"]]
+        assert lines[2].startswith(f"{name} " if columns is None else "an image wi…is long.png ")
+
+
+@pytest.mark.parametrize("columns", [80, None])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"a name of an image that is longer than a row_{i}.png" for i in range(2)],
+        [f"a name of an image, the {i}th, that is longer than a row of a terminal.png" for i in range(2)],
+        ["写真" * 16 + ".png", "a.png"],
+    ],
+    ids=["ends differ", "middles differ", "wide characters"],
+)
+def test_names_beside_scores_are_told_apart(capsys, monkeypatch, columns, names):
+    monkeypatch.setattr(scores, "result_width", lambda: columns)
+    table = scores.ScoreTable(["edsr-baseline"], ["edsr-baseline"], names)
+    for name in names:
+        table.row(name, [{"psnr": 33.5, "ssim": 0.93, "bicubic_psnr": 30.0, "bicubic_ssim": 0.9}])
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.endswith("0.9000")]
+    if columns is None:
+        assert all(name in out for name in names)
+    if "…" in out or columns is None:
+        shown = {row[:-36] for row in rows}
+        assert len(shown) == 2 and len({cell_len(row) for row in rows}) == 1 and cell_len(rows[0]) <= (columns or 200)
+    else:
+        assert all(f"{name}\n" in out for name in names)
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120, None])

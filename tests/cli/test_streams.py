@@ -174,5 +174,5 @@ def test_a_reader_that_goes_away_does_not_end_the_work(home):
 def test_only_the_console_prints():
     for path in (ROOT / "edsr" / "cli").glob("*.py"):
         if path.name != "console.py":
-            source = path.read_text(encoding="utf-8")
+            source = path.read_text(encoding="utf-8").replace("def print(", "")  # a method, called by rich
             assert " print(" not in source and "stdout.write" not in source and "stderr.write" not in source, path

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edsr.cli import main
 from edsr.data import load_dataset, prepare_hdf5
 from edsr.errors import DataError
 from edsr.images import matlab_bicubic, matlab_downscale
@@ -177,6 +178,7 @@ def test_what_does_not_suit_is_named(folder, tmp_path, lines):
     Image.fromarray(noise).save(folder / "2b.png")
     (folder / "2b.png").write_bytes((folder / "2b.png").read_bytes()[:9000])
     Image.fromarray(np.zeros((50, 50, 4), np.uint8)).save(folder / "3b.png")
+    assert main(["prepare", "--data", str(folder), "--out", str(tmp_path / "a.h5")]) == 0
     for kind, count in ("train", 16), ("eval", 5):
         out = tmp_path / f"{kind}.h5"
         written = prepare_hdf5([folder], out, kind=kind, patch=24 if kind == "train" else None)

@@ -321,6 +321,7 @@ def test_where_outcomes_go(tmp_path):
     for output, overwrite, says in (
         ("x.jpg", False, "as .png"),
         ("x", False, "as .png"),
+        ("x.html", False, "as .png, give such a name, or ask for the suffix .html"),
         ("no/x.png", False, "create it first"),
         ("hr.png", True, "input itself"),
         ("folder.png", False, "is a folder"),

@@ -96,7 +96,7 @@ def test_rgb_is_scored_as_images_are(tmp_path, up, protocol):
         (REDUCED[:0], PATCHES[:0], "holds no images"),
         (REDUCED.astype(np.uint16), PATCHES.astype(np.uint16), "has 16 bits"),
         (REDUCED[:, :8], PATCHES[:, :16], "36 x 16 pixels are too few to score"),
-        (REDUCED[:, :9], PATCHES, "is not 2 x lr [3, 9, 18, 3]; check scale"),
+        (REDUCED[:, :9], PATCHES, "is not 2 x lr [3, 9, 18, 3]; ask for the scale of the file"),
         (REDUCED / 127.5 - 1, PATCHES / 127.5 - 1, "bring lr and hr to 0..1 or 0..255"),
     ],
     ids=["no datasets", "empty", "16 bits", "small", "another scale", "signed"],

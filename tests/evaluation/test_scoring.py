@@ -170,7 +170,7 @@ def test_nothing_that_can_be_scored(tmp_path, score):
     code, document, said = score()
     assert code == 1 and document["images"] == [] and len(document["failed"]) == 1
     assert set(document["mean"].values()) == {None}
-    assert "1 of 1 images could not be scored" in said
+    assert "1 of 1 image could not be scored" in said
 
 
 def test_what_was_scored_before_an_interruption_is_given(folders, capsys, monkeypatch):
@@ -262,7 +262,9 @@ def test_gray_originals_are_scored_on_their_values(folders, score):
 
 def test_low_resolution_images_that_do_not_fit(folders, score):
     lr = folders / "lr"
-    assert score("--lr", folders / "hr")[1]["failed"][0]["error"].endswith("check --scale and --lr")
+    assert score("--lr", folders / "hr")[1]["failed"][0]["error"].endswith(
+        " is not 2 times its low-resolution image, 51 x 43; check --scale and --lr"
+    )
     Image.fromarray(make_image(22, 26, 1)[:, :, 0]).save(lr / "ax3.png")  # of another scale: not looked at
     Image.fromarray(make_image(21, 25)).save(lr / "a.jpg")
     code, document, said = score("--lr", lr)

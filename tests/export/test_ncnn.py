@@ -4,6 +4,7 @@ import builtins
 import copy
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from edsr.cli import main
 from edsr.errors import ExportError
 from edsr.export import build_ncnn, ncnn_file, write_ncnn
 from edsr.weights import save_model
-from tests.conftest import network
+from tests.conftest import ROOT, network
 from tests.export.cases import EVERY, images, networks, right, scales
 
 FP16 = bytes.fromhex("476b3001")  # as ncnn's modelbin.cpp has it
@@ -228,3 +229,11 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "w.bin is the network itself" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "w.bin"), "-o", str(tmp_path / "a.bin")]) == 2
     assert "name a file that ends in .onnx or .param" in capsys.readouterr().err
+
+
+def test_examples_need_no_folder_that_may_not_be_there(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    shown = capsys.readouterr().out + (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    named = re.findall(r"export \S+ -o (\S+)", shown)
+    assert len(named) >= 8 and not any("/" in name for name in named)
