@@ -9,6 +9,7 @@
 #
 #   OUT=folder  TIME=570  PYTHON=python3  WHEELS=folder  KERNELS=kernels.tar  SLOW=1      as of bench/gpu.sh
 #   SCALE=2  INIT=edsr-baseline  LR=4e-4  DECAY=75                                        of the run; seconds of the decay
+#   VAL=folder                          images to validate on; else a part of DATA, which INIT may have been trained on
 #   TEST=Set5/HR:Set14/HR                                                                 folders to score the weights on
 set -euo pipefail
 usage() { echo "usage: bench/gpu_train.sh DATA... [--resume CHECKPOINT]${1:+: $1}" >&2; exit 2; }
@@ -48,6 +49,11 @@ else
     begin+=" --lr ${LR:-4e-4}"
 fi
 images="$(quoted "${data[@]}") --cache $(quoted "$(dirname "$run")/images")"
+if [[ -n ${VAL:-} ]]; then
+    val=$(from_here "$VAL")
+    [[ -d $val ]] || usage "$VAL is no folder"
+    images+=" --val $(quoted "$val")"
+fi
 decay=${DECAY:-75} score=20 left=$((${TIME:-570} - 25 - 2 * 5))
 scores=
 IFS=: read -ra tests <<<"${TEST:-}"

@@ -419,6 +419,13 @@ def test_the_plan_of_training(tmp_path, folders):
     assert first[first.index("--resume") + 1] == str(run) and (run / "checkpoint-00001234" / "state.json").exists()
 
 
+def test_what_to_validate_on_is_told_to_both_trainings(tmp_path, folders):
+    (tmp_path / "others 2").mkdir()
+    plan, _ = plan_of("gpu_train.sh", tmp_path, "photos", VAL="others 2")
+    for part in parts.read(plan)[:2]:
+        assert part.command[part.command.index("--val") + 1] == str(tmp_path / "others 2")
+
+
 def test_names_with_spaces_stay_whole(tmp_path, monkeypatch):
     """Of the interpreter and of the folder for temporary files, where a run lies, its copy and its images' cache."""
     monkeypatch.undo()
