@@ -137,7 +137,7 @@ def _fill(
     progress: BatchProgress,
 ) -> Prepared:
     count = sum(group.count for group in groups)
-    logger.info(f"reading {count} images")
+    logger.info(f"reading {count} image{'s' * (count != 1)}")
     writer, images = (_Images if layout.patch is None else _Patches)(hdf5, layout), 0
     read = partial(_read, layout=layout, deep=deep)
     with progress.file(out.name, 1, count, out) as bar:

@@ -1,7 +1,7 @@
 """One training of a study, in a process of its own, so that its memory is its own: python -m edsr.study.worker FILE.
 
 FILE is JSON of what `edsr.study.runner` asks for. Lines of JSON on standard output tell how far it is; what is measured
-is written to the file that it names. SIGTERM and SIGINT save the run; the exit code is then 130.
+is written to the file that it names. SIGTERM, SIGINT and SIGHUP save the run; the exit code is then 130.
 """
 
 import json
@@ -43,6 +43,8 @@ def main() -> int:
 
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, stop)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, stop)
     if ended():
         return 130
     if task["threads"]:
