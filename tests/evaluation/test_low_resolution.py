@@ -96,4 +96,4 @@ def test_evaluate_names_them(home, run):
     assert run(*evaluate, "--quiet") == (0, out, "")
     saved(home / "lr/a.png", make_image(21, 20))
     code, _, err = run(*evaluate, "--quiet")
-    assert code == 1 and err.startswith("a.png: its low-resolution image is 20 x 21")
+    assert code == 1 and err.startswith("a.png: 40 x 40 is not 2 times its low-resolution image, 20 x 21")

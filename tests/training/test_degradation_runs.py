@@ -52,7 +52,7 @@ def test_a_run_with_another_spec_is_another_run(runs, tmp_path):
         runs(resume=True, spec="jpeg:40-90")
     with pytest.raises(TrainError, match=r"started with degrade='.*', not without"):
         runs(resume=True, spec=None)
-    with pytest.raises(TrainError, match="started without degrade, not jpeg:40-90"):
+    with pytest.raises(TrainError, match="started without degrade, not with jpeg:40-90"):
         runs("plain", resume=True, spec="jpeg:40-90")
     with pytest.raises(TrainError, match="degrade: 'jpg:9' is not known"):
         runs("new", "jpg:9")

@@ -116,7 +116,7 @@ def test_a_run_of_a_preset_takes_no_other_shape_later(folder, tmp_path):
     run = tmp_path / "run"
     list(train(training(folder, run)))
     assert not {"blocks", "features", "residual_scale"} & checkpoint.load_latest(run).record["options"].keys()
-    with pytest.raises(TrainError, match="without blocks, not 2"):
+    with pytest.raises(TrainError, match="without blocks, not with 2"):
         list(train(training(folder, run, resume=True, blocks=2)))
 
 
