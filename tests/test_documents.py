@@ -106,7 +106,7 @@ def test_the_tour_goes_through(desk, capsys, monkeypatch):
         with Image.open(desk / name) as file:
             assert file.size == size
     assert (desk / "harbour.html").is_file() and (desk / "runs/first/best.safetensors").is_file()
-    assert "1 skipped" in capsys.readouterr().err
+    assert "is there already: skipped" in capsys.readouterr().err
 
 
 def test_every_option_in_prose_is_one():
