@@ -35,7 +35,7 @@ settings.register_profile("explore", **untimed)
 settings.register_profile("same", derandomize=True, **untimed)
 settings.load_profile("same")
 
-# A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and so would all processes that tests start.
+# A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
