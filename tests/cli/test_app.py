@@ -17,7 +17,7 @@ from edsr.inference.upscaler import Upscaler
 from edsr.kernels.winograd import ops as winograd_cpu
 from edsr.weights import load_model, save_model
 from tests.conftest import ROOT, make_image, network
-from tests.support.processes import communicate, wait_until
+from tests.support.processes import communicate, read_terminal, wait_until
 from tests.support.processes import run as run_process
 
 
@@ -165,15 +165,7 @@ def test_a_terminal_gets_progress(home):
     command = [sys.executable, ROOT / "cli.py", "upscale", "photo.png", "--model", "m.safetensors"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=os.environ | {"TERM": "xterm"})
     os.close(follower)
-    shown = b""
-    while True:
-        try:
-            part = os.read(leader, 4096)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        shown += part
+    shown = read_terminal(leader)
     communicate(process)
     os.close(leader)
     assert process.returncode == 0

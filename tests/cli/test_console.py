@@ -13,7 +13,7 @@ from edsr import cli, errors
 from edsr.cli import commands, scores, train
 from edsr.cli.console import describe, is_expected, show_log
 from tests.conftest import ROOT
-from tests.support.processes import killed_if_idle
+from tests.support.processes import killed_if_idle, read_terminal
 
 
 @pytest.fixture(autouse=True)
@@ -61,16 +61,8 @@ def run_on_terminal(code, stdout=None):
     environ = os.environ | {"TERM": "xterm", "COLUMNS": "40", "LINES": "24"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environ, stdout=stdout, stderr=follower)
     os.close(follower)
-    shown = b""
     with killed_if_idle(process):
-        while True:
-            try:
-                part = os.read(leader, 4096)
-            except OSError:  # the other end is closed
-                break
-            if not part:
-                break
-            shown += part
+        shown = read_terminal(leader)
         os.close(leader)
         assert process.wait() == 0
     return shown

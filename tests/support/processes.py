@@ -1,5 +1,6 @@
 """Processes that tests wait for as long as these do something: a machine under load makes no test fail."""
 
+import os
 import subprocess
 import threading
 import time
@@ -82,3 +83,16 @@ def wait_until(happened: Callable[[], bool], *processes: subprocess.Popen, every
         assert all(process.poll() is None for process in processes), "ended too early"
         assert not watch.hangs(), "hangs"
         time.sleep(every)
+
+
+def read_terminal(leader: int) -> bytes:
+    """All that processes write to a terminal, until they have closed it. leader: what `openpty` gives first."""
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:  # Linux's way of saying that the other end is closed
+            return shown
+        if not part:
+            return shown
+        shown += part
