@@ -110,6 +110,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add(recipe, "batch", type=int)
     add(recipe, "patch", type=int)
     add(recipe, "candidates", type=int)
+    add(recipe, "recolor", nargs=0, const=True)
     add(recipe, "lr", type=positive)
     add(recipe, "loss")
     add(recipe, "vgg")

@@ -14,6 +14,7 @@ from edsr.resources import available_cores
 
 from .degradation import Degradation, crop_padded
 from .detail import DetailMap
+from .recoloring import draw_recolorings, orders_on, recolor
 from .store import HEIGHT, HR_START, LR_START, WIDTH, PairedImages
 
 THREADS = 8  # that degrade patches, at most: much of the work holds Python's lock
@@ -186,9 +187,12 @@ class PatchLoader:
         resident: Whether images lie on the device, and only offsets are uploaded for each step; if not, patches are
             gathered on the host and uploaded. By default they do if they take less than half of its free memory.
         candidates: See `PatchSampler`.
+        recolored: Whether patches get other colors; see `edsr.data.recoloring`. Not with a degradation, which treats
+            colors differently.
 
     Raises:
-        ValueError: `batch` cannot be divided by world, or no image is as large as a patch.
+        ValueError: `batch` cannot be divided by world, no image is as large as a patch, or patches are both degraded
+            and recolored.
     """
 
     def __init__(
@@ -203,14 +207,17 @@ class PatchLoader:
         degradation: Degradation | None = None,
         resident: bool | None = None,
         candidates: int = 1,
+        recolored: bool = False,
     ):
         rank, world = share
         if batch % world:
             raise ValueError(f"a batch of {batch} cannot be shared by {world} processes")
+        if recolored and degradation is not None:
+            raise ValueError("patches are degraded or recolored, not both")
         self.steps, self.scale, self._device = steps, images.scale, torch.device(device)
         detail = DetailMap(images) if candidates > 1 else None
         self._sampler = PatchSampler(images.index, patch, batch, seed, candidates, detail)
-        size = batch // world
+        self._whole_batch, size = batch, batch // world
         self._share = slice(rank * size, (rank + 1) * size)
         self._sizes = patch, patch * images.scale
         self._degrader = None
@@ -225,6 +232,9 @@ class PatchLoader:
         uploaded = self._sizes if not self._resident else self._sizes[:1] if degradation is not None else ()
         kinds = [((size, side, side, 3), images.hr.dtype) for side in uploaded]
         kinds += [((2, 3, size), torch.int64)] if self._resident else []
+        self._recolorings = seed % 2**64 if recolored else None
+        self._orders = orders_on(self._device) if recolored else None
+        kinds += [((size,), torch.int64)] if recolored else []
         self.buffers = [torch.zeros(steps, *shape, dtype=dtype, device=self._device) for shape, dtype in kinds]
         self._prepared: tuple[int, int, list[Tensor]] | None = None
 
@@ -234,7 +244,11 @@ class PatchLoader:
             drawn = self._sampler.draw(first, count)[:, self._share]
             if self._degrader is not None:
                 self._degrader.submit(first, drawn)
-            self._prepared = (first, count, self._uploads(drawn))
+            uploads = self._uploads(drawn)
+            if self._recolorings is not None:
+                drawn = draw_recolorings(self._recolorings, first, count, self._whole_batch)[:, self._share]
+                uploads.append(self._pinned(torch.from_numpy(np.ascontiguousarray(drawn))))
+            self._prepared = (first, count, uploads)
 
     def load(self, first: int, count: int) -> None:
         """Loads steps first, first + 1, ..., first + count - 1 for `batch`; waits for nothing on the device.
@@ -258,6 +272,14 @@ class PatchLoader:
         i: int64 [1] or [] on the device. Works on the device alone, so that it can be recorded in a CUDA graph.
         """
         values = [buffer.index_select(0, i.view(1))[0] for buffer in self.buffers]
+        if self._orders is not None:
+            *values, recolorings = values
+            lr, hr = self._crops(values)
+            return recolor(lr, recolorings, self._orders), recolor(hr, recolorings, self._orders)
+        return self._crops(values)
+
+    def _crops(self, values: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """(LR, HR) of one step, from its part of the buffers."""
         if not self._resident:
             return _to_unit(values[0]), _to_unit(values[1])
         lr_offsets, hr_offsets = values[-1]

@@ -67,6 +67,7 @@ class TrainConfig:
         minutes: Time after which to save and stop.
         seed: Of weights and patches.
         candidates: How many places are drawn for each patch, of which the one with the most detail is taken.
+        recolor: Whether patches get other colors: `edsr.data.recoloring`. Not with `degrade`.
         degrade: What is done to LR patches, as `edsr.data.parse_degradation` reads it; None: nothing.
         device: "auto" for the fastest here, "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto" (bf16 on CUDA, else fp32), "fp32" or "bf16".
@@ -171,6 +172,11 @@ class TrainConfig:
     seed: int = _option(0, "number that initial weights and patches follow from")
     candidates: int = _option(
         4, "places drawn for each patch, of which the one with the most detail is taken; 1: any place", metavar="N"
+    )
+    recolor: bool = _option(
+        False,
+        "swap the color channels of half of the patches and make negatives of a quarter, so that few images teach "
+        "more; not with --degrade",
     )
     degrade: str | None = _option(
         None,

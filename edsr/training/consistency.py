@@ -27,9 +27,10 @@ from .run_log import load_wandb
 
 logger = logging.getLogger(__name__)
 
-SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade", "candidates")
+SIGNATURE = ("model", "scale", "steps", "batch", "patch", "loss", "schedule", "seed", "crop", "degrade")
+SIGNATURE += ("candidates", "recolor")
 # What a run did that was begun before there was the option; --degrade it had not.
-EARLIER = {"candidates": 1}
+EARLIER = {"candidates": 1, "recolor": False}
 PATHS = ("data", "val", "cache")
 LISTS = ("data", "val", "scales")  # of which JSON makes lists
 # What may be changed when a run is resumed. The learning rate on purpose; what computes, because machines differ.
@@ -78,7 +79,9 @@ def check(config: TrainConfig, world_size: int, is_main: bool, folder_option: st
             raise TrainError(
                 f"{named(name)} must be {' or '.join(choices)}, not {getattr(config, name)!r}", misuse=True
             )
-    _ = config.degradation
+    if config.degradation is not None and config.recolor:
+        why = "compression treats colors differently"
+        raise TrainError(f"{named('recolor')} does not go with {named('degrade')}: {why}", misuse=True)
     if config.wandb is not None:
         load_wandb()
     if config.batch % world_size:

@@ -48,6 +48,7 @@ def publish(
     training |= {
         name: getattr(config, name) for name in ("batch", "patch", "candidates", "lr", "loss", "schedule", "seed")
     }
+    training |= {"recolor": True} if config.recolor else {}
     training |= {} if decay is None else {"decay_from": decay.first}
     training |= {} if lr_factor == 1 else {"lr_factor": lr_factor}
     training |= {} if config.degradation is None else {"degrade": str(config.degradation)}

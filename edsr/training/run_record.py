@@ -103,6 +103,7 @@ _OPTIONS = {
     "scales": lambda value: isinstance(value, list) and value in SETS_OF_SCALES,
     "vgg": _is_text,
     "candidates": _is_count,
+    "recolor": lambda value: isinstance(value, bool),
 }
 _REMEMBERED = {
     "vgg": _is_text,

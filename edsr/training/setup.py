@@ -207,6 +207,7 @@ def step_factory(
             share,
             config.degradation,
             candidates=config.candidates,
+            recolored=config.recolor,
         )
         for k, of_scale in enumerate(images)
     ]

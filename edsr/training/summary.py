@@ -57,6 +57,8 @@ def rows(
         table["loss"] = f"{ADVERSARIAL_WEIGHT:g} of a discriminator's, and {content}"
     if config.candidates > 1:
         table["steps"] += f", the most detailed of {config.candidates} places each"
+    if config.recolor:
+        table["steps"] += ", recolored"
     if config.degradation is not None:
         table["images"] += f", degraded by {config.degradation}"
     if validation is not None:

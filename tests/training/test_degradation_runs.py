@@ -143,3 +143,10 @@ def test_the_command_line_tells_both(folder, tmp_path, capsys, tiny):
     assert re.search(
         r"step 3 of 3: loss 0\.\d+, validation \d+\.\d{3} dB, degraded \d+\.\d{3} dB\n", capsys.readouterr().err
     )
+
+
+def test_degraded_patches_are_not_recolored(folder, tmp_path, capsys):
+    command = ["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main([*command, "--degrade", "jpeg:40-90", "--recolor"]) == 2
+    assert "--recolor does not go with --degrade: compression treats colors differently" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

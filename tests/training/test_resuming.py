@@ -95,18 +95,28 @@ def test_all_that_is_not_what_it_was_is_named_at_once_and_before_a_image_is_read
     assert hashes(run) == before and not (tmp_path / "run-decay-3").exists()
 
 
-def test_runs_of_before_patches_were_chosen_go_on_without(folder, tmp_path):
-    whole = list(train(training(folder, tmp_path / "whole", candidates=1)))
-    chosen = list(train(training(folder, tmp_path / "chosen")))
+@pytest.mark.parametrize(("option", "of_before", "now"), [("candidates", 1, 4), ("recolor", False, True)])
+def test_runs_of_before_there_was_an_option_go_on_without(folder, tmp_path, option, of_before, now):
+    whole = list(train(training(folder, tmp_path / "whole", **{option: of_before})))
+    chosen = list(train(training(folder, tmp_path / "chosen", **{option: now})))
     assert [p.loss for p in whole] != [p.loss for p in chosen]
-    run = stopped(training(folder, tmp_path / "run", candidates=1), 3)
+    run = stopped(training(folder, tmp_path / "run", **{option: of_before}), 3)
     for path in run.glob("checkpoint-*/state.json"):
-        older = re.sub(r',\s*"candidates": 1', "", path.read_text())
-        assert json.loads(older) and "candidates" not in older
+        older = re.sub(rf',\s*"{option}": {json.dumps(of_before)}', "", path.read_text())
+        assert json.loads(older) and option not in older
         path.write_text(older)
-    with pytest.raises(TrainError, match="with candidates=1, not 4"):
-        list(train(resumed(run, "candidates", candidates=4)))
+    with pytest.raises(TrainError, match=f"with {option}={of_before}, not {now}"):
+        list(train(resumed(run, option, **{option: now})))
     assert [p.loss for p in train(resumed(run))] == [p.loss for p in whole[3:]]
+
+
+def test_a_recolored_run_resumes_exactly(folder, tmp_path):
+    whole = list(train(training(folder, tmp_path / "whole", recolor=True)))
+    run = stopped(training(folder, tmp_path / "run", recolor=True), 3)
+    assert [p.loss for p in train(resumed(run))] == [p.loss for p in whole[3:]]
+    for name in "last.safetensors", "best.safetensors":
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert read_info(run / "last.safetensors")["training"]["recolor"] is True
 
 
 def test_weights_to_start_from_are_compared_by_name(folder, tmp_path):

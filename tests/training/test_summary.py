@@ -1,5 +1,6 @@
 """What a run says of itself."""
 
+import contextlib
 import json
 
 import pytest
@@ -35,6 +36,13 @@ def test_the_table_says_what_the_run_is(folder, tmp_path, lines):
         table["validation"].startswith("1, 0.00434 megapixels; bicubic has ") and ", degraded " in table["validation"]
     )
     steps.close()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_table_says_that_patches_are_recolored(folder, tmp_path, lines):
+    with contextlib.closing(train(training(folder, tmp_path / "run", candidates=1, recolor=True))) as steps:
+        next(steps)
+    assert "steps       12 of 2 patches of 8 x 8, recolored" in lines
 
 
 @pytest.mark.usefixtures("tiny")
