@@ -2,7 +2,8 @@
 
 What a file of many pixels shows is softer than it has pixels, and JPEG has damaged the finest of it: those above a
 megapixel are reduced to 75, 50 and 36 % a side, others are taken as they are and at 75 %. So an image teaches several
-times, and at sizes where it is sharp.
+times, and at sizes where it is sharp. Validate on other photographs (`train --val`): of those that `train` holds
+out, it would see the other sizes.
 """
 
 import argparse
