@@ -81,6 +81,14 @@ VALUES = [None, "x", "\0", -1, 0, 1.5, 1e300, 10**30, float("nan"), True, [], {}
 _made: list[Path] = []
 
 
+@pytest.fixture(autouse=True)
+def relative_paths_stay_here(tmp_path_factory, monkeypatch):
+    """A damaged record may name the cache "x" or "../../x", which is then made."""
+    inside = tmp_path_factory.mktemp("working") / "two" / "deep"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+
+
 @pytest.fixture
 def run(tmp_path, folder):
     """A run with two checkpoints, of steps 6 and 12; trained once."""
