@@ -9,6 +9,7 @@
 #
 #   OUT=folder  TIME=570  PYTHON=python3  WHEELS=folder  KERNELS=kernels.tar  SLOW=1      as of bench/gpu.sh
 #   SCALE=2  INIT=edsr-baseline  LR=4e-4  DECAY=75                                        of the run; seconds of the decay
+#   RECOLOR=1                           patches in other colors, too: for few images
 #   VAL=folder                          images to validate on; else a part of DATA, which INIT may have been trained on
 #   TEST=Set5/HR:Set14/HR                                                                 folders to score the weights on
 set -euo pipefail
@@ -46,7 +47,7 @@ if [[ -n $checkpoint ]]; then
     begin="--resume $from"
 else
     begin="--out $from --init $(quoted "${INIT:-edsr-baseline}") --scale $scale --schedule wsd --steps 1000000000"
-    begin+=" --lr ${LR:-4e-4}"
+    begin+=" --lr ${LR:-4e-4}${RECOLOR:+ --recolor}"
 fi
 images="$(quoted "${data[@]}") --cache $(quoted "$(dirname "$run")/images")"
 if [[ -n ${VAL:-} ]]; then

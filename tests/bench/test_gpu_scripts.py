@@ -151,14 +151,16 @@ def test_the_end_says_what_was_found_in_ten_lines(results):
 
 
 def test_training_in_two_commands(house):
-    settings = {"TIME": "130", "DECAY": "30", "TEST": "small/HR"}
+    settings = {"TIME": "130", "DECAY": "30", "TEST": "small/HR", "RECOLOR": "1"}
     steps = []
     for arguments in (["photos"], ["photos", "--resume", "out/checkpoint"]):
         result = script(house, "gpu_train.sh", *arguments, **settings)
         assert result.returncode == 0, result.stdout + result.stderr
         names = {path.name for path in (house / "out").iterdir()}
         assert {"checkpoint", "best.safetensors", "metrics.jsonl", "results.tar"} <= names
-        steps.append(json.loads((house / "out" / "checkpoint" / "state.json").read_text())["step"])
+        state = json.loads((house / "out" / "checkpoint" / "state.json").read_text())
+        assert state["record"]["options"]["recolor"] is True
+        steps.append(state["step"])
         found = kept(house)
         assert "last.safetensors" in found and "mean of 1" in found["logs/findings.log"]
     assert 0 < steps[0] < steps[1]
