@@ -94,6 +94,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     args = parser.parse_args()
     for name in PACKAGES:
+        if not (args.unpacked / f"usr/share/doc/{name}/copyright").is_file():
+            parser.error(
+                f"{args.unpacked} has no {name}: apt-get download {name}; dpkg-deb -x {name}_*.deb {args.unpacked}"
+            )
+    for name in PACKAGES:
         found = find_images(args.unpacked, name)
         folder = args.out / name.removesuffix("-data")
         folder.mkdir(parents=True, exist_ok=True)

@@ -88,3 +88,11 @@ def test_the_last_pattern_that_matches_holds():
     assert free_images.find_license(licenses, "data/tracks/b/fine.jpg") == "CC-BY-SA-3.0"
     assert free_images.find_license(licenses, "data/tracks/b/other.jpg") == "GPL-3+"
     assert free_images.find_license(free_images.read_licenses("Files: a\nLicense: MIT\n"), "b") is None
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["free_images", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        free_images.main()
+    assert "has no endless-sky-data: apt-get download endless-sky-data" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
