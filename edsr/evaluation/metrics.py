@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-PROTOCOLS = ("y", "rgb", "div2k")
+PROTOCOLS = ("y", "edsr", "rgb", "div2k")
 SSIM_SIDE = 11  # of SSIM's window, which must fit into an image
 _BAND_PIXELS = 2**18
 
@@ -22,7 +22,20 @@ def luma(image: np.ndarray) -> np.ndarray:
     """
     if image.ndim == 2 or image.shape[2] == 1:
         return image.reshape(image.shape[:2]).astype(np.float64)
-    return np.floor(16.5 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255.0)
+    return np.floor(16.5 + _unrounded(image))
+
+
+def unrounded_luma(image: np.ndarray) -> np.ndarray:
+    """The same luma as EDSR-PyTorch scores it, without rounding, and of a gray image, too, as if it were RGB: 16..235.
+
+    [H, W], [H, W, 1] or [H, W, 3] in 0..255 -> [H, W].
+    """
+    return 16 + _unrounded(np.broadcast_to(image.reshape(*image.shape[:2], -1), (*image.shape[:2], 3)))
+
+
+def _unrounded(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] RGB in 0..255 -> [H, W] luma above black, 0..219."""
+    return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255.0
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -82,7 +95,8 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y") -> tu
         sr: The result, uint8.
         hr: The original, uint8 of the same shape.
         scale: The upscaling factor.
-        protocol: "y": luma, a border of `scale` pixels left out, as for Set5, Set14, B100 and Urban100. "rgb": all
+        protocol: "y": `luma`, a border of `scale` pixels left out, as for Set5, Set14, B100 and Urban100 by MATLAB's
+            scripts. "edsr": `unrounded_luma`, the same border, as for EDSR-PyTorch's figures of them. "rgb": all
             channels, the same border. "div2k": all channels, a border of 6 + `scale` pixels (NTIRE 2017).
 
     Returns:
@@ -122,9 +136,10 @@ def scored_region(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str = "y
         ValueError: No pixel is left inside the border, or there is no such protocol.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}: choose y, rgb or div2k")
+        raise ValueError(f"unknown protocol {protocol!r}: choose {', '.join(PROTOCOLS[:-1])} or {PROTOCOLS[-1]}")
     border = border_pixels(scale, protocol)
-    a, b = (luma(image) if protocol == "y" else image for image in (sr, hr))
+    scored = {"y": luma, "edsr": unrounded_luma}.get(protocol, np.asarray)
+    a, b = scored(sr), scored(hr)
     a, b = (image[border : image.shape[0] - border, border : image.shape[1] - border] for image in (a, b))
     if a.size == 0:
         raise ValueError(f"{sr.shape[1]} x {sr.shape[0]} pixels leave none inside a border of {border}")

@@ -26,12 +26,14 @@ class Originals(abc.ABC):
 
     Attributes:
         paths: Of each; its last part is the original's name.
-        gray: How gray ones are scored, for a line.
+        gray: How gray ones are scored, for a line; "" where that needs no word.
+        gray_protocol: The protocol by which gray ones are scored.
         remarks: Lines on what is left out.
     """
 
     paths: Sequence[Path]
     gray: str
+    gray_protocol: str
     remarks: Sequence[str] = ()
 
     @abc.abstractmethod
@@ -85,10 +87,10 @@ def _check_folder(hr: Path) -> None:
 class _FolderOriginals(Originals):
     """Image files, with low-resolution images in another folder, or made."""
 
-    gray = "gray images are scored on their values as they are, 0 to 255"
-
     def __init__(self, hr: Path, lr: Path | None, scale: int, protocol: str):
-        self._scale, self._protocol = scale, protocol
+        self._scale, self._protocol, self.gray_protocol = scale, protocol, protocol
+        as_they_are = "gray images are scored on their values as they are, 0 to 255"
+        self.gray = {"y": as_they_are, "edsr": "gray images are scored as RGB, on luma"}.get(protocol, "")
         scan = scan_images(hr)
         self.paths = scan.images
         self.remarks = [passed_over(scan.others, f"of {hr} are ")] if scan.others else []
@@ -113,10 +115,10 @@ class _Hdf5Originals(Originals):
     to the scores.
     """
 
-    gray = "gray images and luma are scored on their values as they are"
-
     def __init__(self, path: Path, scale: int, protocol: str):
         self._images, self._scale, self._protocol = Hdf5Images(path, scale), scale, protocol
+        self.gray_protocol = "y" if protocol == "edsr" else protocol  # luma is not converted to luma again
+        self.gray = "gray images and luma are scored on their values as they are" if self.gray_protocol == "y" else ""
         self.paths, self._places = _hdf5_names(self._images)
         problems = [self._problem(part) for part in self._images.sets] if self.paths else ["holds no images"]
         if all(problems):

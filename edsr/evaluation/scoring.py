@@ -39,7 +39,8 @@ def evaluate(
     Args:
         upscaler: The network, on a device.
         hr: Folder of original images, 8-bit gray or RGB; they are cropped at right and bottom to a multiple of the
-            scale. A gray one is scored on its values as they are, 0 to 255, by every protocol, as MATLAB's scripts do.
+            scale. A gray one is scored on its values as they are, 0 to 255, as MATLAB's scripts do, but by the protocol
+            "edsr".
             Or an HDF5 file (*.h5, *.hdf5) of originals and low-resolution images, as `edsr.data.load_dataset` reads it,
             rounded to 8 bits: each is scored by the name of its dataset in the groups, or as FILE[i]. Luma in it
             (16..235) is a gray image: the network gets it, and it is scored, as it is, not converted to luma again.
@@ -100,13 +101,14 @@ def evaluate_all(
         try:
             target, lr_image = originals.read(path, warnings)
             bicubic = matlab_round(matlab_bicubic(lr_image.astype(np.float64), *target.shape[:2]))
-            reference = metrics.score(bicubic, target, s, protocol)
+            by = originals.gray_protocol if target.shape[2] == 1 else protocol
+            reference = metrics.score(bicubic, target, s, by)
             found = []
             with progress.file(path.name, target.shape[1], target.shape[0], path) as bar:
                 shared = _Shared(bar, len(upscalers))
                 for i, upscaler in enumerate(upscalers):
                     result = _upscale(upscaler, lr_image, self_ensemble, shared)
-                    scores = metrics.score(result, target, s, protocol)
+                    scores = metrics.score(result, target, s, by)
                     found.append(_describe(path, scores, reference, target, s, protocol, warnings))
                     if keep is not None:
                         keep(i, path, result)
@@ -122,7 +124,7 @@ def evaluate_all(
             yield found
     for line in originals.remarks:
         logger.info(line)
-    if gray and protocol == "y":
+    if gray and originals.gray:
         logger.info(f"{originals.gray}: {gray} of {len(originals.paths)}")
 
 

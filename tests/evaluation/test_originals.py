@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from edsr.errors import DataError, EvaluateError
+from edsr.evaluation.metrics import PROTOCOLS
 from edsr.evaluation.scoring import evaluate
 from edsr.images import matlab_bicubic, matlab_downscale
 from edsr.inference.upscaler import Upscaler
@@ -77,7 +78,12 @@ def test_what_was_upscaled_for_srcnn_is_made_anew(tmp_path, up, caplog, grouped,
         assert image["psnr"] == pytest.approx(psnr(repeat(matlab_downscale(large, 2)), large))
 
 
-@pytest.mark.parametrize("protocol", ["y", "rgb", "div2k"])
+def test_luma_is_not_converted_again(tmp_path, up):
+    path = hdf5(tmp_path / "a.h5", luma(REDUCED), luma(PATCHES))
+    assert list(evaluate(up, path, protocol="edsr")) == list(evaluate(up, path))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_rgb_is_scored_as_images_are(tmp_path, up, protocol):
     for name, images in ("hr", HR), ("lr", LR):
         (tmp_path / name).mkdir()

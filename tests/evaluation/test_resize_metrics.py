@@ -112,9 +112,23 @@ def test_luma_is_bt601_studio_swing():
     np.testing.assert_array_equal(luma(ends[:, :, :1]), ends[:, :, 0])  # gray stays
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_edsr_pytorch_scores_unrounded_luma_and_gray_images_as_rgb(channels):
+    """As its `calc_psnr` is defined: luma of the difference of RGB values in 0..1."""
+    a, b = (make_image(30, 40, channels, seed=i).reshape(30, 40, channels) for i in range(2))
+    as_rgb = [np.broadcast_to(image, (30, 40, 3)) / 255 for image in (a, b)]
+    difference = (as_rgb[0] - as_rgb[1]) @ np.array([65.738, 129.057, 25.064]) / 256
+    found, similar = score(a, b, 3, "edsr")
+    assert found == pytest.approx(-10 * np.log10(np.mean(difference[3:-3, 3:-3] ** 2)), abs=1e-4)
+    lumas = [16 + image @ np.array([65.481, 128.553, 24.966]) for image in as_rgb]
+    assert similar == pytest.approx(ssim(*(one[3:-3, 3:-3] for one in lumas)), abs=1e-9)
+    rounded = score(np.round(as_rgb[0] * 255).astype(np.uint8), np.round(as_rgb[1] * 255).astype(np.uint8), 3)[0]
+    assert rounded == pytest.approx(found, abs=0.1) and rounded != found
+
+
 def test_protocols_leave_their_borders_out():
     a = make_image(40, 40)
-    for protocol, border in ("y", 2), ("rgb", 2), ("div2k", 8):
+    for protocol, border in ("y", 2), ("edsr", 2), ("rgb", 2), ("div2k", 8):
         b = a.copy()
         b[:border], b[-border:], b[:, :border], b[:, -border:] = 0, 0, 0, 0
         assert score(a, b, 2, protocol)[0] == float("inf")

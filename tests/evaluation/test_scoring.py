@@ -7,7 +7,7 @@ from PIL import Image
 
 from edsr import cli
 from edsr.evaluation.comparison import compare
-from edsr.evaluation.metrics import psnr
+from edsr.evaluation.metrics import PROTOCOLS, psnr
 from edsr.evaluation.results import short_names
 from edsr.evaluation.scoring import FIELDS, evaluate, evaluate_all, mean_scores
 from edsr.images import matlab_bicubic, matlab_downscale, matlab_round
@@ -71,7 +71,7 @@ def test_reductions_made_and_given_score_the_same(folders):
     assert [image["name"] for image in made] == ["a.png", "b.png"]
 
 
-@pytest.mark.parametrize("protocol", ["y", "rgb", "div2k"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_json_is_one_document(folders, capsys, protocol, tmp_path):
     save_model(network(), tmp_path / "m.safetensors")
     arguments = [
@@ -225,7 +225,7 @@ def test_a_score_that_does_not_exist_is_explained_and_not_in_the_mean(folders, s
 
 
 @pytest.mark.parametrize("side", [13, 16, 17, 18, 19])
-@pytest.mark.parametrize("protocol", ["y", "rgb", "div2k"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_images_about_as_small_as_the_border(folders, score, protocol, side):
     Image.fromarray(make_image(side, side)).save(folders / "hr" / "z.png")
     code, document, said = score("--protocol", protocol)
@@ -258,6 +258,16 @@ def test_gray_originals_are_scored_on_their_values(folders, score):
     assert code == 0 and "gray images" not in said
     more = colored["images"][1]["bicubic_psnr"] - document["images"][1]["bicubic_psnr"]
     assert more == pytest.approx(20 * np.log10(255 / 219), abs=0.1)
+
+
+def test_gray_originals_are_scored_as_rgb_by_edsr_pytorch(folders, score):
+    gray = np.asarray(Image.open(folders / "hr" / "b.png"))[:40]
+    code, document, said = score("--protocol", "edsr")
+    assert code == 0 and "gray images are scored as RGB, on luma: 1 of 2" in said
+    Image.fromarray(np.repeat(gray[..., None], 3, 2)).save(folders / "hr" / "b.png")
+    colored = score("--protocol", "edsr", "--lr", folders / "lr")[1]
+    for field in "bicubic_psnr", "bicubic_ssim":  # an untrained network gives gray images colors
+        assert document["images"][1][field] == pytest.approx(colored["images"][1][field])
 
 
 def test_low_resolution_images_that_do_not_fit(folders, score):
