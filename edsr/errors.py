@@ -43,6 +43,10 @@ class ImageError(EDSRError):
     """An image that cannot be read or written."""
 
 
+class ExistsError(ImageError):
+    """An output that is there already, and may not be replaced."""
+
+
 class WeightsError(EDSRError):
     """Weights that cannot be found, read, written or computed with."""
 

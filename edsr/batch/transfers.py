@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edsr.errors import ImageError
+from edsr.errors import ExistsError, ImageError
 from edsr.images import READABLE
 from edsr.storage import Url, exists_message, fetch, full_disk, is_taken, store
 from edsr.system import temporary_folder
@@ -35,7 +35,8 @@ def local_files(job: Job, overwrite: bool, stopped: Callable[[], bool] = lambda:
         stopped: Asked now and then, whether to give up.
 
     Raises:
-        ImageError: One of the two cannot be transferred, or there is an output already.
+        ExistsError: There is an output already.
+        ImageError: One of the two cannot be transferred.
     """
     source, output = job.source, job.output
     if isinstance(source, Path) and isinstance(output, Path):
@@ -43,7 +44,7 @@ def local_files(job: Job, overwrite: bool, stopped: Callable[[], bool] = lambda:
         return
     # Looked at before anything is done; what appears later is noticed when the result is stored.
     if isinstance(output, Url) and not overwrite and is_taken(output):
-        raise ImageError(exists_message(output))
+        raise ExistsError(exists_message(output))
     with temporary_folder() as folder:
         if isinstance(source, Url):
             # Images are known by their content, but for a few kinds; and a name may hold anything.

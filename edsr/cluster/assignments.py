@@ -12,10 +12,11 @@ DEATHS = 3
 
 @dataclass
 class Task:
-    """A file, and how many workers have died over it."""
+    """A file, how many workers have died over it, and whether one was lost that may have finished it."""
 
     job: Job
     deaths: int = 0
+    again: bool = False
 
 
 class Assignments:
@@ -80,6 +81,7 @@ class Assignments:
         self._alone.discard(worker)
         for task in tasks:
             task.deaths += blame
+            task.again = True
         self._again += [task for task in tasks if task.deaths < DEATHS]
         return [task for task in tasks if task.deaths >= DEATHS]
 

@@ -225,7 +225,7 @@ class ClusterBatch:
             for member in self._ready:
                 if (task := files.take(member, self._crew.room)) is not None:
                     self._sweep(task.job.output.parent)
-                    self._working[member.actor.upscale.remote(task.job, settle)] = member, task
+                    self._working[member.actor.upscale.remote(task.job, settle, task.again)] = member, task
 
     def _sweep(self, folder: Place) -> None:
         """Before the first file of a folder: later on others are writing there."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import filecmp
 import os
 import pickle
 import socket
@@ -14,11 +15,11 @@ import torch
 
 from edsr import __version__
 from edsr.batch import FileResult, Job, run_job, settle_name
-from edsr.errors import ClusterError, EDSRError
+from edsr.errors import ClusterError, EDSRError, ExistsError
 from edsr.inference import ExecutionPlan
 from edsr.progress import Silent
-from edsr.storage import Place, Url, check_store, size_of
-from edsr.system import remove_unfinished, why_unwritable
+from edsr.storage import Place, Url, check_store, fetch, size_of
+from edsr.system import remove_unfinished, temporary_folder, why_unwritable
 from edsr.wording import for_command_line, option
 
 from .setup import Setup, fingerprint
@@ -85,8 +86,14 @@ class Worker:
             raise ClusterError(f"{model}: other weights there than here; copy the same file to every machine")
         self._pool = setup.pool()
 
-    def upscale(self, job: Job, settle: bool) -> FileResult:
-        """What becomes of a job. settle: whether its output's name is yet to be settled."""
+    def upscale(self, job: Job, settle: bool, again: bool = False) -> FileResult:
+        """What becomes of a job.
+
+        Args:
+            job: An image.
+            settle: Whether its output's name is yet to be settled.
+            again: Whether a worker that was lost had it, so that its result may be there: one of the same bytes is.
+        """
         with self._lock:
             self._at_work += 1
         try:
@@ -96,14 +103,35 @@ class Worker:
                 except EDSRError as error:
                     return FileResult(job, error=error)
 
-            def get_upscaler(scale: int, model: str):
-                return self._pool.upscaler(0, scale, model)
-
-            result = run_job(job, get_upscaler, self._pool, self._setup.options, Silent(), self._stopped.is_set)
+            result = self._run(job)
+            if again and isinstance(result.error, ExistsError):
+                result = self._recognize(job) or result
             return portable(result)
         finally:
             with self._lock:
                 self._at_work -= 1
+
+    def _run(self, job: Job) -> FileResult:
+        def get_upscaler(scale: int, model: str):
+            return self._pool.upscaler(0, scale, model)
+
+        return run_job(job, get_upscaler, self._pool, self._setup.options, Silent(), self._stopped.is_set)
+
+    def _recognize(self, job: Job) -> FileResult | None:
+        """The result of a job if it is what lies under its output's name, to the byte; None if something else does."""
+        with temporary_folder() as folder:
+            result = self._run(job._replace(output=folder / f"result{job.output.suffix}"))
+            if result.error is not None or result.files is None:
+                return None
+            there = job.output
+            try:
+                if isinstance(there, Url):
+                    there = folder / "there"
+                    fetch(job.output, there, self._stopped.is_set)
+                same = filecmp.cmp(there, result.files.output, shallow=False)
+            except (EDSRError, OSError):
+                return None
+        return dataclasses.replace(result, job=job) if same else None
 
     def plan(self, scale: int, model: str) -> ExecutionPlan:
         """How a network is executed here."""

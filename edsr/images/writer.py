@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyvips
 
-from edsr.errors import ImageError
+from edsr.errors import ExistsError, ImageError
 from edsr.system import atomic_file
 from edsr.wording import option
 
@@ -164,7 +164,7 @@ class ImageWriter:
         try:
             self._context.__exit__(*error)
         except FileExistsError:
-            raise ImageError(_exists_message(self.path)) from None
+            raise ExistsError(_exists_message(self.path)) from None
         except OSError as failure:
             raise ImageError(f"{self.path}: cannot be written ({failure.strerror})") from None
 
@@ -335,7 +335,7 @@ def _find_format(path: Path, width: int, height: int, overwrite: bool, new_folde
     except (OSError, ValueError) as error:  # a name too long, ...
         raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', error)})") from None
     if taken and not overwrite:
-        raise ImageError(_exists_message(path))
+        raise ExistsError(_exists_message(path))
     if os.path.exists(path) and not os.path.isfile(path):
         raise ImageError(f"{path}: is a device, FIFO or socket, not a file; name another output")
     if max(width, height) > found.max_side:

@@ -8,7 +8,7 @@ import errno
 import re
 from collections.abc import Iterator
 
-from edsr.errors import ImageError
+from edsr.errors import ExistsError, ImageError
 
 from .url import Url
 
@@ -77,7 +77,7 @@ def explain(error: Exception, url: Url, writing: bool = False) -> ImageError:
     if code == "NoSuchBucket" or (writing and (isinstance(error, FileNotFoundError) or status == 404)):
         return ImageError(f"{where}there is no bucket {url.host}; look at its name, or create it first")
     if isinstance(error, FileExistsError):
-        return ImageError(exists_message(url))
+        return ExistsError(exists_message(url))
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return ImageError(f"{where}no such object; look at its name")
     if isinstance(error, PermissionError) or status in (401, 403):

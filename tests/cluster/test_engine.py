@@ -28,11 +28,21 @@ FILES = 300
 DEADLY = """
 import os, sys
 def hook(event, arguments):
-    if event == "open" and str(arguments[0]).endswith("deadly.png"):
+    if event != "open":
+        return
+    name = str(arguments[0])
+    if name.endswith("deadly.png"):
+        os._exit(9)
+    if name.endswith("late") and any(file in ("006_x2.png", "012_x2.png") for file in os.listdir(name)):
+        try:
+            os.mkdir(name + "-died")
+        except FileExistsError:
+            return
         os._exit(9)
 sys.addaudithook(hook)
 """
-"""Python runs it at the start of every worker, as sitecustomize: one file ends whoever opens it."""
+"""Python runs it at the start of every worker, as sitecustomize: one file ends whoever opens it; a folder, `late`, does
+so once, when it is opened to sync the name of one of two results in it."""
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +141,32 @@ def test_one_worker_killed_half_way_a_broken_file_and_a_deadly_one(cluster, imag
     assert messages.count(" is lost; its files go to others") == 4
     assert {record["backend"] for record in records if not record["error"]} == {"winograd"}
     assert files(images / "out") == files(images / "one")  # nothing half-written, either
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_worker_lost_when_its_result_had_its_name(cluster, images, there):
+    """The file is done again elsewhere, and its result recognized; something else under its name is kept."""
+    for name in "late", "late-died":
+        shutil.rmtree(images / name, ignore_errors=True)
+    sources = [f"in/{i:03}.png" for i in (0, 6, 12)]
+    (images / "late").mkdir()
+    if there:
+        (images / "late" / "000_x2.png").write_bytes(b"kept")
+    start = [sys.executable, ROOT / "cli.py", "upscale", *sources, "-o", "late/", "--model", "m.safetensors", "--json"]
+    start += ["--device", "cpu", "--backend", "winograd", "--threads", "1", "--engine", "ray", "--address", cluster[0]]
+    done = run(start, cwd=images, capture_output=True, text=True)
+    assert (images / "late-died").exists() and done.stderr.count(" is lost; its files go to others") == 1, done.stderr
+    errors = {record["input"]: record["error"] for record in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == there and sorted(errors) == sources, done.stderr
+    results = files(images / "late")
+    if there:
+        assert errors.pop(sources[0]).endswith("000_x2.png: exists; add --overwrite to replace it")
+        assert results.pop("000_x2.png") == b"kept"
+    assert set(errors.values()) == {None}
+    one = files(images / "one")
+    assert results == {
+        name: one[name.replace("000_", "000_png_")] for name in ("000_x2.png", "006_x2.png", "012_x2.png")[there:]
+    }
 
 
 def test_a_signal_ends_all_and_the_batch_is_resumed(images):
