@@ -126,8 +126,8 @@ class Worker:
             there = job.output
             try:
                 if isinstance(there, Url):
+                    fetch(there, folder / "there", self._stopped.is_set)
                     there = folder / "there"
-                    fetch(job.output, there, self._stopped.is_set)
                 same = filecmp.cmp(there, result.files.output, shallow=False)
             except (EDSRError, OSError):
                 return None
