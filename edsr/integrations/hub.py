@@ -4,7 +4,7 @@
 
     network = HubNetwork.from_pretrained("runs/x2/best.safetensors")
     network.terms["license"] = "cc-by-4.0"
-    network.record["scores"] = {"Set5": {"psnr": 37.59, "ssim": 0.9585}}
+    network.record["scores"] = {"Set5": {"psnr": 37.60, "ssim": 0.9586}}
     network.save_pretrained("edsr-x2")
 
 `edsr.load_model` reads such a folder, and such a repository on the Hub, without this module.
@@ -45,7 +45,7 @@ class HubNetwork(ModelHubMixin, Network, library_name="edsr-triton"):
     Attributes:
         terms: License, training data and what was assumed, see `edsr.weights.terms`; written into what is saved.
         record: How the weights came about, as `save_model` takes it; `scores` in it become a table of the model card:
-            {"Set5": {"psnr": 37.59, "ssim": 0.9585}}.
+            {"Set5": {"psnr": 37.60, "ssim": 0.9586}}.
     """
 
     terms: dict[str, Any]
