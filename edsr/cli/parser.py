@@ -298,7 +298,7 @@ def add_evaluate(commands, parents) -> None:
         default="y",
         choices=("y", "edsr", "rgb", "div2k"),
         help="y, the default: luma as MATLAB rounds it, a border of SCALE pixels left out, as most papers score Set5 "
-        "and Set14; edsr: as EDSR-PyTorch does, luma not rounded, gray images as RGB (0.02 to 0.1 dB more); rgb: the "
+        "and Set14; edsr: as EDSR-PyTorch does, luma not rounded, gray images as RGB (0.02 to 0.12 dB more); rgb: the "
         "same border, on RGB; div2k: on RGB, a border of 6 + SCALE",
     )
     command.add_argument(

@@ -92,7 +92,8 @@ class Worker:
         Args:
             job: An image.
             settle: Whether its output's name is yet to be settled.
-            again: Whether a worker that was lost had it, so that its result may be there: one of the same bytes is.
+            again: Whether a worker that was lost had it, so that its result may be there: a file of the same bytes is
+                taken for that.
         """
         with self._lock:
             self._at_work += 1
@@ -119,18 +120,18 @@ class Worker:
 
     def _recognize(self, job: Job) -> FileResult | None:
         """The result of a job if it is what lies under its output's name, to the byte; None if something else does."""
-        with temporary_folder() as folder:
-            result = self._run(job._replace(output=folder / f"result{job.output.suffix}"))
-            if result.error is not None or result.files is None:
-                return None
-            there = job.output
-            try:
+        try:
+            with temporary_folder() as folder:
+                result = self._run(job._replace(output=folder / f"result{job.output.suffix}"))
+                if result.error is not None or result.files is None:
+                    return None
+                there = job.output
                 if isinstance(there, Url):
                     fetch(there, folder / "there", self._stopped.is_set)
                     there = folder / "there"
                 same = filecmp.cmp(there, result.files.output, shallow=False)
-            except (EDSRError, OSError):
-                return None
+        except (EDSRError, OSError):
+            return None
         return dataclasses.replace(result, job=job) if same else None
 
     def plan(self, scale: int, model: str) -> ExecutionPlan:
